@@ -1,0 +1,78 @@
+"""Between pixels (uint8) and what models see (float in [-1, 1]), and pictures of many images at once."""
+
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ornstein.errors import RunError
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 pixels to float32 in [-1, 1]: x = pixel / 127.5 - 1, any shape. Raises ValueError on other dtypes."""
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"expected uint8 pixels, not {pixels.dtype}")
+    return pixels.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Floats in [-1, 1] to uint8 pixels, clamped and rounded to the nearest; the inverse of `to_unit`.
+
+    Raises ValueError where x is not floating point, RunError where it holds a NaN (there is no pixel for it).
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"expected floating-point images in [-1, 1], not {x.dtype}")
+    x = x.detach().to(torch.float32)
+    if x.isnan().any():
+        raise RunError("the images contain NaN: try more steps, another solver or an earlier checkpoint")
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int | None = None) -> Tensor:
+    """Images (B, C, H, W), floats in [-1, 1] or uint8, in rows of `columns`: uint8 (C, rows H, columns W).
+
+    The default is as near to a square as B allows; places left over in the last row are white.
+    Raises ValueError where the images are not (B, C, H, W), B is 0 or columns < 1.
+    """
+    if images.ndim != 4 or images.shape[0] == 0:
+        raise ValueError(f"expected at least one image as (B, C, H, W), not {tuple(images.shape)}")
+    pixels = (images if images.dtype == torch.uint8 else to_uint8(images)).cpu()
+    b, c, h, w = pixels.shape
+    columns = math.ceil(math.sqrt(b)) if columns is None else columns
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, not {columns}")
+    rows = math.ceil(b / columns)
+    white = torch.full((rows * columns - b, c, h, w), 255, dtype=torch.uint8)
+    cells = torch.cat([pixels, white]).view(rows, columns, c, h, w)
+    return cells.permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+
+
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None, upscale: int = 1) -> None:
+    """Write `grid(images, columns)` as a PNG, every pixel repeated `upscale` times in both directions.
+
+    Images (B, C, H, W) with C = 1 (grey) or 3 (RGB). The file is complete or absent: it is written beside its
+    place and renamed. Raises ValueError on wrong arguments, RunError where the file cannot be written.
+    """
+    pixels = grid(images, columns)
+    if pixels.shape[0] not in (1, 3):
+        raise ValueError(f"a picture has 1 or 3 channels, not {pixels.shape[0]}")
+    if upscale < 1:
+        raise ValueError(f"upscale must be at least 1, not {upscale}")
+    pixels = pixels.repeat_interleave(upscale, 1).repeat_interleave(upscale, 2)
+    array = pixels[0] if pixels.shape[0] == 1 else pixels.permute(1, 2, 0)
+    picture = Image.fromarray(array.contiguous().numpy())
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(partial, format="PNG")
+        partial.replace(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,212 @@
+"""What lies in an image folder or a zip archive: images in order, their classes, and what was passed over."""
+
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from ornstein.data.decode import BadImage
+from ornstein.errors import UserError
+
+# HEIC and JPEG XL are named so that they are reported as unreadable instead of passed over in silence.
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"} | {
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".jxl",
+}
+MAX_FILE_BYTES = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file that should be an image: its name within the source, its size in bytes, and how to read it."""
+
+    name: str
+    size: int
+    read: Callable[[], bytes]
+    label: str | None = None
+
+
+@dataclass
+class Listing:
+    """The files of a source: images in natural order, (name, reason) of those passed over, number of others."""
+
+    entries: list[Entry] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    ignored: int = 0
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Listing]:
+    """List a folder (recursively) or a zip archive, which stays open, and is never extracted, while in use.
+
+    Hidden files and folders and __MACOSX are no part of it. Raises UserError where there is no such source.
+    """
+    if path.is_dir():
+        yield _labelled(_list_folder(path), wrapped=False)
+    elif not path.exists():
+        raise UserError(f"no such folder or file: {path}")
+    else:
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise UserError(f"{path} is neither a folder nor a sound zip archive: {error}") from None
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        with archive:
+            yield _labelled(_list_zip(archive, path), wrapped=True)
+
+
+def natural_key(name: str) -> list[str | tuple[int, str]]:
+    """A sort key by which img2 comes before img10."""
+    parts: list[str | tuple[int, str]] = list(re.split(r"([0-9]+)", name))
+    for i in range(1, len(parts), 2):
+        digits = str(parts[i]).lstrip("0")
+        parts[i] = (len(digits), digits)
+    return [*parts, name]
+
+
+def _list_folder(root: Path) -> Listing:
+    listing = Listing()
+    inside = root.resolve()
+
+    def unreadable(error: OSError) -> None:
+        name = os.path.relpath(error.filename, root)
+        listing.skipped.append((_printable(name), error.strerror or "cannot be read"))
+
+    for folder, subfolders, files in os.walk(root, onerror=unreadable):
+        here = Path(folder)
+        for name in [*subfolders]:
+            if _hidden(name):
+                subfolders.remove(name)
+            elif (here / name).is_symlink():
+                # os.walk does not follow it: it may leave the folder, or lead round in a circle.
+                listing.skipped.append((_relative(here / name, root), "symbolic link to a folder: not followed"))
+        for name in files:
+            if _hidden(name):
+                continue
+            if Path(name).suffix.lower() not in SUFFIXES:
+                listing.ignored += 1
+                continue
+            relative = _relative(here / name, root)
+            try:
+                size = _regular_size(here / name, inside)
+                listing.entries.append(Entry(relative, _sane_size(size), partial(_read_file, here / name)))
+            except BadImage as bad:
+                listing.skipped.append((relative, str(bad)))
+    return listing
+
+
+def _regular_size(path: Path, inside: Path) -> int:
+    try:
+        if path.is_symlink() and not path.resolve(strict=True).is_relative_to(inside):
+            raise BadImage("symbolic link that leads out of the folder")
+        status = path.stat()
+    except (OSError, RuntimeError) as error:
+        raise BadImage(_why(error)) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage("not a regular file")
+    return status.st_size
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(_why(error)) from None
+
+
+def _list_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
+    listing = Listing()
+    encrypted = 0
+    for info in archive.infolist():
+        name = info.filename.replace("\\", "/")
+        parts = PurePosixPath(name).parts
+        if info.is_dir() or any(_hidden(part) for part in parts):
+            continue
+        if PurePosixPath(name).suffix.lower() not in SUFFIXES:
+            listing.ignored += 1
+            continue
+        try:
+            if name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name):
+                raise BadImage("its path leads out of the archive")
+            if info.flag_bits & 0x1:
+                encrypted += 1
+                raise BadImage("encrypted")
+            size = _sane_size(info.file_size)
+            listing.entries.append(Entry(_printable("/".join(parts)), size, partial(_read_zipped, archive, info)))
+        except BadImage as bad:
+            listing.skipped.append((_printable(name), str(bad)))
+    if encrypted and not listing.entries:
+        raise UserError(f"{path} is encrypted: decrypt the archive first")
+    return listing
+
+
+def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    try:
+        return archive.read(info)
+    except Exception as error:  # zlib, bz2, lzma and zipfile each raise their own
+        raise BadImage(f"damaged in the archive: {_why(error)}") from None
+
+
+def _labelled(listing: Listing, wrapped: bool) -> Listing:
+    """Sort the entries and give each its class: the first folder on its path, if every image lies in one.
+
+    Where `wrapped`, a single folder around everything is the archive's own and names no class.
+    """
+    listing.entries.sort(key=lambda entry: natural_key(entry.name))
+    folders = [entry.name.split("/")[:-1] for entry in listing.entries]
+    tops = {parts[0] if parts else None for parts in folders}
+    if wrapped and len(tops) == 1 and None not in tops:
+        folders = [parts[1:] for parts in folders]
+    if all(folders):
+        named = zip(listing.entries, folders, strict=True)
+        listing.entries = [Entry(entry.name, entry.size, entry.read, parts[0]) for entry, parts in named]
+    return listing
+
+
+def nothing_usable(path: Path | str, skipped: Sequence[tuple[str, str]], ignored: int) -> UserError:
+    """The error of a source without a single usable image: it counts what was found instead."""
+    if not skipped and not ignored:
+        return UserError(f"{path} is empty: give a folder or zip archive of images")
+    found = []
+    if skipped:
+        name, reason = skipped[0]
+        found.append(f"{len(skipped)} skipped ({name}: {reason}{'; ...' if len(skipped) > 1 else ''})")
+    if ignored:
+        found.append(f"{ignored} of other kinds ignored")
+    return UserError(f"no usable image in {path}: files: {', '.join(found)}")
+
+
+def _sane_size(size: int) -> int:
+    if size == 0:
+        raise BadImage("empty file")
+    if size > MAX_FILE_BYTES:
+        raise BadImage(f"{size / 2**20:,.0f} MB: more than the limit of {MAX_FILE_BYTES // 2**20} MB a file")
+    return size
+
+
+def _hidden(name: str) -> bool:
+    return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
+
+
+def _relative(path: Path, root: Path) -> str:
+    return _printable(path.relative_to(root).as_posix())
+
+
+def _printable(name: str) -> str:
+    # Names go to terminals and JSON: no line breaks, escape codes or bytes that are no text.
+    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+
+
+def _why(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).replace("\n", " ")

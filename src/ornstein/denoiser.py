@@ -1,0 +1,133 @@
+"""A denoiser: the network's output read as E[x_0 | x_t], the canonical prediction (E8)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.process import Prediction, Process, check_times, expand
+from ornstein.schedules import Times
+
+Kind = Literal["x0", "eps", "v", "score", "flow", "edm"]
+
+
+class Denoises(Protocol):
+    """What samplers and likelihoods need: a process, and E[x_0 | x_t] in all its forms; learned or exact."""
+
+    @property
+    def process(self) -> Process: ...
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction: ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the samples are: their shape without the batch, (C, H, W), the class names, the value range."""
+
+    shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    value_range: tuple[float, float] = (-1.0, 1.0)
+
+
+class Denoiser(nn.Module):
+    """Reads `net(x, log_snr, **cond)` as E[x_0 | x_t] and everything linear in it (E8).
+
+    `prediction` says what the network's output stands for: "x0", "eps", "v", "score", "flow", or "edm", the
+    preconditioned residual of Karras et al. (2022, eq. 7) for data of standard deviation `data_std`, for any schedule:
+    with d = sqrt(a^2 data_std^2 + s^2), x0 = (a data_std^2/d^2) x + (s data_std/d) net(x/d, log_snr). At data_std 1 and
+    a^2 + s^2 = 1 it is "v" with the sign turned. Conditions (`label`, ...) go to the network as they are; a call
+    without them is the unconditional prediction.
+
+    `data` describes the samples and is stored with the model. Raises ValueError for an unknown prediction, and for
+    "eps" and "score" with a zero terminal SNR: at t = 1 they say nothing of x_0; for "flow" where it is infinite there.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        process: Process,
+        prediction: Kind = "v",
+        data_std: float = 0.5,
+        data: Data | None = None,
+    ) -> None:
+        super().__init__()
+        if prediction not in get_args(Kind):
+            raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(get_args(Kind))}")
+        if prediction in ("eps", "score") and process.schedule.zero_terminal_snr:
+            raise ValueError(
+                f"prediction {prediction!r} with a zero terminal SNR: at t = 1 the sample is all noise, so its noise "
+                "says nothing of x_0; predict v, x0 or flow, or give the schedule a terminal SNR"
+            )
+        if prediction == "flow" and not bool(process.schedule.alpha_dot(1.0).isfinite()):
+            raise ValueError("the flow of this schedule is infinite at t = 1 (zero terminal SNR); predict v or x0")
+        if not 0 < data_std < math.inf:
+            raise ValueError(f"data_std is a standard deviation, got {data_std}")
+        self.net = net
+        self.process = process
+        self.prediction: Kind = prediction
+        self.data_std = data_std
+        self.data = data
+
+    def forward(self, x_t: Tensor, t: Times, **cond: Any) -> Prediction:
+        """E[x_0 | x_t] in every form, for x_t (B, *) and t a scalar or (B,) in [0, 1]."""
+        output = self._output(x_t, t, cond)
+        if self.prediction == "edm":
+            skip, out = self._skip_and_scale(x_t, t)
+            return self.process.convert(x_t, t, x0=skip * x_t + out * output)
+        return self.process.convert(x_t, t, **{self.prediction: output})
+
+    def _output(self, x_t: Tensor, t: Times, cond: dict[str, Any]) -> Tensor:
+        log_snr = self.process.schedule.log_snr(check_times(t, x_t)).to(x_t)
+        log_snr = log_snr.expand(x_t.shape[0])
+        x = x_t / self._norm(x_t, t) if self.prediction == "edm" else x_t
+        output = self.net(x, log_snr, **cond)
+        if output.shape != x_t.shape:
+            raise ValueError(f"the network returned shape {tuple(output.shape)} for a sample of {tuple(x_t.shape)}")
+        # A network may compute in half precision; what follows is the sample's own arithmetic.
+        return output.to(x_t.dtype)
+
+    def _norm(self, x: Tensor, t: Times) -> Tensor:
+        t = check_times(t, x)
+        a, s = self.process.schedule.alpha(t), self.process.schedule.sigma(t)
+        return expand(torch.sqrt((a * self.data_std) ** 2 + s**2), x)
+
+    def _skip_and_scale(self, x: Tensor, t: Times) -> tuple[Tensor, Tensor]:
+        (a, s), norm = self.process.coefficients(t, x), self._norm(x, t)
+        return a * self.data_std**2 / norm**2, s * self.data_std / norm
+
+    def loss(self, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
+        """Mean squared error of the network's own output against its target, (B,).
+
+        For "eps" this is L_simple (E10); the others weigh the same regression by what their target is made of (E8), and
+        "score" carries the weight s^2 of E16. x0, z: (B, *) with z ~ N(0, I); t: (B,) in (0, 1].
+        """
+        x_t = self.process.add_noise(x0, t, z)
+        output = self._output(x_t, t, cond)
+        truth = Prediction(self.process, x_t, t, x0, self.process.noise.color(z))
+        if self.prediction == "edm":
+            skip, out = self._skip_and_scale(x_t, t)
+            error = output - (x0 - skip * x_t) / out
+        else:
+            error = output - getattr(truth, self.prediction)
+        if self.prediction == "score":
+            error = error * self.process.coefficients(t, x_t)[1]
+        return error.flatten(1).square().mean(1)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions that the network takes besides x and log_snr."""
+        names = list(inspect.signature(self.net.forward).parameters)
+        return tuple(names[2:])
+
+    def save(self, path: str | Path) -> None:
+        """Write the folder `path`: model.safetensors and config.json; `ornstein.load` reads it."""
+        # Saving stands above; the method is here because a model saves itself.
+        from ornstein import checkpoint
+
+        checkpoint.save(self, path)

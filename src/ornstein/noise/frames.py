@@ -1,0 +1,150 @@
+"""Covariances over one axis of length L, the frames of a clip: what they share, and the one given by its matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ornstein.noise.covariance import Covariance, SingularCovarianceError, check_floor
+
+Operation = Literal["color", "matvec", "whiten", "solve"]
+
+# Up to this length one product with a cached matrix is faster than a recursion over the frames.
+SHORT_AXIS = 64
+
+# An eigenvalue below this share of the largest one is a null direction, not a small variance.
+_NULL = 1e-12
+
+
+class FrameCovariance(Covariance):
+    """A covariance over one axis of `length` elements. Subclasses give `dense`; long axes may override the operations.
+
+    The matrices of short axes are made once in float64 and cast to what they are applied to.
+    """
+
+    length: int
+
+    def dense(self) -> Tensor:
+        raise NotImplementedError
+
+    def _cached(self, operation: str) -> Tensor:
+        cache: dict[str, Tensor] = self.__dict__.setdefault("_matrices", {})
+        if operation not in cache:
+            cache[operation] = self._matrix(operation)
+        return cache[operation]
+
+    def _matrix(self, operation: str) -> Tensor:
+        if operation == "matvec":
+            return self.dense()
+        if operation == "eigenvalues":
+            return torch.linalg.eigvalsh(self.dense())
+        if operation == "color":
+            return root(self.dense())
+        if self.singular:
+            raise SingularCovarianceError(self)
+        if operation == "whiten":
+            return torch.linalg.inv(self._cached("color"))
+        return self._cached("whiten").mT @ self._cached("whiten")
+
+    @property
+    def singular(self) -> bool:
+        """Whether C has a null direction: noise without a density."""
+        values = self._cached("eigenvalues")
+        return bool(values[0] <= _NULL * values[-1])
+
+    def _apply(self, operation: Operation, x: Tensor) -> Tensor:
+        """`operation` along the covariance's axis of x (outer, L, inner)."""
+        return self._cached(operation).to(x) @ x
+
+    def _along_axis(self, operation: Operation, x: Tensor) -> Tensor:
+        axis = frame_axis(x.ndim)
+        if x.shape[axis] != self.length:
+            raise ValueError(
+                f"{self} acts on an axis of {self.length}, but dim {axis} of {tuple(x.shape)} has {x.shape[axis]}"
+            )
+        outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
+        return self._apply(operation, x.reshape(outer, self.length, inner)).reshape(x.shape)
+
+    def color(self, z: Tensor) -> Tensor:
+        return self._along_axis("color", z)
+
+    def matvec(self, x: Tensor) -> Tensor:
+        return self._along_axis("matvec", x)
+
+    def whiten(self, x: Tensor) -> Tensor:
+        return self._along_axis("whiten", x)
+
+    def solve(self, x: Tensor) -> Tensor:
+        return self._along_axis("solve", x)
+
+    def _axis_logdet(self) -> float:
+        """log det of the (L, L) matrix."""
+        return float(self._cached("eigenvalues").log().sum())
+
+    def logdet(self, shape: tuple[int, ...]) -> float:
+        shape = tuple(shape)
+        if len(shape) in (1, 4):  # a sample (N,) or (C, F, H, W) by itself
+            shape = (1, *shape)
+        axis = frame_axis(len(shape))
+        if shape[axis] != self.length:
+            raise ValueError(f"{self} acts on an axis of {self.length}, but a sample of {shape[1:]} has {shape[axis]}")
+        if self.singular:
+            raise SingularCovarianceError(self)
+        return math.prod(shape[1:]) // self.length * self._axis_logdet()
+
+    def floored(self, g: float) -> Covariance:
+        check_floor(g)
+        return Matrix((1 - g) * self.dense() + g * torch.eye(self.length, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix(FrameCovariance):
+    """Any covariance matrix (L, L) over the frame axis: symmetric, positive semidefinite, finite.
+
+    Raises ValueError for anything else, naming the smallest eigenvalue.
+    """
+
+    matrix: Tensor
+
+    def __post_init__(self) -> None:
+        c = torch.as_tensor(self.matrix, dtype=torch.float64)
+        if c.ndim != 2 or c.shape[0] != c.shape[1] or len(c) == 0:
+            raise ValueError(f"a covariance matrix is square, got shape {tuple(c.shape)}")
+        if not bool(c.isfinite().all()):
+            raise ValueError("the covariance matrix has values that are not finite")
+        if not torch.allclose(c, c.mT, rtol=1e-10, atol=1e-12):
+            raise ValueError("the covariance matrix is not symmetric")
+        object.__setattr__(self, "matrix", (c + c.mT) / 2)
+        smallest = float(self._cached("eigenvalues")[0])
+        if smallest < -1e-10 * float(c.diagonal().max()):
+            raise ValueError(f"not a covariance: the smallest eigenvalue is {smallest:.3g}, below zero")
+
+    @property
+    def length(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.matrix)
+
+    def dense(self) -> Tensor:
+        return self.matrix
+
+    def __str__(self) -> str:
+        return f"Matrix({self.length}x{self.length})"
+
+
+def root(c: Tensor) -> Tensor:
+    """R with R R^T = C: the Cholesky factor, or V diag(sqrt(l)) where C is singular. (L, L) float64."""
+    factor, failed = torch.linalg.cholesky_ex(c)
+    if failed == 0:
+        return factor
+    values, vectors = torch.linalg.eigh(c)
+    return vectors * values.clamp(min=0).sqrt()
+
+
+def frame_axis(ndim: int) -> int:
+    """The axis that a covariance over one axis acts on: dim 1 of (B, N), dim 2 of (B, C, F, H, W)."""
+    if ndim < 2:
+        raise ValueError("noise acts on batches, (B, N) or (B, C, F, H, W); got a tensor without a batch")
+    return 1 if ndim == 2 else 2

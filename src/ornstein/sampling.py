@@ -1,0 +1,198 @@
+"""Sampling: from noise to data by any solver, and back by DDIM inversion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.denoiser import Denoises
+from ornstein.guidance import ClassifierFree
+from ornstein.process import Prediction, Process
+from ornstein.randomness import normal
+from ornstein.schedules import Times
+from ornstein.solvers import SOLVERS, Solver, ddim, grids
+
+# The draw that a trajectory starts from; the noise of step k is draw k + 1.
+_START = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """A trajectory after `step` of its `steps` steps: the samples x (B, *) at time t, the first of them number `first`."""
+
+    step: int
+    steps: int
+    t: float
+    x: Tensor
+    first: int
+
+
+@dataclass(frozen=True)
+class _Conditioned:
+    """A denoiser with its condition filled in."""
+
+    denoiser: Denoises
+    cond: dict[str, Any]
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        return self.denoiser(x_t, t, **self.cond, **cond)
+
+
+def sample(
+    d: Denoises,
+    shape: Sequence[int],
+    solver: str | Solver = "ddim",
+    steps: int = 50,
+    grid: str | Sequence[float] | Tensor = "logistic",
+    seed: int = 0,
+    guidance: float | None = None,
+    cond: dict[str, Any] | None = None,
+    start: Tensor | None = None,
+    times: tuple[float, float] = (1.0, 0.0),
+    callback: Callable[[State], object] | None = None,
+    batch: int | None = None,
+    first: int = 0,
+) -> Tensor:
+    """Samples of `shape` (B, *) by running the reverse process from times[0] down to times[1].
+
+    Args:
+        solver: a name of `ornstein.solvers.SOLVERS`, or a solver, e.g. `partial(solvers.ddim, eta=0.5)`.
+        grid: a name of `ornstein.solvers.grids.GRIDS`, or the times themselves; these then stand for steps and times.
+        seed: sample i's noise at step k is addressed by (seed, i, k): the same in any batch and on any device.
+        guidance: the scale of classifier-free guidance; 1 or None is the plain conditional model.
+        cond: conditions for the network by name, each (B, ...) or shared by all samples.
+        start: the state at times[0], instead of a draw from the prior N(0, s^2 C); the dtype is kept.
+        callback: called with the `State` at the start and after every step.
+        batch: how many samples go through the network at once; all of them unless said otherwise.
+        first: the number of the first sample, to make samples 64..127 of a set by themselves.
+
+    Raises ValueError for an unknown solver or grid (it names the known ones), steps < 1, a shape that `start` or a
+    condition does not have, and guidance without a condition.
+    """
+    shape = tuple(shape)
+    if isinstance(solver, str) and solver not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
+    step_with = SOLVERS[solver] if isinstance(solver, str) else solver
+    if len(shape) < 2 or min(shape) < 1:
+        raise ValueError(f"a shape is a batch of samples, (B, ...), got {shape}")
+    if start is not None and tuple(start.shape) != shape:
+        raise ValueError(f"start has shape {tuple(start.shape)}, but samples of {shape} were asked for")
+    cond = {k: v for k, v in (cond or {}).items() if v is not None}
+    if guidance is not None and guidance != 1:
+        if not cond:
+            raise ValueError("guidance needs a condition to lean towards, such as cond={'label': ...}; none was given")
+        d = ClassifierFree(d, guidance)
+    at = grids.make(grid, d.process.schedule, times, steps)
+    size = shape[0] if batch is None else batch
+    if size < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    out = []
+    with torch.no_grad(), _evaluation_mode(d):
+        for low in range(0, shape[0], size):
+            rows = slice(low, min(low + size, shape[0]))
+            own = {k: _rows_of(k, v, rows, shape[0]) for k, v in cond.items()}
+            begin = None if start is None else start[rows]
+            part = (rows.stop - low, *shape[1:])
+            final = None
+            for state in _trajectory(_Conditioned(d, own), part, step_with, at, seed, begin, first + low):
+                final = state.x
+                if callback is not None:
+                    callback(state)
+            assert final is not None
+            out.append(final)
+    return torch.cat(out)
+
+
+def _trajectory(
+    d: Denoises, shape: tuple[int, ...], solver: Solver, times: Tensor, seed: int, start: Tensor | None, first: int
+) -> Iterator[State]:
+    device = _device_of(d) if start is None else start.device
+    dtype = torch.float32 if start is None else start.dtype
+    index = torch.arange(first, first + shape[0])
+
+    def noise(step: int, draw: int = 0) -> Tensor:
+        return normal(shape, seed, index, step + 1, stream=draw, dtype=dtype, device=device)
+
+    t = float(times[0])
+    x = start
+    if x is None:
+        z = normal(shape, seed, index, _START, dtype=dtype, device=device)
+        x = d.process.prior(shape, dtype=dtype, t=t, device=device).sample(z)
+    count = len(times) - 1
+    yield State(0, count, t, x, first)
+    for k, x in enumerate(solver(d, x, times, noise), start=1):
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"the solver diverged: values that are not finite at t = {float(times[k]):.4g}")
+        yield State(k, count, float(times[k]), x, first)
+
+
+def invert(
+    d: Denoises,
+    x0: Tensor,
+    steps: int = 50,
+    grid: str | Sequence[float] | Tensor = "logistic",
+    cond: dict[str, Any] | None = None,
+) -> Tensor:
+    """DDIM inversion (E25): the state at t = 1 that the deterministic sampler would carry to x0 (B, *).
+
+    The DDIM step run upwards on the same grid; `sample(d, x0.shape, start=invert(d, x0))` returns x0 as steps grow.
+    """
+    at = grids.make(grid, d.process.schedule, (1.0, 0.0), steps).flip(0)
+    own = {k: _rows_of(k, v, slice(None), x0.shape[0]) for k, v in (cond or {}).items() if v is not None}
+    x = x0
+    with torch.no_grad(), _evaluation_mode(d):
+        for x in ddim(_Conditioned(d, own), x0, at, _no_noise):  # noqa: B007
+            pass
+    return x
+
+
+def _no_noise(step: int, draw: int = 0) -> Tensor:
+    raise AssertionError("a deterministic solver asked for noise")
+
+
+def _rows_of(name: str, value: Any, rows: slice, total: int) -> Any:
+    if isinstance(value, Tensor) and value.ndim > 0:
+        if value.shape[0] != total:
+            raise ValueError(f"cond[{name!r}] has {value.shape[0]} rows for {total} samples")
+        return value[rows]
+    return value
+
+
+def _module_of(d: Denoises) -> nn.Module | None:
+    """The network behind guidance and conditions, where there is one."""
+    while not isinstance(d, nn.Module):
+        inner = getattr(d, "denoiser", None)
+        if inner is None:
+            return None
+        d = inner
+    return d
+
+
+def _device_of(d: Denoises) -> torch.device:
+    module = _module_of(d)
+    parameter = next(module.parameters(), None) if module is not None else None
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+class _evaluation_mode:
+    """The network without dropout while it samples; its mode is given back afterwards."""
+
+    def __init__(self, d: Denoises) -> None:
+        self.module = _module_of(d)
+
+    def __enter__(self) -> None:
+        if self.module is not None:
+            self.was_training = self.module.training
+            self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        if self.module is not None:
+            self.module.train(self.was_training)

@@ -1,0 +1,48 @@
+"""Solvers: generators of states from t = 1 to t = 0. Each takes a denoiser, the state, the times and addressed noise."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol
+
+from torch import Tensor
+
+from ornstein.denoiser import Denoises
+from ornstein.solvers.chain import ddim, ddpm
+from ornstein.solvers.multistep import multistep
+from ornstein.solvers.ode import euler, heun, rk4
+from ornstein.solvers.sde import euler_maruyama, langevin, langevin_step
+from ornstein.solvers.stepping import Noise
+
+__all__ = [
+    "SOLVERS",
+    "Noise",
+    "Solver",
+    "ddim",
+    "ddpm",
+    "euler",
+    "euler_maruyama",
+    "heun",
+    "langevin",
+    "langevin_step",
+    "multistep",
+    "rk4",
+]
+
+
+class Solver(Protocol):
+    """Yields the state after each step; x starts at times[0]."""
+
+    def __call__(self, d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]: ...
+
+
+SOLVERS: dict[str, Solver] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "euler": euler,
+    "heun": heun,
+    "rk4": rk4,
+    "euler-maruyama": euler_maruyama,
+    "langevin": langevin,
+    "dpmpp-2m": partial(multistep, order=2),
+    "dpmpp-3m": partial(multistep, order=3),
+}

@@ -1,0 +1,47 @@
+"""Runge-Kutta steps in t on the probability-flow ODE dx/dt = a' x0_hat + s' eps_hat (E20)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ornstein.denoiser import Denoises
+from ornstein.solvers.stepping import Noise, pairs
+
+
+def euler(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
+    """x_s = x_t + (s - t) flow: order 1, one evaluation a step."""
+    for t, s in pairs(times, down=True):
+        x = x + (s - t) * d(x, t).flow
+        yield x
+
+
+def heun(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
+    """The mean of the flow at both ends of the step: order 2, two evaluations a step.
+
+    The step into t = 0, where the flow is a limit and not a number, is Euler's.
+    """
+    for t, s in pairs(times, down=True):
+        h, first = s - t, d(x, t).flow
+        ahead = x + h * first
+        x = ahead if s == 0 else x + h / 2 * (first + d(ahead, s).flow)
+        yield x
+
+
+def rk4(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
+    """The classical Runge-Kutta method: order 4, four evaluations a step.
+
+    The step into t = 0 is the midpoint rule, which needs no flow there.
+    """
+    for t, s in pairs(times, down=True):
+        h, middle = s - t, (t + s) / 2
+        k1 = d(x, t).flow
+        k2 = d(x + h / 2 * k1, middle).flow
+        if s == 0:
+            x = x + h * k2
+        else:
+            k3 = d(x + h / 2 * k2, middle).flow
+            k4 = d(x + h * k3, s).flow
+            x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        yield x

@@ -1,0 +1,22 @@
+"""What every solver is given: the noise of its steps by number, and its times two by two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Noise(Protocol):
+    """White noise z ~ N(0, I) of the state's shape for step `step`; `draw` tells several draws of one step apart."""
+
+    def __call__(self, step: int, draw: int = 0) -> Tensor: ...
+
+
+def pairs(times: Tensor, down: bool = False) -> Iterator[tuple[float, float]]:
+    """(from, to) of each step. Raises ValueError where `down` is asked for and the times run up, away from the data."""
+    values = times.tolist()
+    if down and values[0] < values[-1]:
+        raise ValueError("a stochastic solver runs down in t, towards the data; only a deterministic one can run up")
+    return zip(values[:-1], values[1:], strict=True)

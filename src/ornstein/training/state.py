@@ -1,0 +1,143 @@
+"""The trainer's part of a run folder: all that a resumed run needs, in one file, and the curve beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ornstein import checkpoint
+from ornstein.errors import UserError
+from ornstein.files import atomic_save_tensors, atomic_write, remove_partial, write_error
+
+STATE = Path("state") / "trainer.safetensors"
+METRICS = "metrics.jsonl"
+# what may differ between a run and its resumption: how long it goes on, and what it leaves on the way
+FREE = {"training.steps", "training.minutes", "training.checkpoint_every", "training.sample_every"}
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def check_new(out: Path) -> None:
+    """Raises UserError where `out` already holds a run."""
+    for name in (STATE, METRICS, checkpoint.CONFIG, checkpoint.MODEL):
+        if (out / name).exists():
+            raise UserError(f"{out} already holds a run ({name}): go on with --resume, or give another folder")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: give a folder for the run")
+
+
+def check_resumable(out: Path) -> None:
+    """Raises UserError where there is nothing to go on with; clears away what a killed run left half written."""
+    if not out.is_dir():
+        raise UserError(f"there is no run to resume in {out}: leave out --resume")
+    for folder in (out, (out / STATE).parent):
+        remove_partial(folder)
+    if not (out / STATE).exists() and (out / checkpoint.MODEL).exists():
+        raise UserError(f"{out} holds a model but no {STATE}: it can be sampled from, not trained further")
+
+
+def save(
+    out: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]
+) -> None:
+    """Write the trainer's state: raw and averaged weights, AdamW's moments, and `record` as JSON in the header.
+
+    One file and one rename, so that weights, moments and step are always of the same step.
+
+    Raises:
+        RunError: the disk is full; the last state is intact.
+    """
+    tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for name, parameter in net.named_parameters():
+        moments = optimizer.state.get(parameter, {})
+        tensors |= {f"optimizer.{key}.{name}": moments[key] for key in _MOMENTS if key in moments}
+    path = out / STATE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
+    atomic_save_tensors(path, tensors, {"record": json.dumps(record)})
+
+
+def read_record(out: Path) -> dict[str, Any]:
+    """The record of the last state: step, elapsed seconds and the description of the run."""
+    return _read(out / STATE)[0]
+
+
+def load(out: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the last state into the networks and the optimizer.
+
+    Raises:
+        UserError: the file cannot be read, or is not of this network.
+    """
+    path = out / STATE
+    tensors = _read(path)[1]
+    try:
+        for prefix, module in (("net.", net), ("average.", average)):
+            module.load_state_dict(_under(prefix, tensors))
+    except RuntimeError as error:
+        raise UserError(f"{path} is not of this network: {str(error).splitlines()[-1].strip()}") from error
+    for name, parameter in net.named_parameters():
+        for key in _MOMENTS:
+            saved = tensors.get(f"optimizer.{key}.{name}")
+            if saved is not None:
+                # the moments lie in memory as the parameter does: the fused step asks for it
+                like = torch.empty_like(parameter) if key != "step" else torch.empty_like(saved)
+                optimizer.state[parameter][key] = like.detach().copy_(saved)
+
+
+def check_same(out: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises UserError naming the first field in which the run in `out` and the one asked for differ."""
+    before, after = _flat(saved), _flat(json.loads(json.dumps(now)))
+    for field in sorted(before.keys() | after.keys()):
+        if field not in FREE and before.get(field) != after.get(field):
+            raise UserError(
+                f"{out} was trained with {field} = {before.get(field)}, and {after.get(field)} is asked for: "
+                "resume with the same, or train into another folder"
+            )
+
+
+def append_metrics(out: Path, line: dict[str, Any]) -> None:
+    path = out / METRICS
+    try:
+        with path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def drop_metrics_after(out: Path, step: int) -> None:
+    """Keep the lines up to `step`: what was logged after the checkpoint will be logged again."""
+    path = out / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by the kill
+    atomic_write(path, "".join(kept).encode())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as f:
+            record = json.loads(f.metadata()["record"])
+            return record, {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read the trainer's state {path}: {error}") from error
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}".lstrip(".")).items()}

@@ -1,0 +1,279 @@
+"""The training loop, as a generator of states."""
+
+import copy
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ornstein import checkpoint
+from ornstein.data.order import batch_indices
+from ornstein.denoiser import Denoiser
+from ornstein.errors import RunError, UserError
+from ornstein.files import write_error
+from ornstein.randomness import generator
+from ornstein.training import state
+from ornstein.training.config import TrainConfig, autocast_dtype, ema_decay, ema_exponent
+
+LOG_EVERY = 10  # steps averaged in a line of metrics.jsonl
+T_MIN = 1e-4  # at t = 0 there is nothing to predict, and the targets divide by s(t)
+
+
+class Images(Protocol):
+    """What is trained on: `ornstein.data.ImageSet`, or anything with the same two methods."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]:
+        """Images float32 (B, C, H, W) in [-1, 1] and labels int64 (B,), or None."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What the trainer tells after each step.
+
+    step: steps done. loss: of this step. learning_rate: of this step. images_per_second: over the last steps.
+    elapsed: seconds, over all resumptions. progress: fraction of the training done, in [0, 1]. sample_due: it is
+    time for a sample grid. denoiser: the one with the averaged weights, to sample from; changed by the next step.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    images_per_second: float
+    elapsed: float
+    progress: float
+    sample_due: bool
+    denoiser: Denoiser
+
+
+def train(
+    denoiser: Denoiser, images: Images, config: TrainConfig, out: str | Path, resume: bool = False
+) -> Iterator[TrainState]:
+    """Train `denoiser` on `images` into the run folder `out`, one state a step (E10, through `denoiser.loss`).
+
+    The folder holds config.json and model.safetensors (the averaged weights; `ornstein.load` reads them), state/
+    (what a resumption needs) and metrics.jsonl. Time, noise, dropped labels and the data order of step k are
+    functions of (seed, k): a run of `steps` steps that is killed and resumed ends in the same bits as one that was not,
+    on the same machine and number of threads. When the iterator is exhausted, `denoiser` holds the averaged weights.
+
+    Leaving the loop early keeps the last checkpoint. SIGINT and SIGTERM end the step, save a checkpoint and raise KeyboardInterrupt; a second one interrupts at once.
+
+    Raises:
+        UserError: `out` holds a run and `resume` is not set, or there is none to resume, or it is another one.
+        RunError: the loss or the gradient is not finite, or the disk is full; the last checkpoint is intact.
+        KeyboardInterrupt: see above.
+    """
+    run = _Run(denoiser, images, config, Path(out))
+    if resume:
+        run.resume()
+    else:
+        state.check_new(run.out)
+    return run.steps()
+
+
+class _Run:
+    def __init__(self, denoiser: Denoiser, images: Images, config: TrainConfig, out: Path) -> None:
+        if not len(images):
+            raise UserError("there are no images to train on")
+        self.denoiser, self.images, self.config, self.out = denoiser, images, config, out
+        self.device = next(denoiser.parameters()).device
+        self.dtype = autocast_dtype(config.precision, self.device)
+        self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.exponent = ema_exponent(config.ema)
+        self.parameters: list[Tensor] = list(denoiser.parameters())
+        self.averages: list[Tensor] = list(self.average.parameters())
+        decayed = [p for p in self.parameters if p.ndim > 1]
+        kept = [p for p in self.parameters if p.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        classes = getattr(denoiser.net, "config", {}).get("classes", 1)
+        self.conditional = "label" in denoiser.conditions and classes > 0
+        self.step = 0
+        self.elapsed = 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """What a resumption must have in common with the run, and then some."""
+        return checkpoint.to_config(self.denoiser, {"training": asdict(self.config), "images": len(self.images)})
+
+    def resume(self) -> None:
+        state.check_resumable(self.out)
+        if not (self.out / state.STATE).exists():
+            state.drop_metrics_after(self.out, 0)
+            return  # killed before the first checkpoint: the beginning is where it stopped
+        record = state.read_record(self.out)
+        state.check_same(self.out, record["run"], self.describe())
+        if self.config.steps is not None and self.config.steps < record["step"]:
+            raise UserError(f"{self.out} already has {record['step']} steps: ask for more than {self.config.steps}")
+        state.load(self.out, self.denoiser.net, self.average.net, self.optimizer)
+        state.drop_metrics_after(self.out, record["step"])
+        self.step, self.elapsed = record["step"], record["elapsed"]
+
+    def save(self) -> None:
+        record = {"step": self.step, "elapsed": self.elapsed, "run": self.describe()}
+        state.save(self.out, self.denoiser.net, self.average.net, self.optimizer, record)
+        # second: if a kill falls between the two, the resumed run writes this one again
+        training = asdict(self.config) | {"step": self.step, "images": len(self.images)}
+        checkpoint.save(self.average, self.out, {"training": training})
+
+    def steps(self) -> Iterator[TrainState]:
+        config = self.config
+        self.denoiser.train()
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(self.out, error) from error
+        start = time.monotonic() - self.elapsed
+        saved = -1
+        losses: list[float] = []
+        seconds = 0.0
+        with _Interrupts() as interrupts:
+            while self.progress < 1:
+                began = time.perf_counter()
+                learning_rate = config.learning_rate_at(self.step, self.progress)
+                loss = self.take_step(learning_rate)
+                self.elapsed = time.monotonic() - start
+                took = time.perf_counter() - began
+                seconds = 0.9 * seconds + 0.1 * took if seconds else took
+                losses.append(loss)
+                checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or interrupts.requested
+                if self.step % LOG_EVERY == 0 or checkpoint_due:
+                    line = {"step": self.step, "loss": sum(losses) / len(losses), "learning_rate": learning_rate}
+                    line |= {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
+                    state.append_metrics(self.out, line)
+                    losses.clear()
+                if checkpoint_due:
+                    self.save()
+                    saved = self.step
+                if interrupts.requested:
+                    raise KeyboardInterrupt
+                yield TrainState(
+                    self.step,
+                    loss,
+                    learning_rate,
+                    config.batch / seconds,
+                    self.elapsed,
+                    self.progress,
+                    config.sample_every > 0 and self.step % config.sample_every == 0,
+                    self.average,
+                )
+                if interrupts.requested:  # it came while the caller was drawing
+                    if saved != self.step:
+                        self.save()
+                    raise KeyboardInterrupt
+            if saved != self.step:
+                self.save()  # a finished run, resumed: it may have been killed before its model was written
+        self.denoiser.load_state_dict(self.average.state_dict())
+        self.denoiser.eval()
+
+    @property
+    def progress(self) -> float:
+        return self.config.progress(self.step, self.elapsed)
+
+    def take_step(self, learning_rate: float) -> float:
+        """One optimizer step; returns the loss. Raises RunError, and changes nothing, where it is not finite."""
+        config, step = self.config, self.step
+        x0, labels = self.images.batch(batch_indices(len(self.images), config.batch, step, config.seed))
+        x0 = x0.to(self.device, non_blocking=True)
+        seed = generator(config.seed, "train", step).initial_seed()
+        draw = torch.Generator(self.device).manual_seed(seed)
+        t = stratified_times(len(x0), draw)
+        z = torch.randn(x0.shape, generator=draw, device=self.device, dtype=x0.dtype)
+        cond: dict[str, Tensor] = {}
+        if self.conditional and labels is not None:
+            dropped = torch.rand(len(x0), generator=draw, device=self.device) < config.condition_dropout
+            cond["label"] = labels.to(self.device).masked_fill(dropped, -1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        devices = [self.device] if self.device.type == "cuda" else []
+        # dropout layers draw from the global generator: addressed as well, and the caller's left alone
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            with autocast_within(self.denoiser.net, self.device, self.dtype):
+                loss = self.denoiser.loss(x0, t, z, **cond).mean()
+            loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        value, gradient = torch.stack([loss.detach().float(), norm.float()]).tolist()
+        if not (math.isfinite(value) and math.isfinite(gradient)):
+            what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {gradient}"
+            kept = (
+                f"the last checkpoint is kept in {self.out}" if (self.out / state.STATE).exists() else "no checkpoint"
+            )
+            raise RunError(f"step {step + 1}: the {what}; {kept}. Train again with a lower learning rate")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step = step + 1
+        decay = ema_decay(self.exponent, self.step) if self.config.ema else 0.0
+        get_ema_multi_avg_fn(decay)(self.averages, self.parameters, step)
+        for old, new in zip(self.average.buffers(), self.denoiser.buffers(), strict=True):
+            old.copy_(new)
+        return value
+
+
+def stratified_times(batch: int, draw: torch.Generator) -> Tensor:
+    """Times (B,) in (0, 1], each uniform, together evenly spread: one random offset and B equal steps.
+
+    Source: Kingma et al. 2021 (arXiv:2107.00630), appendix I.1, low-discrepancy sampler.
+    """
+    offset = torch.rand(1, generator=draw, device=draw.device, dtype=torch.float64)
+    spread = torch.arange(batch, device=draw.device, dtype=torch.float64) / batch
+    return (1 - (offset + spread) % 1).clamp(min=T_MIN).float()
+
+
+@contextmanager
+def autocast_within(net: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast inside `net` only: noise, targets and loss around it keep their precision."""
+    if dtype is None:
+        yield
+        return
+    region = torch.autocast(device.type, dtype)
+
+    def enter(*_: object) -> None:
+        region.__enter__()
+
+    def leave(*_: object) -> None:
+        region.__exit__(None, None, None)
+
+    hooks = (net.register_forward_pre_hook(enter), net.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Interrupts:
+    """SIGINT and SIGTERM as a flag, read between steps: a step is never cut in two. The second one does interrupt."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interrupts":
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self.handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def handle(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
