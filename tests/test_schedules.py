@@ -89,7 +89,7 @@ def test_derivatives_against_autograd(schedule: Schedule):
         return torch.autograd.grad(y.sum(), t)[0]
 
     a_dot, s_dot = derivative(schedule.alpha(t)), derivative(schedule.sigma(t))
-    close = dict(rtol=1e-9, atol=1e-10)
+    close = {"rtol": 1e-9, "atol": 1e-10}
     torch.testing.assert_close(schedule.alpha_dot(t.detach()), a_dot, **close)
     torch.testing.assert_close(schedule.sigma_dot(t.detach()), s_dot, **close)
     a, s = schedule.alpha(t).detach(), schedule.sigma(t).detach()

@@ -1,8 +1,10 @@
 """Diffusion models for images and video whose noise may have any covariance: train, sample, score."""
 
-from ornstein import guidance, noise, oracles, schedules
+from ornstein import guidance, nets, noise, oracles, schedules, solvers
+from ornstein.checkpoint import load
 from ornstein.denoiser import Data, Denoiser
 from ornstein.process import Gaussian, Prediction, Process
+from ornstein.sampling import invert, sample
 
 __all__ = [
     "Data",
@@ -11,7 +13,12 @@ __all__ = [
     "Prediction",
     "Process",
     "guidance",
+    "invert",
+    "load",
+    "nets",
     "noise",
     "oracles",
+    "sample",
     "schedules",
+    "solvers",
 ]

@@ -34,6 +34,10 @@ class Data:
     classes: tuple[str, ...] = ()
     value_range: tuple[float, float] = (-1.0, 1.0)
 
+    def labels(self, n: int) -> Tensor | None:
+        """Classes (n,) of n samples, each class in turn; None where there are none."""
+        return torch.arange(n) % len(self.classes) if self.classes else None
+
 
 class Denoiser(nn.Module):
     """Reads `net(x, log_snr, **cond)` as E[x_0 | x_t] and everything linear in it (E8).

@@ -22,7 +22,7 @@ _START = 0
 
 @dataclass(frozen=True)
 class State:
-    """A trajectory after `step` of its `steps` steps: the samples x (B, *) at time t, the first of them number `first`."""
+    """A trajectory after `step` of its `steps` steps: samples x (B, *) at time t, the first of them number `first`."""
 
     step: int
     steps: int
@@ -128,10 +128,10 @@ def _trajectory(
         x = d.process.prior(shape, dtype=dtype, t=t, device=device).sample(z)
     count = len(times) - 1
     yield State(0, count, t, x, first)
-    for k, x in enumerate(solver(d, x, times, noise), start=1):
-        if not bool(torch.isfinite(x).all()):
+    for k, state in enumerate(solver(d, x, times, noise), start=1):
+        if not bool(torch.isfinite(state).all()):
             raise ValueError(f"the solver diverged: values that are not finite at t = {float(times[k]):.4g}")
-        yield State(k, count, float(times[k]), x, first)
+        yield State(k, count, float(times[k]), state, first)
 
 
 def invert(

@@ -56,7 +56,7 @@ def test_resizing_keeps_a_linear_ramp_and_the_centre(size: int) -> None:
     x = np.tile(np.arange(96) * 2.0, (64, 1))
     ramps = np.stack([x, x, x], axis=-1).astype(np.uint8)
     image, _ = decode(encoded(Image.fromarray(ramps), "PNG"), size, 3)
-    np.testing.assert_allclose(image[0][:, inner], np.tile((at[inner] + 16) * 2, (size, 1)), atol=1.0)
+    np.testing.assert_allclose(image[0][:, inner], np.tile((at[inner] + 16) * 2, (size, 1)), atol=0.6)
 
 
 def test_of_what_is_cut_off_only_the_filters_reach_shows() -> None:
@@ -102,8 +102,15 @@ def test_exif_rotation(kind: str, orientation: int) -> None:
     np.testing.assert_allclose(image.astype(int), centre(scene()), atol=6)
 
 
-def test_damaged_exif_does_not_cost_the_image() -> None:
-    data = encoded(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xff\xff\xff\xff",  # the directory lies outside
+        struct.pack("<IHHHI4sI", 8, 1, 0x0112, 2, 4, b"up\0\0", 0),  # the orientation is a text
+    ],
+)
+def test_damaged_exif_does_not_cost_the_image(body: bytes) -> None:
+    data = encoded(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0II*\0" + body)
     with strict_pillow():
         assert decode(data, 16, 3)[0].shape == (3, 16, 16)
 
@@ -240,7 +247,8 @@ def png(width: int, height: int, bits: int = 8, colour: int = 2, rows: bytes = b
 @pytest.mark.parametrize("side", [9_999, 12_000, 100_000, 2**31 - 1])
 def test_bombs_are_refused_from_the_header(side: int) -> None:
     with strict_pillow():
-        assert "pixels" in reason(png(side, side))  # were it decoded, the reason would be the missing rows
+        why = reason(png(side, side))  # were it decoded, the missing rows would be the reason
+    assert "pixels: more than the limit" in why or "more pixels than Pillow opens" in why
 
 
 def test_the_limit_counts_pixels() -> None:

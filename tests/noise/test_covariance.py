@@ -60,7 +60,7 @@ def test_operations_against_the_dense_matrix(c: FrameCovariance, clip: bool):
     dense = c.dense()
     assert dense.dtype == torch.float64
     assert c.matvec(x).shape == x.shape
-    close = dict(rtol=1e-9, atol=1e-9)
+    close = {"rtol": 1e-9, "atol": 1e-9}
     torch.testing.assert_close(c.matvec(x), along_frames(dense, x), **close)
     torch.testing.assert_close(c.solve(x), along_frames(torch.linalg.inv(dense), x), **close)
     torch.testing.assert_close(c.whiten(c.color(x)), x, **close)

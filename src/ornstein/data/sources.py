@@ -1,14 +1,15 @@
-"""What lies in an image folder or a zip archive: images in order, their classes, and what was passed over."""
+"""What lies in a folder or a zip archive: files of a kind in order, their classes, and what was passed over."""
 
 import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from ornstein.data.decode import BadImage
 from ornstein.errors import UserError
@@ -28,17 +29,18 @@ MAX_FILE_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Entry:
-    """One file that should be an image: its name within the source, its size in bytes, and how to read it."""
+    """One file that should be usable: its name within the source, its size in bytes, how to read or stream it."""
 
     name: str
     size: int
     read: Callable[[], bytes]
+    open: Callable[[], IO[bytes]]
     label: str | None = None
 
 
 @dataclass
 class Listing:
-    """The files of a source: images in natural order, (name, reason) of those passed over, number of others."""
+    """The files of a source: the usable ones in natural order, (name, reason) of those passed over, number of others."""
 
     entries: list[Entry] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -46,13 +48,16 @@ class Listing:
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[Listing]:
+def open_source(
+    path: Path, suffixes: Collection[str] = SUFFIXES, limit_bytes: int = MAX_FILE_BYTES
+) -> Iterator[Listing]:
     """List a folder (recursively) or a zip archive, which stays open, and is never extracted, while in use.
 
+    Files with other `suffixes` are counted as ignored, those above `limit_bytes` skipped.
     Hidden files and folders and __MACOSX are no part of it. Raises UserError where there is no such source.
     """
     if path.is_dir():
-        yield _labelled(_list_folder(path), wrapped=False)
+        yield _labelled(_list_folder(path, suffixes, limit_bytes), wrapped=False)
     elif not path.exists():
         raise UserError(f"no such folder or file: {path}")
     else:
@@ -63,7 +68,7 @@ def open_source(path: Path) -> Iterator[Listing]:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         with archive:
-            yield _labelled(_list_zip(archive, path), wrapped=True)
+            yield _labelled(_list_zip(archive, path, suffixes, limit_bytes), wrapped=True)
 
 
 def natural_key(name: str) -> list[str | tuple[int, str]]:
@@ -75,7 +80,7 @@ def natural_key(name: str) -> list[str | tuple[int, str]]:
     return [*parts, name]
 
 
-def _list_folder(root: Path) -> Listing:
+def _list_folder(root: Path, suffixes: Collection[str], limit_bytes: int) -> Listing:
     listing = Listing()
     inside = root.resolve()
 
@@ -94,13 +99,14 @@ def _list_folder(root: Path) -> Listing:
         for name in files:
             if _hidden(name):
                 continue
-            if Path(name).suffix.lower() not in SUFFIXES:
+            if Path(name).suffix.lower() not in suffixes:
                 listing.ignored += 1
                 continue
             relative = _relative(here / name, root)
             try:
-                size = _regular_size(here / name, inside)
-                listing.entries.append(Entry(relative, _sane_size(size), partial(_read_file, here / name)))
+                size = _sane_size(_regular_size(here / name, inside), limit_bytes)
+                opener = partial((here / name).open, "rb")
+                listing.entries.append(Entry(relative, size, partial(_read_file, here / name), opener))
             except BadImage as bad:
                 listing.skipped.append((relative, str(bad)))
     return listing
@@ -125,7 +131,7 @@ def _read_file(path: Path) -> bytes:
         raise BadImage(_why(error)) from None
 
 
-def _list_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
+def _list_zip(archive: zipfile.ZipFile, path: Path, suffixes: Collection[str], limit_bytes: int) -> Listing:
     listing = Listing()
     encrypted = 0
     for info in archive.infolist():
@@ -133,7 +139,7 @@ def _list_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
         parts = PurePosixPath(name).parts
         if info.is_dir() or any(_hidden(part) for part in parts):
             continue
-        if PurePosixPath(name).suffix.lower() not in SUFFIXES:
+        if PurePosixPath(name).suffix.lower() not in suffixes:
             listing.ignored += 1
             continue
         try:
@@ -142,8 +148,11 @@ def _list_zip(archive: zipfile.ZipFile, path: Path) -> Listing:
             if info.flag_bits & 0x1:
                 encrypted += 1
                 raise BadImage("encrypted")
-            size = _sane_size(info.file_size)
-            listing.entries.append(Entry(_printable("/".join(parts)), size, partial(_read_zipped, archive, info)))
+            size = _sane_size(info.file_size, limit_bytes)
+            opener = partial(archive.open, info)
+            listing.entries.append(
+                Entry(_printable("/".join(parts)), size, partial(_read_zipped, archive, info), opener)
+            )
         except BadImage as bad:
             listing.skipped.append((_printable(name), str(bad)))
     if encrypted and not listing.entries:
@@ -159,39 +168,47 @@ def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def _labelled(listing: Listing, wrapped: bool) -> Listing:
-    """Sort the entries and give each its class: the first folder on its path, if every image lies in one.
-
-    Where `wrapped`, a single folder around everything is the archive's own and names no class.
-    """
+    """Sort the entries and give each its class."""
     listing.entries.sort(key=lambda entry: natural_key(entry.name))
-    folders = [entry.name.split("/")[:-1] for entry in listing.entries]
-    tops = {parts[0] if parts else None for parts in folders}
-    if wrapped and len(tops) == 1 and None not in tops:
-        folders = [parts[1:] for parts in folders]
-    if all(folders):
-        named = zip(listing.entries, folders, strict=True)
-        listing.entries = [Entry(entry.name, entry.size, entry.read, parts[0]) for entry, parts in named]
+    labels = first_folders([entry.name for entry in listing.entries], wrapped)
+    if labels is not None:
+        named = zip(listing.entries, labels, strict=True)
+        listing.entries = [replace(entry, label=label) for entry, label in named]
     return listing
 
 
-def nothing_usable(path: Path | str, skipped: Sequence[tuple[str, str]], ignored: int) -> UserError:
-    """The error of a source without a single usable image: it counts what was found instead."""
+def first_folders(names: Sequence[str], wrapped: bool) -> list[str] | None:
+    """The class of each name: the first folder on its path; None unless every name lies in one.
+
+    Where `wrapped`, a single folder around everything is the archive's own and names no class.
+    """
+    folders = [name.split("/")[:-1] for name in names]
+    tops = {parts[0] if parts else None for parts in folders}
+    if wrapped and len(tops) == 1 and None not in tops:
+        folders = [parts[1:] for parts in folders]
+    return [parts[0] for parts in folders] if all(folders) else None
+
+
+def nothing_usable(
+    path: Path | str, skipped: Sequence[tuple[str, str]], ignored: int, kind: str = "image"
+) -> UserError:
+    """The error of a source without a single usable image, or other `kind`: it counts what was found instead."""
     if not skipped and not ignored:
-        return UserError(f"{path} is empty: give a folder or zip archive of images")
+        return UserError(f"{path} is empty: give a folder or zip archive of {kind}s")
     found = []
     if skipped:
         name, reason = skipped[0]
         found.append(f"{len(skipped)} skipped ({name}: {reason}{'; ...' if len(skipped) > 1 else ''})")
     if ignored:
         found.append(f"{ignored} of other kinds ignored")
-    return UserError(f"no usable image in {path}: files: {', '.join(found)}")
+    return UserError(f"no usable {kind} in {path}: files: {', '.join(found)}")
 
 
-def _sane_size(size: int) -> int:
+def _sane_size(size: int, limit: int) -> int:
     if size == 0:
         raise BadImage("empty file")
-    if size > MAX_FILE_BYTES:
-        raise BadImage(f"{size / 2**20:,.0f} MB: more than the limit of {MAX_FILE_BYTES // 2**20} MB a file")
+    if size > limit:
+        raise BadImage(f"{size / 2**20:,.0f} MB: more than the limit of {limit // 2**20} MB a file")
     return size
 
 

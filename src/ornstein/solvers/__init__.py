@@ -1,4 +1,4 @@
-"""Solvers: generators of states from t = 1 to t = 0. Each takes a denoiser, the state, the times and addressed noise."""
+"""Solvers: generators of states from t = 1 to t = 0. Each takes a denoiser, a state, times and noise."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -15,7 +15,7 @@ _LAST_LOG_SNR = -2 * math.log(0.002)
 
 _KARRAS_RHO = 7.0
 
-# The slope of the logistic grid, chosen on Gaussians and mixtures of many scales: 5 to 50 steps, linear and cosine chains.
+# Chosen on Gaussians and mixtures of many scales, with 5 to 50 steps.
 _LOGISTIC_SLOPE = 0.35
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Protocol
 
 from torch import Tensor
@@ -19,4 +20,4 @@ def pairs(times: Tensor, down: bool = False) -> Iterator[tuple[float, float]]:
     values = times.tolist()
     if down and values[0] < values[-1]:
         raise ValueError("a stochastic solver runs down in t, towards the data; only a deterministic one can run up")
-    return zip(values[:-1], values[1:], strict=True)
+    return pairwise(values)

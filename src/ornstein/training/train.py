@@ -67,7 +67,8 @@ def train(
     functions of (seed, k): a run of `steps` steps that is killed and resumed ends in the same bits as one that was not,
     on the same machine and number of threads. When the iterator is exhausted, `denoiser` holds the averaged weights.
 
-    Leaving the loop early keeps the last checkpoint. SIGINT and SIGTERM end the step, save a checkpoint and raise KeyboardInterrupt; a second one interrupts at once.
+    SIGINT and SIGTERM end the step, save a checkpoint and raise KeyboardInterrupt; a second one interrupts at
+    once. Leaving the loop early saves nothing: the last checkpoint stands.
 
     Raises:
         UserError: `out` holds a run and `resume` is not set, or there is none to resume, or it is another one.

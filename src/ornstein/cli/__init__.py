@@ -1,0 +1,23 @@
+"""The command line: `ornstein demo | train | sample | ...`, one file a command."""
+
+import typer
+
+from ornstein.cli.command import run
+from ornstein.cli.demo import demo
+from ornstein.cli.sample import sample
+from ornstein.cli.train import train
+
+app = typer.Typer(
+    name="ornstein",
+    help="Diffusion models for images and video whose noise may have any covariance.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, train, sample):
+    app.command()(run(command))
+
+
+def main() -> None:
+    """The entry point of the `ornstein` command."""
+    app()

@@ -1,0 +1,60 @@
+"""What commands share: errors in one line with an exit code, and progress with a rate and the time that is left."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ornstein.errors import RunError, UserError
+
+console = Console(highlight=False)
+_stderr = Console(stderr=True, highlight=False)
+
+
+def run(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with a user's mistakes told in one line: exit code 2 for input, 1 for the run, 130 for Ctrl-C.
+
+    ORNSTEIN_TRACEBACK=1 in the environment lets the exception through.
+    """
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            _stderr.print("stopped; go on with --resume where the command has it")
+            raise typer.Exit(130) from None
+        except (UserError, RunError, ValueError, OSError, MemoryError) as error:
+            if os.environ.get("ORNSTEIN_TRACEBACK") == "1":
+                raise
+            code = 2 if isinstance(error, ValueError) else getattr(error, "exit_code", 1)
+            _stderr.print(f"[bold red]error:[/] {_one_line(error)}", markup=True, soft_wrap=True)
+            raise typer.Exit(code) from None
+
+    return wrapped
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.replace("[", r"\[")
+
+
+def progress(unit: str) -> Progress:
+    """A bar with the rate in `unit`, the time so far and the time that is left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )

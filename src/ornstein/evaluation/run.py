@@ -1,0 +1,168 @@
+"""What a finished run shows of itself: samples, scores, quality against steps, and the report that holds them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.data import ImageSet, save_grid, to_uint8
+from ornstein.denoiser import Denoiser
+from ornstein.evaluation.frechet import pixel_frechet
+from ornstein.evaluation.neighbours import copy_report, knn_agreement, nearest
+from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
+from ornstein.sampling import State, sample
+
+SOLVER = "dpmpp-3m"
+STEPS = 20
+_BATCH = 256
+_SHOWN = 10  # images a class
+_PAIRS = 24
+_FILM = 20  # images of the denoising film
+_NEIGHBOURS = 5
+
+Advance = Callable[[str, int, int], object]
+
+
+def draw(
+    denoiser: Denoiser,
+    labels: Tensor | None,
+    count: int,
+    solver: str = SOLVER,
+    steps: int = STEPS,
+    seed: int = 0,
+    callback: Callable[[State], object] | None = None,
+) -> Tensor:
+    """`count` samples as uint8 (N, C, H, W), of classes `labels` (N,) where the model has classes."""
+    assert denoiser.data is not None
+    images = sample(
+        denoiser,
+        (count, *denoiser.data.shape),
+        solver=solver,
+        steps=steps,
+        seed=seed,
+        cond={"label": labels},
+        callback=callback,
+        batch=_BATCH,
+    )
+    return to_uint8(images)
+
+
+def write_run_report(
+    out: Path,
+    denoiser: Denoiser,
+    train: ImageSet,
+    held_out: ImageSet,
+    title: str,
+    settings: Mapping[str, Any],
+    judged: int = 256,
+    quality_steps: Sequence[int] = (),
+    advance: Advance = lambda what, done, total: None,
+) -> list[Score]:
+    """Write `out`/samples.png and `out`/report.html; the scores in it, measured on `judged` samples.
+
+    quality_steps: numbers of steps at which DDIM and DPM-Solver++ 3M are compared. advance(what, done, total) is told
+    how far it is.
+    """
+    assert denoiser.data is not None
+    classes = len(denoiser.data.classes)
+    total = 2 + 2 * len(quality_steps)
+    frames: list[Tensor] = []
+    times: list[float] = []
+
+    def film(state: State) -> None:
+        if state.first == 0:
+            frames.append(to_uint8(state.x[:_FILM]))
+            times.append(state.t)
+
+    advance("samples", 0, total)
+    shown = torch.arange(min(classes, 10)).repeat_interleave(_SHOWN) if classes else None
+    pictures = draw(denoiser, shown, len(shown) if shown is not None else 64)
+    save_grid(pictures, out / "samples.png", columns=_SHOWN if classes else 8, upscale=max(1, 64 // pictures.shape[-1]))
+    film_labels = denoiser.data.labels(_FILM)
+    draw(denoiser, film_labels, _FILM, callback=film)
+
+    advance("scores", 1, total)
+    labels = denoiser.data.labels(judged)
+    samples = draw(denoiser, labels, judged)
+    scores = _scores(samples, labels, train, held_out)
+    near = nearest(samples[:_PAIRS], train.images)
+
+    quality = []
+    for i, (solver, steps) in enumerate((s, n) for s in ("ddim", SOLVER) for n in quality_steps):
+        advance(f"{solver}, {steps} steps", 2 + i, total)
+        images = samples if (solver, steps) == (SOLVER, STEPS) else draw(denoiser, labels, judged, solver, steps)
+        frechet = pixel_frechet(images, held_out.images)
+        row: dict[str, Any] = {"solver": solver, "steps": steps, frechet.name: frechet.value}
+        if labels is not None:
+            row["k-NN agreement"] = _agreement(images, labels, train)
+        quality.append(row)
+    write_report(
+        out / "report.html",
+        Report(
+            title=title,
+            lead=f"{len(train)} training images, {len(held_out)} held out; {STEPS} steps of {SOLVER}.",
+            scores=scores,
+            samples=Images(pictures, shown),
+            real=Images(held_out.images, held_out.labels if classes else None),
+            class_names=denoiser.data.classes,
+            trajectory=Trajectory(torch.stack(frames), times),
+            neighbours=Pairs(samples[:_PAIRS], train.images[near.index], near.distance),
+            quality=quality,
+            losses=_losses(out / "metrics.jsonl"),
+            settings={k: v for k, v in settings.items() if v is not None},
+            skipped=[Skipped(name, reason) for name, reason in train.skipped],
+        ),
+    )
+    advance("done", total, total)
+    return scores
+
+
+def _agreement(samples: Tensor, labels: Tensor, train: ImageSet) -> float:
+    return knn_agreement(samples, labels, train.images, train.require_labels(), k=_NEIGHBOURS)
+
+
+def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: ImageSet) -> list[Score]:
+    """How good, how near the data and how far from copies the samples are; each beside the same of real images."""
+    n = len(samples)
+    scores = []
+    if labels is not None:
+        scores.append(
+            Score(
+                "k-NN agreement",
+                f"{_agreement(samples, labels, train):.1%}",
+                f"share of {n} samples that a {_NEIGHBOURS}-nearest-neighbour classifier fitted on the training images "
+                "takes for the class they were asked to be",
+                f"{_agreement(held_out.images, held_out.require_labels(), train):.1%} of held-out images",
+            )
+        )
+    copies = copy_report(samples, train.images, held_out.images)
+    frechet = pixel_frechet(samples, held_out.images)
+    return [
+        *scores,
+        Score(
+            "Distance to the nearest training image",
+            copies.sample_median,
+            "median, root mean square per pixel where black to white is 2; far below the reference would mean copies",
+            f"{copies.test_median:.4g} for held-out images",
+        ),
+        Score(
+            "Suspiciously close samples",
+            f"{copies.close_share:.1%}",
+            "share of samples nearer to a training image than 99% of the held-out images are",
+            "1.0% by definition for held-out images",
+        ),
+        Score("Exact copies", copies.duplicates, "samples equal to a training image", str(copies.test_duplicates)),
+        Score(frechet.name, frechet.value, f"{n} samples against the held-out images; less is better", frechet.floor),
+    ]
+
+
+def _losses(path: Path) -> Curve | None:
+    if not path.is_file():
+        return None
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return Curve([line["step"] for line in lines], [line["loss"] for line in lines])
