@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -48,6 +48,10 @@ class Denoiser(nn.Module):
     a^2 + s^2 = 1 it is "v" with the sign turned. Conditions (`label`, ...) go to the network as they are; a call
     without them is the unconditional prediction.
 
+    A network that returns twice the channels of x, (B, 2C, *), has learned the variance of the reverse steps too (E9):
+    its second half is 2v - 1, v the place of the log variance between log beta~ and log beta (Nichol & Dhariwal 2021,
+    eq. 15); see `Prediction.log_variance`.
+
     `data` describes the samples and is stored with the model. Raises ValueError for an unknown prediction, and for
     "eps" and "score" with a zero terminal SNR: at t = 1 they say nothing of x_0; for "flow" where it is infinite there.
     """
@@ -80,21 +84,27 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Times, **cond: Any) -> Prediction:
         """E[x_0 | x_t] in every form, for x_t (B, *) and t a scalar or (B,) in [0, 1]."""
-        output = self._output(x_t, t, cond)
+        output, mix = self._output(x_t, t, cond)
         if self.prediction == "edm":
             skip, out = self._skip_and_scale(x_t, t)
-            return self.process.convert(x_t, t, x0=skip * x_t + out * output)
-        return self.process.convert(x_t, t, **{self.prediction: output})
+            prediction = self.process.convert(x_t, t, x0=skip * x_t + out * output)
+        else:
+            prediction = self.process.convert(x_t, t, **{self.prediction: output})
+        return prediction if mix is None else replace(prediction, variance_mix=mix)
 
-    def _output(self, x_t: Tensor, t: Times, cond: dict[str, Any]) -> Tensor:
+    def _output(self, x_t: Tensor, t: Times, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """The network's prediction, and the v of E9 where it has twice the channels."""
         log_snr = self.process.schedule.log_snr(check_times(t, x_t)).to(x_t)
         log_snr = log_snr.expand(x_t.shape[0])
         x = x_t / self._norm(x_t, t) if self.prediction == "edm" else x_t
         output = self.net(x, log_snr, **cond)
-        if output.shape != x_t.shape:
-            raise ValueError(f"the network returned shape {tuple(output.shape)} for a sample of {tuple(x_t.shape)}")
         # A network may compute in half precision; what follows is the sample's own arithmetic.
-        return output.to(x_t.dtype)
+        if output.shape == x_t.shape:
+            return output.to(x_t.dtype), None
+        if output.shape != (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
+            raise ValueError(f"the network returned shape {tuple(output.shape)} for a sample of {tuple(x_t.shape)}")
+        mean, variance = output.to(x_t.dtype).chunk(2, dim=1)
+        return mean, (variance + 1) / 2
 
     def _norm(self, x: Tensor, t: Times) -> Tensor:
         t = check_times(t, x)
@@ -112,7 +122,7 @@ class Denoiser(nn.Module):
         "score" carries the weight s^2 of E16. x0, z: (B, *) with z ~ N(0, I); t: (B,) in (0, 1].
         """
         x_t = self.process.add_noise(x0, t, z)
-        output = self._output(x_t, t, cond)
+        output, _ = self._output(x_t, t, cond)
         truth = Prediction(self.process, x_t, t, x0, self.process.noise.color(z))
         if self.prediction == "edm":
             skip, out = self._skip_and_scale(x_t, t)

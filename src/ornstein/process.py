@@ -88,7 +88,8 @@ class Prediction:
     """What a denoiser says of x_t, in every form (E8). x0 is E[x_0 | x_t]; the others are linear in it.
 
     eps = R z; v = a eps - s x0; score = -C^-1 eps / s; flow = a' x0 + s' eps, the velocity of the probability-flow ODE.
-    At t = 0, where x_t is the data, eps is 0 and x0 is x_t.
+    At t = 0, where x_t is the data, eps is 0 and x0 is x_t. `variance_mix` is the v of E9 where the network learned it:
+    the place of the reverse variance between beta~ (0) and beta (1), (B, *).
     """
 
     process: Process
@@ -96,6 +97,7 @@ class Prediction:
     t: Times
     x0: Tensor
     eps: Tensor
+    variance_mix: Tensor | None = None
 
     @cached_property
     def v(self) -> Tensor:
@@ -118,6 +120,20 @@ class Prediction:
         a_dot = expand(self.process.schedule.alpha_dot(_float64(self.t)), self.x_t)
         s_dot = expand(self.process.schedule.sigma_dot(_float64(self.t)), self.x_t)
         return a_dot * self.x0 + s_dot * self.eps
+
+    def log_variance(self, s: Times) -> Tensor:
+        """The learned log variance of the reverse step to s < t: v log beta + (1 - v) log beta~ (E9), (B, *).
+
+        beta and beta~ are those of the step from t to s itself, so it serves a chain of any length; -inf at s = 0. The
+        step's covariance is R diag(variance) R^T: element by element of R^-1 x (Nichol & Dhariwal 2021, eq. 15).
+        Raises ValueError where the network has no variance.
+        """
+        if self.variance_mix is None:
+            raise ValueError('the network learned no variance (it has not twice the channels); use "lower" or "upper"')
+        lower = self.process.posterior(self.x_t, self.x0, s, self.t).std.log() * 2
+        schedule, s64, t64 = self.process.schedule, _float64(s), _float64(self.t)
+        width = 2 * (schedule.sigma(t64).log() - schedule.sigma(s64).log())  # beta/beta~ = s_t^2/s_s^2
+        return torch.where(lower.isneginf(), lower, lower + self.variance_mix * expand(width, self.x_t))
 
 
 @dataclass(frozen=True)

@@ -183,16 +183,18 @@ def _device_of(d: Denoises) -> torch.device:
 
 
 class _evaluation_mode:
-    """The network without dropout while it samples; its mode is given back afterwards."""
+    """The network without dropout while it samples; each of its modules gets its own mode back afterwards."""
 
     def __init__(self, d: Denoises) -> None:
         self.module = _module_of(d)
 
     def __enter__(self) -> None:
         if self.module is not None:
-            self.was_training = self.module.training
+            # One by one: a part that is frozen in evaluation mode stays so in a network that is training.
+            self.training = [(m, m.training) for m in self.module.modules()]
             self.module.eval()
 
     def __exit__(self, *_: object) -> None:
         if self.module is not None:
-            self.module.train(self.was_training)
+            for module, training in self.training:
+                module.training = training

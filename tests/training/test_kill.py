@@ -33,7 +33,7 @@ def run(out, die_at_sync=0):
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(handle)
     os.fsync = dying
-    config = toys.tiny_config(steps=60, checkpoint_every=3)
+    config = toys.tiny_config(steps=40, checkpoint_every=4)
     for state in train(toys.tiny_denoiser(), toys.Stripes(), config, out, resume=out.exists()):
         pass
 
@@ -95,7 +95,7 @@ def test_killed_ten_times_is_the_same_run(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     seed = time.time_ns() % 10**6
     process = start(WORKER, str(whole), str(parts), str(seed), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, f"seed {seed}: {err}"
     assert int(out) == 10, f"seed {seed}: killed {out.strip()} times only"
     for file in (STATE, "model.safetensors"):

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import signal
 
@@ -28,10 +29,10 @@ def same(a, b):
 
 def test_loss_falls_and_the_folder_is_a_model(toy, tmp_path):
     denoiser, images = toy.denoiser(dropout=0.0), toy.Images()
-    states = run(toy, tmp_path, denoiser=denoiser, steps=150, batch=32, learning_rate=3e-3)
+    states = run(toy, tmp_path, denoiser=denoiser, steps=100, batch=32, learning_rate=3e-3)
     losses = torch.tensor([s.loss for s in states])
     assert losses[-30:].mean() < 0.5 * losses[:5].mean()
-    assert [s.step for s in states] == list(range(1, 151))
+    assert [s.step for s in states] == list(range(1, 101))
     assert states[-1].progress == 1.0
     assert states[0].images_per_second > 0
     # the averaged weights: in the folder and, after the last step, in the denoiser
@@ -129,11 +130,16 @@ def test_sample_due_and_extension(toy, tmp_path):
         run(toy, tmp_path, resume=True, steps=8)
 
 
-def test_minutes_end_the_run(toy, tmp_path):
-    states = run(toy, tmp_path, steps=None, minutes=0.4 / 60)
-    assert 0.4 <= states[-1].elapsed < 2
-    assert states[-1].learning_rate < 0.5 * max(s.learning_rate for s in states)
-    assert run(toy, tmp_path, resume=True, steps=None, minutes=0.4 / 60) == []
+def test_minutes_end_the_run(toy, tmp_path, monkeypatch):
+    seconds = itertools.count()  # one a step, by this clock
+    monkeypatch.setattr("time.monotonic", lambda: float(next(seconds)))
+    states = run(toy, tmp_path, steps=None, minutes=0.5)
+    assert len(states) == 30
+    assert states[-1].elapsed == 30.0
+    # 1 second before the end the decay over the last 9 has 1/9 of its way to go
+    assert states[-1].learning_rate == pytest.approx(1e-3 * (0.01 + 0.99 / 9))
+    assert run(toy, tmp_path, resume=True, steps=None, minutes=0.5) == []
+    assert len(run(toy, tmp_path, resume=True, steps=None, minutes=0.6)) == 6
 
 
 def test_unconditional_net_and_unlabelled_images(toy, tmp_path):

@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass
 class Listing:
-    """The files of a source: the usable ones in natural order, (name, reason) of those passed over, number of others."""
+    """The files of a source: those usable, in natural order; (name, reason) of those skipped; number of others."""
 
     entries: list[Entry] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)

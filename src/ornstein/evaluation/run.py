@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.data import ImageSet, save_grid, to_uint8
+from ornstein.data import ImageSet, batch_indices, save_grid, to_uint8
 from ornstein.denoiser import Denoiser
 from ornstein.evaluation.frechet import pixel_frechet
 from ornstein.evaluation.neighbours import copy_report, knn_agreement, nearest
@@ -24,6 +24,7 @@ _SHOWN = 10  # images a class
 _PAIRS = 24
 _FILM = 20  # images of the denoising film
 _NEIGHBOURS = 5
+_ENOUGH = 8  # held-out images, below which no score says anything
 
 Advance = Callable[[str, int, int], object]
 
@@ -66,7 +67,7 @@ def write_run_report(
     """Write `out`/samples.png and `out`/report.html; the scores in it, measured on `judged` samples.
 
     quality_steps: numbers of steps at which DDIM and DPM-Solver++ 3M are compared. advance(what, done, total) is told
-    how far it is.
+    how far it is. With fewer than 8 held-out images nothing is scored.
     """
     assert denoiser.data is not None
     classes = len(denoiser.data.classes)
@@ -89,7 +90,7 @@ def write_run_report(
     advance("scores", 1, total)
     labels = denoiser.data.labels(judged)
     samples = draw(denoiser, labels, judged)
-    scores = _scores(samples, labels, train, held_out)
+    scores = _scores(samples, labels, train, held_out) if len(held_out) >= _ENOUGH else []
     near = nearest(samples[:_PAIRS], train.images)
 
     quality = []
@@ -142,6 +143,8 @@ def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: I
         )
     copies = copy_report(samples, train.images, held_out.images)
     frechet = pixel_frechet(samples, held_out.images)
+    seen = batch_indices(len(train), min(n, len(train)), step=0, seed=0)
+    floor = pixel_frechet(train.images[seen], held_out.images)
     return [
         *scores,
         Score(
@@ -157,7 +160,12 @@ def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: I
             "1.0% by definition for held-out images",
         ),
         Score("Exact copies", copies.duplicates, "samples equal to a training image", str(copies.test_duplicates)),
-        Score(frechet.name, frechet.value, f"{n} samples against the held-out images; less is better", frechet.floor),
+        Score(
+            frechet.name,
+            frechet.value,
+            f"{n} samples against the held-out images; less is better",
+            f"{floor.value:.4g} for {len(seen)} training images",
+        ),
     ]
 
 

@@ -1,19 +1,21 @@
-"""Autoregressive noise of order one over frames."""
+"""Autoregressive noise of order one over frames, at equal or at irregular times."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import SingularCovarianceError
-from ornstein.noise.frames import SHORT_AXIS, FrameCovariance, Operation
+from ornstein.noise.covariance import Covariance
+from ornstein.noise.markov import Chain, Markov
+from ornstein.noise.toeplitz import Toeplitz
 
 
 @dataclass(frozen=True)
-class AR1(FrameCovariance):
+class AR1(Markov):
     """C_ij = rho^|i-j| over `length` frames: e_1 = z_1, e_k = rho e_{k-1} + sqrt(1-rho^2) z_k (E5; source S2).
 
     R is the Cholesky factor, R^-1 has two diagonals. |rho| = 1 is singular: it can be sampled but has no density.
@@ -33,64 +35,69 @@ class AR1(FrameCovariance):
             )
 
     @property
-    def singular(self) -> bool:
-        return self.length > 1 and abs(self.rho) == 1
-
-    @property
-    def _innovation(self) -> float:
-        return math.sqrt((1 - self.rho) * (1 + self.rho))
+    def _chain(self) -> Chain:
+        rho = torch.full((self.length, 1), self.rho, dtype=torch.float64)
+        scale = torch.full_like(rho, math.sqrt((1 - self.rho) * (1 + self.rho)))
+        scale[0] = 1
+        return Chain(rho, scale)
 
     def dense(self) -> Tensor:
         frames = torch.arange(self.length, dtype=torch.float64)
         return torch.as_tensor(self.rho, dtype=torch.float64) ** (frames[:, None] - frames[None]).abs()
 
-    def _matrix(self, operation: str) -> Tensor:
-        if operation == "color":  # also exact at |rho| = 1, where a Cholesky factorisation fails
-            lags = torch.arange(self.length)[:, None] - torch.arange(self.length)[None]
-            power = torch.as_tensor(self.rho, dtype=torch.float64) ** lags.clamp(min=0)
-            power[:, 1:] *= self._innovation
-            return power.tril()
-        return super()._matrix(operation)
+    def floored(self, g: float) -> Covariance:
+        """(1 - g) C + g I, a Toeplitz matrix."""
+        lags = torch.arange(self.length, dtype=torch.float64)
+        return Toeplitz(torch.as_tensor(self.rho, dtype=torch.float64) ** lags).floored(g)
 
-    def _axis_logdet(self) -> float:
-        if self.length == 1:  # a single frame has no neighbour, whatever rho
-            return 0.0
-        return (self.length - 1) * (math.log1p(-self.rho) + math.log1p(self.rho))
 
-    def _apply(self, operation: Operation, x: Tensor) -> Tensor:
-        if self.length <= SHORT_AXIS:
-            return super()._apply(operation, x)
-        if self.singular and operation in ("whiten", "solve"):
-            raise SingularCovarianceError(self)
-        if operation == "color":
-            return self._recurse(x)
-        if operation == "whiten":
-            return self._difference(x)
-        if operation == "solve":
-            return self._difference_adjoint(self._difference(x))
-        return self._recurse(self._recurse_adjoint(x))
+@dataclass(frozen=True, eq=False)
+class OU(Markov):
+    """C_ij = exp(-rate |t_i - t_j|): the Ornstein-Uhlenbeck process seen at `times`, one for each frame.
 
-    def _difference(self, x: Tensor) -> Tensor:
-        """R^-1 x."""
-        return torch.cat([x[:, :1], (x[:, 1:] - self.rho * x[:, :-1]) / self._innovation], dim=1)
+    e_1 = z_1, e_k = rho_k e_{k-1} + sqrt(1-rho_k^2) z_k with rho_k = exp(-rate (t_k - t_{k-1})) (E5). times (L,) in any
+    unit, rate in its inverse. A rate of 0 or two equal times are singular. Raises ValueError for times that decrease,
+    a negative rate, or values that are not finite.
+    Source: Uhlenbeck & Ornstein 1930; with equal steps it is AR1.
+    """
 
-    def _difference_adjoint(self, u: Tensor) -> Tensor:
-        """R^-T u."""
-        scaled = torch.cat([u[:, :1], u[:, 1:] / self._innovation], dim=1)
-        return torch.cat([scaled[:, :-1] - self.rho * scaled[:, 1:], scaled[:, -1:]], dim=1)
+    times: Tensor | Sequence[float]
+    rate: float
 
-    def _recurse(self, z: Tensor) -> Tensor:
-        """R z, one frame after the other."""
-        frames = [z[:, 0]]
-        for k in range(1, self.length):
-            frames.append(self.rho * frames[-1] + self._innovation * z[:, k])
-        return torch.stack(frames, dim=1)
+    def __post_init__(self) -> None:
+        times = torch.as_tensor(self.times, dtype=torch.float64).detach().cpu()
+        object.__setattr__(self, "times", times)
+        if times.ndim != 1 or len(times) == 0:
+            raise ValueError(f"OU needs one time for each frame, got shape {tuple(times.shape)}")
+        if not bool(times.isfinite().all()) or not math.isfinite(self.rate):
+            raise ValueError("OU needs finite times and a finite rate")
+        if bool((times.diff() < 0).any()):
+            raise ValueError(f"OU needs times that do not decrease, got a step of {float(times.diff().min()):.3g}")
+        if self.rate < 0:
+            raise ValueError(
+                f"OU needs a rate >= 0, got {self.rate}: correlations above 1 have eigenvalues below zero, the smallest"
+                f" {float(torch.linalg.eigvalsh(self.dense())[0]):.3g}"
+            )
 
-    def _recurse_adjoint(self, u: Tensor) -> Tensor:
-        """R^T u, from the last frame to the first."""
-        frames = [u[:, -1]]
-        for k in range(self.length - 2, -1, -1):
-            frames.append(u[:, k] + self.rho * frames[-1])
-        frames.reverse()
-        out = torch.stack(frames, dim=1)
-        return torch.cat([out[:, :1], self._innovation * out[:, 1:]], dim=1)
+    @property
+    def length(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return len(self.times)
+
+    @property
+    def _steps(self) -> Tensor:
+        """rate (t_k - t_{k-1}), (L - 1,)."""
+        return self.rate * torch.as_tensor(self.times).diff()
+
+    @property
+    def _chain(self) -> Chain:
+        first = torch.ones(1, dtype=torch.float64)
+        rho = torch.cat([first, torch.exp(-self._steps)])
+        scale = torch.cat([first, torch.sqrt(-torch.expm1(-2 * self._steps))])
+        return Chain(rho[:, None], scale[:, None])
+
+    def dense(self) -> Tensor:
+        times = torch.as_tensor(self.times)
+        return torch.exp(-self.rate * (times[:, None] - times[None]).abs())
+
+    def __str__(self) -> str:
+        return f"OU({self.length} times, rate {self.rate:g})"

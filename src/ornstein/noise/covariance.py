@@ -7,6 +7,7 @@ on vectors (B, N) it acts on dim 1. Everything below is linear in x and keeps it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,18 @@ class SingularCovarianceError(ValueError):
 
 class Covariance:
     """A covariance C = R R^T over axes of a sample; see `Identity` and `AR1`."""
+
+    def __eq__(self, other: object) -> bool:
+        """Equal arguments: covariances that hold tensors compare them by value."""
+        if type(self) is not type(other):
+            return False
+        mine, theirs = arguments(self), arguments(other)
+        return all(
+            torch.equal(v, theirs[k]) if isinstance(v, Tensor) else bool(v == theirs[k]) for k, v in mine.items()
+        )
+
+    def __hash__(self) -> int:
+        return hash(type(self).__name__)
 
     def color(self, z: Tensor) -> Tensor:
         """R z: white noise (B, *) becomes noise with covariance C."""
@@ -95,6 +108,11 @@ class Identity(Covariance):
     def floored(self, g: float) -> Covariance:
         check_floor(g)
         return self
+
+
+def arguments(noise: object) -> dict[str, Any]:
+    """What a covariance was made of, by name, without what it has cached."""
+    return {k: v for k, v in vars(noise).items() if not k.startswith("_")}
 
 
 def check_floor(g: float) -> None:

@@ -17,7 +17,7 @@ Operation = Literal["color", "matvec", "whiten", "solve"]
 SHORT_AXIS = 64
 
 # An eigenvalue below this share of the largest one is a null direction, not a small variance.
-_NULL = 1e-12
+NULL = 1e-12
 
 
 class FrameCovariance(Covariance):
@@ -42,6 +42,8 @@ class FrameCovariance(Covariance):
             return self.dense()
         if operation == "eigenvalues":
             return torch.linalg.eigvalsh(self.dense())
+        if operation == "eigenvectors":
+            return torch.linalg.eigh(self.dense())[1]
         if operation == "color":
             return root(self.dense())
         if self.singular:
@@ -51,23 +53,38 @@ class FrameCovariance(Covariance):
         return self._cached("whiten").mT @ self._cached("whiten")
 
     @property
+    def eigenvalues(self) -> Tensor:
+        """The eigenvalues of C, ascending, (L,) float64; none below zero."""
+        return self._cached("eigenvalues").clamp(min=0)
+
+    @property
+    def eigenvectors(self) -> Tensor:
+        """The eigenvectors of C as columns, in the order of `eigenvalues`, (L, L) float64."""
+        return self._cached("eigenvectors")
+
+    @property
     def singular(self) -> bool:
         """Whether C has a null direction: noise without a density."""
-        values = self._cached("eigenvalues")
-        return bool(values[0] <= _NULL * values[-1])
+        return bool(self.eigenvalues[0] <= NULL * self.eigenvalues[-1])
 
     def _apply(self, operation: Operation, x: Tensor) -> Tensor:
         """`operation` along the covariance's axis of x (outer, L, inner)."""
-        return self._cached(operation).to(x) @ x
+        matrix = self._cached(operation).to(x)
+        if x.shape[2] == 1:  # one product of matrices instead of many of a matrix with a vector
+            return (x[..., 0] @ matrix.mT)[..., None]
+        return matrix @ x
 
-    def _along_axis(self, operation: Operation, x: Tensor) -> Tensor:
-        axis = frame_axis(x.ndim)
+    def along(self, operation: Operation, x: Tensor, axis: int) -> Tensor:
+        """`operation` along dim `axis` of x. Raises ValueError where that has another length."""
         if x.shape[axis] != self.length:
             raise ValueError(
                 f"{self} acts on an axis of {self.length}, but dim {axis} of {tuple(x.shape)} has {x.shape[axis]}"
             )
         outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
         return self._apply(operation, x.reshape(outer, self.length, inner)).reshape(x.shape)
+
+    def _along_axis(self, operation: Operation, x: Tensor) -> Tensor:
+        return self.along(operation, x, frame_axis(x.ndim))
 
     def color(self, z: Tensor) -> Tensor:
         return self._along_axis("color", z)
@@ -81,9 +98,9 @@ class FrameCovariance(Covariance):
     def solve(self, x: Tensor) -> Tensor:
         return self._along_axis("solve", x)
 
-    def _axis_logdet(self) -> float:
+    def axis_logdet(self) -> float:
         """log det of the (L, L) matrix."""
-        return float(self._cached("eigenvalues").log().sum())
+        return float(self.eigenvalues.log().sum())
 
     def logdet(self, shape: tuple[int, ...]) -> float:
         shape = tuple(shape)
@@ -94,7 +111,7 @@ class FrameCovariance(Covariance):
             raise ValueError(f"{self} acts on an axis of {self.length}, but a sample of {shape[1:]} has {shape[axis]}")
         if self.singular:
             raise SingularCovarianceError(self)
-        return math.prod(shape[1:]) // self.length * self._axis_logdet()
+        return math.prod(shape[1:]) // self.length * self.axis_logdet()
 
     def floored(self, g: float) -> Covariance:
         check_floor(g)
@@ -119,9 +136,7 @@ class Matrix(FrameCovariance):
         if not torch.allclose(c, c.mT, rtol=1e-10, atol=1e-12):
             raise ValueError("the covariance matrix is not symmetric")
         object.__setattr__(self, "matrix", (c + c.mT) / 2)
-        smallest = float(self._cached("eigenvalues")[0])
-        if smallest < -1e-10 * float(c.diagonal().max()):
-            raise ValueError(f"not a covariance: the smallest eigenvalue is {smallest:.3g}, below zero")
+        check_eigenvalues(self._cached("eigenvalues"))
 
     @property
     def length(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -132,6 +147,12 @@ class Matrix(FrameCovariance):
 
     def __str__(self) -> str:
         return f"Matrix({self.length}x{self.length})"
+
+
+def check_eigenvalues(values: Tensor) -> None:
+    """ValueError unless the ascending eigenvalues are those of a covariance: none below zero, but for rounding."""
+    if not float(values[0]) >= -1e-10 * float(values[-1].abs()):
+        raise ValueError(f"not a covariance: the smallest eigenvalue is {float(values[0]):.3g}, below zero")
 
 
 def root(c: Tensor) -> Tensor:

@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
 from ornstein.solvers.stepping import Noise, pairs
+from ornstein.solvers.variance import ReverseVariance, check_variance, reverse_log_variance
 
 
 def ddpm(
-    d: Denoises, x: Tensor, times: Tensor, noise: Noise, variance: Literal["lower", "upper"] = "lower"
+    d: Denoises, x: Tensor, times: Tensor, noise: Noise, variance: ReverseVariance = "lower"
 ) -> Iterator[Tensor]:
-    """Ancestral sampling (E6; E7 is the same mean): x_s = mu~(x_t, x0_hat) + sigma R z (Ho et al. 2020, algorithm 2).
+    """Ancestral sampling (E6; E7 is the same mean): x_s = mu~(x_t, x0_hat) + R sigma z (Ho et al. 2020, algorithm 2).
 
-    sigma^2 is beta~ ("lower") or beta ("upper"), the bounds of E9; on a grid that skips, those of the skipping chain.
-    No noise is added where the step ends at the data.
+    sigma^2 is beta~ ("lower"), beta ("upper"), what the network learned between them ("learned"), or the optimum, an
+    `AnalyticVariance` (E9); on a grid that skips, those of the skipping chain. No noise is added where the step ends at
+    the data. Raises ValueError for another variance, and "learned" of a network that learned none.
     """
-    if variance not in ("lower", "upper"):
-        raise ValueError(f'variance is "lower" (beta~) or "upper" (beta), got {variance!r}')
+    check_variance(variance)
     p = d.process
     for k, (t, s) in enumerate(pairs(times, down=True)):
-        posterior = p.posterior(x, d(x, t).x0, s, t)
-        if s == 0:
-            x = posterior.mean
-        else:
-            std = posterior.std if variance == "lower" else p.transition(x, s, t).std
-            x = posterior.mean + std * p.noise.color(noise(k))
+        prediction = d(x, t)
+        x = p.posterior(x, prediction.x0, s, t).mean
+        if s > 0:
+            x = x + p.noise.color(torch.exp(reverse_log_variance(prediction, s, variance) / 2) * noise(k))
         yield x
 
 
 def ddim(d: Denoises, x: Tensor, times: Tensor, noise: Noise, eta: float = 0.0) -> Iterator[Tensor]:
     """x_s = a_s x0_hat + sqrt(s_s^2 - sigma^2) eps_hat + sigma R z (E24; Song et al. 2021).
 
-    sigma = eta (s_s/s_t) sqrt(1 - SNR_t/SNR_s), that is eta sqrt(beta~): eta = 1 is `ddpm`, eta = 0 deterministic and,
-    alone, also runs upwards in t (E25).
+    sigma = eta sqrt(beta~) = eta s_s sqrt(1 - SNR_t/SNR_s), which is E24's root where a^2 + s^2 = 1: eta = 1 is `ddpm`,
+    eta = 0 deterministic and, alone, also runs upwards in t (E25).
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta lies in [0, 1], got {eta}")

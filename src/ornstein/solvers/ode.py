@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -10,9 +11,16 @@ from ornstein.denoiser import Denoises
 from ornstein.solvers.stepping import Noise, pairs
 
 
+def _steps(d: Denoises, times: Tensor) -> Iterator[tuple[float, float]]:
+    """(from, to) of each step. Raises ValueError where the flow is infinite, which the start alone can be."""
+    if not math.isfinite(float(d.process.schedule.alpha_dot(float(times[0])))):
+        raise ValueError("the flow is infinite at the zero terminal SNR of this schedule; use ddim, ddpm or dpmpp-3m")
+    return pairs(times, down=True)
+
+
 def euler(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
     """x_s = x_t + (s - t) flow: order 1, one evaluation a step."""
-    for t, s in pairs(times, down=True):
+    for t, s in _steps(d, times):
         x = x + (s - t) * d(x, t).flow
         yield x
 
@@ -22,7 +30,7 @@ def heun(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor
 
     The step into t = 0, where the flow is a limit and not a number, is Euler's.
     """
-    for t, s in pairs(times, down=True):
+    for t, s in _steps(d, times):
         h, first = s - t, d(x, t).flow
         ahead = x + h * first
         x = ahead if s == 0 else x + h / 2 * (first + d(ahead, s).flow)
@@ -34,7 +42,7 @@ def rk4(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]
 
     The step into t = 0 is the midpoint rule, which needs no flow there.
     """
-    for t, s in pairs(times, down=True):
+    for t, s in _steps(d, times):
         h, middle = s - t, (t + s) / 2
         k1 = d(x, t).flow
         k2 = d(x + h / 2 * k1, middle).flow

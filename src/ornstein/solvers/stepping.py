@@ -19,5 +19,5 @@ def pairs(times: Tensor, down: bool = False) -> Iterator[tuple[float, float]]:
     """(from, to) of each step. Raises ValueError where `down` is asked for and the times run up, away from the data."""
     values = times.tolist()
     if down and values[0] < values[-1]:
-        raise ValueError("a stochastic solver runs down in t, towards the data; only a deterministic one can run up")
+        raise ValueError("this solver runs down in t, towards the data; only ddim with eta = 0 runs up")
     return pairwise(values)

@@ -151,7 +151,8 @@ class _Run:
                 took = time.perf_counter() - began
                 seconds = 0.9 * seconds + 0.1 * took if seconds else took
                 losses.append(loss)
-                checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or interrupts.requested
+                stop = interrupts.requested  # read once: what comes later is seen after the yield
+                checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or stop
                 if self.step % LOG_EVERY == 0 or checkpoint_due:
                     line = {"step": self.step, "loss": sum(losses) / len(losses), "learning_rate": learning_rate}
                     line |= {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
@@ -160,7 +161,7 @@ class _Run:
                 if checkpoint_due:
                     self.save()
                     saved = self.step
-                if interrupts.requested:
+                if stop:
                     raise KeyboardInterrupt
                 yield TrainState(
                     self.step,

@@ -1,0 +1,261 @@
+"""The variational bound on -log p(x_0), in three forms that agree in expectation (E11, E12, E17)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ornstein.denoiser import Denoises
+from ornstein.likelihood.decoders import DECODERS, pixel_indices
+from ornstein.likelihood.model import STREAM, Model, chunks, open_model
+from ornstein.noise import Covariance
+from ornstein.process import Process
+from ornstein.randomness import normal
+from ornstein.sampling import _evaluation_mode
+from ornstein.solvers.variance import ReverseVariance, check_variance, reverse_log_variance
+
+_RECONSTRUCTION, _EARLIER, _LATER, _PLACE, _LAST = range(STREAM, STREAM + 5)
+
+# Below this log-SNR the continuous form has under 1e-9 nats a dimension left.
+_LEAST_LOG_SNR = -20.0
+
+
+@dataclass(frozen=True)
+class Bound:
+    """-log p(x_0) <= total = prior + diffusion + reconstruction in expectation, each (B,) float64 in nats.
+
+    `decoder` says what they measure: a probability of 8-bit pixels ("discrete", "vdm") or a density ("gaussian").
+    """
+
+    prior: Tensor
+    diffusion: Tensor
+    reconstruction: Tensor
+    decoder: str
+
+    @property
+    def total(self) -> Tensor:
+        return self.prior + self.diffusion + self.reconstruction
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some draws of some samples: x0 (R, *) float64, their numbers in the call and in all, the numbers of the draws."""
+
+    x0: Tensor
+    own: Tensor
+    index: Tensor
+    draws: list[int]
+
+    def normal(self, seed: int, stream: int) -> Tensor:
+        """White noise (R, *), row by row addressed by (seed, sample, draw)."""
+        size = len(self.x0) // len(self.draws)
+        parts = zip(self.x0.split(size), self.index.split(size), self.draws, strict=True)
+        z = [normal(tuple(x.shape), seed, i, k, stream, torch.float64, x.device) for x, i, k in parts]
+        return torch.cat(z)
+
+
+def vlb(
+    d: Denoises,
+    x0: Tensor,
+    steps: int = 1000,
+    form: Literal["matching", "consistency", "continuous"] = "matching",
+    decoder: Literal["discrete", "vdm", "gaussian"] = "discrete",
+    *,
+    variance: ReverseVariance | None = None,
+    terms: int | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 256,
+    cond: dict[str, Any] | None = None,
+) -> Bound:
+    """The variational bound on -log p(x_0) of the chain on the grid n/steps, for x0 (B, *), under any C.
+
+    Args:
+        form: "matching", sum over n >= 2 of KL(q(x_{n-1}|x_n, x_0) || p(x_{n-1}|x_n)) (E11; Ho et al. 2020, eq. 5);
+            "consistency", KL(q(x_n|x_{n-1}) || p(x_n|x_{n+1})) (E12; S3), the same in expectation with a larger
+            variance, whose prior and diffusion terms agree with those of E11 only together;
+            "continuous", 1/2 int SNR ||x_0 - x0_hat||^2_{C^-1} d log-SNR from t = 1 to 1/steps (E17; Kingma et al.
+            2021), the limit of infinitely many steps between the same ends: it has no reverse variance.
+        decoder: p(x_0 | x_1): "discrete", the discretised Gaussian of Ho et al. (2020) on 8-bit pixels in [-1, 1];
+            "vdm", p ~ q(x_1 | x_0) over the 256 values; "gaussian", N(x0_hat, (s_1/a_1)^2 C), for continuous data.
+        variance: of the reverse steps (E9): "lower" (beta~), "upper" (beta), "learned", or a table from `fit_variance`.
+            Without it, what the network learned; where it did not, "lower" for pixels, which x_1 gives away, and
+            "upper" for continuous data: there "lower" keeps a gap however many the steps.
+        terms: how many of the steps - 1 terms of the diffusion sum to draw for each sample, evenly spread and unbiased;
+            all of them unless said otherwise (for "continuous" as many noise levels).
+        draws: how often to draw every term, and to average. One call of the network each.
+        seed, first: noise is addressed by (seed, first + row, draw): the same in any batch and on any device.
+        batch: rows of (sample, draw) that go through the network at once.
+
+    Returns prior, diffusion and reconstruction, each (B,) in nats: KL(q(x_T|x_0) || N(0, s_1^2 C)), the sum, and
+    -E log p(x_0|x_1). Raises ValueError for wrong arguments, samples that are none, not finite or not the model's,
+    elements that are not 8-bit pixels where the decoder needs them, and a singular C.
+    """
+    if steps < 1 or draws < 1 or (terms is not None and terms < 1):
+        raise ValueError(f"steps, draws and terms must be at least 1, got {steps}, {draws} and {terms}")
+    if form not in _DIFFUSION:
+        raise ValueError(f"unknown form {form!r}; known: {', '.join(_DIFFUSION)}")
+    if decoder not in DECODERS:
+        raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
+    if variance is not None:
+        check_variance(variance)
+        if form == "continuous":
+            raise ValueError("the continuous form has no reverse variance; leave it out")
+    model = open_model(d, x0, cond)
+    if decoder != "gaussian":
+        pixel_indices(x0)
+    chain = _Chain(model, steps, variance, "upper" if decoder == "gaussian" else "lower", seed)
+    count = max(steps - 1, 1) if terms is None else terms
+    place = _Places(count, seed if terms is not None or form == "continuous" else None)
+    scale = {"continuous": 1}.get(form, steps - 1)
+    prior, diffusion, reconstruction = torch.zeros(3, len(x0), dtype=torch.float64).unbind()
+    with torch.no_grad(), _evaluation_mode(d):
+        for own in chunks(len(x0), batch):
+            part = _Part(x0[own].to(model.device, torch.float64), own, first, max(1, batch // len(own)))
+            if form == "consistency":
+                prior[own] = part.mean(lambda r: _prior_of_step(chain, r), draws)
+            else:
+                prior[own] = part.mean(lambda r: _prior(chain, r), 1)
+            if steps > 1:
+                term = _DIFFUSION[form]
+                diffusion[own] = scale * part.mean(lambda r: term(chain, r, place(r)), count * draws)  # noqa: B023
+            reconstruction[own] = part.mean(lambda r: _reconstruction(chain, r, decoder), draws)
+    return Bound(prior, diffusion, reconstruction, decoder)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The samples that are worked on together, x0 (B, *), and how many draws of them."""
+
+    x0: Tensor
+    own: Tensor
+    first: int
+    together: int
+
+    def mean(self, term: Callable[[_Rows], Tensor], draws: int) -> Tensor:
+        """The mean of a term over draws 0, 1, ..., (B,)."""
+        total = torch.zeros(len(self.x0), dtype=torch.float64)
+        for k in range(0, draws, self.together):
+            numbers = list(range(k, min(k + self.together, draws)))
+            n = len(numbers)
+            own = self.own.repeat(n)
+            rows = _Rows(self.x0.repeat(n, *[1] * (self.x0.ndim - 1)), own, own + self.first, numbers)
+            total += term(rows).cpu().unflatten(0, (n, -1)).sum(0)
+        return total / draws
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The chain on the grid n/steps, and the variance of its reverse steps."""
+
+    model: Model
+    steps: int
+    variance: ReverseVariance | None
+    fallback: ReverseVariance
+    seed: int
+
+    @property
+    def process(self) -> Process:
+        return self.model.process
+
+    def reverse(self, x_t: Tensor, s: Tensor, t: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of p(x_s | x_t)."""
+        prediction = self.model(x_t, t, rows.own)
+        learned = prediction.variance_mix is not None
+        variance = self.variance or ("learned" if learned else self.fallback)
+        return self.process.posterior(x_t, prediction.x0, s, t).mean, reverse_log_variance(prediction, s, variance)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where draw k of each sample falls: on the steps in turn, or, given a seed, evenly spread from a random offset."""
+
+    count: int
+    seed: int | None
+
+    def __call__(self, rows: _Rows) -> Tensor:
+        """u in [0, 1), (R,) float64; uniform over the draws of a sample (Kingma et al. 2021, appendix I.1)."""
+        size = len(rows.x0) // len(rows.draws)
+        out = []
+        for k, index in zip(rows.draws, rows.index.split(size), strict=True):
+            turn, number = divmod(k, self.count)
+            if self.seed is None:
+                offset = torch.full((size,), 0.5, dtype=torch.float64)
+            else:
+                offset = torch.special.ndtr(normal((size, 1), self.seed, index, turn, _PLACE, torch.float64))[:, 0]
+            out.append((number + offset) / self.count)
+        return torch.cat(out).clamp(max=1 - 1e-12).to(rows.x0.device)
+
+
+def kl_step(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor, noise: Covariance) -> Tensor:
+    """KL(N(mean1, v1 C) || N(mean2, R diag(v2) R^T)) in nats, (B, *) -> (B,) (E26); v2 (B, *) or a number a sample."""
+    difference = noise.whiten(mean1 - mean2)
+    # r - 1 - log r with r = v1/v2, which must not cancel where the two are nearly the same.
+    log_ratio = (log_var1 - log_var2).expand(mean1.shape)
+    excess = torch.expm1(log_ratio) - log_ratio
+    return 0.5 * (excess + difference**2 * torch.exp(-log_var2)).flatten(1).sum(1)
+
+
+def _matching(c: _Chain, rows: _Rows, place: Tensor) -> Tensor:
+    """KL(q(x_{n-1} | x_n, x_0) || p(x_{n-1} | x_n)), n = 2..T (E11), of the x_n drawn."""
+    n = 2 + torch.floor(place * (c.steps - 1))
+    s, t = (n - 1) / c.steps, n / c.steps
+    x_t = c.process.add_noise(rows.x0, t, rows.normal(c.seed, _LATER))
+    posterior = c.process.posterior(x_t, rows.x0, s, t)
+    mean, log_variance = c.reverse(x_t, s, t, rows)
+    return kl_step(posterior.mean, 2 * posterior.std.log(), mean, log_variance, c.process.noise)
+
+
+def _consistency(c: _Chain, rows: _Rows, place: Tensor) -> Tensor:
+    """KL(q(x_n | x_{n-1}) || p(x_n | x_{n+1})), n = 1..T-1 (E12), of the x_{n-1} and x_{n+1} drawn."""
+    n, p = 1 + torch.floor(place * (c.steps - 1)), c.process
+    r, s, t = (n - 1) / c.steps, n / c.steps, (n + 1) / c.steps
+    x_r = p.add_noise(rows.x0, r, rows.normal(c.seed, _EARLIER))
+    x_t = p.transition(x_r, r, t).sample(rows.normal(c.seed, _LATER))
+    step = p.transition(x_r, r, s)
+    mean, log_variance = c.reverse(x_t, s, t, rows)
+    return kl_step(step.mean, 2 * step.std.log(), mean, log_variance, p.noise)
+
+
+def _continuous(c: _Chain, rows: _Rows, place: Tensor) -> Tensor:
+    """1/2 (lambda_max - lambda_min) ||z - z_hat||^2 at a log-SNR uniform between the ends (E17).
+
+    SNR ||x_0 - x0_hat||^2_{C^-1} = ||z - z_hat||^2, so that in the log-SNR the integrand is bounded.
+    """
+    schedule = c.process.schedule
+    low = schedule.log_snr(1.0).clamp(min=_LEAST_LOG_SNR).to(place.device)
+    high = schedule.log_snr(1 / c.steps).to(place.device)
+    level = torch.lerp(low, high, place)
+    x_t = c.process.add_noise(rows.x0, schedule.time(level), rows.normal(c.seed, _LATER))
+    error = rows.x0 - c.model(x_t, schedule.time(level), rows.own).x0
+    return 0.5 * (high - low) * torch.exp(level) * c.process.noise.mahalanobis(error)
+
+
+_DIFFUSION: dict[str, Callable[[_Settings, _Rows, Tensor], Tensor]] = {
+    "matching": _matching,
+    "consistency": _consistency,
+    "continuous": _continuous,
+}
+
+
+def _reconstruction(c: _Chain, rows: _Rows, decoder: str) -> Tensor:
+    t = 1 / c.steps
+    x_t = c.process.add_noise(rows.x0, t, rows.normal(c.seed, _RECONSTRUCTION))
+    return -DECODERS[decoder](c.model(x_t, t, rows.own), rows.x0, t)
+
+
+def _prior(c: _Chain, rows: _Rows) -> Tensor:
+    """KL(q(x_T | x_0) || N(0, s_1^2 C))."""
+    return c.process.marginal(rows.x0, 1.0).kl(c.process.marginal(torch.zeros_like(rows.x0), 1.0))
+
+
+def _prior_of_step(c: _Chain, rows: _Rows) -> Tensor:
+    """KL(q(x_T | x_{T-1}) || N(0, s_1^2 C)) of the x_{T-1} drawn (E12)."""
+    p, s = c.process, (c.steps - 1) / c.steps
+    step = p.transition(p.add_noise(rows.x0, s, rows.normal(c.seed, _LAST)), s, 1.0)
+    return step.kl(p.marginal(torch.zeros_like(rows.x0), 1.0))

@@ -1,0 +1,199 @@
+"""log p(x_0) by the probability-flow ODE and the instantaneous change of variables (E20, E21)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ornstein.denoiser import Denoises
+from ornstein.likelihood.decoders import LEVELS, pixel_indices
+from ornstein.likelihood.model import STREAM, Model, chunks, column, dimensions, open_model
+from ornstein.likelihood.runge_kutta import dormand_prince, rk4
+from ornstein.randomness import normal
+from ornstein.sampling import _evaluation_mode
+
+_PROBE, _DEQUANTISE = STREAM + 8, STREAM + 9
+
+# s/a = (u/(1-u))^2: the flow is analytic in u up to both ends, the data and pure noise.
+_POWER = 2
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """value = log p(x_0), (B,) float64 in nats, and error, its standard error over the probes of the divergence.
+
+    error is 0 where the divergence is exact, NaN for a single probe. `dequantisation` names how pixels were made
+    continuous ("none", "uniform"); `evaluations` counts the calls of the denoiser for each sample, (B,).
+    """
+
+    value: Tensor
+    error: Tensor
+    dequantisation: str
+    evaluations: Tensor
+
+
+def ode(
+    d: Denoises,
+    x0: Tensor,
+    divergence: Literal["exact", "hutchinson"] = "exact",
+    *,
+    solver: Literal["rk4", "rk45"] = "rk4",
+    steps: int = 64,
+    tolerance: float = 1e-6,
+    probes: int = 4,
+    probe: Literal["rademacher", "gaussian"] = "rademacher",
+    t_min: float = 0.0,
+    prior: Callable[[Tensor], Tensor] | None = None,
+    dequantisation: Literal["none", "uniform"] = "none",
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 64,
+    cond: dict[str, Any] | None = None,
+) -> LogProb:
+    """log p(x_0) = log p_1(x_1) + int_0^1 div v dt along dx/dt = v, the flow (E21), for x0 (B, *) under any C.
+
+    State and divergence are float64; the network computes in its own dtype (Chen et al. 2018; Song et al. 2021, app. D).
+
+    Args:
+        divergence: "exact", one backward pass for each of the N numbers of a sample; "hutchinson", w^T (dv/dx) w for
+            `probes` random w, each fixed along the whole trajectory: unbiased.
+        solver: "rk4", `steps` equal steps in u, s/a = (u/(1-u))^2; "rk45", Dormand and Prince's pair with steps chosen
+            for each sample by itself, so that no error exceeds `tolerance` (absolute and relative) a step.
+        t_min: where to start. At 0 the density is that of x_0. Above, it is the density of x_0 with noise s/a added,
+            at x0: for networks that know nothing of smaller times, and data that have no density.
+        prior: the log-density at t = 1, (B, *) -> (B,), in place of log N(0, s_1^2 C) from which sampling starts.
+        dequantisation: "uniform" spreads 8-bit pixels evenly over their bins of width 2/256 in [-1, 1]; log p and
+            `bits_per_dim` then bound the probability of the pixels (Theis et al. 2016).
+        seed, first: probes and dequantisation are addressed by (seed, first + row): the same in any batch.
+        batch: samples that go through the network at once.
+
+    Raises ValueError for wrong arguments, samples that are none, not finite or not the model's, a singular C, and a
+    trajectory that diverges (it says at which time).
+    """
+    if divergence not in ("exact", "hutchinson"):
+        raise ValueError(f'divergence is "exact" or "hutchinson", got {divergence!r}')
+    if solver not in ("rk4", "rk45"):
+        raise ValueError(f'solver is "rk4" or "rk45", got {solver!r}')
+    if probe not in ("rademacher", "gaussian"):
+        raise ValueError(f'probe is "rademacher" or "gaussian", got {probe!r}')
+    if dequantisation not in ("none", "uniform"):
+        raise ValueError(f'dequantisation is "none" or "uniform", got {dequantisation!r}')
+    if steps < 1 or probes < 1 or not tolerance > 0:
+        raise ValueError(f"steps and probes must be at least 1 and tolerance positive, got {steps}, {probes}, {tolerance}")
+    if not 0 <= t_min < 1:
+        raise ValueError(f"t_min lies in [0, 1), got {t_min}")
+    model = open_model(d, x0, cond)
+    values, errors, evaluations = [], [], []
+    with _evaluation_mode(d):
+        for own in chunks(len(x0), batch):
+            x, index = x0[own].double(), own + first
+            if dequantisation == "uniform":
+                x = dequantise(x, seed, index)
+            x = x.to(model.device)
+            if divergence == "exact":
+                w = None
+            else:
+                shape = tuple(x.shape)
+                z = [normal(shape, seed, index, k, _PROBE, torch.float64, x.device) for k in range(probes)]
+                w = torch.stack(z).sign() if probe == "rademacher" else torch.stack(z)
+            flow = _Flow(model, w, own.to(model.device))
+            start, end = (float(flow.place(t)) for t in (t_min, 1.0))
+            # The flow's own coordinates are x_t over sqrt(a^2 + s^2); the data are x_t/a.
+            log_scale = -0.5 * torch.nn.functional.softplus(-flow.log_snr(torch.tensor(start, dtype=torch.float64)))
+            x = x * float(log_scale.exp())
+            with torch.no_grad():
+                if solver == "rk4":
+                    x, integral, calls = rk4(flow, x, start, end, steps)
+                else:
+                    x, integral, calls = dormand_prince(flow, x, start, end, tolerance)
+                log_p1 = flow.log_prior(x, prior)
+            n = dimensions(x)
+            value = log_p1[:, None] + integral + n * float(log_scale)
+            values.append(value.mean(1).cpu())
+            errors.append(_standard_error(value, exact=w is None).cpu())
+            evaluations.append(calls.cpu())
+    return LogProb(torch.cat(values), torch.cat(errors), dequantisation, torch.cat(evaluations))
+
+
+def dequantise(x0: Tensor, seed: int, index: Tensor) -> Tensor:
+    """8-bit pixels (B, *) in [-1, 1] as 2(k + U)/256 - 1, U uniform in [0, 1): bins of width 2/256 that fill [-1, 1]."""
+    z = normal(tuple(x0.shape), seed, index, 0, _DEQUANTISE, torch.float64)
+    u = torch.special.ndtr(z).to(x0.device)
+    return 2 * (pixel_indices(x0) + u) / LEVELS - 1
+
+
+def _standard_error(values: Tensor, exact: bool) -> Tensor:
+    if exact:
+        return torch.zeros(len(values), dtype=values.dtype)
+    return values.std(1) / values.shape[1] ** 0.5
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """The probability-flow ODE for x = x_t/sqrt(a^2 + s^2) in u, s/a = (u/(1-u))^2, and the divergence along it.
+
+    With tan(angle) = s/a it is dx/d angle = cos eps_hat - sin x0_hat for every schedule: bounded, also at zero SNR.
+    `probes` (K, B, *) estimate the divergence; without them it is exact.
+    """
+
+    model: Model
+    probes: Tensor | None
+    rows: Tensor
+
+    def place(self, t: float) -> Tensor:
+        """u at time t."""
+        return torch.sigmoid(-self.model.process.schedule.log_snr(t) / (2 * _POWER))
+
+    def log_snr(self, u: Tensor) -> Tensor:
+        return -2 * _POWER * torch.logit(u)
+
+    def time(self, u: Tensor) -> Tensor:
+        return self.model.process.schedule.time(self.log_snr(u)).clamp(0, 1)
+
+    def __call__(self, u: Tensor, x: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """dx/du (B, *) and its divergence (B, K), for x (B, *) at u (B,), the rows `active` (B,) of the whole."""
+        p, q = u**_POWER, (1 - u) ** _POWER
+        norm = torch.sqrt(p**2 + q**2)
+        cosine, sine = column(q / norm, x), column(p / norm, x)
+        speed = _POWER * (u * (1 - u)) ** (_POWER - 1) / norm**2
+        # At the data the flow stands still; the value asked for elsewhere falls away.
+        speed = torch.where(u == 0, 0.0, speed)
+        t = self.time(torch.where(u == 0, 0.5, u))
+        schedule = self.model.process.schedule
+        scale = column(torch.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2), x)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            prediction = self.model(leaf * scale, t, self.rows[active])
+            velocity = cosine * prediction.eps - sine * prediction.x0
+            divergence = self._divergence(velocity, leaf, active)
+        return velocity.detach() * column(speed, x), divergence * speed[:, None]
+
+    def _divergence(self, velocity: Tensor, x: Tensor, active: Tensor) -> Tensor:
+        if self.probes is None:
+            total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+            outputs = velocity.flatten(1)
+            for k in range(outputs.shape[1]):
+                (row,) = torch.autograd.grad(outputs[:, k].sum(), x, retain_graph=True)
+                total += row.flatten(1)[:, k]
+            return total[:, None]
+        found = []
+        for w in self.probes[:, active]:
+            (pulled,) = torch.autograd.grad(velocity, x, w, retain_graph=True)
+            found.append((pulled * w).flatten(1).sum(1))
+        return torch.stack(found, 1)
+
+    def log_prior(self, x: Tensor, prior: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """log-density of x = x_1/sqrt(a^2 + s^2), from that of x_1."""
+        process = self.model.process
+        a, s = process.coefficients(1.0, x)
+        scale = torch.sqrt(a**2 + s**2)
+        x1 = x * scale
+        if prior is None:
+            log_p = process.prior(tuple(x.shape), x.dtype, 1.0, x.device).log_prob(x1)
+        else:
+            log_p = prior(x1)
+        return log_p + dimensions(x) * float(scale.log())

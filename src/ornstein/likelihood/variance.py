@@ -1,0 +1,52 @@
+"""The optimal reverse variance of a denoiser, from data (E9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.denoiser import Denoises
+from ornstein.likelihood.model import STREAM, chunks, dimensions, open_model
+from ornstein.randomness import normal
+from ornstein.sampling import _evaluation_mode
+from ornstein.solvers.variance import AnalyticVariance, position
+
+_NOISE = STREAM + 12
+
+
+def fit_variance(
+    d: Denoises,
+    images: Tensor,
+    *,
+    nodes: int = 64,
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 256,
+    cond: dict[str, Any] | None = None,
+) -> AnalyticVariance:
+    """The table of the optimal reverse variance of this denoiser on `images` (B, *), for `variance=` of ddpm and vlb.
+
+    It holds E||x_0 - x0_hat||^2_{C^-1}/N at `nodes` noise levels, one draw of noise for each image; of it the optimum
+    of a step between any two times follows (Bao et al. 2022, theorem 1). For an exact denoiser the error is
+    s^2/a^2 (1 - E||z_hat||^2/N), their closed form; measured against the images it is also the optimum for a network.
+
+    Raises ValueError for fewer than 2 nodes, images that are none, not finite or not the model's, and a singular C.
+    """
+    if nodes < 2:
+        raise ValueError(f"the table needs at least 2 nodes, got {nodes}")
+    model = open_model(d, images, cond)
+    process = model.process
+    end = float(position(process.schedule.log_snr(1.0)))
+    level = -4 * torch.logit(torch.arange(1, nodes + 1, dtype=torch.float64) / nodes * end)
+    total = torch.zeros(nodes, dtype=torch.float64)
+    with torch.no_grad(), _evaluation_mode(d):
+        for own in chunks(len(images), batch):
+            x0 = images[own].to(model.device, torch.float64)
+            for k in range(nodes):
+                t = float(process.schedule.time(level[k]).clamp(0, 1))
+                z = normal(tuple(x0.shape), seed, own + first, k, _NOISE, torch.float64, x0.device)
+                error = x0 - model(process.add_noise(x0, t, z), t, own).x0
+                total[k] += float(process.noise.mahalanobis(error).sum())
+    return AnalyticVariance(level, total / (len(images) * dimensions(images)) / torch.sigmoid(-level))

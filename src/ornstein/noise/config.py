@@ -1,0 +1,96 @@
+"""Covariances as JSON and as short texts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ornstein.noise.ar1 import AR1, OU
+from ornstein.noise.covariance import Covariance, Identity, arguments
+from ornstein.noise.frames import FrameCovariance, Matrix
+from ornstein.noise.kronecker import Kronecker
+from ornstein.noise.lowrank import LowRank
+from ornstein.noise.mixed import Mixed
+from ornstein.noise.spectral import SpectralAR1
+from ornstein.noise.toeplitz import Toeplitz
+
+TYPES: dict[str, type[Covariance]] = {
+    c.__name__: c for c in (Identity, AR1, OU, Mixed, Toeplitz, LowRank, Kronecker, SpectralAR1, Matrix)
+}
+
+
+def to_config(noise: Covariance) -> dict[str, Any]:
+    """The covariance as a JSON-able dict, `{"type": ..., its arguments}`; factors of a product are such dicts."""
+    return {"type": type(noise).__name__, **{k: _plain(v) for k, v in arguments(noise).items()}}
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Covariance):
+        return to_config(value)
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def from_config(config: dict[str, Any]) -> Covariance:
+    """The covariance that `to_config` described; ValueError for an unknown type or wrong arguments."""
+    values = dict(config)
+    name = values.pop("type", None)
+    if not isinstance(name, str) or name not in TYPES:
+        raise ValueError(f"unknown noise {name!r}; known: {', '.join(TYPES)}")
+    try:
+        return TYPES[name](**{k: _made(v) for k, v in values.items()})
+    except TypeError as e:
+        raise ValueError(f"wrong arguments for the noise {name}: {sorted(values)}") from e
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, dict):
+        return from_config(value)
+    if isinstance(value, list) and any(isinstance(v, dict) for v in value):
+        return tuple(_made(v) for v in value)
+    return value
+
+
+def parse(text: str, length: int) -> Covariance:
+    """The covariance over `length` frames that a text names: white, ar1:0.9, mixed:0.5, or a JSON file of `to_config`.
+
+    Raises ValueError for anything else, a file that cannot be read, and one made for another number of frames.
+    """
+    name, _, value = text.partition(":")
+    try:
+        if name == "white" and not value:
+            return Identity()
+        if name == "ar1":
+            return AR1(length, float(value))
+        if name == "mixed":
+            return Mixed(length, float(value))
+        if text.endswith(".json"):
+            return _checked(from_config(_read(Path(text))), length)
+    except ValueError as e:
+        raise ValueError(f"noise {text!r}: {e}") from e
+    raise ValueError(
+        f"unknown noise {text!r}; write white or ar1:0.9, mixed:0.5, or a file.json of `ornstein fit-noise`"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text())
+    except OSError as e:
+        raise ValueError(f"the file cannot be read ({e.strerror})") from e
+    except ValueError as e:
+        raise ValueError(f"the file is no JSON ({e})") from e
+    if not isinstance(config, dict):
+        raise ValueError("the file holds no noise: make one with `ornstein fit-noise`")
+    return config
+
+
+def _checked(noise: Covariance, length: int) -> Covariance:
+    over = noise.time if isinstance(noise, Kronecker) else noise
+    if isinstance(over, FrameCovariance | SpectralAR1) and over.length != length:
+        raise ValueError(f"it was made for {over.length} frames, not {length}: fit it again with --frames {length}")
+    return noise
