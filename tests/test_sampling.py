@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -12,18 +13,21 @@ from ornstein.guidance import ClassifierFree
 from ornstein.nets import UNet
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
+from ornstein.process import Prediction
 from ornstein.sampling import State, invert, sample
 from ornstein.schedules import Cosine, LinearBeta
 from ornstein.solvers import SOLVERS, ddim
 
-GAUSS = GaussianMixture(
-    [1.0], [[0.3, -0.5, 0.1]], torch.tensor([[[1.0, 0.4, 0.1], [0.4, 0.6, -0.2], [0.1, -0.2, 0.8]]])
-)
+GAUSS = GaussianMixture([1.0], [[0.3, -0.5, 0.1]], [[[1.0, 0.4, 0.1], [0.4, 0.6, -0.2], [0.1, -0.2, 0.8]]])
 MIXTURE = GaussianMixture(
     [0.5, 0.3, 0.2],
     [[1.0, -0.5, 0.2], [-1.0, 0.4, 1.0], [0.3, 1.0, -1.2]],
-    0.2 * torch.tensor([[[1.0, 0.4, 0], [0.4, 1, 0], [0, 0, 1]], [[1, 0, 0.5], [0, 0.5, 0], [0.5, 0, 1]], [[0.3, 0, 0], [0, 1, 0], [0, 0, 2]]]),
-)  # fmt: skip
+    [
+        [[0.2, 0.08, 0.0], [0.08, 0.2, 0.0], [0.0, 0.0, 0.2]],
+        [[0.2, 0.0, 0.1], [0.0, 0.1, 0.0], [0.1, 0.0, 0.2]],
+        [[0.06, 0.0, 0.0], [0.0, 0.2, 0.0], [0.0, 0.0, 0.4]],
+    ],
+)
 P = Process(LinearBeta(), AR1(3, 0.7))
 ORACLE = MIXTURE.denoiser(P)
 each = pytest.mark.parametrize("solver", SOLVERS)
@@ -100,8 +104,23 @@ def test_seeds_differ_in_the_noise_of_the_steps(solver: str):
     assert bool(((one - other).abs().amax(1) > 1e-3).all())
 
 
-def test_the_noise_of_the_steps_is_independent_of_the_start_and_of_itself():
-    """Samples by ancestral steps have the law of the data: any reuse of a draw would correlate and widen it."""
+def test_no_draw_is_used_twice():
+    """The start, the noise of every step and every draw within a step are white and uncorrelated."""
+    drawn: list[Tensor] = []
+
+    def collecting(d, x, times, noise):
+        drawn.extend([x / float(P.schedule.sigma(1.0)), *(noise(k, draw) for k in range(3) for draw in range(2))])
+        yield x
+
+    identity = MIXTURE.denoiser(Process(LinearBeta()))
+    sample(identity, (4000, 3), solver=collecting, grid=[1.0, 0.0])
+    correlation = torch.corrcoef(torch.stack([z.flatten() for z in drawn]))
+    torch.testing.assert_close(correlation, torch.eye(7), rtol=0, atol=5 / 12000**0.5)
+    for z in drawn:
+        assert abs(float(z.mean())) < 5 / 12000**0.5 and abs(float(z.var()) - 1) < 0.06
+
+
+def test_ancestral_samples_have_the_law_of_the_data():
     x = sample(GAUSS.denoiser(P), (4000, 3), solver="ddpm", steps=100)
     assert bool(((x.mean(0) - GAUSS.means[0]).abs() < 5 * x.std(0) / 4000**0.5).all())
     torch.testing.assert_close(torch.cov(x.mT).double(), GAUSS.covs[0], rtol=0, atol=0.1)
@@ -270,7 +289,7 @@ def test_inversion_returns_the_image_at_order_one(data: GaussianMixture):
     for n in steps:
         back = sample(d, x0.shape, steps=n, start=invert(d, x0, steps=n))
         errors.append(rms(back - x0))
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert errors[-1] < 0.02
     assert orders[-1] == pytest.approx(1, abs=0.15) and min(orders) > 0.7
 
@@ -279,7 +298,7 @@ def test_inversion_is_the_exact_map_in_the_limit():
     d, x0 = GAUSS.denoiser(P), GAUSS.sample(16, torch.Generator().manual_seed(1))
     exact = GAUSS.ode_map(x0, P, 0.0, 1.0)
     errors = [rms(invert(d, x0, steps=n) - exact) for n in (50, 100, 200, 400)]
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert errors[-1] < 0.01 and orders[-1] == pytest.approx(1, abs=0.15)
 
 
@@ -331,5 +350,30 @@ def test_a_diverging_solver_names_the_time():
         def __call__(self, x_t: Tensor, t: float):
             return P.convert(x_t, t, x0=x_t * (math.inf if t < 0.6 else 1.0))
 
+    grid = [1.0, 0.75, 0.5, 0.25, 0.0]
     with pytest.raises(ValueError, match=r"diverged: values that are not finite at t = 0\.25"):
-        sample(Exploding(), (2, 3), grid=[1.0, 0.75, 0.5, 0.25, 0.0])
+        sample(Exploding(), (2, 3), grid=grid)
+    with pytest.raises(ValueError, match=r"diverged: values that are not finite at t = 0\.5"):
+        invert(Exploding(), torch.ones(2, 3), grid=grid)
+
+
+def test_lists_are_conditions_of_one_entry_a_sample() -> None:
+    seen: list[object] = []
+
+    class Words:
+        process = Process(LinearBeta())
+
+        def __call__(self, x_t: torch.Tensor, t: float, /, *, words: list[str]) -> Prediction:
+            seen.append(words)
+            return self.process.convert(x_t, t, x0=torch.zeros_like(x_t))
+
+    sample(Words(), (3, 2), steps=1, cond={"words": ["a", "b", "c"]}, batch=2)
+    assert seen == [["a", "b"], ["c"]]
+    with pytest.raises(ValueError, match="2 rows for 3 samples"):
+        sample(Words(), (3, 2), steps=1, cond={"words": ["a", "b"]})
+
+
+def test_running_up_from_the_data_asks_for_the_data() -> None:
+    oracle = GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(Process(LinearBeta()))
+    with pytest.raises(ValueError, match="give them as start"):
+        sample(oracle, (3, 1), times=(0.0, 1.0))

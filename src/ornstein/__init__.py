@@ -1,6 +1,6 @@
 """Diffusion models for images and video whose noise may have any covariance: train, sample, score."""
 
-from ornstein import guidance, nets, noise, oracles, schedules, solvers
+from ornstein import data, guidance, nets, noise, oracles, schedules, solvers
 from ornstein.checkpoint import load
 from ornstein.denoiser import Data, Denoiser
 from ornstein.process import Gaussian, Prediction, Process
@@ -12,6 +12,7 @@ __all__ = [
     "Gaussian",
     "Prediction",
     "Process",
+    "data",
     "guidance",
     "invert",
     "load",

@@ -68,7 +68,8 @@ def sample(
         grid: a name of `ornstein.solvers.grids.GRIDS`, or the times themselves; these then stand for steps and times.
         seed: sample i's noise at step k is addressed by (seed, i, k): the same in any batch and on any device.
         guidance: the scale of classifier-free guidance; 1 or None is the plain conditional model.
-        cond: conditions for the network by name, each (B, ...) or shared by all samples.
+        cond: conditions for the network by name: tensors (B, ...) or lists with one entry a sample; anything else is
+            shared by all samples.
         start: the state at times[0], instead of a draw from the prior N(0, s^2 C); the dtype is kept.
         callback: called with the `State` at the start and after every step.
         batch: how many samples go through the network at once; all of them unless said otherwise.
@@ -91,6 +92,8 @@ def sample(
             raise ValueError("guidance needs a condition to lean towards, such as cond={'label': ...}; none was given")
         d = ClassifierFree(d, guidance)
     at = grids.make(grid, d.process.schedule, times, steps)
+    if start is None and float(at[0]) == 0:
+        raise ValueError("these times start at the data, t = 0, which is not drawn: give them as start=...")
     size = shape[0] if batch is None else batch
     if size < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -146,22 +149,13 @@ def invert(
     The DDIM step run upwards on the same grid; `sample(d, x0.shape, start=invert(d, x0))` returns x0 as steps grow.
     """
     at = grids.make(grid, d.process.schedule, (1.0, 0.0), steps).flip(0)
-    own = {k: _rows_of(k, v, slice(None), x0.shape[0]) for k, v in (cond or {}).items() if v is not None}
-    x = x0
-    with torch.no_grad(), _evaluation_mode(d):
-        for x in ddim(_Conditioned(d, own), x0, at, _no_noise):  # noqa: B007
-            pass
-    return x
-
-
-def _no_noise(step: int, draw: int = 0) -> Tensor:
-    raise AssertionError("a deterministic solver asked for noise")
+    return sample(d, x0.shape, solver=ddim, grid=at, start=x0, cond=cond)
 
 
 def _rows_of(name: str, value: Any, rows: slice, total: int) -> Any:
-    if isinstance(value, Tensor) and value.ndim > 0:
-        if value.shape[0] != total:
-            raise ValueError(f"cond[{name!r}] has {value.shape[0]} rows for {total} samples")
+    if (isinstance(value, Tensor) and value.ndim > 0) or isinstance(value, list | tuple):
+        if len(value) != total:
+            raise ValueError(f"cond[{name!r}] has {len(value)} rows for {total} samples")
         return value[rows]
     return value
 

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -193,3 +195,25 @@ def test_the_installed_command_and_the_module_end_with_the_exit_code(tmp_path: P
         result = subprocess.run([*start, "sample", tmp_path], capture_output=True, text=True, check=False)
         assert result.returncode == 2
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_saves_and_exits_with_130(tmp_path: Path, how: signal.Signals) -> None:
+    out = tmp_path / "run"
+    start = [sys.executable, "-m", "ornstein", "train", "--data", "digits", "--out", str(out), "--steps", "100000"]
+    process = subprocess.Popen([*start, "--batch", "1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "metrics.jsonl").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors and "--resume" in errors
+    step = json.loads((out / "config.json").read_text())["training"]["step"]
+    assert step >= 10
+    result = ornstein("train", "--out", out, "--resume", "--steps", step + 1)
+    assert result.exit_code == 0, result.output

@@ -238,7 +238,7 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk)
-        with pytest.raises(RunError, match=r"cannot write the report .*report\.html: No space left on device; free"):
+        with pytest.raises(RunError, match=r"cannot write .*report\.html: the disk is full; free some space"):
             write_report(path, Report(title="new"))
     assert "old" in path.read_text()
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]

@@ -10,6 +10,7 @@ from ornstein.schedules import Discrete
 from ornstein.solvers import SOLVERS, ddim, ddpm, grids
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")  # theirs, of numpy
 
 CHAIN = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 # The data of the comparison: the mean and the variances are far from the noise's, and the exact end point is known.

@@ -126,7 +126,7 @@ def test_deterministic_ddim_asks_for_no_noise_and_runs_up(mixture: GaussianMixtu
 def test_bad_arguments(mixture: GaussianMixture):
     d, x = mixture.denoiser(Process(LinearBeta())), torch.zeros(2, 3)
     down, up = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-    with pytest.raises(ValueError, match="lower.*upper.*'middle'"):
+    with pytest.raises(ValueError, match=r"lower.*upper.*'middle'"):
         next(iter(ddpm(d, x, down, white(0), variance="middle")))  # pyright: ignore[reportArgumentType]
     for eta in (-0.1, 1.1):
         with pytest.raises(ValueError, match=rf"eta lies in \[0, 1\], got {eta}"):

@@ -80,7 +80,7 @@ def test_more_steps_than_the_chain_has():
     assert len(make("trailing", Discrete.linear(20), (1.0, 0.0), 20)) == 21
     with pytest.raises(ValueError, match="20 steps between t = 1 and 0; 21 were asked for"):
         make("trailing", Discrete.linear(20), (1.0, 0.0), 21)
-    with pytest.raises(ValueError, match="10 steps between t = 1 and 0.5; 11 were asked for"):
+    with pytest.raises(ValueError, match=r"10 steps between t = 1 and 0\.5; 11 were asked for"):
         make("trailing", Discrete.linear(20), (1.0, 0.5), 11)
 
 

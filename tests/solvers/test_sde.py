@@ -1,6 +1,7 @@
 """Euler-Maruyama on the reverse SDE (E19) and Langevin dynamics (E22): their laws, not their Monte Carlo estimates."""
 
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def euler_maruyama_law(p: Process, data: GaussianMixture, times: list[float]) ->
     assert isinstance(p.schedule, LinearBeta)
     m, v = marginal(p, data, times[0])
     eye, c = torch.eye(3, dtype=torch.float64), C.dense()
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         h, beta = t - s, 0.1 + t * (20.0 - 0.1)
         mean_t, m_t = marginal(p, data, t)
         pull = beta * c @ torch.linalg.inv(m_t)

@@ -4,6 +4,8 @@ import typer
 
 from ornstein.cli.command import run
 from ornstein.cli.demo import demo
+from ornstein.cli.evaluate import evaluate
+from ornstein.cli.fit_noise import fit_noise
 from ornstein.cli.sample import sample
 from ornstein.cli.train import train
 
@@ -14,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sample):
+for command in (demo, train, sample, evaluate, fit_noise):
     app.command()(run(command))
 
 

@@ -45,8 +45,8 @@ def _one_line(error: BaseException) -> str:
     return text.replace("[", r"\[")
 
 
-def progress(unit: str) -> Progress:
-    """A bar with the rate in `unit`, the time so far and the time that is left."""
+def progress(unit: str, transient: bool = False) -> Progress:
+    """A bar with the rate in `unit`, the time so far and the time that is left; a transient one goes when done."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -57,4 +57,5 @@ def progress(unit: str) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
+        transient=transient,
     )

@@ -1,28 +1,31 @@
-"""`ornstein sample`: pictures from a trained run."""
+"""`ornstein sample`: pictures or clips from a trained run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor
 
 from ornstein import checkpoint
 from ornstein.cli.command import console, progress
-from ornstein.data import save_grid
-from ornstein.denoiser import Data
+from ornstein.data import open_clips, save_gif, save_grid, save_mp4, save_sheet
+from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.run import SOLVER, STEPS
+from ornstein.nets.video import frames_known
 from ornstein.sampling import State
 from ornstein.sampling import sample as draw_samples
 from ornstein.solvers import SOLVERS
 from ornstein.solvers.grids import GRIDS
+from ornstein.video import sample_given, sample_long
 
 
 def sample(
     run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
-    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
+    n: Annotated[int | None, typer.Option("-n", help="How many.  [default: 64, or 16 clips]", min=1)] = None,
     solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = SOLVER,
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = STEPS,
     grid: Annotated[str, typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}.")] = "logistic",
@@ -31,44 +34,105 @@ def sample(
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is the plain model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same picture in any batch.")] = 0,
-    batch: Annotated[int, typer.Option(help="Samples through the network at once.", min=1)] = 64,
+    batch: Annotated[int | None, typer.Option(help="Samples through the network at once.", min=1)] = None,
+    frames: Annotated[int | None, typer.Option(help="Clips of so many frames, by overlapping windows.")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Frames that two windows share.  [default: half]")] = None,
+    given: Annotated[str | None, typer.Option(help="Videos whose frames the clips go on from.")] = None,
+    first: Annotated[int, typer.Option(help="Of the given videos, so many first frames are kept.", min=0)] = 0,
+    last: Annotated[int, typer.Option(help="And so many last ones: the frames between are made.", min=0)] = 0,
+    fps: Annotated[float, typer.Option(help="Frames a second of the videos written.")] = 8.0,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [default: RUN/samples]")] = None,
 ) -> None:
-    """Draw samples: one PNG each, and all of them in grid.png.
+    """Draw samples: a PNG each and all in grid.png, or for clips an mp4 and a gif each and all in sheet.png.
 
     Example: ornstein sample runs/photos -n 64 --steps 20 --seed 1
     """
     denoiser = checkpoint.load(run)
     if denoiser.data is None:
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
+    clips = len(denoiser.data.shape) == 4
+    if not clips and (frames is not None or given is not None):
+        raise UserError(f"{run} is a model of images: --frames and --given are for clips")
+    n = n if n is not None else 16 if clips else 64
+    batch = batch if batch is not None else 8 if clips else 64
     labels = denoiser.data.labels(n)
     if label is not None:
         labels = torch.full((n,), _class_number(label, denoiser.data, run))
     if guidance != 1 and labels is None:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
     folder = run / "samples" if out is None else out
-    with progress("steps") as bar:
-        task = bar.add_task("sampling", total=steps * -(-n // batch), note="")
+    options: dict[str, Any] = {
+        "solver": solver,
+        "steps": steps,
+        "grid": grid,
+        "seed": seed,
+        "guidance": guidance,
+        "cond": {"label": labels},
+        "batch": batch,
+    }
+    if given is not None:
+        samples = _go_on(denoiser, run, given, n, first, last, options)
+    elif frames is not None and frames > denoiser.data.shape[1]:
+        samples = _long(denoiser, run, n, frames, overlap, options)
+    else:
+        with progress("steps") as bar:
+            task = bar.add_task("sampling", total=steps * -(-n // batch), note="")
 
-        def advance(state: State) -> None:
-            bar.update(task, completed=state.first // batch * steps + state.step, note=f"{solver}, t = {state.t:.3f}")
+            def advance(state: State) -> None:
+                at = state.first // batch * steps + state.step
+                bar.update(task, completed=at, note=f"{solver}, t = {state.t:.3f}")
 
-        images = draw_samples(
-            denoiser,
-            (n, *denoiser.data.shape),
-            solver=solver,
-            steps=steps,
-            grid=grid,
-            seed=seed,
-            guidance=guidance,
-            cond={"label": labels},
-            callback=advance,
-            batch=batch,
-        )
+            shape = list(denoiser.data.shape)
+            if frames is not None:
+                shape[1] = frames
+            samples = draw_samples(denoiser, (n, *shape), callback=advance, **options)
+    if clips:
+        _write_clips(samples, folder, fps)
+    else:
+        _write_images(samples, folder)
+
+
+def _write_images(images: Tensor, folder: Path) -> None:
     for i, image in enumerate(images):
         save_grid(image[None], folder / f"{i:05d}.png")
     save_grid(images, folder / "grid.png", upscale=max(1, 64 // images.shape[-1]))
-    console.print(f"{n} samples in {folder}, all of them in {folder / 'grid.png'}")
+    console.print(f"{len(images)} samples in {folder}, all of them in {folder / 'grid.png'}")
+
+
+def _write_clips(clips: Tensor, folder: Path, fps: float) -> None:
+    upscale = max(1, 64 // clips.shape[-1])
+    for i, clip in enumerate(clips):
+        save_mp4(clip, folder / f"{i:05d}.mp4", fps, upscale)
+        save_gif(clip, folder / f"{i:05d}.gif", fps, upscale)
+    save_sheet(clips, folder / "sheet.png", upscale=upscale)
+    console.print(f"{len(clips)} clips in {folder}, all of them in {folder / 'sheet.png'}")
+
+
+def _needs_given_frames(denoiser: Denoiser, run: Path) -> None:
+    if not getattr(denoiser.net, "config", {}).get("conditioning"):
+        raise UserError(f"{run} has not learned to go on from given frames: train it with --given-frames")
+
+
+def _go_on(denoiser: Denoiser, run: Path, path: str, n: int, first: int, last: int, options: dict[str, Any]) -> Tensor:
+    """Clips that keep the first and last frames of the videos at `path` and make the rest."""
+    _needs_given_frames(denoiser, run)
+    assert denoiser.data is not None
+    channels, length, size, _ = denoiser.data.shape
+    mask = frames_known(length, first, last)
+    videos = open_clips(path, length, size, channels)
+    known, _ = videos.batch(torch.arange(n) % len(videos))
+    console.print(f"going on from {first} first and {last} last frames of {min(n, len(videos))} clips in {path}")
+    return sample_given(denoiser, known, mask.expand(n, -1), **options)
+
+
+def _long(denoiser: Denoiser, run: Path, n: int, frames: int, overlap: int | None, options: dict[str, Any]) -> Tensor:
+    """Clips longer than the network's, window after window."""
+    _needs_given_frames(denoiser, run)
+    assert denoiser.data is not None
+    channels, window, *size = denoiser.data.shape
+    shared = max(1, window // 2) if overlap is None else overlap
+    console.print(f"{n} clips of {frames} frames, {window} at a time")
+    return sample_long(denoiser, (n, channels, frames, *size), window, shared, **options)
 
 
 def _class_number(label: str, data: Data, run: Path) -> int:

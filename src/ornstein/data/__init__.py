@@ -1,7 +1,26 @@
-"""Images for training: folders, archives, the bundled digits; pixels; the order in which data are read."""
+"""Images and clips for training: folders, archives, bundled sources; pixels; the order in which data are read."""
 
+from ornstein.data.clips import Clips, ClipSet, open_clips
 from ornstein.data.images import ImageSet, open_images
+from ornstein.data.motion import MotionClips
 from ornstein.data.order import batch_indices
 from ornstein.data.pixels import grid, save_grid, to_uint8, to_unit
+from ornstein.data.video import clip_grid, save_gif, save_mp4, save_sheet
 
-__all__ = ["ImageSet", "batch_indices", "grid", "open_images", "save_grid", "to_uint8", "to_unit"]
+__all__ = [
+    "ClipSet",
+    "Clips",
+    "ImageSet",
+    "MotionClips",
+    "batch_indices",
+    "clip_grid",
+    "grid",
+    "open_clips",
+    "open_images",
+    "save_gif",
+    "save_grid",
+    "save_mp4",
+    "save_sheet",
+    "to_uint8",
+    "to_unit",
+]

@@ -52,6 +52,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of each image."""
+        _, c, h, w = self.images.shape
+        return c, h, w
+
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The images at `indices`, float32 (B, C, H, W) in [-1, 1], and their labels int64 (B,) or None."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device="cpu")

@@ -7,6 +7,18 @@ from ornstein.evaluation.frechet import (
     pixel_frechet,
     real_floor,
 )
+from ornstein.evaluation.motion import (
+    CorrelationError,
+    MotionScore,
+    autocorrelation,
+    band_autocorrelation,
+    clip_features,
+    clip_frechet,
+    correlation_error,
+    flicker,
+    flicker_score,
+    warp_error,
+)
 from ornstein.evaluation.neighbours import (
     CopyReport,
     copy_report,
@@ -15,20 +27,30 @@ from ornstein.evaluation.neighbours import (
     nearest,
     nearest_distances,
 )
-from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
+from ornstein.evaluation.report import Clips, Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
 
 __all__ = [
+    "Clips",
     "CopyReport",
+    "CorrelationError",
     "Curve",
     "FrechetScore",
     "Images",
+    "MotionScore",
     "Pairs",
     "Report",
     "Score",
     "Skipped",
     "Trajectory",
+    "autocorrelation",
+    "band_autocorrelation",
+    "clip_features",
+    "clip_frechet",
     "copy_report",
+    "correlation_error",
     "flat_pixels",
+    "flicker",
+    "flicker_score",
     "frechet_distance",
     "frechet_gaussians",
     "knn_agreement",
@@ -36,5 +58,6 @@ __all__ = [
     "nearest_distances",
     "pixel_frechet",
     "real_floor",
+    "warp_error",
     "write_report",
 ]

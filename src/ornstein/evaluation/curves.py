@@ -77,8 +77,11 @@ def losses(curve: Curve | None, charts: list[dict[str, Any]]) -> str:
     return note("On a logarithmic scale.") + _chart("chart-loss", label)
 
 
-def quality(rows: Sequence[Mapping[str, Any]], charts: list[dict[str, Any]]) -> str:
-    """The section of quality against steps, one chart a metric and one line a solver; added to charts."""
+def quality(rows: Sequence[Mapping[str, Any]], charts: list[dict[str, Any]], how: str = "") -> str:
+    """The section of quality against steps, one chart a metric and one line a solver; added to charts.
+
+    how: what it was measured on.
+    """
     if not rows:
         return ""
     for row in rows:
@@ -113,7 +116,7 @@ def quality(rows: Sequence[Mapping[str, Any]], charts: list[dict[str, Any]]) -> 
         + "</tr>"
         for row in rows
     )
-    return note("The same model, sampled with more or fewer steps.") + (
+    return note(escape(f"The same model, sampled with more or fewer steps. {how}".strip())) + (
         f'<div class="charts">{body}</div><details><summary>The numbers as a table</summary>'
         '<div class="scroll" tabindex="0" role="region" aria-label="Quality against steps, as a table">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div></details>"

@@ -68,17 +68,17 @@ def tiled(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
     return sheet
 
 
-def film(frames: Tensor, times: Sequence[float]) -> dict[str, Any]:
-    """What the player needs of frames (K, n, C, H, W) at times (K,): a sprite sheet, its layout, labels.
+def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "trajectory frames") -> dict[str, Any]:
+    """What the player needs of frames (K, n, C, H, W), at times (K,) where given: a sprite sheet, its layout, labels.
 
     At most 64 frames (evenly chosen, the last one kept) of at most 64 images are shown, fewer images where
     they are large.
     Raises ValueError for frames that are not uint8 images, or a count of times that differs.
     """
     if frames.ndim != 5 or 0 in frames.shape:
-        raise ValueError(f"trajectory frames must be a non-empty (K, n, C, H, W), got shape {tuple(frames.shape)}")
-    if len(times) != len(frames):
-        raise ValueError(f"{len(frames)} trajectory frames need as many times, got {len(times)}")
+        raise ValueError(f"{name} must be a non-empty (K, n, C, H, W), got shape {tuple(frames.shape)}")
+    if times is not None and len(times) != len(frames):
+        raise ValueError(f"{len(frames)} {name} need as many times, got {len(times)}")
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), _MOST_FRAMES)).round().astype(int))
     height, width = frames.shape[-2:]
     tiles = max(1, min(frames.shape[1], _MOST_TILES, _SPRITE_PIXELS // (len(chosen) * height * width)))
@@ -88,7 +88,7 @@ def film(frames: Tensor, times: Sequence[float]) -> dict[str, Any]:
     across = min(full, key=lambda n: abs(math.log(n / wish)), default=math.ceil(wish))
     gap = max(1, width // 16)
     columns = math.ceil(math.sqrt(len(chosen) / 2))
-    sheets = [tiled(checked(frames[k, :tiles], "trajectory frames"), across, gap) for k in chosen]
+    sheets = [tiled(checked(frames[k, :tiles], name), across, gap) for k in chosen]
     sprite = np.stack(sheets)
     return {
         "sprite": png_uri(tiled(sprite, columns, 0)[:-1]),
@@ -96,5 +96,8 @@ def film(frames: Tensor, times: Sequence[float]) -> dict[str, Any]:
         "width": sprite.shape[-1],
         "height": sprite.shape[-2],
         "images": tiles,
-        "labels": [f"frame {i + 1} of {len(chosen)}, t = {times[k]:.3f}" for i, k in enumerate(chosen)],
+        "labels": [
+            f"frame {i + 1} of {len(chosen)}, t = {times[k]:.3f}" if times else f"frame {k + 1} of {len(frames)}"
+            for i, k in enumerate(chosen)
+        ],
     }

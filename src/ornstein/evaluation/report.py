@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ornstein.errors import RunError
 from ornstein.evaluation.curves import Curve, losses, quality
 from ornstein.evaluation.markup import checked, film, img, note, text
+from ornstein.evaluation.tables import Table, table_section
+from ornstein.files import atomic_write, write_error
 
 _MOST_CLASSES = 12
 _MOST_PER_CLASS = 10
@@ -39,6 +39,15 @@ class Trajectory:
 
     frames: Tensor
     times: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Clips:
+    """uint8 clips (N, C, F, H, W) that play at fps frames a second, beside real ones (M, C, F, H, W) where given."""
+
+    samples: Tensor
+    real: Tensor | None = None
+    fps: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -73,18 +82,23 @@ class Report:
     """Everything a report can show. Only the title is needed: a section without data is left out.
 
     quality has one row a measurement, {"solver": name, "steps": number, metric: value, ...}, and each metric
-    gets a chart.
+    gets a chart; quality_note and neighbours_note say how they
+    were made. tables come first.
     """
 
     title: str
     lead: str = ""
+    tables: Sequence[Table] = ()
     scores: Sequence[Score] = ()
     samples: Images | None = None
     real: Images | None = None
     class_names: Sequence[str] = ()
+    clips: Clips | None = None
     trajectory: Trajectory | None = None
     neighbours: Pairs | None = None
+    neighbours_note: str = ""
     quality: Sequence[Mapping[str, Any]] = ()
+    quality_note: str = ""
     losses: Curve | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     skipped: Sequence[Skipped] = ()
@@ -99,37 +113,26 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
     """
     page = _page(report)
     target = Path(path)
-    partial: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent)
-        partial = Path(name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # mkstemp makes it private; a report is as readable as any other file
-        partial.replace(target)
     except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"cannot write the report {target}: {reason}; free the disk or choose another folder") from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+        raise write_error(target, error) from error
+    atomic_write(target, page.encode())
     return target
 
 
 def _page(report: Report) -> str:
     charts: list[dict[str, Any]] = []
     movie = film(report.trajectory.frames, report.trajectory.times) if report.trajectory is not None else None
+    clips = _films(report.clips)
     parts = [
+        *((f"table-{i}", text(table.title), table_section(table)) for i, table in enumerate(report.tables)),
         ("scores", "Scores", _scores(report.scores)),
         ("samples", "Samples", _samples(report)),
-        ("denoising", "Denoising", _player(movie)),
-        ("neighbours", "Nearest training images", _neighbours(report.neighbours)),
-        ("quality", "Quality against steps", quality(report.quality, charts)),
+        ("clips", "Clips", _clips(clips)),
+        ("denoising", "Denoising", _denoising(movie)),
+        ("neighbours", "Nearest training images", _neighbours(report.neighbours, report.neighbours_note)),
+        ("quality", "Quality against steps", quality(report.quality, charts, report.quality_note)),
         ("loss", "Training loss", losses(report.losses, charts)),
         ("settings", "Settings", _settings(report.settings)),
         ("skipped", "Skipped files", _skipped(report.skipped)),
@@ -142,7 +145,8 @@ def _page(report: Report) -> str:
 
         plotly = f"<script>{get_plotlyjs()}</script>"
     # no text in the data may close the script element; JSON reads the escape back as "<"
-    data = json.dumps({"movie": movie, "charts": charts}, allow_nan=False).replace("<", "\\u003c")
+    shown = {"movie": movie, "clips": list(clips.values()), "charts": charts}
+    data = json.dumps(shown, allow_nan=False).replace("<", "\\u003c")
     template = Template(resources.files("ornstein.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=escape(report.title),
@@ -236,24 +240,59 @@ def _samples(report: Report) -> str:
     return note(caption) + f'<div class="card classes">{rows}</div>'
 
 
-def _player(movie: Mapping[str, Any] | None) -> str:
+def _films(clips: Clips | None) -> dict[str, dict[str, Any]]:
+    """What plays in the clips section, by its heading."""
+    if clips is None:
+        return {}
+    if not clips.fps > 0:
+        raise ValueError(f"clips play at a positive number of frames a second, not {clips.fps}")
+    sides = {"Samples": clips.samples} | ({} if clips.real is None else {"Real clips": clips.real})
+    films = {}
+    for name, pixels in sides.items():
+        if pixels.ndim != 5:
+            raise ValueError(f"clips must be uint8 (N, C, F, H, W), got shape {tuple(pixels.shape)}")
+        films[name] = film(pixels.permute(2, 0, 1, 3, 4), name="clips")
+        # of a long clip not every frame is shown, and each stands for longer
+        films[name]["pause"] = 1000 / clips.fps * pixels.shape[2] / len(films[name]["labels"])
+    return films
+
+
+def _clips(films: Mapping[str, Mapping[str, Any]]) -> str:
+    if not films:
+        return ""
+    sides = ""
+    for i, (name, movie) in enumerate(films.items()):
+        player = _player(movie, f"clips-{i}", f"clips-{i}-", f"{movie['images']} {name.lower()}, playing", "Frame", 0)
+        sides += f'<div class="side"><h3>{name}</h3>{player}</div>'
+    beside = ", beside real ones" if len(films) == 2 else ""
+    return note(f"Clips the model made{beside}. Play them, or drag the slider.") + f'<div class="films">{sides}</div>'
+
+
+def _denoising(movie: Mapping[str, Any] | None) -> str:
     if movie is None:
         return ""
-    last = len(movie["labels"]) - 1
-    # whole-number enlargement keeps the pixels square and equal
-    width = movie["width"] * max(1, 640 // movie["width"])
     what = f"{movie['images']} images on their way from noise to the finished sample"
-    return note("From noise to finished samples. Play it, or drag the slider.") + (
-        f'<div class="card player"><canvas id="movie" role="img" aria-label="{what}" '
-        f'width="{movie["width"]}" height="{movie["height"]}" style="max-width:{width}px"></canvas>'
-        '<div class="controls">'
-        '<button id="play" type="button" disabled>Play</button>'
-        f'<input id="frame" type="range" min="0" max="{last}" value="{last}" aria-label="Denoising frame">'
-        '<output id="frame-label" for="frame" aria-live="off"></output></div></div>'
+    last = len(movie["labels"]) - 1
+    return note("From noise to finished samples. Play it, or drag the slider.") + _player(
+        movie, "movie", "", what, "Denoising frame", last
     )
 
 
-def _neighbours(pairs: Pairs | None) -> str:
+def _player(movie: Mapping[str, Any], canvas: str, prefix: str, what: str, slider: str, at: int) -> str:
+    last = len(movie["labels"]) - 1
+    # whole-number enlargement keeps the pixels square and equal
+    width = movie["width"] * max(1, 640 // movie["width"])
+    return (
+        f'<div class="card player"><canvas id="{canvas}" role="img" aria-label="{what}" '
+        f'width="{movie["width"]}" height="{movie["height"]}" style="max-width:{width}px"></canvas>'
+        '<div class="controls">'
+        f'<button id="{prefix}play" type="button" disabled>Play</button>'
+        f'<input id="{prefix}frame" type="range" min="0" max="{last}" value="{at}" aria-label="{slider}">'
+        f'<output id="{prefix}frame-label" for="{prefix}frame" aria-live="off"></output></div></div>'
+    )
+
+
+def _neighbours(pairs: Pairs | None, how: str) -> str:
     if pairs is None or len(pairs.samples) == 0:
         return ""
     samples, near = checked(pairs.samples, "neighbour samples"), checked(pairs.nearest, "nearest images")
@@ -269,6 +308,7 @@ def _neighbours(pairs: Pairs | None) -> str:
     caption = "Left a sample, right the training image nearest to it: alike in kind, but no copy, if all is well."
     if distances is not None:
         caption += " Below, their distance: root mean square per pixel, where black to white is 2."
+    caption += f" {escape(how)}" if how else ""
     return note(caption) + f'<ul class="pairs card">{items}</ul>'
 
 

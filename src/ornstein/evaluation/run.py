@@ -16,6 +16,7 @@ from ornstein.evaluation.frechet import pixel_frechet
 from ornstein.evaluation.neighbours import copy_report, knn_agreement, nearest
 from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
 from ornstein.sampling import State, sample
+from ornstein.training.state import METRICS
 
 SOLVER = "dpmpp-3m"
 STEPS = 20
@@ -37,8 +38,9 @@ def draw(
     steps: int = STEPS,
     seed: int = 0,
     callback: Callable[[State], object] | None = None,
+    batch: int = _BATCH,
 ) -> Tensor:
-    """`count` samples as uint8 (N, C, H, W), of classes `labels` (N,) where the model has classes."""
+    """`count` samples as uint8 (N, C, H, W) or (N, C, F, H, W), of `labels` (N,) where it has classes."""
     assert denoiser.data is not None
     images = sample(
         denoiser,
@@ -48,7 +50,7 @@ def draw(
         seed=seed,
         cond={"label": labels},
         callback=callback,
-        batch=_BATCH,
+        batch=batch,
     )
     return to_uint8(images)
 
@@ -114,7 +116,7 @@ def write_run_report(
             trajectory=Trajectory(torch.stack(frames), times),
             neighbours=Pairs(samples[:_PAIRS], train.images[near.index], near.distance),
             quality=quality,
-            losses=_losses(out / "metrics.jsonl"),
+            losses=loss_curve(out),
             settings={k: v for k, v in settings.items() if v is not None},
             skipped=[Skipped(name, reason) for name, reason in train.skipped],
         ),
@@ -169,7 +171,9 @@ def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: I
     ]
 
 
-def _losses(path: Path) -> Curve | None:
+def loss_curve(out: Path) -> Curve | None:
+    """The training loss by step of the run in `out`; None where nothing was logged."""
+    path = out / METRICS
     if not path.is_file():
         return None
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

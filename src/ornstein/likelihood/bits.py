@@ -23,15 +23,17 @@ def bits_per_dim(nats: Tensor | float, shape: Sequence[int], bins: int | None = 
 
     Raises ValueError for a shape that could be read in both ways, and fewer than 2 bins.
     """
-    shape = tuple(shape)
+    shape = tuple(int(n) for n in shape)
     value = torch.as_tensor(nats, dtype=torch.float64)
     if bins is not None and bins < 2:
         raise ValueError(f"a pixel has at least 2 bins, got {bins}; None leaves the offset out")
-    if not shape or min(shape) < 1 or len(shape) > 5:
+    if not 1 <= len(shape) <= 5 or min(shape) < 1:
         raise ValueError(f"a shape is (N,), (C, H, W), or one of a batch, got {shape}")
-    fits = value.ndim == 1 and len(value) == shape[0]
+    fits = value.ndim == 1 and shape[:1] == tuple(value.shape)
     if len(shape) == 3 and fits and shape[0] > 1:
-        raise ValueError(f"{shape} could be one sample (C, H, W) or a batch of {shape[0]}; write {(1, *shape)} for the one")
+        raise ValueError(
+            f"{shape} could be one sample (C, H, W) or a batch of {shape[0]}; write {(1, *shape)} for the one"
+        )
     batched = len(shape) in (2, 5) or (len(shape) == 4 and (fits or value.ndim == 0))
     size = math.prod(shape[1:] if batched else shape)
     return value / (size * math.log(2)) + (0.0 if bins is None else math.log2(bins / 2))

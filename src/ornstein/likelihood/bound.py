@@ -77,8 +77,8 @@ def vlb(
 
     Args:
         form: "matching", sum over n >= 2 of KL(q(x_{n-1}|x_n, x_0) || p(x_{n-1}|x_n)) (E11; Ho et al. 2020, eq. 5);
-            "consistency", KL(q(x_n|x_{n-1}) || p(x_n|x_{n+1})) (E12; S3), the same in expectation with a larger
-            variance, whose prior and diffusion terms agree with those of E11 only together;
+            "consistency", E[log q(x_n|x_{n-1}) - log p(x_n|x_{n+1})] (E12; S3), the same bound in expectation with a
+            larger variance; its prior is KL(q(x_T|x_{T-1}) || p), its diffusion term the rest, of either sign;
             "continuous", 1/2 int SNR ||x_0 - x0_hat||^2_{C^-1} d log-SNR from t = 1 to 1/steps (E17; Kingma et al.
             2021), the limit of infinitely many steps between the same ends: it has no reverse variance.
         decoder: p(x_0 | x_1): "discrete", the discretised Gaussian of Ho et al. (2020) on 8-bit pixels in [-1, 1];
@@ -212,14 +212,23 @@ def _matching(c: _Chain, rows: _Rows, place: Tensor) -> Tensor:
 
 
 def _consistency(c: _Chain, rows: _Rows, place: Tensor) -> Tensor:
-    """KL(q(x_n | x_{n-1}) || p(x_n | x_{n+1})), n = 1..T-1 (E12), of the x_{n-1} and x_{n+1} drawn."""
+    """E[log q(x_n | x_{n-1}) - log p(x_n | x_{n+1})], n = 1..T-1 (E12), given the x_{n-1} and x_{n+1} drawn.
+
+    S3 has KL(q(x_n | x_{n-1}) || p(x_n | x_{n+1})) here, as if x_n did not depend on x_{n+1}. Between its neighbours
+    it is the bridge b = q(x_n | x_{n-1}, x_{n+1}), and the expectation KL(b || p) - KL(b || q(x_n | x_{n-1})).
+    """
     n, p = 1 + torch.floor(place * (c.steps - 1)), c.process
     r, s, t = (n - 1) / c.steps, n / c.steps, (n + 1) / c.steps
     x_r = p.add_noise(rows.x0, r, rows.normal(c.seed, _EARLIER))
-    x_t = p.transition(x_r, r, t).sample(rows.normal(c.seed, _LATER))
-    step = p.transition(x_r, r, s)
+    step, whole = p.transition(x_r, r, s), p.transition(x_r, r, t)
+    x_t = whole.sample(rows.normal(c.seed, _LATER))
     mean, log_variance = c.reverse(x_t, s, t, rows)
-    return kl_step(step.mean, 2 * step.std.log(), mean, log_variance, p.noise)
+    ahead = p.transition(torch.ones_like(x_r), s, t)  # its mean is a_{t|s}
+    share = step.std**2 * ahead.mean / whole.std**2
+    bridge = step.mean + share * (x_t - whole.mean)
+    log_bridge = 2 * torch.log(step.std * ahead.std / whole.std)
+    to_reverse = kl_step(bridge, log_bridge, mean, log_variance, p.noise)
+    return to_reverse - kl_step(bridge, log_bridge, step.mean, 2 * step.std.log(), p.noise)
 
 
 def _continuous(c: _Chain, rows: _Rows, place: Tensor) -> Tensor:
@@ -236,7 +245,7 @@ def _continuous(c: _Chain, rows: _Rows, place: Tensor) -> Tensor:
     return 0.5 * (high - low) * torch.exp(level) * c.process.noise.mahalanobis(error)
 
 
-_DIFFUSION: dict[str, Callable[[_Settings, _Rows, Tensor], Tensor]] = {
+_DIFFUSION: dict[str, Callable[[_Chain, _Rows, Tensor], Tensor]] = {
     "matching": _matching,
     "consistency": _consistency,
     "continuous": _continuous,

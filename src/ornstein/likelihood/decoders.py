@@ -63,7 +63,7 @@ def _std(p: Process, t: float) -> Tensor:
 
 
 def discrete(prediction: Prediction, x0: Tensor, t: float) -> Tensor:
-    """log p of 8-bit pixels, (B,) nats: N(x0_hat, (s/a)^2) of every pixel by itself, in bins (Ho et al. 2020, eq. 13)."""
+    """log p of 8-bit pixels, (B,) nats: N(x0_hat, (s/a)^2) of each pixel alone, in bins (Ho et al. 2020, eq. 13)."""
     mean = prediction.x0
     return discretised_gaussian(pixel_indices(x0), mean, _std(prediction.process, t).to(mean)).flatten(1).sum(1)
 

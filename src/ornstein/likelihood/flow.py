@@ -18,9 +18,6 @@ from ornstein.sampling import _evaluation_mode
 
 _PROBE, _DEQUANTISE = STREAM + 8, STREAM + 9
 
-# s/a = (u/(1-u))^2: the flow is analytic in u up to both ends, the data and pure noise.
-_POWER = 2
-
 
 @dataclass(frozen=True)
 class LogProb:
@@ -56,12 +53,12 @@ def ode(
 ) -> LogProb:
     """log p(x_0) = log p_1(x_1) + int_0^1 div v dt along dx/dt = v, the flow (E21), for x0 (B, *) under any C.
 
-    State and divergence are float64; the network computes in its own dtype (Chen et al. 2018; Song et al. 2021, app. D).
+    State and divergence are float64, the network in its own dtype (Chen et al. 2018; Song et al. 2021, appendix D).
 
     Args:
         divergence: "exact", one backward pass for each of the N numbers of a sample; "hutchinson", w^T (dv/dx) w for
             `probes` random w, each fixed along the whole trajectory: unbiased.
-        solver: "rk4", `steps` equal steps in u, s/a = (u/(1-u))^2; "rk45", Dormand and Prince's pair with steps chosen
+        solver: "rk4", `steps` equal steps in u, s/a = u/(1-u); "rk45", Dormand and Prince's pair with steps chosen
             for each sample by itself, so that no error exceeds `tolerance` (absolute and relative) a step.
         t_min: where to start. At 0 the density is that of x_0. Above, it is the density of x_0 with noise s/a added,
             at x0: for networks that know nothing of smaller times, and data that have no density.
@@ -83,7 +80,7 @@ def ode(
     if dequantisation not in ("none", "uniform"):
         raise ValueError(f'dequantisation is "none" or "uniform", got {dequantisation!r}')
     if steps < 1 or probes < 1 or not tolerance > 0:
-        raise ValueError(f"steps and probes must be at least 1 and tolerance positive, got {steps}, {probes}, {tolerance}")
+        raise ValueError(f"steps and probes must be >= 1 and tolerance > 0, got {steps}, {probes} and {tolerance}")
     if not 0 <= t_min < 1:
         raise ValueError(f"t_min lies in [0, 1), got {t_min}")
     model = open_model(d, x0, cond)
@@ -100,7 +97,7 @@ def ode(
                 shape = tuple(x.shape)
                 z = [normal(shape, seed, index, k, _PROBE, torch.float64, x.device) for k in range(probes)]
                 w = torch.stack(z).sign() if probe == "rademacher" else torch.stack(z)
-            flow = _Flow(model, w, own.to(model.device))
+            flow = _Flow(model, w, own)
             start, end = (float(flow.place(t)) for t in (t_min, 1.0))
             # The flow's own coordinates are x_t over sqrt(a^2 + s^2); the data are x_t/a.
             log_scale = -0.5 * torch.nn.functional.softplus(-flow.log_snr(torch.tensor(start, dtype=torch.float64)))
@@ -120,23 +117,25 @@ def ode(
 
 
 def dequantise(x0: Tensor, seed: int, index: Tensor) -> Tensor:
-    """8-bit pixels (B, *) in [-1, 1] as 2(k + U)/256 - 1, U uniform in [0, 1): bins of width 2/256 that fill [-1, 1]."""
+    """8-bit pixels k (B, *) as 2(k + U)/256 - 1, U uniform in [0, 1): bins of width 2/256 that fill [-1, 1]."""
     z = normal(tuple(x0.shape), seed, index, 0, _DEQUANTISE, torch.float64)
     u = torch.special.ndtr(z).to(x0.device)
     return 2 * (pixel_indices(x0) + u) / LEVELS - 1
 
 
 def _standard_error(values: Tensor, exact: bool) -> Tensor:
-    if exact:
-        return torch.zeros(len(values), dtype=values.dtype)
-    return values.std(1) / values.shape[1] ** 0.5
+    probes = values.shape[1]
+    if exact or probes == 1:
+        return torch.full((len(values),), 0.0 if exact else torch.nan, dtype=values.dtype)
+    return values.std(1) / probes**0.5
 
 
 @dataclass(frozen=True)
 class _Flow:
-    """The probability-flow ODE for x = x_t/sqrt(a^2 + s^2) in u, s/a = (u/(1-u))^2, and the divergence along it.
+    """The probability-flow ODE for x = x_t/sqrt(a^2 + s^2) in u, s/a = u/(1-u), and the divergence along it.
 
-    With tan(angle) = s/a it is dx/d angle = cos eps_hat - sin x0_hat for every schedule: bounded, also at zero SNR.
+    With tan(angle) = s/a it is dx/d angle = cos eps_hat - sin x0_hat for every schedule, and the angle is analytic in u
+    up to both ends: the data and, at a zero terminal SNR, pure noise.
     `probes` (K, B, *) estimate the divergence; without them it is exact.
     """
 
@@ -146,28 +145,26 @@ class _Flow:
 
     def place(self, t: float) -> Tensor:
         """u at time t."""
-        return torch.sigmoid(-self.model.process.schedule.log_snr(t) / (2 * _POWER))
+        return torch.sigmoid(-self.model.process.schedule.log_snr(t) / 2)
 
     def log_snr(self, u: Tensor) -> Tensor:
-        return -2 * _POWER * torch.logit(u)
+        return -2 * torch.logit(u)
 
     def time(self, u: Tensor) -> Tensor:
         return self.model.process.schedule.time(self.log_snr(u)).clamp(0, 1)
 
     def __call__(self, u: Tensor, x: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """dx/du (B, *) and its divergence (B, K), for x (B, *) at u (B,), the rows `active` (B,) of the whole."""
-        p, q = u**_POWER, (1 - u) ** _POWER
-        norm = torch.sqrt(p**2 + q**2)
-        cosine, sine = column(q / norm, x), column(p / norm, x)
-        speed = _POWER * (u * (1 - u)) ** (_POWER - 1) / norm**2
+        norm = torch.sqrt(u**2 + (1 - u) ** 2)
+        cosine, sine = column((1 - u) / norm, x), column(u / norm, x)
         # At the data the flow stands still; the value asked for elsewhere falls away.
-        speed = torch.where(u == 0, 0.0, speed)
+        speed = torch.where(u == 0, 0.0, norm**-2)  # d angle/du
         t = self.time(torch.where(u == 0, 0.5, u))
         schedule = self.model.process.schedule
         scale = column(torch.sqrt(schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2), x)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            prediction = self.model(leaf * scale, t, self.rows[active])
+            prediction = self.model(leaf * scale, t, self.rows[active.cpu()])
             velocity = cosine * prediction.eps - sine * prediction.x0
             divergence = self._divergence(velocity, leaf, active)
         return velocity.detach() * column(speed, x), divergence * speed[:, None]
@@ -192,8 +189,5 @@ class _Flow:
         a, s = process.coefficients(1.0, x)
         scale = torch.sqrt(a**2 + s**2)
         x1 = x * scale
-        if prior is None:
-            log_p = process.prior(tuple(x.shape), x.dtype, 1.0, x.device).log_prob(x1)
-        else:
-            log_p = prior(x1)
-        return log_p + dimensions(x) * float(scale.log())
+        log_density = process.prior(tuple(x.shape), x.dtype, 1.0, x.device).log_prob if prior is None else prior
+        return log_density(x1) + dimensions(x) * float(scale.log())

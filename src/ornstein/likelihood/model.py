@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.process import Prediction, Process
-from ornstein.sampling import _device_of, _module_of, _rows_of
+from ornstein.sampling import _device_of, _module_of
 
 # Each purpose of randomness has a stream of its own; sampling has those from 0 up.
 STREAM = 0x4C4B0000
@@ -20,14 +20,13 @@ STREAM = 0x4C4B0000
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser with the conditions of `total` samples; samples and times go in, and predictions come out, in float64.
+    """A denoiser with the conditions of all samples; samples and times go in, and predictions come out, in float64.
 
     A network computes in the dtype of its parameters.
     """
 
     denoiser: Denoises
     cond: dict[str, Any]
-    total: int
     dtype: torch.dtype
     device: torch.device
 
@@ -37,7 +36,7 @@ class Model:
 
     def __call__(self, x_t: Tensor, t: Tensor | float, rows: Tensor) -> Prediction:
         """The prediction for x_t (B, *) float64, whose conditions are those of the samples `rows` (B,)."""
-        own = {k: _rows_of(k, v, rows, self.total) for k, v in self.cond.items()}
+        own = {k: v[rows.to(v.device)] if _one_a_sample(v) else v for k, v in self.cond.items()}
         out = self.denoiser(x_t.to(self.dtype), t, **own)
         mix = None if out.variance_mix is None else out.variance_mix.double()
         return Prediction(self.process, x_t, t, out.x0.double(), out.eps.double(), mix)
@@ -48,7 +47,7 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
     if x0.ndim < 2 or len(x0) == 0:
         raise ValueError(f"a likelihood needs at least one sample, (B, ...), got shape {tuple(x0.shape)}")
     if not x0.is_floating_point():
-        raise ValueError(f"samples are floating point in [-1, 1], got {x0.dtype}; pixels are read by data.pixels.to_unit")
+        raise ValueError(f"samples are floating point in [-1, 1], got {x0.dtype}")
     if not bool(x0.isfinite().all()):
         raise ValueError("the samples have values that are not finite")
     module = _module_of(d)
@@ -57,7 +56,14 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None) if module is not None else None
     dtype = torch.float64 if parameter is None else parameter.dtype
     own = {k: v for k, v in (cond or {}).items() if v is not None}
-    return Model(d, own, len(x0), dtype, _device_of(d))
+    for name, value in own.items():
+        if _one_a_sample(value) and len(value) != len(x0):
+            raise ValueError(f"cond[{name!r}] has {len(value)} rows for {len(x0)} samples")
+    return Model(d, own, dtype, _device_of(d))
+
+
+def _one_a_sample(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
 
 
 def chunks(total: int, size: int) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ from ornstein.likelihood.model import column
 
 
 class Field(Protocol):
-    """dx/du (B, *) and dq/du (B, K), for x (B, *) at u (B,); `active` (B,) says which samples of the whole these are."""
+    """dx/du (B, *) and dq/du (B, K), for x (B, *) at u (B,); `active` (B,) numbers these samples in the whole."""
 
     def __call__(self, u: Tensor, x: Tensor, active: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -55,7 +55,9 @@ def rk4(field: Field, x: Tensor, start: float, end: float, steps: int) -> tuple[
     return x, integral, torch.full((len(x),), 4 * steps, device=x.device)
 
 
-def dormand_prince(field: Field, x: Tensor, start: float, end: float, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+def dormand_prince(
+    field: Field, x: Tensor, start: float, end: float, tolerance: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Dormand & Prince's method with the steps of each sample chosen by its own error: as `rk4`.
 
     A step stands where its error, in the root mean square over the state and in each integral, is at most `tolerance`
@@ -77,6 +79,7 @@ def dormand_prince(field: Field, x: Tensor, start: float, end: float, tolerance:
         step = torch.where(last, end - u[active], h[active])
         vs, qs = [v[active]], [q[active]]
         here, wide = x[active], column(step, x)
+        moved = here
         for node, weights in zip(_NODES[1:], _STAGES[1:], strict=True):
             moved = here + wide * _combine(weights, vs)
             at = torch.where(last & (node == 1.0), end, u[active] + node * step)
@@ -97,7 +100,7 @@ def dormand_prince(field: Field, x: Tensor, start: float, end: float, tolerance:
         h[active] = step * (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
         if bool((h[active] < 1e-12).any()):
             t = float(field.time(u[active][h[active] < 1e-12][:1]))
-            raise ValueError(f"the ODE cannot be followed to that tolerance: its steps vanish at t = {t:.4g}; use t_min")
+            raise ValueError(f"the ODE cannot be followed to that tolerance: its steps vanish at t = {t:.4g}")
         active = active[~(accepted & last)]
     raise ValueError(f"the ODE took more than {_MOST_STEPS} steps; raise the tolerance or t_min")
 

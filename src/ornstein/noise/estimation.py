@@ -74,7 +74,7 @@ class ClipStatistics:
             self.bands = self.bands or max(1, min(16, min(height, width) // 2))
             self._products = torch.zeros(self.bands, frames, frames, dtype=torch.float64)
             self._sum = torch.zeros(channels, frames, height, width // 2 + 1, dtype=torch.complex128)
-        for part in clips.split(_CHUNK):
+        for part in clips.split(_CHUNK) if len(clips) else ():
             f = torch.fft.rfft2(part.double().cpu(), norm="ortho")
             self._sum += f.sum(0)
             self._products += self._by_band(f)
@@ -89,6 +89,7 @@ class ClipStatistics:
 
     @property
     def frames(self) -> int:
+        self._check_clips()
         return self._shape[1]
 
     @property
@@ -96,13 +97,16 @@ class ClipStatistics:
         """(H, W)."""
         return self._shape[2], self._shape[3]
 
+    def _check_clips(self) -> None:
+        if self.clips < 2:
+            raise ValueError(f"a covariance needs at least 2 clips, got {self.clips}")
+
     def covariance(self) -> Tensor:
         """Of frames t and t', summed over the modes of each band: (bands, F, F) float64.
 
         Raises ValueError for fewer than two clips, and for clips without variance.
         """
-        if self.clips < 2:
-            raise ValueError(f"a covariance needs at least 2 clips, got {self.clips}")
+        self._check_clips()
         centred = self._products - self._by_band(self._sum) / self.clips
         covariance = centred / ((self.clips - 1) * self._shape[0])
         if float(_lags(centred)[:, 0].sum()) <= _CONSTANT * float(_lags(self._products)[:, 0].sum()):
@@ -211,14 +215,12 @@ def positive_row(correlation: Tensor, shrinkage: float) -> Tensor:
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage is a share of white noise in [0, 1], got {shrinkage}")
     lags = torch.arange(len(correlation), dtype=torch.float64)
-    row, smallest = correlation, -math.inf
+    distance = (lags[:, None] - lags[None]).abs().long()
+    row = correlation
     for taper in torch.linspace(0, 1, 21, dtype=torch.float64):
         row = correlation * (1 - taper * lags / len(correlation))
-        smallest = float(torch.linalg.eigvalsh(row[(lags[:, None] - lags[None]).abs().long()])[0])
-        if smallest >= 0:
+        if float(torch.linalg.eigvalsh(row[distance])[0]) >= 0:
             break
-    # The mean was estimated too, so that even the biased estimate can be a little below zero.
-    row = row / (1 + max(0.0, -smallest))
     row = (1 - shrinkage) * row
     row[0] = 1
     return row

@@ -13,7 +13,7 @@ from ornstein.noise.covariance import Covariance, SingularCovarianceError, check
 
 Operation = Literal["color", "matvec", "whiten", "solve"]
 
-# Up to this length one product with a cached matrix is faster than a recursion over the frames.
+# Up to this length one product with a cached matrix is fastest (benchmarks/noise.py).
 SHORT_AXIS = 64
 
 # An eigenvalue below this share of the largest one is a null direction, not a small variance.
@@ -23,6 +23,7 @@ NULL = 1e-12
 class FrameCovariance(Covariance):
     """A covariance over one axis of `length` elements. Subclasses give `dense`; long axes may override the operations.
 
+    R is the Cholesky factor, lower triangular, unless the subclass says otherwise or C is singular.
     The matrices of short axes are made once in float64 and cast to what they are applied to.
     """
 
@@ -45,12 +46,18 @@ class FrameCovariance(Covariance):
         if operation == "eigenvectors":
             return torch.linalg.eigh(self.dense())[1]
         if operation == "color":
-            return root(self.dense())
+            return self._null_root() if self.singular else torch.linalg.cholesky(self.dense())
         if self.singular:
             raise SingularCovarianceError(self)
         if operation == "whiten":
-            return torch.linalg.inv(self._cached("color"))
+            unit = torch.eye(self.length, dtype=torch.float64)
+            return torch.linalg.solve_triangular(self._cached("color"), unit, upper=False)
         return self._cached("whiten").mT @ self._cached("whiten")
+
+    def _null_root(self) -> Tensor:
+        """V diag(sqrt(l)), with nothing at all in the null directions: there rounding has a root of 1e-8."""
+        values = self.eigenvalues
+        return self.eigenvectors * torch.where(values > NULL * values[-1], values, 0.0).sqrt()
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -153,15 +160,6 @@ def check_eigenvalues(values: Tensor) -> None:
     """ValueError unless the ascending eigenvalues are those of a covariance: none below zero, but for rounding."""
     if not float(values[0]) >= -1e-10 * float(values[-1].abs()):
         raise ValueError(f"not a covariance: the smallest eigenvalue is {float(values[0]):.3g}, below zero")
-
-
-def root(c: Tensor) -> Tensor:
-    """R with R R^T = C: the Cholesky factor, or V diag(sqrt(l)) where C is singular. (L, L) float64."""
-    factor, failed = torch.linalg.cholesky_ex(c)
-    if failed == 0:
-        return factor
-    values, vectors = torch.linalg.eigh(c)
-    return vectors * values.clamp(min=0).sqrt()
 
 
 def frame_axis(ndim: int) -> int:

@@ -147,3 +147,7 @@ class Kronecker(Covariance):
         """(1 - g) C + g I, again a Kronecker product with white noise."""
         check_floor(g)
         return Kronecker(self.time, self.space, 1 - (1 - g) * (1 - self.white))
+
+    def __str__(self) -> str:
+        white = f", {self.white:g} white" if self.white else ""
+        return f"Kronecker({' x '.join(map(str, self._factors))}{white})"

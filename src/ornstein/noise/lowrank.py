@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ornstein.noise.covariance import Covariance, SingularCovarianceError, check_floor
-from ornstein.noise.frames import NULL, FrameCovariance, Operation
+from ornstein.noise.frames import NULL, SHORT_AXIS, FrameCovariance, Operation
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,8 +17,8 @@ class LowRank(FrameCovariance):
     """C = D + U U^T over one axis of N elements: D = diag(diag) with diag (N,) >= 0, U = factor (N, k) (E5).
 
     With D^(-1/2) U = Q S P^T (thin SVD), R = D^(1/2) (I + Q (sqrt(1 + S^2) - 1) Q^T): Woodbury's formula for the root.
-    Every operation is O(N k) in time and memory; the (N, N) matrix is never made. Elements without noise of their own
-    (D_ii = 0) are told by the factors alone: C is singular where they are more than the factors that reach them.
+    Every operation is O(N k) in time and memory; beyond 64 elements no (N, N) matrix is made. Elements without noise of
+    their own (D_ii = 0) are told by the factors alone: C is singular where they outnumber the factors that reach them.
     Raises ValueError for diag below zero, shapes that do not fit, and values that are not finite.
     Source: Woodbury 1950; det(D + U U^T) = det D det(I + S^2).
     """
@@ -63,7 +63,15 @@ class LowRank(FrameCovariance):
     def axis_logdet(self) -> float:
         return self._root.logdet()
 
+    def _matrix(self, operation: str) -> Tensor:
+        if operation in ("color", "matvec", "whiten", "solve"):
+            return self._structured(operation, torch.eye(self.length, dtype=torch.float64)[None])[0]
+        return super()._matrix(operation)
+
     def _apply(self, operation: Operation, x: Tensor) -> Tensor:
+        return super()._apply(operation, x) if self.length <= SHORT_AXIS else self._structured(operation, x)
+
+    def _structured(self, operation: Operation, x: Tensor) -> Tensor:
         if operation == "matvec":
             diag, factor = torch.as_tensor(self.diag).to(x), torch.as_tensor(self.factor).to(x)
             return diag[:, None] * x + factor @ (factor.mT @ x)

@@ -10,6 +10,9 @@ from torch import Tensor
 from ornstein.noise.covariance import SingularCovarianceError
 from ornstein.noise.frames import SHORT_AXIS, FrameCovariance, Operation
 
+# Elements of a frame from which a recursion over the frames is faster than doubling, by benchmarks/noise.py.
+_LARGE_FRAME = 1024
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -47,49 +50,39 @@ class Chain:
         return Chain(self.rho.to(device, real), self.scale.to(device, real), gain, self.white)
 
     def color(self, z: Tensor) -> Tensor:
-        """R z, one frame after the other."""
-        mean, frames = torch.zeros_like(z[:, 0]), []
-        for k in range(z.shape[1]):
-            new = self.scale[k] * z[:, k]
-            frames.append(mean + new)
-            if k + 1 < z.shape[1]:
-                mean = self.rho[k + 1] * (frames[-1] if self.gain is None else mean + self.gain[k] * new)
-        return torch.stack(frames, dim=1)
+        """R z."""
+        new = self.scale * z
+        return scan(self.rho, new) if self.gain is None else new + self._means(self.rho, self.gain * new)
+
+    def _means(self, factor: Tensor, told: Tensor) -> Tensor:
+        """m_1 = 0, m_{k+1} = factor_{k+1} m_k + rho_{k+1} told_k."""
+        return scan(factor, torch.cat([torch.zeros_like(told[:, :1]), self.rho[1:] * told[:, :-1]], dim=1))
 
     def whiten(self, x: Tensor) -> Tensor:
         """R^-1 x."""
         if self.gain is None:
-            return torch.cat([x[:, :1], x[:, 1:] - self.rho[1:] * x[:, :-1]], dim=1) / self.scale
-        mean, frames = torch.zeros_like(x[:, 0]), []
-        for k in range(x.shape[1]):
-            new = x[:, k] - mean
-            frames.append(new / self.scale[k])
-            if k + 1 < x.shape[1]:
-                mean = self.rho[k + 1] * (mean + self.gain[k] * new)
-        return torch.stack(frames, dim=1)
+            means = torch.cat([torch.zeros_like(x[:, :1]), self.rho[1:] * x[:, :-1]], dim=1)
+        else:
+            means = self._means(self._kept, self.gain * x)
+        return (x - means) / self.scale
+
+    @property
+    def _kept(self) -> Tensor:
+        """What is left of m_k in m_{k+1}, once x_k is known: rho_{k+1} (1 - gain_k)."""
+        assert self.gain is not None
+        return torch.cat([self.rho[:1], self.rho[1:] * (1 - self.gain[:-1])])
 
     def whiten_adjoint(self, u: Tensor) -> Tensor:
         """R^-T u, from the last frame to the first."""
         scaled = u / self.scale
         if self.gain is None:
             return torch.cat([scaled[:, :-1] - self.rho[1:] * scaled[:, 1:], scaled[:, -1:]], dim=1)
-        frames = [scaled[:, -1]]
-        slope = -scaled[:, -1]  # of the frames after k, by the mean m_{k+1}
-        for k in range(u.shape[1] - 2, -1, -1):
-            slope = self.rho[k + 1] * slope
-            frames.append(scaled[:, k] + self.gain[k] * slope)
-            slope = (1 - self.gain[k]) * slope - scaled[:, k]
-        frames.reverse()
-        return torch.stack(frames, dim=1)
+        slope = scan_back(self._kept, -scaled)  # of all the frames from k on, by the mean m_k
+        return torch.cat([scaled[:, :-1] + self.gain[:-1] * self.rho[1:] * slope[:, 1:], scaled[:, -1:]], dim=1)
 
     def matvec(self, x: Tensor) -> Tensor:
         """C x: what comes from the frames before and what comes from those after."""
-        before, after = [x[:, 0]], [x[:, -1]]
-        for k in range(1, x.shape[1]):
-            before.append(x[:, k] + self.rho[k] * before[-1])
-            after.append(x[:, -1 - k] + self.rho[-k] * after[-1])
-        after.reverse()
-        both = torch.stack(before, dim=1) + torch.stack(after, dim=1) - x
+        both = scan(self.rho, x) + scan_back(self.rho, x) - x
         return both if self.white == 0 else (1 - self.white) * both + self.white * x
 
     def apply(self, operation: Operation, x: Tensor) -> Tensor:
@@ -98,10 +91,37 @@ class Chain:
         return {"color": self.color, "whiten": self.whiten, "matvec": self.matvec}[operation](x)
 
 
+def scan(r: Tensor, u: Tensor) -> Tensor:
+    """y_k = r_k y_{k-1} + u_k, y_0 = u_0: r (L, *), u (outer, L, *).
+
+    One frame after the other where frames are large; where they are small, so that starting an operation costs more
+    than doing it, by doubling: after j rounds y_k holds the last 2^j terms of its sum, O(L log L).
+    """
+    length = u.shape[1]
+    if u[:, 0].numel() >= _LARGE_FRAME:
+        frames = [u[:, 0]]
+        for k in range(1, length):
+            frames.append(u[:, k] + r[k] * frames[-1])
+        return torch.stack(frames, dim=1)
+    y, shift = u, 1
+    while shift < length:
+        y = torch.cat([y[:, :shift], y[:, shift:] + r[shift:] * y[:, :-shift]], dim=1)
+        # The product of the last 2^j coefficients. Before frame 2^j nothing is left to multiply.
+        r = torch.cat([r[:shift], r[shift:] * r[:-shift]])
+        shift *= 2
+    return y
+
+
+def scan_back(r: Tensor, u: Tensor) -> Tensor:
+    """y_k = r_{k+1} y_{k+1} + u_k, y_L = u_L: the adjoint of `scan`."""
+    backwards = torch.cat([r[1:], r[:1]]).flip(0)  # the first of them is not used
+    return scan(backwards, u.flip(1)).flip(1)
+
+
 class Markov(FrameCovariance):
     """A Markov covariance over one axis, C_ij = prod_{i < k <= j} rho_k. Subclasses give `_chain`, coefficients (L, 1).
 
-    R is the Cholesky factor; long axes take O(L) time and memory in every operation.
+    R is the Cholesky factor; long axes take O(L) memory and O(L) or O(L log L) time in every operation.
     """
 
     @property

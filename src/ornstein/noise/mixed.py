@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ornstein.noise.covariance import Covariance, SingularCovarianceError, check_floor
-from ornstein.noise.frames import FrameCovariance, Operation
+from ornstein.noise.frames import SHORT_AXIS, FrameCovariance, Operation
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,25 @@ class Mixed(FrameCovariance):
         deviation, mean = self._eigenvalues
         return (self.length - 1) * math.log(deviation) + math.log(mean)
 
-    def _apply(self, operation: Operation, x: Tensor) -> Tensor:
+    def _function(self, operation: Operation) -> tuple[float, float]:
+        """What the operation does to a deviation from the mean over frames, and to that mean."""
         if self.singular and operation in ("whiten", "solve"):
             raise SingularCovarianceError(self)
         power = {"color": 0.5, "matvec": 1.0, "whiten": -0.5, "solve": -1.0}[operation]
-        deviation, mean = (value**power for value in self._eigenvalues)
-        return deviation * x + (mean - deviation) * x.mean(dim=1, keepdim=True)
+        deviation, mean = self._eigenvalues
+        return deviation**power, mean**power
+
+    def _matrix(self, operation: str) -> Tensor:
+        if operation not in ("color", "matvec", "whiten", "solve"):
+            return super()._matrix(operation)
+        deviation, mean = self._function(operation)
+        return deviation * torch.eye(self.length, dtype=torch.float64) + (mean - deviation) / self.length
+
+    def _apply(self, operation: Operation, x: Tensor) -> Tensor:
+        if self.length <= SHORT_AXIS:
+            return super()._apply(operation, x)
+        deviation, mean = self._function(operation)
+        return (deviation * x).add_(x.mean(dim=1, keepdim=True), alpha=mean - deviation)
 
     def floored(self, g: float) -> Covariance:
         """(1 - g) C + g I, again Mixed."""

@@ -102,6 +102,8 @@ class SpectralAR1(Covariance):
             raise ValueError(f"{self} acts on clips (B, C, {', '.join(map(str, wanted))}), got shape {tuple(x.shape)}")
         if operation in ("whiten", "solve") and self.singular:
             raise SingularCovarianceError(self)
+        if x.numel() == 0:  # which the Fourier transform refuses
+            return x
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         f = torch.fft.rfft2(work.flatten(0, 1), norm="ortho")
         f = self._chain.to(work.dtype, x.device).apply(operation, f)

@@ -105,6 +105,8 @@ class Toeplitz(FrameCovariance):
     def _apply(self, operation: Operation, x: Tensor) -> Tensor:
         if self.length <= SHORT_AXIS or operation in ("color", "whiten"):
             return super()._apply(operation, x)
+        if x.numel() == 0:  # which the Fourier transform refuses
+            return x
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if operation == "matvec":
             spectrum = _spectrum(_circulant(self._row, 2 * self.length))
@@ -142,7 +144,7 @@ class Toeplitz(FrameCovariance):
     ) -> Tensor:
         shape = tuple(shape)
         axis = frame_axis(len(shape))
-        if self.length <= SHORT_AXIS or shape[axis] != self.length or self._embedding is None:
+        if self.length <= SHORT_AXIS or shape[axis] != self.length or 0 in shape or self._embedding is None:
             return super().sample(shape, generator, dtype, device)
         size = 2 * (len(self._embedding) - 1)
         outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])

@@ -12,9 +12,7 @@ from ornstein.solvers.stepping import Noise, pairs
 from ornstein.solvers.variance import ReverseVariance, check_variance, reverse_log_variance
 
 
-def ddpm(
-    d: Denoises, x: Tensor, times: Tensor, noise: Noise, variance: ReverseVariance = "lower"
-) -> Iterator[Tensor]:
+def ddpm(d: Denoises, x: Tensor, times: Tensor, noise: Noise, variance: ReverseVariance = "lower") -> Iterator[Tensor]:
     """Ancestral sampling (E6; E7 is the same mean): x_s = mu~(x_t, x0_hat) + R sigma z (Ho et al. 2020, algorithm 2).
 
     sigma^2 is beta~ ("lower"), beta ("upper"), what the network learned between them ("learned"), or the optimum, an

@@ -30,7 +30,9 @@ class AnalyticVariance:
     def __post_init__(self) -> None:
         level, error = self.log_snr, self.error
         if level.ndim != 1 or level.shape != error.shape or len(level) == 0:
-            raise ValueError(f"log_snr and error are tables of one length, got {tuple(level.shape)}, {tuple(error.shape)}")
+            raise ValueError(
+                f"log_snr and error are tables of one length, got {tuple(level.shape)}, {tuple(error.shape)}"
+            )
         if bool((level.diff() >= 0).any()) or not bool((error >= 0).all()):
             raise ValueError("log_snr must fall strictly, and the errors be >= 0")
 

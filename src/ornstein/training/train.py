@@ -20,6 +20,7 @@ from ornstein.data.order import batch_indices
 from ornstein.denoiser import Denoiser
 from ornstein.errors import RunError, UserError
 from ornstein.files import write_error
+from ornstein.nets.video import known_masks
 from ornstein.randomness import generator
 from ornstein.training import state
 from ornstein.training.config import TrainConfig, autocast_dtype, ema_decay, ema_exponent
@@ -104,6 +105,7 @@ class _Run:
         )
         classes = getattr(denoiser.net, "config", {}).get("classes", 1)
         self.conditional = "label" in denoiser.conditions and classes > 0
+        self.conditioning: bool = getattr(denoiser.net, "config", {}).get("conditioning", False)
         self.step = 0
         self.elapsed = 0.0
 
@@ -199,6 +201,8 @@ class _Run:
         if self.conditional and labels is not None:
             dropped = torch.rand(len(x0), generator=draw, device=self.device) < config.condition_dropout
             cond["label"] = labels.to(self.device).masked_fill(dropped, -1)
+        if self.conditioning:
+            cond |= {"known": x0, "known_mask": known_masks(len(x0), x0.shape[2], draw)}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         devices = [self.device] if self.device.type == "cuda" else []

@@ -1,0 +1,160 @@
+"""What correlated noise costs: every covariance against white noise, in one process.
+
+    python benchmarks/noise.py [--repeats 41] [--threads 1] [--device cuda]
+
+The yardstick is torch.randn and one read and write of the tensor (a clone), taken in turns with each candidate, so
+that a busy machine slows both. Printed are the medians, and the median of the ratios of each turn. The
+first table is for short axes, where a matrix product is cheapest; the second for 4096 frames, where nothing may grow
+with their square but what the documentation says does; the third compares ways to colour a short axis, and is why it
+is done as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from ornstein.noise import AR1, OU, Covariance, Kronecker, LowRank, Mixed, SpectralAR1, Toeplitz
+
+CLIP = (8, 3, 16, 64, 64)
+LONG = (1, 3, 4096, 8, 8)
+BOUND = 1.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=41)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    clock = Clock(arguments.repeats, torch.device(arguments.device))
+    Console().print(f"torch {torch.__version__} on {arguments.device}, {arguments.threads} threads, float32")
+    _short(clock)
+    _long(clock)
+    _candidates(clock)
+
+
+class Clock:
+    """Times a function against the yardstick, one after the other, `repeats` times."""
+
+    def __init__(self, repeats: int, device: torch.device) -> None:
+        self.repeats, self.device = repeats, device
+
+    def _seconds(self, f: Callable[[], object]) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        f()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def against_white(self, f: Callable[[], object], shape: tuple[int, ...]) -> tuple[float, float, float]:
+        """Median milliseconds of f and of the yardstick for a tensor of `shape`, and the median of their ratios."""
+        times: list[tuple[float, float]] = []
+        for _ in range(self.repeats + 2):
+            white = self._seconds(lambda: torch.randn(shape, device=self.device).clone())
+            times.append((self._seconds(f), white))
+        own, white = zip(*times[2:], strict=True)
+        ratio = statistics.median(a / b for a, b in times[2:])
+        return 1000 * statistics.median(own), 1000 * statistics.median(white), ratio
+
+
+def _table(title: str, rows: list[tuple[str, tuple[float, float, float], str]]) -> None:
+    table = Table(title=title)
+    for name in ("", "ms", "randn + copy, ms", "ratio", ""):
+        table.add_column(name, justify="left" if name == "" else "right")
+    for name, (own, white, ratio), note in rows:
+        table.add_row(name, f"{own:.2f}", f"{white:.2f}", f"{ratio:.2f}", note)
+    Console().print(table)
+
+
+def _short(clock: Clock) -> None:
+    frames, height, width = CLIP[2:]
+    lags = torch.arange(frames, dtype=torch.float64)
+    bounded: list[Covariance] = [AR1(frames, 0.9), Mixed(frames, 0.5), Toeplitz(1 / (1 + lags))]
+    others: list[Covariance] = [
+        OU(lags, 0.1),
+        LowRank(torch.ones(frames), torch.ones(frames, 2)),
+        Kronecker(AR1(frames, 0.9), (AR1(height, 0.5), AR1(width, 0.5))),
+        SpectralAR1(frames, [0.9, 0.5, 0.1], size=(height, width)),
+    ]
+    rows = []
+    for c in (*bounded, *others):
+        times = clock.against_white(lambda c=c: c.sample(CLIP, device=clock.device), CLIP)
+        note = "" if c not in bounded else "ok" if times[2] <= BOUND else "TOO SLOW"
+        rows.append((type(c).__name__, times, note))
+    _table(f"sample {CLIP}: at most {BOUND} where marked", rows)
+
+
+def _long(clock: Clock) -> None:
+    frames = LONG[2]
+    lags = torch.arange(frames, dtype=torch.float64)
+    rows = []
+    toeplitz = Toeplitz(1 / (1 + lags))
+    x = torch.randn(LONG, device=clock.device)
+    each: list[Covariance] = [
+        AR1(frames, 0.9),
+        OU(lags, 0.1),
+        Mixed(frames, 0.5),
+        LowRank(torch.ones(frames), torch.ones(frames, 2)),
+        SpectralAR1(frames, [0.9, 0.5, 0.1], size=LONG[3:]),
+        toeplitz,
+    ]
+    for c in each:
+        operations: dict[str, Callable[[], object]] = {
+            "sample": lambda c=c: c.sample(LONG, device=clock.device),
+            "matvec": lambda c=c: c.matvec(x),
+            "mahalanobis": lambda c=c: c.mahalanobis(x),
+            "logdet": lambda c=c: c.logdet(LONG),
+        }
+        if c is toeplitz:
+            operations["color (quadratic)"] = lambda c=c: c.color(x)
+        for name, f in operations.items():
+            f()  # what is made once
+            times = clock.against_white(f, LONG)
+            rows.append((f"{type(c).__name__}.{name}", times, ""))
+    _table(f"{LONG}: {frames} frames", rows)
+
+
+def _candidates(clock: Clock) -> None:
+    """Ways to colour a short axis."""
+    batch, channels, frames, height, width = CLIP
+    root = AR1(frames, 0.9).color(torch.eye(frames, dtype=torch.float64)).mT.float().to(clock.device).contiguous()
+    z = torch.randn(batch * channels, frames, height * width, device=clock.device)
+
+    def recursion() -> Tensor:
+        x = z.clone()
+        for k in range(1, frames):
+            x[:, k].mul_(0.436).add_(x[:, k - 1], alpha=0.9)
+        return x
+
+    def frames_first() -> Tensor:
+        return (root @ z.movedim(1, 0).reshape(frames, -1)).reshape(frames, batch * channels, -1).movedim(0, 1)
+
+    def fourier() -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(z, 2 * frames, dim=1), dim=1)[:, :frames]
+
+    ways = {
+        "one batched product": lambda: root @ z,
+        "recursion over frames in place": recursion,
+        "frames moved first, one product": frames_first,
+        "FFT of a circulant embedding": fourier,
+    }
+    rows = []
+    for name, f in ways.items():
+        times = clock.against_white(f, CLIP)
+        rows.append((name, times, ""))
+    _table("colour alone, 16 frames", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""`ornstein evaluate`: bits/dim, distances, precision and recall of a trained model, as tables, a report and JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table as RichTable
+
+from ornstein import checkpoint
+from ornstein.cli.command import console, progress
+from ornstein.cli.train import SETTINGS, Settings, open_data
+from ornstein.data import ImageSet, open_images
+from ornstein.denoiser import Denoiser
+from ornstein.errors import UserError
+from ornstein.evaluation.features import open_features
+from ornstein.evaluation.findings import tables, write_findings
+from ornstein.evaluation.held_out import METHODS
+from ornstein.evaluation.judge import Plan, check_images, judge
+from ornstein.files import atomic_write, read_json, write_error
+from ornstein.solvers import SOLVERS
+
+JSON = "evaluation.json"
+REPORT = "report.html"
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to judge by, as for `train`.  [default: those the run held out]"),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Samples for each seed, and real images at most.")] = 2000,
+    solvers: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "dpmpp-3m,ddim",
+    steps: Annotated[str, typer.Option(help="Numbers of solver steps.")] = "5,10,20,50",
+    features: Annotated[str, typer.Option(help="pixels, conv, or a TorchScript file.")] = "conv",
+    seeds: Annotated[int, typer.Option(help="Sets of samples, for the spread of every figure.")] = 3,
+    likelihood: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; or none.")] = "vlb,ode",
+    images: Annotated[int, typer.Option(help="Held-out images for the likelihood.")] = 256,
+    held_out: Annotated[
+        float | None, typer.Option(help="Judge by this share of the data only, drawn by the run's seed.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples through the network at once.")] = 128,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.  [default: RUN/evaluation]")] = None,
+) -> None:
+    """Judge a model by images it was not trained on.
+
+    Example: ornstein evaluate runs/photos -n 1000 --steps 10,50 --seeds 2
+    """
+    plan = Plan(
+        count=n,
+        solvers=_names(solvers),
+        steps=_numbers(steps),
+        seeds=seeds,
+        methods=() if likelihood.strip() == "none" else _names(likelihood),
+        images=images,
+        batch=batch,
+    )
+    denoiser = checkpoint.load(run)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    denoiser.to(device)
+    extractor = open_features(features, device)
+    material = _open_material(run, denoiser, data, held_out)
+    folder = run / "evaluation" if out is None else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # told now, not after an hour
+    except OSError as error:
+        raise write_error(folder, error) from error
+    with progress("calls") as bar:
+        task = bar.add_task("judging", total=None, note="")
+        found = judge(
+            denoiser,
+            plan,
+            material.held_out,
+            material.train,
+            extractor,
+            lambda what, done, total: bar.update(task, completed=done, total=total, note=what),
+        )
+    command = _command(run, data, plan, features, held_out)
+    for table in tables(found, material.about):
+        rich = RichTable(*table.columns, title=table.title, title_justify="left", title_style="bold", show_edge=False)
+        for row in table.rows:
+            rich.add_row(*(str(value) for value in row))
+        console.print()
+        console.print(rich)
+        console.print(table.header, style="dim")
+    settings = {"command": command, "model": str(run), "data": material.held_out.source}
+    record = {"format": 1, **settings, "data_fingerprint": material.fingerprint, "about": material.about}
+    text = json.dumps(record | found.to_json(), indent=1, allow_nan=False)
+    atomic_write(folder / JSON, (text + "\n").encode())
+    assert denoiser.data is not None
+    write_findings(
+        folder / REPORT,
+        found,
+        f"Evaluation of {run.name}",
+        material.about,
+        material.held_out,
+        denoiser.data.classes,
+        material.train is not None,
+        settings,
+    )
+    console.print(f"\nthe report: {folder / REPORT}; the figures: {folder / JSON}; again: {command}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Material:
+    """What to judge by: images the model has not seen, those it was trained on where they are at hand, and which."""
+
+    held_out: ImageSet
+    train: ImageSet | None
+    fingerprint: str
+    about: str
+
+
+def _open_material(run: Path, denoiser: Denoiser, data: str | None, share: float | None) -> _Material:
+    if share is not None and not 0 < share < 1:
+        raise UserError(f"--held-out is a share between 0 and 1, not {share}")
+    own = _settings(run)
+    if own is None and data is None:
+        raise UserError(f"{run} does not say which images it was trained on (it has no {SETTINGS}): give --data")
+    if own is not None and (data is None or _same_source(data, own.data)):
+        if share is not None and share > own.held_out:
+            raise UserError(
+                f"--held-out {share} would judge by images the model was trained on: it held out {own.held_out}"
+            )
+        train, held_out = open_data(own)
+        check_images(denoiser, held_out)
+        if share is not None:
+            # The same order of the same images: a smaller share is a part of the larger one.
+            held_out = _part_of(own, share)
+        about = f"{len(held_out)} images of {own.data} that the run held out"
+        return _Material(held_out, train, held_out.fingerprint, about)
+    assert data is not None
+    # Sizes and colours as in the training, so that these images are seen as those were.
+    settings = Settings(data=data) if own is None else replace(own, data=data, conditional=None)
+    images = _read(settings)
+    check_images(denoiser, images)
+    about = f"all {len(images)} images of {data}"
+    if share is not None:
+        _, images = images.split(share, settings.seed)
+        about = f"{len(images)} images of {data}, drawn by seed {settings.seed}"
+    if settings.size is not None:
+        about += f", brought to {settings.size}x{settings.size} pixels as in the training"
+    train = None
+    if own is not None:
+        try:
+            train, _ = open_data(own)
+        except UserError as error:
+            console.print(f"without the training images no copies are looked for: {error}", soft_wrap=True)
+    return _Material(images, train, images.fingerprint, about)
+
+
+def _settings(run: Path) -> Settings | None:
+    if not (run / SETTINGS).is_file():
+        return None
+    try:
+        return Settings(**read_json(run / SETTINGS))
+    except TypeError as error:
+        raise UserError(f"{run / SETTINGS} is not of this version: {error}") from error
+
+
+def _same_source(a: str, b: str) -> bool:
+    if "digits" in (a, b):
+        return a == b
+    return Path(a).resolve() == Path(b).resolve()
+
+
+def _read(settings: Settings) -> ImageSet:
+    with progress("files", transient=True) as bar:
+        task = bar.add_task("reading", total=None, note="")
+        return open_images(
+            settings.data,
+            settings.size,
+            settings.channels,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+
+
+def _part_of(own: Settings, share: float) -> ImageSet:
+    return open_data(replace(own, held_out=share))[1]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(number) for number in _names(text)))
+    except ValueError:
+        raise UserError(f"--steps are whole numbers with commas between them, such as 5,10,20, not {text!r}") from None
+
+
+def _command(run: Path, data: str | None, plan: Plan, features: str, share: float | None) -> str:
+    options: dict[str, Any] = {
+        "--data": data,
+        "-n": plan.count,
+        "--solvers": ",".join(plan.solvers),
+        "--steps": ",".join(map(str, plan.steps)),
+        "--features": features,
+        "--seeds": plan.seeds,
+        "--likelihood": ",".join(plan.methods) or "none",
+        "--images": plan.images,
+        "--held-out": share,
+        "--batch": plan.batch,
+    }
+    words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    return shlex.join(["ornstein", "evaluate", str(run), *words])

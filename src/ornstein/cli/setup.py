@@ -1,0 +1,134 @@
+"""What `train` is asked for, and the data and the untrained model that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ornstein import checkpoint, schedules
+from ornstein import noise as noises
+from ornstein.cli.command import progress
+from ornstein.data import Clips, ImageSet, open_clips, open_images
+from ornstein.denoiser import Data, Denoiser
+from ornstein.errors import UserError
+from ornstein.nets import UNet, VideoUNet
+from ornstein.process import Process
+from ornstein.training import TrainConfig
+
+# With fewer images a class than this the class is left out, unless it is asked for: a name is not a kind.
+_IMAGES_PER_CLASS = 10
+
+_BATCH = 128
+_CLIP_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked for; kept in its folder, so that a resumption needs no options."""
+
+    data: str
+    size: int | None = None
+    channels: int | None = None
+    frames: int | None = None
+    stride: int = 1
+    net: str = "auto"
+    init: str | None = None
+    given_frames: bool = False
+    noise: str = "white"
+    conditional: bool | None = None
+    held_out: float = 0.1
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int | None = None
+    learning_rate: float = 1e-3
+    precision: str = "auto"
+    seed: int = 0
+    checkpoint_every: int = 500
+    sample_every: int = 1000
+
+    def config(self) -> TrainConfig:
+        names = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
+        given = {name: getattr(self, name) for name in names}
+        given["batch"] = self.batch if self.batch is not None else _BATCH if self.frames is None else _CLIP_BATCH
+        return TrainConfig(**given)
+
+
+def open_data(settings: Settings) -> tuple[ImageSet | Clips, ImageSet | Clips]:
+    """The images or clips to train on and those held out, by the run's seed."""
+    if not 0 < settings.held_out < 1:
+        raise UserError(f"--held-out is a share between 0 and 1, not {settings.held_out}")
+    with progress("files", transient=True) as bar:
+        task = bar.add_task("reading", total=None, note="")
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        opened: ImageSet | Clips
+        if settings.frames is None:
+            opened = open_images(settings.data, settings.size, settings.channels, progress=advance)
+        else:
+            opened = open_clips(
+                settings.data,
+                settings.frames,
+                settings.size,
+                settings.channels,
+                stride=settings.stride,
+                progress=advance,
+            )
+    if settings.conditional and not opened.classes:
+        if isinstance(opened, ImageSet):
+            opened.require_labels()
+        raise UserError(f"{settings.data} has no classes: put the videos of each in a folder named after it")
+    return opened.split(settings.held_out, settings.seed)
+
+
+def new_denoiser(settings: Settings, data: ImageSet | Clips) -> Denoiser:
+    """The untrained model that fits the data: cosine schedule, v-prediction, the noise that was asked for."""
+    shape = tuple(data.shape)
+    channels, size = shape[0], shape[-1]
+    conditional = settings.conditional
+    if conditional is None:
+        conditional = 1 < len(data.classes) <= len(data) / _IMAGES_PER_CLASS
+    classes = data.classes if conditional else []
+    preset = settings.net
+    if preset == "auto":
+        preset = "xs" if size <= 16 or settings.frames else "m" if torch.cuda.is_available() else "s"
+    torch.manual_seed(settings.seed)
+    net: nn.Module
+    if settings.frames is None:
+        if settings.init is not None or settings.given_frames:
+            raise UserError("--init and --given-frames are for clips: give --frames too")
+        if settings.noise != "white" and not settings.noise.endswith(".json"):
+            raise UserError(f"noise {settings.noise!r} is over the frames of clips: give --frames, or leave it out")
+        net = UNet.preset(preset, channels=channels, size=size, classes=len(classes))
+    elif settings.init is not None:
+        net = _from_image(Path(settings.init), shape, len(classes), settings.given_frames)
+    else:
+        net = VideoUNet.preset(
+            preset,
+            channels=channels,
+            size=size,
+            frames=settings.frames,
+            classes=len(classes),
+            conditioning=settings.given_frames,
+        )
+    process = Process(schedules.Cosine(), noises.parse(settings.noise, shape[1]))
+    denoiser = Denoiser(net, process, "v", data=Data(shape, tuple(classes)))
+    return denoiser.to("cuda") if torch.cuda.is_available() else denoiser
+
+
+def _from_image(run: Path, shape: tuple[int, ...], classes: int, given_frames: bool) -> VideoUNet:
+    """The video net around the image model in `run`."""
+    image = checkpoint.load(run).net
+    if not isinstance(image, UNet):
+        raise UserError(f"{run} is no image model: --init takes a run of images")
+    own = (image.config["channels"], image.config["size"], image.config["classes"])
+    if own != (shape[0], shape[-1], classes):
+        raise UserError(
+            f"{run} has {own[0]} channels, {own[1]} pixels a side and {own[2]} classes; "
+            f"the clips have {shape[0]}, {shape[-1]} and {classes}"
+        )
+    return VideoUNet.from_image(image, shape[1], conditioning=given_frames)

@@ -1,0 +1,328 @@
+"""Sets of clips: cut from the videos of a folder or archive, decoded once; or generated from known motion."""
+
+import hashlib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein.data import images
+from ornstein.data.decode import LIMIT_PIXELS, MIN_SIDE, BadImage, strict_pillow
+from ornstein.data.motion import MOTIONS, MotionClips
+from ornstein.data.pixels import to_unit
+from ornstein.data.sources import SUFFIXES, Entry, Listing, first_folders, natural_key, nothing_usable, open_source
+from ornstein.data.video_read import GIF, VIDEO_SUFFIXES, read_folder, read_gif, read_video
+from ornstein.errors import RunError, UserError
+
+_NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a whole
+
+
+class Clips(Protocol):
+    """What training and evaluation read: `ClipSet` and `MotionClips`."""
+
+    source: str
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]: ...
+
+    def split(self, fraction: float, seed: int) -> "tuple[Clips, Clips]": ...
+
+    @property
+    def classes(self) -> list[str]: ...
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]: ...
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclass(eq=False)
+class ClipSet:
+    """Clips of one size and length, decoded: windows into the frames of whole videos.
+
+    pixels: uint8 (T, C, H, W), all videos one after the other. starts: int64 (N,), where each clip begins in it.
+    videos: int64 (N,), the video each clip was cut from, into `names` and `file_sizes` (bytes).
+    labels: int64 (N,) into `classes`, or None. skipped: (name, reason) of every video that could not be used.
+    """
+
+    source: str
+    frames: int
+    pixels: Tensor
+    starts: Tensor
+    videos: Tensor
+    names: list[str]
+    file_sizes: list[int]
+    labels: Tensor | None = None
+    classes: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of a clip."""
+        _, c, h, w = self.pixels.shape
+        return c, self.frames, h, w
+
+    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """The clips at `indices`, float32 (B, C, F, H, W) in [-1, 1], and their labels int64 (B,) or None."""
+        rows = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        taken = self.starts[rows][:, None] + torch.arange(self.frames)
+        clips = to_unit(self.pixels[taken]).transpose(1, 2).contiguous()
+        return clips, None if self.labels is None else self.labels[rows]
+
+    def split(self, fraction: float, seed: int) -> tuple["ClipSet", "ClipSet"]:
+        """(train, held-out): whole videos, drawn at random by `seed`, until `fraction` of the clips are held out.
+
+        Never two clips of one video on both sides: neighbours in time are near copies. A single video is cut in two
+        in time, its end held out, and a clip that crosses the cut is in neither part. The pixels are shared.
+        Raises ValueError unless 0 < fraction < 1, UserError on fewer than 2 clips.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
+        if len(self) < 2:
+            raise UserError(f"{self.source} has {len(self)} clip: at least 2 are needed to hold some out")
+        wanted = min(max(round(len(self) * fraction), 1), len(self) - 1)
+        present = self.videos.unique()
+        if len(present) == 1:
+            cut = self.starts[len(self) - wanted]
+            train = self.starts + self.frames <= cut
+            if not bool(train.any()):
+                raise UserError(f"{self.source} is too short to hold clips out that do not overlap the others")
+            return self._subset(train), self._subset(self.starts >= cut)
+        order = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))]
+        counts = torch.bincount(self.videos, minlength=len(self.names))[order].cumsum(0)
+        some = min(int((counts < wanted).sum()) + 1, len(present) - 1)
+        held_out = torch.isin(self.videos, order[:some])
+        return self._subset(~held_out), self._subset(held_out)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that tell whether two runs cut the same clips from the same files.
+
+        SHA-256 of the clip length, and of names, sizes (bytes) and places of the clips.
+        """
+        digest = hashlib.sha256(f"{self.frames}\n".encode())
+        offset = {int(v): int(self.starts[self.videos == v].min()) for v in self.videos.unique()}
+        for start, video in zip(self.starts.tolist(), self.videos.tolist(), strict=True):
+            digest.update(f"{self.names[video]}\0{self.file_sizes[video]}\0{start - offset[video]}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def _subset(self, chosen: Tensor) -> "ClipSet":
+        return ClipSet(
+            source=self.source,
+            frames=self.frames,
+            pixels=self.pixels,
+            starts=self.starts[chosen],
+            videos=self.videos[chosen],
+            names=list(self.names),
+            file_sizes=list(self.file_sizes),
+            labels=None if self.labels is None else self.labels[chosen],
+            classes=list(self.classes),
+            skipped=list(self.skipped),
+        )
+
+
+@dataclass(frozen=True)
+class _Video:
+    """One video of a source: a file, or a folder of frames."""
+
+    name: str
+    size: int
+    frames: Callable[[int | None, int, int, int], Iterator[np.ndarray]]
+
+
+def open_clips(
+    path: str | Path,
+    frames: int,
+    size: int | None = None,
+    channels: int | None = None,
+    *,
+    stride: int = 1,
+    hop: int | None = None,
+    limit_pixels: int = LIMIT_PIXELS,
+    progress: Callable[[int, int], None] | None = None,
+) -> ClipSet | MotionClips:
+    """Open clips of `frames` frames: a folder, a .zip archive (read in place), a video file, or a bundled source.
+
+    A video is a file (mp4, m4v, mov, webm, mkv, avi, gif), or a folder of images in natural order. Of its frames
+    every `stride`-th is taken; a clip begins every `hop` of those, by default where the last one ended. Where all
+    videos lie in sub-folders, and in several, the first folder on the path is the class. Each frame is turned
+    upright, its centre square cut out and resized to `size` pixels a side; size=None keeps the size that all have.
+    `channels` is 3 (RGB) or 1 (luma); None means 3, and 1 for the bundled sources. Videos that cannot be used, among
+    them those shorter than a clip, are listed in `skipped`. `progress(done, total)` is called after each video.
+    Frames are decoded as a stream; above 2 GB they go to a temporary file.
+
+    The bundled sources are "moving-digits", "bouncing-balls" and "drifting-textures", see `MotionClips`; size=None is
+    32 there. A folder of such a name is given as "./moving-digits".
+
+    Raises UserError where there is no such source, nothing usable in it, the sizes differ and size=None, or an
+    argument is out of range; RunError where the disk has no room for the temporary file.
+    """
+    if frames < 1 or stride < 1 or (hop is not None and hop < 1):
+        raise UserError(f"frames, stride and hop must be at least 1, not {frames}, {stride} and {hop}")
+    if size is not None and size < MIN_SIDE:
+        raise UserError(f"--size must be at least {MIN_SIDE} pixels, not {size}")
+    if channels not in (None, 1, 3):
+        raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}")
+    if str(path) in MOTIONS and (isinstance(path, str) or not path.exists()):
+        if stride != 1 or hop is not None:
+            raise UserError(f"{path} is generated clip by clip: stride and hop are for videos")
+        return MotionClips(str(path), frames, 32 if size is None else size, 1 if channels is None else channels)
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+        bytes_ = path.stat().st_size
+        entry = Entry(path.name, bytes_, path.read_bytes, partial(path.open, "rb"))
+        return _cut(path, Listing([entry]), frames, size, channels or 3, stride, hop, limit_pixels, progress)
+    with open_source(path, VIDEO_SUFFIXES | SUFFIXES, _NO_LIMIT) as listing:
+        return _cut(path, listing, frames, size, channels or 3, stride, hop, limit_pixels, progress)
+
+
+def _cut(
+    path: Path,
+    listing: Listing,
+    frames: int,
+    size: int | None,
+    channels: int,
+    stride: int,
+    hop: int | None,
+    limit_pixels: int,
+    progress: Callable[[int, int], None] | None,
+) -> ClipSet:
+    videos = _videos(listing, path)
+    skipped, hop = list(listing.skipped), hop or frames
+    store = _Store()
+    used: list[_Video] = []
+    starts: list[int] = []
+    owners: list[int] = []
+    with strict_pillow():
+        for done, video in enumerate(videos, start=1):
+            begin = len(store)
+            try:
+                for frame in video.frames(size, channels, stride, limit_pixels):
+                    store.append(frame, video.name)
+                count = len(store) - begin
+                if count < frames:
+                    strided = f" at stride {stride}" if stride > 1 else ""
+                    raise BadImage(f"too short: {count} frames{strided}, a clip has {frames}")
+            except (BadImage, OSError) as bad:
+                store.truncate(begin)
+                reason = (getattr(bad, "strerror", None) or str(bad)).replace("\n", " ")
+                skipped.append((video.name, reason))
+            else:
+                own = range(begin, begin + count - frames + 1, hop)
+                store.truncate(own[-1] + frames)
+                starts += own
+                owners += [len(used)] * len(own)
+                used.append(video)
+            if progress is not None:
+                progress(done, len(videos))
+    skipped.sort(key=lambda item: natural_key(item[0]))
+    if not used:
+        raise nothing_usable(path, skipped, listing.ignored, "video")
+    folders = first_folders([video.name for video in used], wrapped=path.is_file())
+    classes = sorted(set(folders or []), key=natural_key)
+    labels = None
+    if folders and len(classes) > 1:
+        labels = torch.tensor([classes.index(folders[owner]) for owner in owners])
+    return ClipSet(
+        source=str(path),
+        frames=frames,
+        pixels=store.finish(),
+        starts=torch.tensor(starts),
+        videos=torch.tensor(owners),
+        names=[video.name for video in used],
+        file_sizes=[video.size for video in used],
+        labels=labels,
+        classes=classes if labels is not None else [],
+        skipped=skipped,
+    )
+
+
+def _videos(listing: Listing, path: Path) -> list[_Video]:
+    """The videos of a source, in natural order: each video file, and each folder with images directly in it."""
+    videos: list[_Video] = []
+    folders: dict[str, list[Entry]] = {}
+    for entry in listing.entries:
+        suffix = Path(entry.name).suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            videos.append(_Video(entry.name, entry.size, partial(_read_file, entry.open, suffix == GIF)))
+        else:
+            folders.setdefault(entry.name.rpartition("/")[0], []).append(entry)
+    for folder, entries in folders.items():
+        size = sum(entry.size for entry in entries)
+        videos.append(_Video(folder or path.name, size, partial(read_folder, entries)))
+    return sorted(videos, key=lambda video: natural_key(video.name))
+
+
+def _read_file(
+    opener: Callable[[], IO[bytes]], gif: bool, size: int | None, channels: int, stride: int, limit_pixels: int
+) -> Iterator[np.ndarray]:
+    with opener() as file:
+        yield from (read_gif if gif else read_video)(file, size, channels, stride, limit_pixels)
+
+
+class _Store:
+    """A growing uint8 array (T, C, H, W): in memory up to the budget, above it in a temporary file."""
+
+    def __init__(self) -> None:
+        self.memory = bytearray()
+        self.file: IO[bytes] | None = None
+        self.bytes = 0
+        self.shape: tuple[int, ...] = ()
+        self.first = ""
+
+    def __len__(self) -> int:
+        return self.bytes // (int(np.prod(self.shape)) or 1)
+
+    def append(self, frame: np.ndarray, name: str) -> None:
+        """Add a frame (C, H, W) of the video `name`. Raises UserError where it is of another size than the first."""
+        if not self.bytes:
+            self.shape, self.first = frame.shape, name
+        if frame.shape != self.shape:
+            sizes = f"{self.first} gives {self.shape[1]} pixels a side, {name} {frame.shape[1]}"
+            raise UserError(f"the videos are not all one size ({sizes}): choose one with --size")
+        try:
+            if self.file is None and self.bytes + frame.nbytes > images.MEMORY_BUDGET:
+                self.file = tempfile.TemporaryFile()  # noqa: SIM115  (it goes with the array that maps it)
+                self.file.write(self.memory)
+                self.memory = bytearray()
+            if self.file is None:
+                self.memory += frame.tobytes()
+            else:
+                self.file.write(frame.tobytes())
+        except OSError as error:
+            raise RunError(
+                f"the frames fill {tempfile.gettempdir()} ({error.strerror or error}): choose a smaller --size, a "
+                "larger stride, or set TMPDIR to a larger disk"
+            ) from error
+        self.bytes += frame.nbytes
+
+    def truncate(self, frames: int) -> None:
+        self.bytes = frames * int(np.prod(self.shape)) if frames else 0
+        if self.file is None:
+            del self.memory[self.bytes :]
+        else:
+            self.file.seek(self.bytes)
+            self.file.truncate()
+
+    def finish(self) -> Tensor:
+        shape = (len(self), *self.shape)
+        if self.file is None:
+            return torch.frombuffer(self.memory, dtype=torch.uint8).view(shape)
+        self.file.flush()
+        with self.file:
+            return torch.from_numpy(np.memmap(self.file, dtype=np.uint8, mode="r+", shape=shape))

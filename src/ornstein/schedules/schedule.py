@@ -1,0 +1,98 @@
+"""What a noise schedule is: a(t), s(t) and what follows from them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Times = float | Tensor
+
+
+def _elementwise(f: Callable[[Tensor], Tensor], t: Times) -> Tensor:
+    """f in float64, returned in the dtype of `t` (float64 for a Python number)."""
+    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+    dtype = t.dtype if t.is_floating_point() else torch.float64
+    return f(t.double()).to(dtype)
+
+
+class Schedule:
+    """a(t), s(t) and what follows from them. Subclasses give the float64 functions, `_alpha`, `_sigma` and so on."""
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _drift(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _g2(self, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _time(self, log_snr: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        return 2 * (torch.log(self._alpha(t)) - torch.log(self._sigma(t)))
+
+    def alpha(self, t: Times) -> Tensor:
+        """a(t), the factor of the data; a(0) = 1."""
+        return _elementwise(self._alpha, t)
+
+    def sigma(self, t: Times) -> Tensor:
+        """s(t), the standard deviation of the noise; s(0) = 0."""
+        return _elementwise(self._sigma, t)
+
+    def log_snr(self, t: Times) -> Tensor:
+        """lambda(t) = log a^2/s^2, strictly decreasing from +inf at t = 0."""
+        return _elementwise(self._log_snr, t)
+
+    def time(self, log_snr: Times) -> Tensor:
+        """The t at which the log-SNR is `log_snr`: the exact inverse of `log_snr`."""
+        return _elementwise(self._time, log_snr)
+
+    def alpha_dot(self, t: Times) -> Tensor:
+        """da/dt."""
+        return _elementwise(self._alpha_dot, t)
+
+    def sigma_dot(self, t: Times) -> Tensor:
+        """ds/dt; +inf at t = 0 where s grows as a square root."""
+        return _elementwise(self._sigma_dot, t)
+
+    def drift(self, t: Times) -> Tensor:
+        """f(t) = d log a/dt, the factor of the linear drift of E18 (-beta/2 for a variance-preserving schedule)."""
+        return _elementwise(self._drift, t)
+
+    def g2(self, t: Times) -> Tensor:
+        """g^2(t) = ds^2/dt - 2 f s^2, the squared diffusion of E18 (beta for a variance-preserving schedule)."""
+        return _elementwise(self._g2, t)
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether nothing of the data is left at t = 1, a(1) = 0: noise and score then say nothing of x_0 there."""
+        return float(self.alpha(1.0)) <= 1e-12
+
+    @property
+    def variance_preserving(self) -> bool:
+        """Whether a^2 + s^2 = 1."""
+        return False
+
+    def betas(self, T: int) -> Tensor:
+        """(T,) float64: beta_n = 1 - abar_n/abar_{n-1} of the T-step chain on the grid n/T (E1, E2).
+
+        Raises ValueError for schedules that do not preserve variance: they have no such chain.
+        """
+        if not self.variance_preserving:
+            raise ValueError(f"{type(self).__name__} does not preserve variance: it has no chain of betas")
+        if T < 1:
+            raise ValueError(f"a chain needs at least one step, got T={T}")
+        t = torch.arange(T + 1, dtype=torch.float64) / T
+        log_snr = self._log_snr(t)
+        return -(self._sigma(t[1:]) ** 2) * torch.expm1(log_snr[1:] - log_snr[:-1])

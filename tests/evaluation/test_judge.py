@@ -1,0 +1,176 @@
+"""A judgement of a model whose every figure can be foreseen: it makes real images, or one image, or diverges."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+import ornstein as orn
+from ornstein.data import ImageSet
+from ornstein.errors import UserError
+from ornstein.evaluation.features import open_features
+from ornstein.evaluation.findings import tables
+from ornstein.evaluation.held_out import bits_of_images
+from ornstein.evaluation.judge import Plan, Spread, class_numbers, judge
+
+SHAPE = (1, 4, 4)
+
+
+def pictures(n, seed, shape=SHAPE, labels=None, classes=()):
+    g = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (n, *shape), generator=g, dtype=torch.uint8)
+    names = [str(i) for i in range(n)]
+    return ImageSet(f"set{seed}", pixels, names, [1] * n, labels, list(classes))
+
+
+class Net(torch.nn.Module):
+    """An x0-prediction that is a constant picture, or what `make` says; it counts what it was asked."""
+
+    def __init__(self, make=lambda x, log_snr, label: torch.zeros_like(x)):
+        super().__init__()
+        self.make = make
+        self.labels = []
+
+    def forward(self, x, log_snr, label=None):
+        self.labels.append(None if label is None else label.clone())
+        return self.make(x, log_snr, label)
+
+
+def model(make=lambda x, log_snr, label: torch.zeros_like(x), classes=(), shape=SHAPE):
+    return orn.Denoiser(Net(make), orn.Process(orn.schedules.Cosine()), "x0", data=orn.Data(shape, classes))
+
+
+QUICK = Plan(count=16, solvers=("ddim",), steps=(2,), seeds=2, methods=(), batch=7)
+
+
+def test_a_model_of_one_picture_recalls_one_image_and_spreads_over_no_seed():
+    held_out, train = pictures(30, 0), pictures(40, 1)
+    calls = []
+    found = judge(model(), QUICK, held_out, train, open_features("pixels"), lambda *call: calls.append(call))
+    (row,) = found.rows
+    # All samples are grey: the distance of a point to the Gaussian of the reference is known.
+    real = open_features("pixels")(held_out.images)(held_out.images).double()
+    assert found.reference == 16
+    assert row.frechet.std == row.kernel.std == 0
+    assert row.recall.mean == 0 and row.precision.mean in (0, 1)
+    assert row.frechet.mean > 0.8 * float(real.square().mean(0).sum())
+    assert torch.equal(found.samples, torch.full((16, *SHAPE), 128, dtype=torch.uint8))
+    assert found.floor is not None and found.floor.recall.mean > 0.5
+    # the panel is of training images and their distance is that of the pictures
+    expected = (found.samples.double() - found.nearest.double()).square().mean((1, 2, 3)).sqrt() / 127.5
+    torch.testing.assert_close(found.distances, expected)
+    assert all(any(torch.equal(image, t) for t in train.images) for image in found.nearest)
+    assert calls[-1] == ("done", 2 * 16 * 2, 2 * 16 * 2)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+
+
+def test_a_model_of_the_training_images_is_told_to_copy():
+    train, held_out = pictures(60, 1), pictures(60, 0)
+    pixels = orn.data.to_unit(train.images)
+    memory = model(lambda x, log_snr, label: pixels[: len(x)])
+    found = judge(memory, dataclasses.replace(QUICK, batch=16), held_out, train, open_features("pixels"))
+    assert found.copies is not None and found.copies.duplicates == 16 and found.copies.close_share == 1
+    assert float(found.distances.max()) == 0
+    table = tables(found, "about")[-1]
+    assert table.title == "Copies of training images" and ("exact copies", 16, 0) in table.rows
+    unknown = judge(memory, QUICK, held_out, None, open_features("pixels"))
+    assert unknown.copies is None and unknown.floor is None
+    assert [table.title for table in tables(unknown, "about")] == ["Quality of samples"]
+
+
+def test_figures_do_not_depend_on_the_batch_and_do_on_the_seed():
+    noisy = model(lambda x, log_snr, label: x.tanh())
+    held_out = pictures(20, 0)
+    a, b = (
+        judge(noisy, dataclasses.replace(QUICK, batch=batch), held_out, None, open_features("pixels"))
+        for batch in (16, 5)
+    )
+    assert a.rows[0].frechet.values == pytest.approx(b.rows[0].frechet.values, rel=1e-9)
+    assert a.rows[0].frechet.values[0] != a.rows[0].frechet.values[1]
+    assert a.rows[0].frechet.std == pytest.approx(
+        abs(a.rows[0].frechet.values[0] - a.rows[0].frechet.values[1]) / 2**0.5
+    )
+
+
+def test_samples_are_of_the_classes_of_the_real_images():
+    labels = torch.tensor([0, 0, 0, 1] * 5)
+    held_out = pictures(20, 0, labels=labels, classes=("dog", "cat"))
+    d = model(classes=("cat", "dog", "horse"))  # another order: classes go by name
+    judge(d, dataclasses.replace(QUICK, count=20, batch=20, seeds=1), held_out, None, open_features("pixels"))
+    asked = d.net.labels[0]
+    assert torch.equal(asked.bincount(minlength=3), torch.tensor([5, 15, 0]))
+    assert torch.equal(class_numbers(held_out, d.data), 1 - labels)
+    # a class that the model has not: each of its own in turn, and likelihoods without
+    foreign = pictures(20, 0, labels=labels, classes=("dog", "zebra"))
+    assert class_numbers(foreign, d.data) is None
+    judge(d, dataclasses.replace(QUICK, count=9, batch=9, seeds=1), foreign, None, open_features("pixels"))
+    assert torch.equal(d.net.labels[-1], torch.arange(9) % 3)
+
+
+def test_bits_of_a_model_that_knows_the_pixels():
+    """The grey model on grey images: nothing to tell in any step, and 8-bit grey found at t = 1/1000 by rounding."""
+    grey = torch.full((3, *SHAPE), 128, dtype=torch.uint8)
+    exact = float(orn.data.to_unit(grey[:1])[0, 0, 0, 0])
+    d = model(lambda x, log_snr, label: torch.full_like(x, exact))
+    for method in ("vlb", "continuous"):
+        bits = bits_of_images(d, grey, method)
+        assert bits.mean == pytest.approx(sum(bits.parts.values()), abs=1e-9)
+        assert abs(bits.parts["diffusion"]) < 1e-6 and abs(bits.parts["prior"]) < 1e-3
+        assert bits.count == 3 and bits.error < 1e-6
+    done = []
+    flow = bits_of_images(d, grey[:1], "ode", advance=done.append)
+    assert done == [1] and math.isnan(flow.error) and flow.count == 1 and flow.parts == {}
+    with pytest.raises(ValueError, match="unknown likelihood 'elbo'; known: vlb"):
+        bits_of_images(d, grey, "elbo")
+
+
+def test_json_has_every_figure_and_null_for_what_is_none():
+    plan = dataclasses.replace(QUICK, seeds=1, methods=("continuous",), images=1)
+    found = judge(model(), plan, pictures(20, 0), None, open_features("conv"))
+    read = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert read["quality"][0]["frechet"]["std"] is None
+    assert read["quality"][0]["frechet"]["mean"] == found.rows[0].frechet.mean
+    assert read["likelihood"][0]["method"] == "continuous" and read["likelihood"][0]["error"] is None
+    assert read["features"].startswith("conv (") and read["seeds"] == [0] and read["copies"] is None
+    header = tables(found, "about these images")[1].header
+    for word in ("16 samples", "seed 0", "16 real images", "conv (", "about these images"):
+        assert word in header
+    assert Spread((1.0, 3.0)).mean == 2 and Spread((1.0, 3.0)).std == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solvers": ("magic",)}, "unknown solver 'magic'; known: .*ddim"),
+        ({"solvers": ()}, "at least one of --solvers"),
+        ({"steps": (5, 0)}, "--steps must be at least 1, got 0"),
+        ({"seeds": 0}, "--seeds must be at least 1, got 0"),
+        ({"images": -1}, "--images must be at least 1, got -1"),
+        ({"batch": 0}, "--batch must be at least 1, got 0"),
+        ({"count": 7}, "-n must be at least 8 samples, got 7"),
+        ({"methods": ("elbo",)}, "unknown --likelihood 'elbo'; known: vlb"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Plan(**change)
+
+
+def test_what_the_model_was_not_made_for_is_refused_with_both_sizes():
+    pixels = open_features("pixels")
+    with pytest.raises(UserError, match=r"set0 has images of 3x8x8 .* the model makes 1x4x4"):
+        judge(model(), QUICK, pictures(20, 0, (3, 8, 8)), None, pixels)
+    with pytest.raises(UserError, match=r"set1 has images of 3x4x4 .* the model makes 1x4x4"):
+        judge(model(), QUICK, pictures(20, 0), pictures(20, 1, (3, 4, 4)), pixels)
+    with pytest.raises(UserError, match="only models of images can be judged: this one makes clips 1x3x4x4"):
+        judge(model(shape=(1, 3, 4, 4)), QUICK, pictures(20, 0), None, pixels)
+    with pytest.raises(UserError, match="set0 leaves 7 images to judge by: at least 8"):
+        judge(model(), QUICK, pictures(7, 0), None, pixels)
+
+
+def test_a_solver_that_diverges_is_named_with_its_time():
+    d = model(lambda x, log_snr, label: torch.where(log_snr.view(-1, 1, 1, 1) > 0, torch.inf, torch.zeros_like(x)))
+    with pytest.raises(ValueError, match=r"ddim with 2 steps: the solver diverged: .* at t = \d"):
+        judge(d, QUICK, pictures(20, 0), None, open_features("pixels"))
