@@ -1,5 +1,11 @@
 """Diffusion models for images and video whose noise may have any covariance: train, sample, score."""
 
+import os
+
+# Read when torch starts its threads, so before it is imported: on a machine that others use too, OpenMP's default, to
+# spin while waiting for a thread that is not running, makes a training step of 45 ms one of a second.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from ornstein import data, guidance, nets, noise, oracles, schedules, solvers
 from ornstein.checkpoint import load
 from ornstein.denoiser import Data, Denoiser

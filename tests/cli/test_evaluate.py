@@ -12,8 +12,10 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+import ornstein as orn
 from ornstein.cli import app
 from ornstein.evaluation import held_out
+from ornstein.nets import VideoUNet
 
 QUICK = ("-n", 24, "--steps", "2,1", "--seeds", 2, "--images", 9, "--likelihood", "none", "--features", "pixels")
 
@@ -142,6 +144,18 @@ def test_wrong_input_is_told_in_one_line(digits: Path, tmp_path: Path) -> None:
     assert not (digits / "evaluation").exists()
 
 
+def test_a_model_of_clips_is_refused_before_anything_is_read(digits: Path, tmp_path: Path) -> None:
+    orn.Denoiser(
+        VideoUNet.preset("xs", channels=1, size=8, frames=4),
+        orn.Process(orn.schedules.Cosine()),
+        data=orn.Data((1, 4, 8, 8)),
+    ).save(tmp_path / "clips")
+    refused(ornstein("evaluate", tmp_path / "clips"), "models of images", "clips 1x4x8x8")
+    no_data = tmp_path / "plain"
+    orn.Denoiser(orn.load(digits).net, orn.Process(orn.schedules.Cosine())).save(no_data)
+    refused(ornstein("evaluate", no_data, "--data", "digits"), "models of images", "does not describe")
+
+
 def test_a_solver_that_diverges_is_told_with_its_time(digits: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(digits, run)
@@ -150,3 +164,8 @@ def test_a_solver_that_diverges_is_told_with_its_time(digits: Path, tmp_path: Pa
     (run / "model.safetensors").write_bytes(safetensors.torch.save(huge))
     refused(ornstein("evaluate", run, *QUICK, "--solvers", "ddim"), "ddim with 1 steps", "diverged", "t = ")
     assert not (run / "evaluation" / "evaluation.json").exists()
+
+
+def test_help_shows_an_example() -> None:
+    page = ornstein("evaluate", "--help")
+    assert page.exit_code == 0 and "Example: ornstein evaluate runs/photos" in " ".join(page.stdout.split())

@@ -29,7 +29,7 @@ def test_bins_sum_to_one(mean: float, std: float):
 
 
 def test_a_bin_far_in_the_tail():
-    """log(Phi(b) - Phi(a)) at 100 standard deviations, where Phi is 1 to every digit: about log of the density there."""
+    """log(Phi(b) - Phi(a)) at 100 standard deviations, where Phi is 1 to every digit: near the density there."""
     low = float(log_bins(torch.tensor(-1.0).double(), torch.tensor(0.01).double())[200])
     mirrored = float(log_bins(torch.tensor(1.0).double(), torch.tensor(0.01).double())[55])
     assert low == pytest.approx(mirrored, rel=1e-9)

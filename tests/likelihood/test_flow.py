@@ -1,6 +1,7 @@
 """log p(x_0) by the probability-flow ODE against mixtures whose density is known, and its errors against theory."""
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from ornstein import Denoiser, Process
 from ornstein.likelihood import bits_per_dim, ode
 from ornstein.likelihood.flow import dequantise
+from ornstein.likelihood.runge_kutta import _ERROR, _NODES, _STAGES
 from ornstein.noise import AR1, Identity, Matrix
 from ornstein.oracles import GaussianMixture, Oracle
 from ornstein.schedules import EDM, VE, Cosine, Discrete, LinearBeta, Rectified, Schedule
 
-MIXTURE = GaussianMixture([0.3, 0.7], [[1.0, 0.0], [-1.0, 0.5]], [[[0.2, 0.05], [0.05, 0.3]], [[0.3, 0.0], [0.0, 0.15]]])
+MIXTURE = GaussianMixture(
+    [0.3, 0.7], [[1.0, 0.0], [-1.0, 0.5]], [[[0.2, 0.05], [0.05, 0.3]], [[0.3, 0.0], [0.0, 0.15]]]
+)
 NARROW = GaussianMixture(MIXTURE.weights, MIXTURE.means, MIXTURE.covs / 10)
 P = Process(LinearBeta(), AR1(2, 0.6))
 
@@ -52,7 +56,7 @@ def test_order_four(schedule: Schedule):
     d, x0 = MIXTURE.denoiser(Process(schedule, AR1(2, 0.6))), draws(MIXTURE, 10)
     truth = d.log_prob(x0, 0.0)
     errors = [float((ode(d, x0, steps=n, prior=exact_prior(d)).value - truth).abs().mean()) for n in (16, 32, 64)]
-    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+    for coarse, fine in pairwise(errors):
         assert 3.5 < math.log2(coarse / fine) < 5
 
 
@@ -215,3 +219,15 @@ def test_bad_samples():
     singular = MIXTURE.denoiser(Process(LinearBeta(), AR1(2, 1.0)))
     with pytest.raises(ValueError, match="singular"):
         ode(singular, draws(MIXTURE, 1), steps=4)
+
+
+def test_the_pair_of_dormand_and_prince_meets_its_order_conditions():
+    """Sums that a method of order 5 (order 4 for the embedded one) must have: sum b c^k = 1/(k + 1)."""
+    for k in range(5):
+        powers = [c**k for c in _NODES]
+        fifth = sum(b * c for b, c in zip(_STAGES[-1], powers[:6], strict=True))
+        assert fifth == pytest.approx(1 / (k + 1), abs=1e-14)
+        difference = sum(e * c for e, c in zip(_ERROR, powers, strict=True))
+        assert (abs(difference) < 1e-14) == (k < 4)
+    for node, row in zip(_NODES, _STAGES, strict=True):
+        assert sum(row) == pytest.approx(node, abs=1e-13)

@@ -212,6 +212,7 @@ SINGULAR: list[tuple[Covariance, tuple[int, ...]]] = [
     (Mixed(4, -1 / 3), (4,)),
     (Mixed(70, 1.0), (70,)),
     (Mixed(70, -1 / 69), (70,)),
+    (Mixed(50, -1 / 49), (50,)),  # 49 x (1/49) is not 1
     (Toeplitz(torch.ones(4)), (4,)),
     (Toeplitz(torch.ones(70)), (70,)),
     (Toeplitz(torch.cos(lags(70))), (70,)),

@@ -14,14 +14,15 @@ from rich.table import Table as RichTable
 
 from ornstein import checkpoint
 from ornstein.cli.command import console, progress
-from ornstein.cli.train import SETTINGS, Settings, open_data
+from ornstein.cli.setup import Settings, open_data
+from ornstein.cli.train import SETTINGS
 from ornstein.data import ImageSet, open_images
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.findings import tables, write_findings
 from ornstein.evaluation.held_out import METHODS
-from ornstein.evaluation.judge import Plan, check_images, judge
+from ornstein.evaluation.judge import Plan, check_images, image_shape, judge
 from ornstein.files import atomic_write, read_json, write_error
 from ornstein.solvers import SOLVERS
 
@@ -62,6 +63,7 @@ def evaluate(
         batch=batch,
     )
     denoiser = checkpoint.load(run)
+    image_shape(denoiser)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     denoiser.to(device)
     extractor = open_features(features, device)
@@ -128,11 +130,11 @@ def _open_material(run: Path, denoiser: Denoiser, data: str | None, share: float
             raise UserError(
                 f"--held-out {share} would judge by images the model was trained on: it held out {own.held_out}"
             )
-        train, held_out = open_data(own)
+        train, held_out = _split(own)
         check_images(denoiser, held_out)
         if share is not None:
             # The same order of the same images: a smaller share is a part of the larger one.
-            held_out = _part_of(own, share)
+            held_out = _split(replace(own, held_out=share))[1]
         about = f"{len(held_out)} images of {own.data} that the run held out"
         return _Material(held_out, train, held_out.fingerprint, about)
     assert data is not None
@@ -149,7 +151,7 @@ def _open_material(run: Path, denoiser: Denoiser, data: str | None, share: float
     train = None
     if own is not None:
         try:
-            train, _ = open_data(own)
+            train, _ = _split(own)
         except UserError as error:
             console.print(f"without the training images no copies are looked for: {error}", soft_wrap=True)
     return _Material(images, train, images.fingerprint, about)
@@ -173,16 +175,18 @@ def _same_source(a: str, b: str) -> bool:
 def _read(settings: Settings) -> ImageSet:
     with progress("files", transient=True) as bar:
         task = bar.add_task("reading", total=None, note="")
-        return open_images(
-            settings.data,
-            settings.size,
-            settings.channels,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return open_images(settings.data, settings.size, settings.channels, progress=advance)
 
 
-def _part_of(own: Settings, share: float) -> ImageSet:
-    return open_data(replace(own, held_out=share))[1]
+def _split(own: Settings) -> tuple[ImageSet, ImageSet]:
+    """The images that the run was trained on, and those it held out."""
+    train, held_out = open_data(own)
+    assert isinstance(train, ImageSet) and isinstance(held_out, ImageSet)  # the model makes images
+    return train, held_out
 
 
 def _names(text: str) -> tuple[str, ...]:

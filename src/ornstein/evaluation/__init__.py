@@ -1,5 +1,6 @@
 """Judging a model: how near its samples are to the data, whether they are copies, the report to show it."""
 
+from ornstein.evaluation.features import Features, open_features
 from ornstein.evaluation.frechet import (
     FrechetScore,
     frechet_distance,
@@ -7,6 +8,7 @@ from ornstein.evaluation.frechet import (
     pixel_frechet,
     real_floor,
 )
+from ornstein.evaluation.kernel import KernelScore, kernel_distance
 from ornstein.evaluation.motion import (
     CorrelationError,
     MotionScore,
@@ -27,6 +29,7 @@ from ornstein.evaluation.neighbours import (
     nearest,
     nearest_distances,
 )
+from ornstein.evaluation.precision import PrecisionRecall, precision_recall
 from ornstein.evaluation.report import Clips, Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
 
 __all__ = [
@@ -34,10 +37,13 @@ __all__ = [
     "CopyReport",
     "CorrelationError",
     "Curve",
+    "Features",
     "FrechetScore",
     "Images",
+    "KernelScore",
     "MotionScore",
     "Pairs",
+    "PrecisionRecall",
     "Report",
     "Score",
     "Skipped",
@@ -53,10 +59,13 @@ __all__ = [
     "flicker_score",
     "frechet_distance",
     "frechet_gaussians",
+    "kernel_distance",
     "knn_agreement",
     "nearest",
     "nearest_distances",
+    "open_features",
     "pixel_frechet",
+    "precision_recall",
     "real_floor",
     "warp_error",
     "write_report",

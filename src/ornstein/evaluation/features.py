@@ -79,9 +79,10 @@ def random_convolutions(real: Tensor) -> Features:
     standard deviation over the image of the modulus of each response. And the image itself at 4x4 pixels. Each number
     is divided by its standard deviation over `real`, at least a grey level. Nothing is learned, nothing downloaded.
 
-    Chosen among pixels, one and two layers of filters, filters of whitened patches of the images, pooled over the whole
-    image or its quarters, scaled or not: on digits and 32x32 photographs it rose with every level of blur, noise, JPEG
-    compression and the blending of two images, and was the first to notice most of them; see docs/evaluate.md.
+    Chosen by measurement among pixels, one and two layers of filters, filters of whitened patches of the images, pooled
+    over the image or its quarters, scaled or not. On digits and 32x32 photographs distances in these rose with every
+    level of blur, noise, JPEG compression, blending of two images, swapped quarters and missing classes, and rose first
+    for most of them (docs/evaluate.md). What an image shows they do not know.
     """
     raw = _responses(real.shape[1])
     # Deviations from the reference alone are scaled: distances do not see where the origin is.

@@ -28,20 +28,15 @@ def tables(found: Judgement, about: str) -> list[Table]:
     out = []
     if found.bits:
         rows = [
-            (
-                b.method,
-                _pm(b.mean, b.error),
-                b.count,
-                *(f"{b.parts[p]:.4f}" if b.parts else "" for p in _PARTS),
-                b.meaning,
-            )
+            (b.method, _pm(b.mean, b.error), b.count, *(f"{b.parts[p]:.4f}" if b.parts else "" for p in _PARTS))
             for b in found.bits
         ]
         header = (
             f"Bits per dimension of {found.bits[0].count} held-out images, ± standard error over the images; seed 0; "
-            f"{about}. Less is better; each is above the model's own in expectation."
+            f"{about}. Less is better; each is above the model's own in expectation. "
+            + " ".join(f"{b.method}: {b.meaning}." for b in found.bits)
         )
-        out.append(Table("Likelihood", header, ("method", "bits/dim", "n", *_PARTS, "how"), rows))
+        out.append(Table("Likelihood", header, ("method", "bits/dim", "n", *_PARTS), rows))
     rows = [_quality_row(row) for row in (*found.rows, *([found.floor] if found.floor else []))]
     columns = ("solver", "steps", *(NAMES[m] for m in METRICS))
     out.append(Table("Quality of samples", quality_header(found, about), columns, rows))
@@ -70,7 +65,7 @@ def quality_header(found: Judgement, about: str) -> str:
     spread = ", mean ± standard deviation over the seeds" if found.plan.seeds > 1 else ""
     return (
         f"{found.plan.count} samples a seed, {seeds}{spread}; against {found.reference} real images; "
-        f"features: {found.features}; {about}. Kernel distance: standard error of one seed in brackets."
+        f"features: {found.features}; {about}. The kernel distance of a single set: ± its standard error."
     )
 
 
@@ -83,13 +78,13 @@ def _pm(mean: float, error: float) -> str:
 
 
 def _figure(spread: Spread) -> str:
-    return f"{spread.mean:.4g}" if math.isnan(spread.std) else f"{spread.mean:.4g} ± {spread.std:.2g}"
+    return f"{spread.mean:.3g}" if math.isnan(spread.std) else f"{spread.mean:.3g} ± {spread.std:.1g}"
 
 
 def _quality_row(row: Row) -> tuple[Any, ...]:
     figures = {name: _figure(getattr(row, name)) for name in METRICS}
-    if not math.isnan(row.kernel_error):
-        figures["kernel"] += f" ({row.kernel_error:.2g})"
+    if len(row.kernel.values) == 1 and not math.isnan(row.kernel_error):
+        figures["kernel"] += f" ± {row.kernel_error:.2g}"
     return (row.solver, row.steps or "", *figures.values())
 
 

@@ -219,16 +219,21 @@ def judge(
     )
 
 
-def check_images(d: Denoiser, images: ImageSet) -> None:
-    """Raise UserError unless the images are of the model's size and channels; it says both."""
+def image_shape(d: Denoiser) -> tuple[int, ...]:
+    """(C, H, W) of the images that the model makes. Raises UserError where it makes something else."""
     if d.data is None or len(d.data.shape) != 3:
         made = "samples it does not describe" if d.data is None else f"clips {_by(d.data.shape)}"
         raise UserError(f"only models of images can be judged: this one makes {made}")
-    shape = tuple(images.images.shape[1:])
-    if shape != tuple(d.data.shape):
+    return tuple(d.data.shape)
+
+
+def check_images(d: Denoiser, images: ImageSet) -> None:
+    """Raise UserError unless the images are of the model's size and channels; it says both."""
+    shape, own = tuple(images.images.shape[1:]), image_shape(d)
+    if shape != own:
         raise UserError(
             f"{images.source} has images of {_by(shape)} (channels x height x width), but the model makes "
-            f"{_by(d.data.shape)}: give it images like those it was trained on"
+            f"{_by(own)}: give it images like those it was trained on"
         )
 
 
