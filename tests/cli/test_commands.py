@@ -73,7 +73,7 @@ def test_a_run_holds_model_settings_curve_pictures_and_report(trained: Path) -> 
     assert config["data"]["shape"] == [3, 8, 8]
     assert (trained / "model.safetensors").is_file()
     assert json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
-    assert Image.open(trained / "samples.png").size == (640, 128)
+    assert Image.open(trained / "samples.png").size == (8 * (10 * 9 - 1), 8 * (2 * 9 - 1))
     assert (trained / "progress" / "step-000003.png").is_file()
     report = (trained / "report.html").read_text()
     assert "cut.jpg" in report and "dot.png" in report  # the skipped files are listed
@@ -217,3 +217,12 @@ def test_an_interrupt_saves_and_exits_with_130(tmp_path: Path, how: signal.Signa
     assert step >= 10
     result = ornstein("train", "--out", out, "--resume", "--steps", step + 1)
     assert result.exit_code == 0, result.output
+
+
+def test_a_run_is_not_resumed_on_other_data(photos: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(photos, data)
+    options = ["--size", 8, "--steps", 2, "--batch", 2]
+    assert ornstein("train", "--data", data, "--out", out, *options).exit_code == 0
+    (data / "dogs" / "3.png").unlink()
+    refused(ornstein("train", "--out", out, "--resume", "--steps", 3), 2, "has changed since")

@@ -87,3 +87,12 @@ def test_wrong_grids(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         save_grid(torch.zeros(1, 1, 4, 4), tmp_path / "file" / "x.png")
+
+
+def test_a_gap_parts_the_images_and_frames_none() -> None:
+    sheet = grid(torch.zeros(4, 1, 2, 3, dtype=torch.uint8), columns=2, gap=1)
+    assert sheet.shape == (1, 5, 7)
+    assert bool((sheet[0, 2] == 255).all()) and bool((sheet[0, :, 3] == 255).all())
+    assert int((sheet == 0).sum()) == 4 * 6
+    with pytest.raises(ValueError, match="gap"):
+        grid(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), gap=-1)

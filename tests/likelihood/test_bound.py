@@ -306,6 +306,10 @@ def test_bad_samples():
     for x0, message in cases:
         with pytest.raises(ValueError, match=message):
             vlb(d, x0, 3, decoder="gaussian")
+    broken = Denoiser(Mean(math.nan), CORRELATED, "x0")
+    broken.net.layer.weight.data.fill_(math.nan)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="bound of 2 of 2 samples is not finite"):
+        vlb(broken, torch.zeros(2, 2), 3, decoder="gaussian")
     singular = GaussianMixture([1.0], [[0.0, 0.0]], torch.eye(2)[None]).denoiser(Process(LinearBeta(), AR1(2, 1.0)))
     with pytest.raises(ValueError, match=r"singular.*floored"):
         vlb(singular, torch.zeros(1, 2).double(), 3, decoder="gaussian")

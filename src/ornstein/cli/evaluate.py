@@ -184,7 +184,7 @@ def _read(settings: Settings) -> ImageSet:
 
 def _split(own: Settings) -> tuple[ImageSet, ImageSet]:
     """The images that the run was trained on, and those it held out."""
-    train, held_out = open_data(own)
+    train, held_out, _ = open_data(own)
     assert isinstance(train, ImageSet) and isinstance(held_out, ImageSet)  # the model makes images
     return train, held_out
 

@@ -95,7 +95,7 @@ def sample(
 def _write_images(images: Tensor, folder: Path) -> None:
     for i, image in enumerate(images):
         save_grid(image[None], folder / f"{i:05d}.png")
-    save_grid(images, folder / "grid.png", upscale=max(1, 64 // images.shape[-1]))
+    save_grid(images, folder / "grid.png", upscale=max(1, 64 // images.shape[-1]), gap=1)
     console.print(f"{len(images)} samples in {folder}, all of them in {folder / 'grid.png'}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -48,6 +49,7 @@ class Settings:
     seed: int = 0
     checkpoint_every: int = 500
     sample_every: int = 1000
+    fingerprint: str | None = None
 
     def config(self) -> TrainConfig:
         names = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
@@ -56,8 +58,19 @@ class Settings:
         return TrainConfig(**given)
 
 
-def open_data(settings: Settings) -> tuple[ImageSet | Clips, ImageSet | Clips]:
-    """The images or clips to train on and those held out, by the run's seed."""
+class Split(NamedTuple):
+    """Data to train on, data held out, and the fingerprint of the whole."""
+
+    train: ImageSet | Clips
+    held_out: ImageSet | Clips
+    fingerprint: str
+
+
+def open_data(settings: Settings) -> Split:
+    """The images or clips to train on and those held out, by the run's seed.
+
+    Raises UserError where the data are not those of the run's fingerprint: what it held out would be others.
+    """
     if not 0 < settings.held_out < 1:
         raise UserError(f"--held-out is a share between 0 and 1, not {settings.held_out}")
     with progress("files", transient=True) as bar:
@@ -82,7 +95,11 @@ def open_data(settings: Settings) -> tuple[ImageSet | Clips, ImageSet | Clips]:
         if isinstance(opened, ImageSet):
             opened.require_labels()
         raise UserError(f"{settings.data} has no classes: put the videos of each in a folder named after it")
-    return opened.split(settings.held_out, settings.seed)
+    if settings.fingerprint not in (None, opened.fingerprint):
+        raise UserError(
+            f"{settings.data} has changed since this run began: put the files back as they were, or train another run"
+        )
+    return Split(*opened.split(settings.held_out, settings.seed), opened.fingerprint)
 
 
 def new_denoiser(settings: Settings, data: ImageSet | Clips) -> Denoiser:

@@ -110,7 +110,8 @@ def run(
 ) -> Finished:
     """Train as told with a progress bar, then sample, judge and write the run's report."""
     config = settings.config()  # wrong numbers are told before the data are read
-    train_set, held_out = open_data(settings)
+    train_set, held_out, fingerprint = open_data(settings)
+    settings = replace(settings, fingerprint=fingerprint)
     denoiser = new_denoiser(settings, train_set)
     states = training(denoiser, train_set, config, out, resume=resume)
     try:
@@ -162,4 +163,4 @@ def _look(denoiser: Denoiser, path: Path) -> None:
     if clips:
         save_sheet(samples, path, upscale=upscale)
     else:
-        save_grid(samples, path, upscale=upscale)
+        save_grid(samples, path, upscale=upscale, gap=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ornstein.errors import RunError
 
@@ -32,11 +33,11 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def grid(images: Tensor, columns: int | None = None) -> Tensor:
+def grid(images: Tensor, columns: int | None = None, gap: int = 0) -> Tensor:
     """Images (B, C, H, W), floats in [-1, 1] or uint8, in rows of `columns`: uint8 (C, rows H, columns W).
 
-    The default is as near to a square as B allows; places left over in the last row are white.
-    Raises ValueError where the images are not (B, C, H, W), B is 0 or columns < 1.
+    The default is as near to a square as B allows; places left over in the last row are white, and so are `gap` pixels
+    between images. Raises ValueError where the images are not (B, C, H, W), B is 0, columns < 1 or gap < 0.
     """
     if images.ndim != 4 or images.shape[0] == 0:
         raise ValueError(f"expected at least one image as (B, C, H, W), not {tuple(images.shape)}")
@@ -45,19 +46,25 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
     columns = math.ceil(math.sqrt(b)) if columns is None else columns
     if columns < 1:
         raise ValueError(f"columns must be at least 1, not {columns}")
+    if gap < 0:
+        raise ValueError(f"gap must not be negative, not {gap}")
+    if gap:
+        h, w = h + gap, w + gap
+        pixels = F.pad(pixels, (0, gap, 0, gap), value=255)
     rows = math.ceil(b / columns)
     white = torch.full((rows * columns - b, c, h, w), 255, dtype=torch.uint8)
     cells = torch.cat([pixels, white]).view(rows, columns, c, h, w)
-    return cells.permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+    sheet = cells.permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+    return sheet[:, : rows * h - gap, : columns * w - gap]
 
 
-def save_grid(images: Tensor, path: str | Path, columns: int | None = None, upscale: int = 1) -> None:
-    """Write `grid(images, columns)` as a PNG, every pixel repeated `upscale` times in both directions.
+def save_grid(images: Tensor, path: str | Path, columns: int | None = None, upscale: int = 1, gap: int = 0) -> None:
+    """Write `grid(images, columns, gap)` as a PNG, every pixel repeated `upscale` times in both directions.
 
     Images (B, C, H, W) with C = 1 (grey) or 3 (RGB). The file is complete or absent: it is written beside its
     place and renamed. Raises ValueError on wrong arguments, RunError where the file cannot be written.
     """
-    pixels = grid(images, columns)
+    pixels = grid(images, columns, gap)
     if pixels.shape[0] not in (1, 3):
         raise ValueError(f"a picture has 1 or 3 channels, not {pixels.shape[0]}")
     if upscale < 1:

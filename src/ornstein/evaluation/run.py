@@ -85,7 +85,8 @@ def write_run_report(
     advance("samples", 0, total)
     shown = torch.arange(min(classes, 10)).repeat_interleave(_SHOWN) if classes else None
     pictures = draw(denoiser, shown, len(shown) if shown is not None else 64)
-    save_grid(pictures, out / "samples.png", columns=_SHOWN if classes else 8, upscale=max(1, 64 // pictures.shape[-1]))
+    upscale = max(1, 64 // pictures.shape[-1])
+    save_grid(pictures, out / "samples.png", columns=_SHOWN if classes else 8, upscale=upscale, gap=1)
     film_labels = denoiser.data.labels(_FILM)
     draw(denoiser, film_labels, _FILM, callback=film)
 

@@ -94,7 +94,7 @@ def vlb(
 
     Returns prior, diffusion and reconstruction, each (B,) in nats: KL(q(x_T|x_0) || N(0, s_1^2 C)), the sum, and
     -E log p(x_0|x_1). Raises ValueError for wrong arguments, samples that are none, not finite or not the model's,
-    elements that are not 8-bit pixels where the decoder needs them, and a singular C.
+    elements that are not 8-bit pixels where the decoder needs them, a singular C, and predictions that are not finite.
     """
     if steps < 1 or draws < 1 or (terms is not None and terms < 1):
         raise ValueError(f"steps, draws and terms must be at least 1, got {steps}, {draws} and {terms}")
@@ -125,7 +125,11 @@ def vlb(
                 term = _DIFFUSION[form]
                 diffusion[own] = scale * part.mean(lambda r: term(chain, r, place(r)), count * draws)  # noqa: B023
             reconstruction[own] = part.mean(lambda r: _reconstruction(chain, r, decoder), draws)
-    return Bound(prior, diffusion, reconstruction, decoder)
+    bound = Bound(prior, diffusion, reconstruction, decoder)
+    if not bool(bound.total.isfinite().all()):
+        lost = int((~bound.total.isfinite()).sum())
+        raise ValueError(f"the bound of {lost} of {len(x0)} samples is not finite: the denoiser's predictions are not")
+    return bound
 
 
 @dataclass(frozen=True)
