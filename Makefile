@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench evidence clean
+.PHONY: setup demo test check bench evidence evidence-noise evidence-likelihood evidence-features clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,26 @@ demo: setup
 # One thread a worker: two workers of two threads each would fight for two cores.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope $(ARGS)
+
+# Slow measurements whose results stand in docs/; each can be stopped and gone on with.
+evidence: evidence-noise evidence-likelihood evidence-features
+
+evidence-noise: setup
+	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise
+	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise --report docs/structured-noise-results.md
+
+# With CIFAR=train.zip, the CIFAR-10 training images as a zip of pictures, it trains on these too.
+evidence-likelihood: setup
+	$(BIN)/python evidence/likelihood.py
+	$(BIN)/python evidence/trained_likelihood.py --out runs/evidence-likelihood
+	$(if $(CIFAR),$(BIN)/python evidence/trained_likelihood.py --out runs/evidence-likelihood --cifar $(CIFAR))
+
+evidence-features: setup
+	$(BIN)/pytest -s -m slow tests/evaluation/test_features.py
+
+# Ratios against peers measured in the same process.
+bench: setup
+	$(BIN)/python benchmarks/noise.py
 
 check: setup
 	$(BIN)/ruff check

@@ -1,16 +1,19 @@
 """Classifier-free guidance against its closed form on a mixture whose conditional and marginal denoisers are exact."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from ornstein import Prediction, Process
+from ornstein import Prediction, Process, sample
 from ornstein.guidance import ClassifierFree
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture, Oracle
 from ornstein.schedules import LinearBeta
+from ornstein.solvers import ddpm
 
 P = Process(LinearBeta(), AR1(2, 0.6))
 MEANS = torch.tensor([[1.0, 0.5], [-1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
@@ -85,6 +88,24 @@ def test_the_second_evaluation_is_made_only_where_it_counts(oracle: Oracle, scal
     counted = Counted(oracle)
     ClassifierFree(counted, scale, interval=(0.0, 0.5))(X, t, label=LABEL)
     assert counted.calls == calls
+
+
+class Learned(Counted):
+    """With a variance placed at 0.3 given the condition, and at 0.8 without."""
+
+    def __call__(self, x_t: Tensor, t: Any, /, **cond: Any) -> Prediction:
+        mix = torch.full_like(x_t, 0.3 if cond else 0.8)
+        return replace(super().__call__(x_t, t, **cond), variance_mix=mix)
+
+
+def test_a_learned_variance_is_that_with_the_condition(oracle: Oracle):
+    learned = Learned(oracle)
+    guided, conditional = ClassifierFree(learned, 2.0)(X, 0.5, label=LABEL), learned(X, 0.5, label=LABEL)
+    assert float((guided.x0 - conditional.x0).abs().max()) > 0.01
+    torch.testing.assert_close(guided.log_variance(0.4), conditional.log_variance(0.4))
+    for variance in ("learned", "lower"):
+        x = sample(learned, (4, 2), partial(ddpm, variance=variance), 5, guidance=2.0, cond={"label": LABEL})
+        assert bool(x.isfinite().all())
 
 
 def test_samples_of_any_rank_and_dtype():

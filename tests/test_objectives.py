@@ -271,3 +271,21 @@ def test_bad_arguments():
     for call, message in cases:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_the_weighted_norm_is_the_divergence_of_the_step(n: int):
+    """E14: beta_n/(2 alpha_n (1 - abar_{n-1})) ||z - z_hat||^2 is the KL of E6 with x_0 and with x0_hat, in nats."""
+    noise, betas = AR1(3, 0.7), torch.tensor([0.1, 0.3, 0.2, 0.4, 0.5], dtype=torch.float64)
+    d, (x0, _, z) = Denoiser(Linear(), Process(Discrete(betas), noise), "x0"), BATCH
+    t = torch.full((8,), n / 5, dtype=torch.float64)
+    x_t = d.process.add_noise(x0, t, z)
+    alpha, abar, before = float(1 - betas[n - 1]), float((1 - betas[:n]).prod()), float((1 - betas[: n - 1]).prod())
+    mean, other = (
+        math.sqrt(before) * (1 - alpha) / (1 - abar) * x + math.sqrt(alpha) * (1 - before) / (1 - abar) * x_t
+        for x in (x0, d(x_t, t).x0)
+    )
+    covariance = (1 - before) / (1 - abar) * (1 - alpha) * noise.dense()
+    normal = torch.distributions.MultivariateNormal
+    kl = torch.distributions.kl_divergence(normal(mean, covariance), normal(other, covariance))
+    torch.testing.assert_close(3 * objectives.vlb_eps(d, x0, t, z, steps=5), kl)

@@ -333,7 +333,8 @@ def test_inversion_takes_conditions():
         ({"guidance": 2.0, "cond": {"label": None}}, "guidance needs a condition"),
         ({"cond": {"label": torch.zeros(3, dtype=torch.long)}}, r"cond\['label'\] has 3 rows for 4 samples"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
-        ({"times": (0.0, 1.0), "solver": "ddpm"}, "runs down in t"),
+        ({"times": (0.0, 1.0), "solver": "ddpm"}, "start at the data, t = 0, which is not drawn: give them as start="),
+        ({"times": (0.0, 1.0), "solver": "ddpm", "start": torch.zeros(4, 3)}, "runs down in t"),
         ({"grid": [1.0, math.nan, 0.0]}, "strictly one way"),
     ],
 )

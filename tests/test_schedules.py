@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from ornstein.schedules import EDM, VE, Cosine, Discrete, LinearBeta, Rectified, Schedule, from_config, to_config
+from ornstein.schedules import (
+    EDM,
+    VE,
+    Cosine,
+    Discrete,
+    LinearBeta,
+    Rectified,
+    Schedule,
+    Shifted,
+    from_config,
+    to_config,
+)
 
 SCHEDULES = [
     Cosine(),
@@ -23,6 +34,10 @@ SCHEDULES = [
     Rectified(),
     EDM(),
     EDM(0.01, 20.0, 3.0),
+    Shifted(Cosine(), 2.5),
+    Shifted(Cosine(None), -3.0),
+    Shifted(LinearBeta(), -1.5),
+    Shifted(Discrete([0.1, 0.5, 0.3]), 1.0),
 ]
 each = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{type(s).__name__}")
 PRESERVING = [s for s in SCHEDULES if s.variance_preserving]

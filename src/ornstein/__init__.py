@@ -6,7 +6,7 @@ import os
 # spin while waiting for a thread that is not running, makes a training step of 45 ms one of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from ornstein import data, guidance, nets, noise, oracles, schedules, solvers
+from ornstein import data, guidance, likelihood, nets, noise, objectives, oracles, schedules, solvers
 from ornstein.checkpoint import load
 from ornstein.denoiser import Data, Denoiser
 from ornstein.process import Gaussian, Prediction, Process
@@ -21,9 +21,11 @@ __all__ = [
     "data",
     "guidance",
     "invert",
+    "likelihood",
     "load",
     "nets",
     "noise",
+    "objectives",
     "oracles",
     "sample",
     "schedules",

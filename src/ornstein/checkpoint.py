@@ -35,6 +35,8 @@ def to_config(denoiser: Denoiser, extra: dict[str, Any] | None = None) -> dict[s
         "data_std": denoiser.data_std,
         "net": {"type": type(net).__name__, **getattr(net, "config", {})},
     }
+    if denoiser.data_covariance is not None:
+        config["data_covariance"] = noise.to_config(denoiser.data_covariance)
     if denoiser.data is not None:
         data = denoiser.data
         config["data"] = {
@@ -89,7 +91,8 @@ def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
             d = config["data"]
             low, high = d["value_range"]
             data = Data(tuple(d["shape"]), tuple(d["classes"]), (low, high))
-        denoiser = Denoiser(net, process, config["prediction"], config["data_std"], data)
+        covariance = noise.from_config(config["data_covariance"]) if "data_covariance" in config else None
+        denoiser = Denoiser(net, process, config["prediction"], config["data_std"], data, covariance)
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder / CONFIG} does not describe a model: {e}") from e
     _load_weights(net, folder / MODEL)

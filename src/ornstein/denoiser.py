@@ -11,7 +11,9 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
-from ornstein.process import Prediction, Process, check_times, expand
+from ornstein.noise import Covariance
+from ornstein.preconditioning import Preconditioning
+from ornstein.process import Prediction, Process, check_times
 from ornstein.schedules import Times
 
 Kind = Literal["x0", "eps", "v", "score", "flow", "edm"]
@@ -45,8 +47,10 @@ class Denoiser(nn.Module):
     `prediction` says what the network's output stands for: "x0", "eps", "v", "score", "flow", or "edm", the
     preconditioned residual of Karras et al. (2022, eq. 7) for data of standard deviation `data_std`, for any schedule:
     with d = sqrt(a^2 data_std^2 + s^2), x0 = (a data_std^2/d^2) x + (s data_std/d) net(x/d, log_snr). At data_std 1 and
-    a^2 + s^2 = 1 it is "v" with the sign turned. Conditions (`label`, ...) go to the network as they are; a call
-    without them is the unconditional prediction.
+    a^2 + s^2 = 1 it is "v" with the sign turned. With `data_covariance`, the covariance Sigma of the data over frames
+    in units of data_std^2, it acts mode by mode of C^-1 Sigma: see `Preconditioning`.
+
+    Conditions (`label`, ...) go to the network as they are; a call without them is the unconditional prediction.
 
     A network that returns twice the channels of x, (B, 2C, *), has learned the variance of the reverse steps too (E9):
     its second half is 2v - 1, v the place of the log variance between log beta~ and log beta (Nichol & Dhariwal 2021,
@@ -63,6 +67,7 @@ class Denoiser(nn.Module):
         prediction: Kind = "v",
         data_std: float = 0.5,
         data: Data | None = None,
+        data_covariance: Covariance | None = None,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Kind):
@@ -76,18 +81,21 @@ class Denoiser(nn.Module):
             raise ValueError("the flow of this schedule is infinite at t = 1 (zero terminal SNR); predict v or x0")
         if not 0 < data_std < math.inf:
             raise ValueError(f"data_std is a standard deviation, got {data_std}")
+        if data_covariance is not None and prediction != "edm":
+            raise ValueError(f'a data covariance preconditions the prediction "edm", not {prediction!r}')
         self.net = net
         self.process = process
         self.prediction: Kind = prediction
         self.data_std = data_std
         self.data = data
+        self.data_covariance = data_covariance
+        self._preconditioning = Preconditioning(process, data_std, data_covariance)
 
     def forward(self, x_t: Tensor, t: Times, **cond: Any) -> Prediction:
         """E[x_0 | x_t] in every form, for x_t (B, *) and t a scalar or (B,) in [0, 1]."""
         output, mix = self._output(x_t, t, cond)
         if self.prediction == "edm":
-            skip, out = self._skip_and_scale(x_t, t)
-            prediction = self.process.convert(x_t, t, x0=skip * x_t + out * output)
+            prediction = self.process.convert(x_t, t, x0=self._preconditioning.x0(x_t, t, output))
         else:
             prediction = self.process.convert(x_t, t, **{self.prediction: output})
         return prediction if mix is None else replace(prediction, variance_mix=mix)
@@ -96,7 +104,7 @@ class Denoiser(nn.Module):
         """The network's prediction, and the v of E9 where it has twice the channels."""
         log_snr = self.process.schedule.log_snr(check_times(t, x_t)).to(x_t)
         log_snr = log_snr.expand(x_t.shape[0])
-        x = x_t / self._norm(x_t, t) if self.prediction == "edm" else x_t
+        x = self._preconditioning.network_input(x_t, t) if self.prediction == "edm" else x_t
         output = self.net(x, log_snr, **cond)
         # A network may compute in half precision; what follows is the sample's own arithmetic.
         if output.shape == x_t.shape:
@@ -105,15 +113,6 @@ class Denoiser(nn.Module):
             raise ValueError(f"the network returned shape {tuple(output.shape)} for a sample of {tuple(x_t.shape)}")
         mean, variance = output.to(x_t.dtype).chunk(2, dim=1)
         return mean, (variance + 1) / 2
-
-    def _norm(self, x: Tensor, t: Times) -> Tensor:
-        t = check_times(t, x)
-        a, s = self.process.schedule.alpha(t), self.process.schedule.sigma(t)
-        return expand(torch.sqrt((a * self.data_std) ** 2 + s**2), x)
-
-    def _skip_and_scale(self, x: Tensor, t: Times) -> tuple[Tensor, Tensor]:
-        (a, s), norm = self.process.coefficients(t, x), self._norm(x, t)
-        return a * self.data_std**2 / norm**2, s * self.data_std / norm
 
     def loss(self, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
         """Mean squared error of the network's own output against its target, (B,).
@@ -125,8 +124,7 @@ class Denoiser(nn.Module):
         output, _ = self._output(x_t, t, cond)
         truth = Prediction(self.process, x_t, t, x0, self.process.noise.color(z))
         if self.prediction == "edm":
-            skip, out = self._skip_and_scale(x_t, t)
-            error = output - (x0 - skip * x_t) / out
+            error = output - self._preconditioning.target(x_t, t, x0)
         else:
             error = output - getattr(truth, self.prediction)
         if self.prediction == "score":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +17,8 @@ class ClassifierFree:
     """Classifier-free guidance (Ho & Salimans 2022): x0 = u + scale (c - u), c with the condition and u without.
 
     scale 1 is the plain conditional model, 0 the unconditional one. `interval` (low, high) limits it to those times t
-    (Kynkaanniemi et al. 2024); outside, the conditional model stands. Raises ValueError without a condition.
+    (Kynkaanniemi et al. 2024); outside, the conditional model stands. A learned variance (E9) is the conditional
+    model's. Raises ValueError without a condition.
     """
 
     denoiser: Denoises
@@ -44,10 +45,8 @@ class ClassifierFree:
             return with_condition
         without = self.denoiser(x_t, t)
         scale = ((self.scale - 1) * inside.to(x_t)).reshape(-1, *[1] * (x_t.ndim - 1))
-        return Prediction(
-            self.process,
-            x_t,
-            t,
-            with_condition.x0 + scale * (with_condition.x0 - without.x0),
-            with_condition.eps + scale * (with_condition.eps - without.eps),
+        return replace(
+            with_condition,
+            x0=with_condition.x0 + scale * (with_condition.x0 - without.x0),
+            eps=with_condition.eps + scale * (with_condition.eps - without.eps),
         )

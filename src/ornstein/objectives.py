@@ -261,14 +261,14 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def uniform(n: int, generator: torch.Generator | None = None) -> Tensor:
-    """n times, independent and uniform in (0, 1], (n,) float64, at least 1e-4."""
-    return (1 - torch.rand(n, generator=generator, dtype=torch.float64)).clamp(min=T_MIN)
+    """n times, independent and uniform in (0, 1], (n,) float64, at least 1e-4, on the generator's device."""
+    return (1 - torch.rand(n, generator=generator, dtype=torch.float64, device=_device(generator))).clamp(min=T_MIN)
 
 
 def low_discrepancy(n: int, generator: torch.Generator | None = None) -> Tensor:
     """n times, each uniform in (0, 1], together evenly spread: one offset, n equal steps (Kingma et al. 2021, I.1)."""
-    offset = torch.rand(1, generator=generator, dtype=torch.float64)
-    return (1 - (offset + torch.arange(n, dtype=torch.float64) / n) % 1).clamp(min=T_MIN)
+    offset = torch.rand(1, generator=generator, dtype=torch.float64, device=_device(generator))
+    return (1 - (offset + torch.arange(n, dtype=torch.float64, device=offset.device) / n) % 1).clamp(min=T_MIN)
 
 
 def log_normal(
@@ -279,7 +279,7 @@ def log_normal(
     The density is part of the objective, as `edm` is meant: it is not divided out.
     """
     _check_positive("std", std)
-    level = mean + std * torch.randn(n, generator=generator, dtype=torch.float64)
+    level = mean + std * torch.randn(n, generator=generator, dtype=torch.float64, device=_device(generator))
     return schedule.time(-2 * level).clamp(T_MIN, 1)
 
 
@@ -289,6 +289,10 @@ def step_times(n: int, steps: int, generator: torch.Generator | None = None) -> 
         raise ValueError(f"a chain has terms from its second step on, got {steps} steps")
     u = 1 - low_discrepancy(n, generator)
     return (2 + torch.floor(u.clamp(0, 1 - 1e-9) * (steps - 1))) / steps
+
+
+def _device(generator: torch.Generator | None) -> torch.device:
+    return torch.device("cpu") if generator is None else generator.device
 
 
 @dataclass

@@ -98,7 +98,7 @@ def sample(
     if size < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     out = []
-    with torch.no_grad(), _evaluation_mode(d):
+    with torch.no_grad(), evaluation_mode(d):
         for low in range(0, shape[0], size):
             rows = slice(low, min(low + size, shape[0]))
             own = {k: _rows_of(k, v, rows, shape[0]) for k, v in cond.items()}
@@ -117,7 +117,7 @@ def sample(
 def _trajectory(
     d: Denoises, shape: tuple[int, ...], solver: Solver, times: Tensor, seed: int, start: Tensor | None, first: int
 ) -> Iterator[State]:
-    device = _device_of(d) if start is None else start.device
+    device = device_of(d) if start is None else start.device
     dtype = torch.float32 if start is None else start.dtype
     index = torch.arange(first, first + shape[0])
 
@@ -160,7 +160,7 @@ def _rows_of(name: str, value: Any, rows: slice, total: int) -> Any:
     return value
 
 
-def _module_of(d: Denoises) -> nn.Module | None:
+def module_of(d: Denoises) -> nn.Module | None:
     """The network behind guidance and conditions, where there is one."""
     while not isinstance(d, nn.Module):
         inner = getattr(d, "denoiser", None)
@@ -170,17 +170,18 @@ def _module_of(d: Denoises) -> nn.Module | None:
     return d
 
 
-def _device_of(d: Denoises) -> torch.device:
-    module = _module_of(d)
+def device_of(d: Denoises) -> torch.device:
+    """Where the network's weights are; the CPU where there is none."""
+    module = module_of(d)
     parameter = next(module.parameters(), None) if module is not None else None
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-class _evaluation_mode:
+class evaluation_mode:
     """The network without dropout while it samples; each of its modules gets its own mode back afterwards."""
 
     def __init__(self, d: Denoises) -> None:
-        self.module = _module_of(d)
+        self.module = module_of(d)
 
     def __enter__(self) -> None:
         if self.module is not None:

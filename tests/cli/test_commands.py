@@ -219,6 +219,29 @@ def test_an_interrupt_saves_and_exits_with_130(tmp_path: Path, how: signal.Signa
     assert result.exit_code == 0, result.output
 
 
+def test_train_by_a_named_objective(photos: Path, tmp_path: Path) -> None:
+    out, asked = tmp_path / "run", ("--steps", 2, "--batch", 4, "--size", 8, "--sample-every", 0)
+    refused(
+        ornstein("train", "--data", photos, "--out", out, *asked, "--objective", "elbo"),
+        2,
+        "'elbo'",
+        "simple",
+        "hybrid",
+    )
+    result = ornstein("train", "--data", photos, "--out", out, *asked, "--objective", "hybrid")
+    assert result.exit_code == 0, result.output
+    assert json.loads((out / "config.json").read_text())["net"]["learned_variance"] is True
+    assert json.loads((out / "train.json").read_text())["objective"] == "hybrid"
+    resumed = ("train", "--out", out, "--resume", "--steps", 3)
+    refused(ornstein(*resumed, "--objective", "continuous"), 2, "was trained with", "resume with the same")
+    result = ornstein(*resumed)
+    assert result.exit_code == 0, result.output
+    result = ornstein(
+        "sample", out, "-n", 2, "--steps", 2, "--solver", "ddpm", "--guidance", 2, "--out", tmp_path / "x"
+    )
+    assert result.exit_code == 0, result.output
+
+
 def test_a_run_is_not_resumed_on_other_data(photos: Path, tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "run"
     shutil.copytree(photos, data)

@@ -10,6 +10,7 @@ import torch
 import ornstein as orn
 from ornstein.data import ImageSet
 from ornstein.errors import UserError
+from ornstein.evaluation import held_out as streaming
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.findings import tables
 from ornstein.evaluation.held_out import bits_of_images
@@ -124,6 +125,27 @@ def test_bits_of_a_model_that_knows_the_pixels():
     assert done == [1] and math.isnan(flow.error) and flow.count == 1 and flow.parts == {}
     with pytest.raises(ValueError, match="unknown likelihood 'elbo'; known: vlb"):
         bits_of_images(d, grey, "elbo")
+
+
+@pytest.mark.parametrize("method", ["vlb", "continuous", "ode"])
+def test_bits_of_many_images_go_through_in_batches_and_do_not_depend_on_them(method, monkeypatch):
+    rows = []
+
+    def seen(x, log_snr, label):
+        rows.append(len(x))
+        return 0.5 * torch.tanh(x)
+
+    shape = (1, 2, 2)
+    monkeypatch.setattr(streaming, "STEPS", 50)
+    monkeypatch.setattr(streaming, "LEVELS", 10)
+    monkeypatch.setattr(streaming, "FLOW_STEPS", 2)
+    d, images = model(seen, shape=shape).double(), pictures(300, 0, shape).images
+    whole = bits_of_images(d, images, method)
+    assert whole.count == 300 and max(rows) <= 256 and sum(rows) >= 300
+    monkeypatch.setattr(streaming, "_BATCH", 7)
+    again = bits_of_images(d, images, method)
+    assert again.mean == pytest.approx(whole.mean, rel=1e-7)
+    assert again.error == pytest.approx(whole.error, rel=1e-5)
 
 
 def test_json_has_every_figure_and_null_for_what_is_none():

@@ -4,7 +4,9 @@ import math
 import pytest
 import torch
 
+from ornstein import Denoiser, Process, load
 from ornstein.nets import UNet
+from ornstein.schedules import Cosine
 
 
 def make(**settings) -> UNet:
@@ -142,3 +144,22 @@ def test_bad_calls():
         net(torch.randn(2, 3, 8, 8), log_snr)
     with pytest.raises(ValueError, match="one per sample"):
         net(x, torch.zeros(1))
+
+
+def test_a_learned_variance_doubles_the_output_and_is_kept_with_the_model(tmp_path):
+    net = make(learned_variance=True)
+    x, log_snr = torch.randn(3, 2, 8, 8), torch.randn(3)
+    assert net(x, log_snr).shape == (3, 4, 8, 8)
+    d = Denoiser(net, Process(Cosine()), "v").eval()
+    d.save(tmp_path)
+    again = load(tmp_path)
+    one, other = (m(x, 0.5).log_variance(0.4) for m in (d, again))
+    assert torch.equal(one, other)
+    lower, upper = (
+        2 * step.std.log() for step in (d.process.posterior(x, x, 0.4, 0.5), d.process.transition(x, 0.4, 0.5))
+    )
+    place = (one - lower) / (upper - lower)  # what the second half of the output says, 2v - 1
+    expected = (net(x, d.process.schedule.log_snr(torch.tensor(0.5).double()).float().expand(3))[:, 2:] + 1) / 2
+    torch.testing.assert_close(place, expected, rtol=1e-4, atol=1e-4)
+    assert place.std() > 1e-3
+    assert UNet.preset("xs", channels=1, size=8, learned_variance=True)(x[:, :1], log_snr).shape == (3, 2, 8, 8)

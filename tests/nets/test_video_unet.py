@@ -96,6 +96,8 @@ def test_known_frames_are_seen_and_only_where_the_mask_says():
     torch.testing.assert_close(net(x, log_snr, known=elsewhere, known_mask=mask), out)
     other = net(x, log_snr, known=known + mask[:, None, :, None, None], known_mask=mask)
     assert (other - out)[:, :, 4].abs().max() > 1e-4  # the last frame knows of the first
+    # Trained with a mask that is all false, and sampled without one.
+    torch.testing.assert_close(net(x, log_snr, known=known, known_mask=torch.zeros_like(mask)), net(x, log_snr))
 
 
 def test_config_rebuilds_the_net_and_a_checkpoint_keeps_it(tmp_path):
@@ -170,3 +172,13 @@ def test_bad_calls():
             net(x, log_snr, known=known, known_mask=known_mask)
     with pytest.raises(ValueError, match="at least 1 frame"):
         make(frames=0)
+
+
+def test_a_learned_variance_is_that_of_its_image_net():
+    image = shaken(UNet(**SMALL, learned_variance=True))
+    net = VideoUNet.from_image(image, 5).eval()
+    assert net.config["learned_variance"]
+    x, log_snr = clips(), torch.tensor([-1.0, 2.0])
+    expected = torch.stack([image(frame, log_snr) for frame in x.unbind(2)], 2)
+    assert expected.shape == (2, 4, 5, 8, 8)
+    torch.testing.assert_close(net(x, log_snr), expected)

@@ -6,7 +6,6 @@ import torch
 from ornstein.errors import UserError
 from ornstein.training import TrainConfig
 from ornstein.training.config import ema_decay, ema_exponent
-from ornstein.training.train import stratified_times
 
 
 @pytest.mark.parametrize("width", [0.02, 0.05, 0.1, 0.25])
@@ -42,19 +41,6 @@ def test_minutes_follow_the_clock():
     assert config.progress(1, 500.0) == 1.0
 
 
-def test_times_are_stratified_uniform_and_inside():
-    draw = torch.Generator().manual_seed(0)
-    means = []
-    for batch in (1, 7, 64):
-        for _ in range(50):
-            t = stratified_times(batch, draw)
-            assert ((t > 0) & (t <= 1)).all()
-            gaps = t.double().sort().values.diff()
-            assert torch.allclose(gaps, torch.full_like(gaps, 1 / batch), atol=2e-4)
-        means.append(torch.cat([stratified_times(batch, draw) for _ in range(2000)]).mean().item())
-    assert means == pytest.approx([0.5] * 3, abs=4 / math.sqrt(12 * 2000))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -68,6 +54,7 @@ def test_times_are_stratified_uniform_and_inside():
         ({"ema": 0.5}, "ema must lie"),
         ({"betas": (0.9, 1.0)}, "betas must lie"),
         ({"precision": "fp8"}, "precision 'fp8' is unknown"),
+        ({"objective": "mse"}, "unknown objective 'mse'; known: simple, score-matching, vlb-x0, "),
     ],
 )
 def test_bad_settings(settings, message):

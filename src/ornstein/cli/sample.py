@@ -30,7 +30,8 @@ def sample(
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = STEPS,
     grid: Annotated[str, typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}.")] = "logistic",
     label: Annotated[
-        str | None, typer.Option("--class", help="A class, by name or number.  [default: each in turn]")
+        str | None,
+        typer.Option("--class", help="A class, by name or number.  [default: each in turn, or the given videos' own]"),
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is the plain model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same picture in any batch.")] = 0,
@@ -55,10 +56,10 @@ def sample(
         raise UserError(f"{run} is a model of images: --frames and --given are for clips")
     n = n if n is not None else 16 if clips else 64
     batch = batch if batch is not None else 8 if clips else 64
-    labels = denoiser.data.labels(n)
+    labels = None if given is not None else denoiser.data.labels(n)  # given videos have their own
     if label is not None:
         labels = torch.full((n,), _class_number(label, denoiser.data, run))
-    if guidance != 1 and labels is None:
+    if guidance != 1 and not denoiser.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
     folder = run / "samples" if out is None else out
     options: dict[str, Any] = {
@@ -120,9 +121,18 @@ def _go_on(denoiser: Denoiser, run: Path, path: str, n: int, first: int, last: i
     channels, length, size, _ = denoiser.data.shape
     mask = frames_known(length, first, last)
     videos = open_clips(path, length, size, channels)
-    known, _ = videos.batch(torch.arange(n) % len(videos))
+    known, labels = videos.batch(torch.arange(n) % len(videos))
+    if options["cond"]["label"] is None and labels is not None and denoiser.data.classes:
+        options = options | {"cond": {"label": _known_classes(videos.classes, denoiser.data)[labels]}}
+    if options["cond"]["label"] is None and options["guidance"] != 1:
+        raise UserError(f"the videos in {path} have no classes for --guidance to lean towards: give --class")
     console.print(f"going on from {first} first and {last} last frames of {min(n, len(videos))} clips in {path}")
     return sample_given(denoiser, known, mask.expand(n, -1), **options)
+
+
+def _known_classes(names: list[str], data: Data) -> Tensor:
+    """The model's number of each class, (classes,); -1, no condition, for one it does not know."""
+    return torch.tensor([data.classes.index(name) if name in data.classes else -1 for name in names])
 
 
 def _long(denoiser: Denoiser, run: Path, n: int, frames: int, overlap: int | None, options: dict[str, Any]) -> Tensor:

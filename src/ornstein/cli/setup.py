@@ -13,6 +13,7 @@ from ornstein import checkpoint, schedules
 from ornstein import noise as noises
 from ornstein.cli.command import progress
 from ornstein.data import Clips, ImageSet, open_clips, open_images
+from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
 from ornstein.nets import UNet, VideoUNet
@@ -39,6 +40,8 @@ class Settings:
     init: str | None = None
     given_frames: bool = False
     noise: str = "white"
+    data_noise: str | None = None
+    centre: bool = False
     conditional: bool | None = None
     held_out: float = 0.1
     steps: int | None = None
@@ -46,6 +49,7 @@ class Settings:
     batch: int | None = None
     learning_rate: float = 1e-3
     precision: str = "auto"
+    objective: str | None = None
     seed: int = 0
     checkpoint_every: int = 500
     sample_every: int = 1000
@@ -81,7 +85,12 @@ def open_data(settings: Settings) -> Split:
 
         opened: ImageSet | Clips
         if settings.frames is None:
-            opened = open_images(settings.data, settings.size, settings.channels, progress=advance)
+            try:
+                opened = open_images(settings.data, settings.size, settings.channels, progress=advance)
+            except UserError as error:
+                if _holds_videos(Path(settings.data)):
+                    raise UserError(f"{error}; to train on the videos there, give --frames") from error
+                raise
         else:
             opened = open_clips(
                 settings.data,
@@ -102,8 +111,15 @@ def open_data(settings: Settings) -> Split:
     return Split(*opened.split(settings.held_out, settings.seed), opened.fingerprint)
 
 
+def _holds_videos(path: Path) -> bool:
+    return any(p.suffix.lower() in VIDEO_SUFFIXES for p in ([path] if path.is_file() else path.rglob("*")))
+
+
 def new_denoiser(settings: Settings, data: ImageSet | Clips) -> Denoiser:
-    """The untrained model that fits the data: cosine schedule, v-prediction, the noise that was asked for."""
+    """The untrained model that fits the data: cosine schedule, v-prediction, the noise that was asked for.
+
+    With `data_noise` the prediction is preconditioned mode by mode instead; with `centre` the schedule is shifted too.
+    """
     shape = tuple(data.shape)
     channels, size = shape[0], shape[-1]
     conditional = settings.conditional
@@ -114,13 +130,16 @@ def new_denoiser(settings: Settings, data: ImageSet | Clips) -> Denoiser:
     if preset == "auto":
         preset = "xs" if size <= 16 or settings.frames else "m" if torch.cuda.is_available() else "s"
     torch.manual_seed(settings.seed)
+    learned = settings.objective == "hybrid"
     net: nn.Module
     if settings.frames is None:
         if settings.init is not None or settings.given_frames:
             raise UserError("--init and --given-frames are for clips: give --frames too")
+        if settings.data_noise is not None or settings.centre:
+            raise UserError("--data-noise and --centre are for clips: give --frames too")
         if settings.noise != "white" and not settings.noise.endswith(".json"):
             raise UserError(f"noise {settings.noise!r} is over the frames of clips: give --frames, or leave it out")
-        net = UNet.preset(preset, channels=channels, size=size, classes=len(classes))
+        net = UNet.preset(preset, channels=channels, size=size, classes=len(classes), learned_variance=learned)
     elif settings.init is not None:
         net = _from_image(Path(settings.init), shape, len(classes), settings.given_frames)
     else:
@@ -131,10 +150,25 @@ def new_denoiser(settings: Settings, data: ImageSet | Clips) -> Denoiser:
             frames=settings.frames,
             classes=len(classes),
             conditioning=settings.given_frames,
+            learned_variance=learned,
         )
-    process = Process(schedules.Cosine(), noises.parse(settings.noise, shape[1]))
-    denoiser = Denoiser(net, process, "v", data=Data(shape, tuple(classes)))
+    noise, about = noises.parse(settings.noise, shape[1]), Data(shape, tuple(classes))
+    if settings.data_noise is None:
+        if settings.centre:
+            raise UserError("--centre needs the covariance of the data: give --data-noise FILE.json of `fit-noise` too")
+        denoiser = Denoiser(net, Process(schedules.Cosine(), noise), "v", data=about)
+    else:
+        covariance = noises.parse(settings.data_noise, shape[1])
+        schedule = _centred(noise, covariance, shape) if settings.centre else schedules.Cosine()
+        denoiser = Denoiser(net, Process(schedule, noise), "edm", data=about, data_covariance=covariance)
     return denoiser.to("cuda") if torch.cuda.is_available() else denoiser
+
+
+def _centred(noise: noises.Covariance, data: noises.Covariance, shape: tuple[int, ...]) -> schedules.Schedule:
+    """The cosine schedule with logdet(C^-1 Sigma) = 0, and the log-SNR at its end where it was."""
+    shift = -noises.log_snr_shift(noise, data, shape)
+    plain = schedules.Cosine()
+    return schedules.Shifted(schedules.Cosine(float(plain.log_snr(1.0)) - shift), shift)
 
 
 def _from_image(run: Path, shape: tuple[int, ...], classes: int, given_frames: bool) -> VideoUNet:

@@ -19,6 +19,7 @@ from ornstein.evaluation import Score
 from ornstein.evaluation.run import draw, write_run_report
 from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.files import atomic_write, read_json, write_error
+from ornstein.objectives import OBJECTIVES
 from ornstein.training import train as training
 
 SETTINGS = "train.json"
@@ -44,6 +45,13 @@ def train(
     noise: Annotated[
         str | None, typer.Option(help="white, ar1:0.9, or a FILE.json of `fit-noise`.  [default: white]")
     ] = None,
+    data_noise: Annotated[
+        str | None, typer.Option(help="The data's own covariance over frames, written as --noise: preconditions by it.")
+    ] = None,
+    centre: Annotated[
+        bool | None,
+        typer.Option("--centre", help="Shift the schedule so that logdet(C^-1 Sigma) = 0; needs --data-noise."),
+    ] = None,
     given_frames: Annotated[
         bool | None, typer.Option("--given-frames", help="Also learn to go on from frames that are given.")
     ] = None,
@@ -57,6 +65,9 @@ def train(
     ] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the data kept for judging.  [default: 0.1]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="AdamW's.  [default: 0.001]")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help=f"Of {', '.join(OBJECTIVES)}.  [default: error of the network's output]")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="auto, float32 or bf16.  [default: auto]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.  [default: 0]")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.  [default: 500]")] = None,

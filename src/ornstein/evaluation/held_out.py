@@ -58,8 +58,9 @@ def bits_of_images(
 ) -> Bits:
     """Bits/dim of 8-bit images (N, C, H, W), uint8, of classes `labels` (N,) where the model has them.
 
-    The images go through in batches, with memory for one of them; noise is addressed by (seed, image), so that the
-    number does not depend on the batch. advance(done) is told the number of images that are done. The error of a
+    The images go through in batches: at most 256 rows of (image, draw) are in the network and in float64 at once,
+    however many images there are, and of each only its numbers are kept. Noise is addressed by (seed, image), so that
+    the number does not depend on the batch. advance(done) is told the number of images that are done. The error of a
     single image is NaN. Raises ValueError for an unknown method or images the model was not made for.
     """
     if method not in METHODS:

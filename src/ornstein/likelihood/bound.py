@@ -15,7 +15,7 @@ from ornstein.likelihood.model import STREAM, Model, chunks, open_model
 from ornstein.noise import Covariance
 from ornstein.process import Process
 from ornstein.randomness import normal
-from ornstein.sampling import _evaluation_mode
+from ornstein.sampling import evaluation_mode
 from ornstein.solvers.variance import ReverseVariance, check_variance, reverse_log_variance
 
 _RECONSTRUCTION, _EARLIER, _LATER, _PLACE, _LAST = range(STREAM, STREAM + 5)
@@ -114,7 +114,7 @@ def vlb(
     place = _Places(count, seed if terms is not None or form == "continuous" else None)
     scale = {"continuous": 1}.get(form, steps - 1)
     prior, diffusion, reconstruction = torch.zeros(3, len(x0), dtype=torch.float64).unbind()
-    with torch.no_grad(), _evaluation_mode(d):
+    with torch.no_grad(), evaluation_mode(d):
         for own in chunks(len(x0), batch):
             part = _Part(x0[own].to(model.device, torch.float64), own, first, max(1, batch // len(own)))
             if form == "consistency":

@@ -14,7 +14,7 @@ from ornstein.likelihood.decoders import LEVELS, pixel_indices
 from ornstein.likelihood.model import STREAM, Model, chunks, column, dimensions, open_model
 from ornstein.likelihood.runge_kutta import dormand_prince, rk4
 from ornstein.randomness import normal
-from ornstein.sampling import _evaluation_mode
+from ornstein.sampling import evaluation_mode
 
 _PROBE, _DEQUANTISE = STREAM + 8, STREAM + 9
 
@@ -85,7 +85,7 @@ def ode(
         raise ValueError(f"t_min lies in [0, 1), got {t_min}")
     model = open_model(d, x0, cond)
     values, errors, evaluations = [], [], []
-    with _evaluation_mode(d):
+    with evaluation_mode(d):
         for own in chunks(len(x0), batch):
             x, index = x0[own].double(), own + first
             if dequantisation == "uniform":

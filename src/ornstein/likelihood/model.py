@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.process import Prediction, Process
-from ornstein.sampling import _device_of, _module_of
+from ornstein.sampling import device_of, module_of
 
 # Each purpose of randomness has a stream of its own; sampling has those from 0 up.
 STREAM = 0x4C4B0000
@@ -50,7 +50,7 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
         raise ValueError(f"samples are floating point in [-1, 1], got {x0.dtype}")
     if not bool(x0.isfinite().all()):
         raise ValueError("the samples have values that are not finite")
-    module = _module_of(d)
+    module = module_of(d)
     if isinstance(module, Denoiser) and module.data is not None and tuple(x0.shape[1:]) != tuple(module.data.shape):
         raise ValueError(f"the model was made for samples of {tuple(module.data.shape)}, got {tuple(x0.shape[1:])}")
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None) if module is not None else None
@@ -59,7 +59,7 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
     for name, value in own.items():
         if _one_a_sample(value) and len(value) != len(x0):
             raise ValueError(f"cond[{name!r}] has {len(value)} rows for {len(x0)} samples")
-    return Model(d, own, dtype, _device_of(d))
+    return Model(d, own, dtype, device_of(d))
 
 
 def _one_a_sample(value: Any) -> bool:

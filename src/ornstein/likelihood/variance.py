@@ -10,7 +10,7 @@ from torch import Tensor
 from ornstein.denoiser import Denoises
 from ornstein.likelihood.model import STREAM, chunks, dimensions, open_model
 from ornstein.randomness import normal
-from ornstein.sampling import _evaluation_mode
+from ornstein.sampling import evaluation_mode
 from ornstein.solvers.variance import AnalyticVariance, position
 
 _NOISE = STREAM + 12
@@ -41,7 +41,7 @@ def fit_variance(
     end = float(position(process.schedule.log_snr(1.0)))
     level = -4 * torch.logit(torch.arange(1, nodes + 1, dtype=torch.float64) / nodes * end)
     total = torch.zeros(nodes, dtype=torch.float64)
-    with torch.no_grad(), _evaluation_mode(d):
+    with torch.no_grad(), evaluation_mode(d):
         for own in chunks(len(images), batch):
             x0 = images[own].to(model.device, torch.float64)
             for k in range(nodes):

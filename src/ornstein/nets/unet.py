@@ -38,6 +38,8 @@ class UNet(nn.Module):
         depths: residual blocks of each level, on each side.
         attention: the resolutions (pixels) at which blocks attend.
         dropout: probability of dropping a feature inside the residual blocks.
+        learned_variance: whether it returns (B, 2C, H, W), the second half for the variance of the reverse steps
+            (E9; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), as `Denoiser` reads it.
 
     Raises:
         ValueError: an argument is out of range, or `size` does not divide.
@@ -57,6 +59,7 @@ class UNet(nn.Module):
         depths: Sequence[int] = (1, 2, 2),
         attention: Sequence[int] = (8,),
         dropout: float = 0.0,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         levels = len(multipliers)
@@ -77,6 +80,7 @@ class UNet(nn.Module):
             "depths": list(depths),
             "attention": list(attention),
             "dropout": dropout,
+            "learned_variance": learned_variance,
         }
         widths = [width * m for m in multipliers]
         embedding = 4 * width
@@ -103,11 +107,12 @@ class UNet(nn.Module):
                 stage.append(Block(out, out, embedding, False, attend, dropout))
             self.decoder.append(stage)
             now = out
-        self.head = nn.Sequential(group_norm(now), nn.SiLU(), zeroed(nn.Conv2d(now, channels, 3, padding=1)))
+        out = 2 * channels if learned_variance else channels
+        self.head = nn.Sequential(group_norm(now), nn.SiLU(), zeroed(nn.Conv2d(now, out, 3, padding=1)))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @classmethod
-    def preset(cls, name: str, *, channels: int, size: int, classes: int = 0) -> "UNet":
+    def preset(cls, name: str, *, channels: int, size: int, classes: int = 0, learned_variance: bool = False) -> "UNet":
         """A net of one of four sizes; the image is halved (at least once) until it is 8 pixels or odd.
 
         Attention stands below the full resolution where the image is at most 8 pixels wide (16 in "l").
@@ -140,10 +145,11 @@ class UNet(nn.Module):
             multipliers=[1 if r == size or r > 64 else 2 for r in resolutions],
             depths=[first, *[middle] * inner, last] if inner >= 0 else [last],
             attention=[r for r in resolutions if r <= attend and r < size],
+            learned_variance=learned_variance,
         )
 
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
-        """The raw prediction (B, C, H, W) from x (B, C, H, W), log_snr (B,) and label (B,), in x's dtype.
+        """The raw prediction (B, C or 2C, H, W) from x (B, C, H, W), log_snr (B,) and label (B,), in x's dtype.
 
         log_snr is a^2/s^2 in nats, infinite values allowed (clamped to [-20, 20]); label is a class index, -1
         for no condition; label None is -1 for all.

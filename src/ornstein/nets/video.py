@@ -23,7 +23,7 @@ class VideoUNet(nn.Module):
     The noise of a known frame is x - a known; where the noise is correlated over frames it tells of its neighbours'.
 
     Args:
-        channels, size, classes, width, multipliers, depths, attention, dropout: those of `UNet`.
+        channels, size, classes, width, multipliers, depths, attention, dropout, learned_variance: those of `UNet`.
         frames: the largest number of frames; any number up to it can be given.
         temporal_attention: the resolutions (pixels) with attention over frames; None for those of `attention`.
         conditioning: whether the net takes known frames.
@@ -50,6 +50,7 @@ class VideoUNet(nn.Module):
         dropout: float = 0.0,
         temporal_attention: Sequence[int] | None = None,
         conditioning: bool = False,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         if frames < 1:
@@ -63,6 +64,7 @@ class VideoUNet(nn.Module):
             depths=depths,
             attention=attention,
             dropout=dropout,
+            learned_variance=learned_variance,
         )
         across = attention if temporal_attention is None else temporal_attention
         self.config: dict[str, Any] = self.image.config | {
@@ -80,13 +82,22 @@ class VideoUNet(nn.Module):
 
         self.encoder = nn.ModuleList(between(level) for level in levels)
         self.decoder = nn.ModuleList(between(level) for level in reversed(levels))
-        # the stem's part for the channels [known * mask, mask]: a sum of convolutions is one over all channels
-        self.given = zeroed(nn.Conv2d(channels + 1, width, 3, padding=1)) if conditioning else None
+        # the stem's part for the channels [known * mask, mask]: a sum of convolutions is one over all channels. Without
+        # a bias, so that no known frames and none given are the same.
+        self.given = zeroed(nn.Conv2d(channels + 1, width, 3, padding=1, bias=False)) if conditioning else None
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @classmethod
     def preset(
-        cls, name: str, *, channels: int, size: int, frames: int, classes: int = 0, conditioning: bool = False
+        cls,
+        name: str,
+        *,
+        channels: int,
+        size: int,
+        frames: int,
+        classes: int = 0,
+        conditioning: bool = False,
+        learned_variance: bool = False,
     ) -> "VideoUNet":
         """A net around the `UNet` of that preset, which it raises ValueError for where there is none.
 
@@ -94,7 +105,7 @@ class VideoUNet(nn.Module):
         image net's on the same frames: of "xs" with 8 clips of 16 frames at 32x32, in bf16 on one core, 0.7 s against
         0.5 s.
         """
-        image = UNet.preset(name, channels=channels, size=size, classes=classes)
+        image = UNet.preset(name, channels=channels, size=size, classes=classes, learned_variance=learned_variance)
         return cls(**image.config, frames=frames, conditioning=conditioning)
 
     @classmethod
@@ -112,10 +123,10 @@ class VideoUNet(nn.Module):
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
     ) -> Tensor:
-        """The raw prediction (B, C, F, H, W) from clips x (B, C, F, H, W), log_snr (B,) and label (B,), in x's dtype.
+        """The raw prediction (B, C or 2C, F, H, W) from clips x (B, C, F, H, W), log_snr (B,) and label (B,).
 
-        known (B, C, F, H, W) holds clean frames where known_mask (B, F) is true; the rest of it is not looked at.
-        Without them no frame is known.
+        It is in x's dtype. known (B, C, F, H, W) holds clean frames where known_mask (B, F) is true; the rest of it is
+        not looked at. Without them no frame is known.
 
         Raises:
             ValueError: shapes that do not fit the net, more frames than it was made for, a wrong label, one of known

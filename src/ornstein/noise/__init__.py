@@ -10,6 +10,7 @@ from ornstein.noise.estimation import (
     fit_mixed,
     fit_spectral,
     fit_toeplitz,
+    log_snr_shift,
 )
 from ornstein.noise.frames import FrameCovariance, Matrix
 from ornstein.noise.kronecker import Kronecker
@@ -38,6 +39,7 @@ __all__ = [
     "fit_spectral",
     "fit_toeplitz",
     "from_config",
+    "log_snr_shift",
     "parse",
     "to_config",
 ]

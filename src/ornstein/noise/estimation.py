@@ -249,6 +249,15 @@ def _spread(eigenvalues: list[Tensor]) -> float:
     return max(float(values[-1]) for values in eigenvalues) / smallest if smallest > 0 else math.inf
 
 
+def log_snr_shift(noise: Covariance, data: Covariance, shape: tuple[int, ...]) -> float:
+    """The mean of log r_k, r_k the eigenvalues of C^-1 Sigma: logdet(C^-1 Sigma) over the elements of a sample.
+
+    The log-SNR of the mode k is lambda(t) + log r_k, so `schedules.Shifted` by minus this one centres them. `shape` is
+    that of one sample, (N,) or (C, F, H, W). Raises SingularCovarianceError where one of the two has no inverse.
+    """
+    return (data.logdet(shape) - noise.logdet(shape)) / math.prod(shape)
+
+
 def fit_ar1(clips: Clips) -> AR1:
     """AR1 from clips, a tensor (N, C, F, H, W) or an iterable of batches, by the correlation of neighbouring frames."""
     return ClipStatistics.of(clips).ar1()

@@ -8,6 +8,7 @@ from ornstein.schedules.exploding import EDM, VE
 from ornstein.schedules.preserving import Cosine, Discrete, LinearBeta, VariancePreserving
 from ornstein.schedules.rectified import Rectified
 from ornstein.schedules.schedule import Schedule, Times
+from ornstein.schedules.shifted import Shifted
 
 __all__ = [
     "EDM",
@@ -17,27 +18,31 @@ __all__ = [
     "LinearBeta",
     "Rectified",
     "Schedule",
+    "Shifted",
     "Times",
     "VariancePreserving",
     "from_config",
     "to_config",
 ]
 
-TYPES: dict[str, type[Schedule]] = {c.__name__: c for c in (Cosine, LinearBeta, Discrete, VE, Rectified, EDM)}
+TYPES: dict[str, type[Schedule]] = {c.__name__: c for c in (Cosine, LinearBeta, Discrete, VE, Rectified, EDM, Shifted)}
 
 
 def to_config(schedule: Schedule) -> dict:
     """The schedule as a JSON-able dict, `{"type": ..., its arguments}`."""
     arguments = {k: v for k, v in vars(schedule).items() if not k.startswith("_")}
-    return {
-        "type": type(schedule).__name__,
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()},
-    }
+    return {"type": type(schedule).__name__, **{k: _plain(v) for k, v in arguments.items()}}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Schedule):
+        return to_config(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_config(config: dict) -> Schedule:
     """The schedule that `to_config` described; ValueError for an unknown type or wrong arguments."""
-    arguments = dict(config)
+    arguments = {k: from_config(v) if isinstance(v, dict) else v for k, v in config.items()}
     name = arguments.pop("type", None)
     if not isinstance(name, str) or name not in TYPES:
         raise ValueError(f"unknown schedule {name!r}; known: {', '.join(TYPES)}")

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from ornstein.errors import UserError
+from ornstein.objectives import OBJECTIVES
 
 DECAY = 0.3  # the last part of a training, over which the learning rate falls linearly
 FINAL = 0.01  # to this fraction of itself
@@ -31,6 +32,8 @@ class TrainConfig:
         betas: AdamW's.
         precision: of convolutions and matrix products; "auto" is bf16 where the hardware multiplies it.
         condition_dropout: probability that a sample is trained without its label, for guidance.
+        objective: a name of `ornstein.objectives.OBJECTIVES`, with the times that it is meant for; None for the
+            error of the network's own output, `Denoiser.loss`, at uniform times.
         seed: of the data order, the times, the noise and the dropped labels.
         checkpoint_every: steps between checkpoints.
         sample_every: steps between two states with `sample_due`; 0 for none.
@@ -50,6 +53,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     precision: Precision = "auto"
     condition_dropout: float = 0.1
+    objective: str | None = None
     seed: int = 0
     checkpoint_every: int = 500
     sample_every: int = 0
@@ -79,6 +83,8 @@ class TrainConfig:
             raise UserError(f"betas must lie in [0, 1), not {self.betas}")
         if self.precision not in ("auto", "float32", "bf16"):
             raise UserError(f"precision {self.precision!r} is unknown: auto, float32 or bf16")
+        if self.objective is not None and self.objective not in OBJECTIVES:
+            raise UserError(f"unknown objective {self.objective!r}; known: {', '.join(OBJECTIVES)}")
 
     def progress(self, step: int, elapsed: float) -> float:
         """The fraction of the training done, in [0, 1], after `step` steps and `elapsed` seconds."""

@@ -24,9 +24,9 @@ from ornstein.nets.video import known_masks
 from ornstein.randomness import generator
 from ornstein.training import state
 from ornstein.training.config import TrainConfig, autocast_dtype, ema_decay, ema_exponent
+from ornstein.training.objective import check_objective, loss_of, times_of
 
 LOG_EVERY = 10  # steps averaged in a line of metrics.jsonl
-T_MIN = 1e-4  # at t = 0 there is nothing to predict, and the targets divide by s(t)
 
 
 class Images(Protocol):
@@ -88,7 +88,9 @@ class _Run:
     def __init__(self, denoiser: Denoiser, images: Images, config: TrainConfig, out: Path) -> None:
         if not len(images):
             raise UserError("there are no images to train on")
+        check_objective(config.objective, denoiser)
         self.denoiser, self.images, self.config, self.out = denoiser, images, config, out
+        self.loss = loss_of(config.objective)
         self.device = next(denoiser.parameters()).device
         self.dtype = autocast_dtype(config.precision, self.device)
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
@@ -195,7 +197,7 @@ class _Run:
         x0 = x0.to(self.device, non_blocking=True)
         seed = generator(config.seed, "train", step).initial_seed()
         draw = torch.Generator(self.device).manual_seed(seed)
-        t = stratified_times(len(x0), draw)
+        t = times_of(config.objective, len(x0), self.denoiser.process.schedule, draw)
         z = torch.randn(x0.shape, generator=draw, device=self.device, dtype=x0.dtype)
         cond: dict[str, Tensor] = {}
         if self.conditional and labels is not None:
@@ -210,7 +212,7 @@ class _Run:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             with autocast_within(self.denoiser.net, self.device, self.dtype):
-                loss = self.denoiser.loss(x0, t, z, **cond).mean()
+                loss = self.loss(self.denoiser, x0, t, z, **cond).mean()
             loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
         value, gradient = torch.stack([loss.detach().float(), norm.float()]).tolist()
@@ -228,16 +230,6 @@ class _Run:
         for old, new in zip(self.average.buffers(), self.denoiser.buffers(), strict=True):
             old.copy_(new)
         return value
-
-
-def stratified_times(batch: int, draw: torch.Generator) -> Tensor:
-    """Times (B,) in (0, 1], each uniform, together evenly spread: one random offset and B equal steps.
-
-    Source: Kingma et al. 2021 (arXiv:2107.00630), appendix I.1, low-discrepancy sampler.
-    """
-    offset = torch.rand(1, generator=draw, device=draw.device, dtype=torch.float64)
-    spread = torch.arange(batch, device=draw.device, dtype=torch.float64) / batch
-    return (1 - (offset + spread) % 1).clamp(min=T_MIN).float()
 
 
 @contextmanager

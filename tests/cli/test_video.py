@@ -1,0 +1,259 @@
+"""Clips from real mp4 files to sampled mp4 files, by the commands alone."""
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import ornstein
+from ornstein.checkpoint import read_config
+from ornstein.cli import app
+from ornstein.noise import Toeplitz, parse
+
+FRAMES, SIZE = 6, 16
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def done(*arguments: object) -> str:
+    """The command's output, its words one space apart."""
+    result = command(*arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def refused(result: Result, *words: str) -> None:
+    """One line on stderr that has all the words, exit code 2, and no traceback."""
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def film(path: Path, frames: int, seed: int = 0, size: int = 24) -> None:
+    """A disc that crosses a dim picture, H.264 where there is one."""
+    rng = np.random.default_rng(seed)
+    ground = rng.integers(0, 90, (size, size, 3))
+    at, step = rng.uniform(6, size - 6, 2), rng.uniform(-1.5, 1.5, 2)
+    y, x = np.mgrid[:size, :size]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264" if "libx264" in av.codecs_available else "mpeg4", 12)
+        stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+        for k in range(frames):
+            cy, cx = at + k * step
+            disc = ((y - cy) ** 2 + (x - cx) ** 2 < 16)[..., None]
+            picture = np.where(disc, 230, ground).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(stream.encode())
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten films of 13 frames, two clips each; one that is cut in two, and a text."""
+    folder = tmp_path_factory.mktemp("films")
+    for i in range(10):
+        film(folder / f"{i}.mp4", 2 * FRAMES + 1, seed=i)
+    whole = (folder / "0.mp4").read_bytes()
+    (folder / "broken.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("no film")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def noise(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("noise") / "noise.json"
+    output = done("fit-noise", films, "--frames", FRAMES, "--size", SIZE, "--out", out)
+    assert "of 20 clips" in output and "skipped broken.mp4" in output
+    return out
+
+
+def training(films: Path, noise: Path, out: Path) -> tuple[object, ...]:
+    return (
+        "train", "--data", films, "--frames", FRAMES, "--size", SIZE, "--net", "xs", "--noise", noise, "--given-frames",
+        "--steps", 3, "--batch", 2, "--checkpoint-every", 2, "--sample-every", 2, "--out", out,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(films: Path, noise: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "films"
+    output = done(*training(films, noise, out))
+    assert "clips of (3, 6, 16, 16)" in output and "1 bad files skipped" in output
+    return out
+
+
+def test_the_fitted_noise_is_that_of_the_films_and_goes_into_the_checkpoint(noise: Path, trained: Path) -> None:
+    fitted = parse(str(noise), FRAMES)
+    assert isinstance(fitted, Toeplitz)
+    assert 0.4 < float(fitted.dense()[0, 1]) < 0.99  # a disc of 8 pixels moves by at most 2 a frame
+    model = ornstein.load(trained)
+    assert model.process.noise == fitted
+    z = torch.randn(2, 3, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.process.noise.color(z), fitted.color(z))
+    assert not torch.equal(model.process.noise.color(z), z)
+    assert json.loads((trained / "config.json").read_text())["noise"] == json.loads(noise.read_text())
+
+
+def test_the_report_plays_clips_and_names_the_broken_film(trained: Path) -> None:
+    report = (trained / "report.html").read_text()
+    assert "broken.mp4" in report and "notes.txt" not in report
+    assert "Clips the model made, beside real ones" in report and "data:image/" in report
+    assert len(frames_of(trained / "samples.mp4")) == FRAMES
+    assert Image.open(trained / "samples.png").size == (4 * 17 * FRAMES, 4 * 17 * 16)
+    assert (trained / "progress" / "step-000002.png").is_file()
+
+
+def test_sample_writes_films_gifs_and_a_sheet(trained: Path, tmp_path: Path) -> None:
+    done("sample", trained, "-n", 2, "--steps", 2, "--fps", 5, "--out", tmp_path / "a")
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == ["00000.gif", "00000.mp4", "00001.gif", "00001.mp4", "sheet.png"]
+    shown = frames_of(tmp_path / "a" / "00000.mp4")
+    assert len(shown) == FRAMES and shown[0].shape == (64, 64, 3)
+    assert getattr(Image.open(tmp_path / "a" / "00001.gif"), "n_frames", 1) == FRAMES
+    done("sample", trained, "-n", 1, "--steps", 2, "--fps", 5, "--out", tmp_path / "b")
+    again = frames_of(tmp_path / "b" / "00000.mp4")
+    assert np.abs(np.stack(shown).astype(int) - np.stack(again)).mean() < 0.1  # the same clip alone
+
+
+def test_long_clips_begin_as_short_ones_do(trained: Path, tmp_path: Path) -> None:
+    done("sample", trained, "-n", 1, "--steps", 2, "--out", tmp_path / "short")
+    output = done("sample", trained, "-n", 1, "--steps", 2, "--frames", 12, "--overlap", 2, "--out", tmp_path / "long")
+    assert "12 frames, 6 at a time" in output
+    short, long = (np.stack(frames_of(tmp_path / k / "00000.mp4")).astype(int) for k in ("short", "long"))
+    assert len(long) == 12
+    assert np.abs(long[:FRAMES] - short).mean() < 4  # but for the coding
+
+
+def test_given_frames_are_kept(trained: Path, films: Path, tmp_path: Path) -> None:
+    output = done(
+        "sample", trained, "-n", 2, "--steps", 2, "--given", films, "--first", 2, "--last", 1, "--out", tmp_path
+    )
+    assert "2 first and 1 last" in output
+    known, _ = ornstein.data.open_clips(films, FRAMES, SIZE).batch([0, 1])
+    for i in range(2):
+        frames = [ornstein.data.to_uint8(f) for f in known[i].unbind(1)]
+        made = frames_of(tmp_path / f"{i:05d}.mp4")
+        for k in (0, 1, FRAMES - 1):
+            centre = made[k][2::4, 2::4].astype(int)  # of each pixel drawn 4 x 4
+            assert np.abs(centre - frames[k].permute(1, 2, 0).numpy()).mean() < 12, k
+
+
+def test_a_run_of_clips_resumes_to_the_same_bits(
+    trained: Path, films: Path, noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("ornstein.cli.train"), "_look", stop)  # at step 2 of 3
+        stopped = command(*training(films, noise, out))
+    assert stopped.exit_code == 130 and "--resume" in stopped.stderr
+    assert read_config(out)["training"]["step"] == 2
+    refused(command("train", "--data", films, "--frames", FRAMES, "--out", out), "already holds a run", "--resume")
+    refused(command("train", "--out", out, "--resume", "--noise", "ar1:0.5"), "noise")
+    done("train", "--out", out, "--resume")
+    for file in ("model.safetensors", "config.json"):
+        assert (out / file).read_bytes() == (trained / file).read_bytes(), file
+
+
+def test_a_model_preconditioned_by_the_covariance_of_the_data(films: Path, noise: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done(
+        "train", "--data", films, "--frames", FRAMES, "--size", SIZE, "--net", "xs", "--noise", "ar1:0.9",
+        "--data-noise", noise, "--centre", "--steps", 2, "--batch", 2, "--out", out,
+    )  # fmt: skip
+    model = ornstein.load(out)
+    assert model.prediction == "edm" and model.data_covariance == parse(str(noise), FRAMES)
+    schedule = model.process.schedule
+    assert isinstance(schedule, ornstein.schedules.Shifted)
+    assert model.data is not None and model.data_covariance is not None
+    shift = ornstein.noise.log_snr_shift(model.process.noise, model.data_covariance, model.data.shape)
+    assert schedule.log_snr_shift == pytest.approx(-shift) and abs(shift) > 0.05
+    assert float(schedule.log_snr(1.0)) == pytest.approx(-10)
+    done("sample", out, "-n", 1, "--steps", 2, "--out", tmp_path / "samples")
+    common = ("train", "--data", films, "--size", SIZE, "--out", tmp_path / "no")
+    refused(command(*common, "--frames", FRAMES, "--centre"), "--centre", "--data-noise")
+    refused(command("train", "--data", "digits", "--data-noise", noise, "--out", tmp_path / "no"), "--frames")
+    refused(command(*common, "--frames", FRAMES, "--data-noise", "white"), "covariances over frames")
+    assert not (tmp_path / "no").exists()
+
+
+def untrained(conditioning: bool, classes: tuple[str, ...] = ()) -> ornstein.Denoiser:
+    """A model of grey clips as it is before its first step."""
+    net = ornstein.nets.VideoUNet.preset(
+        "xs", channels=1, size=SIZE, frames=FRAMES, classes=len(classes), conditioning=conditioning
+    )
+    about = ornstein.Data((1, FRAMES, SIZE, SIZE), classes)
+    return ornstein.Denoiser(net, ornstein.Process(ornstein.schedules.Cosine()), data=about)
+
+
+def test_clips_go_on_as_what_the_given_ones_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own class where the model knows it, not each in turn; one that is asked for comes first."""
+    _, labels = ornstein.data.open_clips("moving-digits", FRAMES, SIZE).batch(range(12))
+    assert labels is not None and labels.tolist() != [i % 10 for i in range(12)]
+    asked: list[torch.Tensor | None] = []
+
+    def spy(
+        d: object, known: torch.Tensor, mask: object, *, cond: dict[str, torch.Tensor], **_: object
+    ) -> torch.Tensor:
+        asked.append(cond["label"])
+        return known
+
+    monkeypatch.setattr(import_module("ornstein.cli.sample"), "sample_given", spy)
+    run, none = tmp_path / "run", tmp_path / "none"
+    untrained(True, tuple("0123456")).save(run)
+    untrained(True).save(none)
+    go_on = ("--given", "moving-digits", "-n", 12, "--first", 2, "--out", tmp_path / "out")
+    done("sample", run, *go_on)
+    done("sample", run, *go_on, "--class", 3)
+    done("sample", none, *go_on)
+    own, one, without = asked
+    assert own is not None and own.tolist() == [k if k < 7 else -1 for k in labels.tolist()]
+    assert one is not None and one.tolist() == [3] * 12
+    assert without is None
+    film(tmp_path / "film.mp4", FRAMES)
+    refused(
+        command("sample", run, "--given", tmp_path / "film.mp4", "--first", 2, "--guidance", 2), "no classes", "--class"
+    )
+
+
+def test_mistakes(films: Path, noise: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    common = ("train", "--size", SIZE, "--out", out)
+    refused(command(*common, "--data", films, "--frames", 20), "films", "too short: 13 frames, a clip has 20")
+    refused(
+        command(*common, "--data", films, "--frames", 8, "--noise", noise), "made for 6 frames, not 8", "--frames 8"
+    )
+    refused(command(*common, "--data", films), "no usable image", "to train on the videos there, give --frames")
+    for folder in ("empty", "texts"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no film")
+    refused(command(*common, "--data", tmp_path / "empty", "--frames", 6), "empty")
+    refused(command(*common, "--data", tmp_path / "texts", "--frames", 6), "texts")
+    assert not out.exists()
+
+    shorts = tmp_path / "shorts"
+    film(shorts / "short.mp4", 3)
+    refused(command("sample", trained, "--given", shorts, "--first", 2), "too short: 3 frames, a clip has 6")
+    refused(command("sample", trained, "--given", films, "--first", 5, "--last", 4), "5", "4", "6")
+    refused(command("sample", trained, "--frames", 12, "--overlap", 6), "overlap 6", "window 6")
+
+    untrained(conditioning=False).save(tmp_path / "without")
+    for asked in (("--given", films, "--first", 2), ("--frames", 12)):
+        refused(command("sample", tmp_path / "without", *asked), "without", "--given-frames")
