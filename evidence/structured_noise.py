@@ -121,6 +121,7 @@ def report(folder: Path, path: Path) -> None:
             lag = statistics.fmean(r["training_clips"]["by_lag"] for r in of_source)
             empty = " |" * (len(STEPS) - 1)
             lines.append(f"| {source} | *training clips* | | {floor:.3f} |{empty} {shake:.2f} |{empty} {lag:.3f} |")
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, ("\n".join(lines) + "\n").encode())
     _figure(results, names, path.with_suffix(".png"))
 
@@ -167,7 +168,6 @@ def _figure(results: list[dict], names: list[str], path: Path) -> None:
             panel.set_title(source)
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 

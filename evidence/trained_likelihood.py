@@ -98,6 +98,8 @@ def bits(
         parts = {k: float(likelihood.bits_per_dim(getattr(b, k), shape, None).mean()) for k in ("prior", "diffusion")}
         parts["reconstruction"] = float(likelihood.bits_per_dim(b.reconstruction, shape, None).mean())
         out[name] = summary(b.total, shape, None) | parts
+        if form == "continuous":
+            out[name]["values"] = likelihood.bits_per_dim(b.total, shape, None).tolist()
         if form == "matching":
             # with the same noise, which cancels in a difference
             for other, total in seen.setdefault(steps, {}).items():
@@ -220,6 +222,12 @@ def report(results: list[dict[str, Any]]) -> None:
             cells = [figure([r["bits"][method] for r in by_objective[n] if method in r["bits"]]) for n in names]
             print(f"| {method} | " + " | ".join(cells) + " |")
         for n in names:
+            pairs = [(a, b) for a in by_objective.get("default", []) for b in by_objective[n] if a["seed"] == b["seed"]]
+            below = [torch.tensor(values(a)) - torch.tensor(values(b)) for a, b in pairs if values(a) and values(b)]
+            if n != "default" and below:
+                errors = (float(b.std()) / len(b) ** 0.5 for b in below)
+                mean = statistics.fmean(float(b.mean()) for b in below)
+                print(f"\n{n} below default, continuous form, same images: {mean:.3f} ± {statistics.fmean(errors):.3f}")
             if "quality" in by_objective[n][0]:
                 print(f"\n| {n}: Frechet distance; agreement | " + " | ".join(map(str, FEW)) + " |\n|---|---|---|---|")
                 rows = [r["quality"] for r in by_objective[n]]
@@ -227,6 +235,11 @@ def report(results: list[dict[str, Any]]) -> None:
                     cells = [of_quality(rows, name, few) for few in FEW]
                     print(f"| {name} | " + " | ".join(cells) + " |")
                 print(f"floor {statistics.fmean(q['floor'] for r in rows for q in r):.3f}")
+
+
+def values(result: dict[str, Any]) -> list[float]:
+    """Bits/dim of every image by the continuous form; none in results of older versions."""
+    return result["bits"]["continuous"].get("values", [])
 
 
 def figure(found: list[dict[str, float]]) -> str:

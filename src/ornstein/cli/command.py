@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ornstein.errors import RunError, UserError
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)  # a path is one line, to be copied
 _stderr = Console(stderr=True, highlight=False)
 
 
