@@ -34,7 +34,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Images to judge by, as for `train`.  [default: those the run held out]"),
+        typer.Option(help="Images to judge by, as for `train`. (default: those the run held out)"),
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Samples for each seed, and real images at most.")] = 2000,
     solvers: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "dpmpp-3m,ddim",
@@ -47,7 +47,7 @@ def evaluate(
         float | None, typer.Option(help="Judge by this share of the data only, drawn by the run's seed.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Samples through the network at once.")] = 128,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to.  [default: RUN/evaluation]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to. (default: RUN/evaluation)")] = None,
 ) -> None:
     """Judge a model by images it was not trained on.
 

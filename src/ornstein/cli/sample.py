@@ -25,24 +25,24 @@ from ornstein.video import sample_given, sample_long
 
 def sample(
     run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
-    n: Annotated[int | None, typer.Option("-n", help="How many.  [default: 64, or 16 clips]", min=1)] = None,
+    n: Annotated[int | None, typer.Option("-n", help="How many. (default: 64, or 16 clips)", min=1)] = None,
     solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = SOLVER,
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = STEPS,
     grid: Annotated[str, typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}.")] = "logistic",
     label: Annotated[
         str | None,
-        typer.Option("--class", help="A class, by name or number.  [default: each in turn, or the given videos' own]"),
+        typer.Option("--class", help="A class, by name or number. (default: each in turn, or the given videos' own)"),
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is the plain model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same picture in any batch.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Samples through the network at once.", min=1)] = None,
     frames: Annotated[int | None, typer.Option(help="Clips of so many frames, by overlapping windows.")] = None,
-    overlap: Annotated[int | None, typer.Option(help="Frames that two windows share.  [default: half]")] = None,
+    overlap: Annotated[int | None, typer.Option(help="Frames that two windows share. (default: half)")] = None,
     given: Annotated[str | None, typer.Option(help="Videos whose frames the clips go on from.")] = None,
     first: Annotated[int, typer.Option(help="Of the given videos, so many first frames are kept.", min=0)] = 0,
     last: Annotated[int, typer.Option(help="And so many last ones: the frames between are made.", min=0)] = 0,
     fps: Annotated[float, typer.Option(help="Frames a second of the videos written.")] = 8.0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.  [default: RUN/samples]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures. (default: RUN/samples)")] = None,
 ) -> None:
     """Draw samples: a PNG each and all in grid.png, or for clips an mp4 and a gif each and all in sheet.png.
 

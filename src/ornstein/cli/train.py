@@ -41,9 +41,9 @@ def train(
     ] = None,
     channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,
     frames: Annotated[int | None, typer.Option(help="Train on clips of so many frames.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Take every STRIDE-th frame of a video.  [default: 1]")] = None,
+    stride: Annotated[int | None, typer.Option(help="Take every STRIDE-th frame of a video. (default: 1)")] = None,
     noise: Annotated[
-        str | None, typer.Option(help="white, ar1:0.9, or a FILE.json of `fit-noise`.  [default: white]")
+        str | None, typer.Option(help="white, ar1:0.9, or a FILE.json of `fit-noise`. (default: white)")
     ] = None,
     data_noise: Annotated[
         str | None, typer.Option(help="The data's own covariance over frames, written as --noise: preconditions by it.")
@@ -56,23 +56,23 @@ def train(
         bool | None, typer.Option("--given-frames", help="Also learn to go on from frames that are given.")
     ] = None,
     init: Annotated[str | None, typer.Option(help="A run of images to start a model of clips from.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all.  [default: 20000]")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps in all. (default: 20000)")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes in all, instead of steps.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a step, or clips.  [default: 128, 16 of clips]")] = None,
-    net: Annotated[str | None, typer.Option(help="xs, s, m or l.  [default: by size and device]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images or clips a step. (default: 128 images, 16 clips)")] = None,
+    net: Annotated[str | None, typer.Option(help="xs, s, m or l. (default: by size and device)")] = None,
     conditional: Annotated[
-        bool | None, typer.Option(help="Learn the classes.  [default: where there are images enough a class]")
+        bool | None, typer.Option(help="Learn the classes. (default: where there are images enough a class)")
     ] = None,
-    held_out: Annotated[float | None, typer.Option(help="Share of the data kept for judging.  [default: 0.1]")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's.  [default: 0.001]")] = None,
+    held_out: Annotated[float | None, typer.Option(help="Share of the data kept for judging. (default: 0.1)")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="AdamW's. (default: 0.001)")] = None,
     objective: Annotated[
-        str | None, typer.Option(help=f"Of {', '.join(OBJECTIVES)}.  [default: error of the network's output]")
+        str | None, typer.Option(help=f"Of {', '.join(OBJECTIVES)}. (default: error of the network's output)")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, float32 or bf16.  [default: auto]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random.  [default: 0]")] = None,
-    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.  [default: 500]")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, float32 or bf16. (default: auto)")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random. (default: 0)")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. (default: 500)")] = None,
     sample_every: Annotated[
-        int | None, typer.Option(help="Steps between looks at samples, 0 for none.  [default: 1000]")
+        int | None, typer.Option(help="Steps between looks at samples, 0 for none. (default: 1000)")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, with its own settings.")] = False,
 ) -> None:
