@@ -7,10 +7,12 @@ on vectors (B, N) it acts on dim 1. Everything below is linear in x and keeps it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+Operation = Literal["color", "matvec", "whiten", "solve"]
 
 
 class SingularCovarianceError(ValueError):
@@ -35,21 +37,25 @@ class Covariance:
     def __hash__(self) -> int:
         return hash(type(self).__name__)
 
+    def _operate(self, operation: Operation, x: Tensor) -> Tensor:
+        """`operation` on x (B, *): the one place where a covariance says how it acts."""
+        raise NotImplementedError
+
     def color(self, z: Tensor) -> Tensor:
         """R z: white noise (B, *) becomes noise with covariance C."""
-        raise NotImplementedError
+        return self._operate("color", z)
 
     def matvec(self, x: Tensor) -> Tensor:
         """C x."""
-        raise NotImplementedError
+        return self._operate("matvec", x)
 
     def whiten(self, x: Tensor) -> Tensor:
         """R^-1 x, the inverse of `color`. Raises SingularCovarianceError (a ValueError) where C has no inverse."""
-        raise NotImplementedError
+        return self._operate("whiten", x)
 
     def solve(self, x: Tensor) -> Tensor:
         """C^-1 x. Raises SingularCovarianceError where C has no inverse."""
-        raise NotImplementedError
+        return self._operate("solve", x)
 
     def logdet(self, shape: tuple[int, ...]) -> float:
         """log det of the covariance of one whole sample of `shape`.
@@ -86,16 +92,7 @@ class Covariance:
 class Identity(Covariance):
     """White noise, C = I, on samples of any shape."""
 
-    def color(self, z: Tensor) -> Tensor:
-        return z
-
-    def matvec(self, x: Tensor) -> Tensor:
-        return x
-
-    def whiten(self, x: Tensor) -> Tensor:
-        return x
-
-    def solve(self, x: Tensor) -> Tensor:
+    def _operate(self, operation: Operation, x: Tensor) -> Tensor:
         return x
 
     def logdet(self, shape: tuple[int, ...]) -> float:

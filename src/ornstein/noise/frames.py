@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, SingularCovarianceError, check_floor
-
-Operation = Literal["color", "matvec", "whiten", "solve"]
+from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
 
 # Up to this length one product with a cached matrix is fastest (benchmarks/noise.py).
 SHORT_AXIS = 64
@@ -90,20 +87,8 @@ class FrameCovariance(Covariance):
         outer, inner = math.prod(x.shape[:axis]), math.prod(x.shape[axis + 1 :])
         return self._apply(operation, x.reshape(outer, self.length, inner)).reshape(x.shape)
 
-    def _along_axis(self, operation: Operation, x: Tensor) -> Tensor:
+    def _operate(self, operation: Operation, x: Tensor) -> Tensor:
         return self.along(operation, x, frame_axis(x.ndim))
-
-    def color(self, z: Tensor) -> Tensor:
-        return self._along_axis("color", z)
-
-    def matvec(self, x: Tensor) -> Tensor:
-        return self._along_axis("matvec", x)
-
-    def whiten(self, x: Tensor) -> Tensor:
-        return self._along_axis("whiten", x)
-
-    def solve(self, x: Tensor) -> Tensor:
-        return self._along_axis("solve", x)
 
     def axis_logdet(self) -> float:
         """log det of the (L, L) matrix."""

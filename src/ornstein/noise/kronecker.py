@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, SingularCovarianceError, check_floor
-from ornstein.noise.frames import FrameCovariance, Operation
+from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
+from ornstein.noise.frames import FrameCovariance
 
 _POWERS: dict[Operation, float] = {"color": 0.5, "matvec": 1.0, "whiten": -0.5, "solve": -1.0}
 
@@ -72,7 +72,7 @@ class Kronecker(Covariance):
                 raise ValueError(f"{factor} acts on an axis of {factor.length}, but {shape} has {shape[axis]} there")
         return shape, axes
 
-    def _apply(self, operation: Operation, x: Tensor) -> Tensor:
+    def _operate(self, operation: Operation, x: Tensor) -> Tensor:
         shape, axes = self._axes(tuple(x.shape))
         if operation in ("whiten", "solve") and self.singular:
             raise SingularCovarianceError(self)
@@ -100,18 +100,6 @@ class Kronecker(Covariance):
         for factor in self._factors:
             values = values[..., None] * factor.eigenvalues
         return (1 - self.white) * values + self.white
-
-    def color(self, z: Tensor) -> Tensor:
-        return self._apply("color", z)
-
-    def matvec(self, x: Tensor) -> Tensor:
-        return self._apply("matvec", x)
-
-    def whiten(self, x: Tensor) -> Tensor:
-        return self._apply("whiten", x)
-
-    def solve(self, x: Tensor) -> Tensor:
-        return self._apply("solve", x)
 
     def logdet(self, shape: tuple[int, ...]) -> float:
         """log det of the covariance of one sample: of shape (C, F, H, W), or (C, H, W) where there is no time.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import SingularCovarianceError
-from ornstein.noise.frames import SHORT_AXIS, FrameCovariance, Operation
+from ornstein.noise.covariance import Operation, SingularCovarianceError
+from ornstein.noise.frames import SHORT_AXIS, FrameCovariance
 
 # Elements of a frame from which a recursion over the frames is faster than doubling, by benchmarks/noise.py.
 _LARGE_FRAME = 1024

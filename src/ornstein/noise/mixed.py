@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, SingularCovarianceError, check_floor
-from ornstein.noise.frames import SHORT_AXIS, FrameCovariance, Operation
+from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
+from ornstein.noise.frames import SHORT_AXIS, FrameCovariance
 
 
 @dataclass(frozen=True)

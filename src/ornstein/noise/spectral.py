@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, SingularCovarianceError, check_floor
-from ornstein.noise.frames import Operation
+from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
 from ornstein.noise.markov import Chain
 
 
@@ -96,7 +95,7 @@ class SpectralAR1(Covariance):
     def singular(self) -> bool:
         return self.length > 1 and self.white == 0 and bool((self._grid.abs() == 1).any())
 
-    def _apply(self, operation: Operation, x: Tensor) -> Tensor:
+    def _operate(self, operation: Operation, x: Tensor) -> Tensor:
         wanted = (self.length, *self.frame)
         if x.ndim != 5 or tuple(x.shape[2:]) != wanted:
             raise ValueError(f"{self} acts on clips (B, C, {', '.join(map(str, wanted))}), got shape {tuple(x.shape)}")
@@ -108,18 +107,6 @@ class SpectralAR1(Covariance):
         f = torch.fft.rfft2(work.flatten(0, 1), norm="ortho")
         f = self._chain.to(work.dtype, x.device).apply(operation, f)
         return torch.fft.irfft2(f, s=self.frame, norm="ortho").reshape(x.shape).to(x.dtype)
-
-    def color(self, z: Tensor) -> Tensor:
-        return self._apply("color", z)
-
-    def matvec(self, x: Tensor) -> Tensor:
-        return self._apply("matvec", x)
-
-    def whiten(self, x: Tensor) -> Tensor:
-        return self._apply("whiten", x)
-
-    def solve(self, x: Tensor) -> Tensor:
-        return self._apply("solve", x)
 
     def logdet(self, shape: tuple[int, ...]) -> float:
         """log det of the covariance of one clip: of shape (C, F, H, W), or of a batch (B, C, F, H, W)."""

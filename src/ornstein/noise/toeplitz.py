@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, SingularCovarianceError, check_floor
-from ornstein.noise.frames import NULL, SHORT_AXIS, FrameCovariance, Operation, check_eigenvalues, frame_axis
+from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
+from ornstein.noise.frames import NULL, SHORT_AXIS, FrameCovariance, check_eigenvalues, frame_axis
 
 # How far a circulant embedding is extended, in lengths of the axis, before it is given up.
 _EXTENSIONS = (0, 1, 3, 7)
