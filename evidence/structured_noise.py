@@ -29,7 +29,7 @@ from ornstein.files import atomic_write
 from ornstein.noise import ClipStatistics, Covariance, Identity
 from ornstein.noise.config import to_config
 from ornstein.training import TrainConfig, train
-from ornstein.training.train import autocast_within
+from ornstein.training.task import autocast_within
 
 SOURCES = ("drifting-textures", "moving-digits")
 STEPS = (4, 8, 16, 32)

@@ -116,7 +116,7 @@ def test_average_is_the_power_function_average(toy, tmp_path):
         expected = (
             now if expected is None else [decay * e + (1 - decay) * p for e, p in zip(expected, now, strict=True)]
         )
-        for e, p in zip(expected, s.denoiser.parameters(), strict=True):
+        for e, p in zip(expected, s.model.parameters(), strict=True):
             torch.testing.assert_close(p.double(), e, rtol=1e-4, atol=1e-6)
 
 

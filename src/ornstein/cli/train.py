@@ -144,7 +144,7 @@ def run(
             note = f"loss {state.loss:.4f}  {state.images_per_second:,.0f} {kind}/s"
             bar.update(task, completed=min(done, total or done), note=note)
             if state.sample_due:
-                _look(state.denoiser, out / "progress" / f"step-{state.step:06d}.png")
+                _look(state.model, out / "progress" / f"step-{state.step:06d}.png")
     with progress("parts") as bar:
         task = bar.add_task("judging", total=1, note="")
 

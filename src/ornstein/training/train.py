@@ -6,25 +6,23 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ornstein import checkpoint
 from ornstein.data.order import batch_indices
 from ornstein.denoiser import Denoiser
 from ornstein.errors import RunError, UserError
 from ornstein.files import write_error
-from ornstein.nets.video import known_masks
 from ornstein.randomness import generator
 from ornstein.training import state
 from ornstein.training.config import TrainConfig, autocast_dtype, ema_decay, ema_exponent
-from ornstein.training.objective import check_objective, loss_of, times_of
+from ornstein.training.task import Diffusion, M, Task, autocast_within
 
 LOG_EVERY = 10  # steps averaged in a line of metrics.jsonl
 
@@ -40,12 +38,12 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class TrainState:
+class TrainState(Generic[M]):
     """What the trainer tells after each step.
 
     step: steps done. loss: of this step. learning_rate: of this step. images_per_second: over the last steps.
     elapsed: seconds, over all resumptions. progress: fraction of the training done, in [0, 1]. sample_due: it is
-    time for a sample grid. denoiser: the one with the averaged weights, to sample from; changed by the next step.
+    time for a sample grid. model: the one with the averaged weights, to sample from; changed by the next step.
     """
 
     step: int
@@ -55,18 +53,28 @@ class TrainState:
     elapsed: float
     progress: float
     sample_due: bool
-    denoiser: Denoiser
+    model: M
 
 
 def train(
     denoiser: Denoiser, images: Images, config: TrainConfig, out: str | Path, resume: bool = False
-) -> Iterator[TrainState]:
+) -> Iterator[TrainState[Denoiser]]:
     """Train `denoiser` on `images` into the run folder `out`, one state a step (E10, through `denoiser.loss`).
 
-    The folder holds config.json and model.safetensors (the averaged weights; `ornstein.load` reads them), state/
-    (what a resumption needs) and metrics.jsonl. Time, noise, dropped labels and the data order of step k are
-    functions of (seed, k): a run of `steps` steps that is killed and resumed ends in the same bits as one that was not,
-    on the same machine and number of threads. When the iterator is exhausted, `denoiser` holds the averaged weights.
+    As `run_task` with the objective of `config`: what that raises, this raises.
+    """
+    return run_task(Diffusion(denoiser, config), images, config, out, resume)
+
+
+def run_task(
+    task: Task[M], images: Images, config: TrainConfig, out: str | Path, resume: bool = False
+) -> Iterator[TrainState[M]]:
+    """Train the model of `task` on `images` into the run folder `out`, one state a step.
+
+    The folder holds config.json and model.safetensors (the averaged weights), state/ (what a resumption needs) and
+    metrics.jsonl. Everything random in step k and its data are functions of (seed, k): a run of `steps` steps that is
+    killed and resumed ends in the same bits as one that was not, on the same machine and number of threads. When the
+    iterator is exhausted, the task's model holds the averaged weights.
 
     SIGINT and SIGTERM end the step, save a checkpoint and raise KeyboardInterrupt; a second one interrupts at
     once. Leaving the loop early saves nothing: the last checkpoint stands.
@@ -76,7 +84,7 @@ def train(
         RunError: the loss or the gradient is not finite, or the disk is full; the last checkpoint is intact.
         KeyboardInterrupt: see above.
     """
-    run = _Run(denoiser, images, config, Path(out))
+    run = _Run(task, images, config, Path(out))
     if resume:
         run.resume()
     else:
@@ -84,18 +92,16 @@ def train(
     return run.steps()
 
 
-class _Run:
-    def __init__(self, denoiser: Denoiser, images: Images, config: TrainConfig, out: Path) -> None:
+class _Run(Generic[M]):
+    def __init__(self, task: Task[M], images: Images, config: TrainConfig, out: Path) -> None:
         if not len(images):
             raise UserError("there are no images to train on")
-        check_objective(config.objective, denoiser)
-        self.denoiser, self.images, self.config, self.out = denoiser, images, config, out
-        self.loss = loss_of(config.objective)
-        self.device = next(denoiser.parameters()).device
+        self.task, self.model, self.images, self.config, self.out = task, task.model, images, config, out
+        self.device = next(self.model.parameters()).device
         self.dtype = autocast_dtype(config.precision, self.device)
-        self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.exponent = ema_exponent(config.ema)
-        self.parameters: list[Tensor] = list(denoiser.parameters())
+        self.parameters: list[Tensor] = list(self.model.parameters())
         self.averages: list[Tensor] = list(self.average.parameters())
         decayed = [p for p in self.parameters if p.ndim > 1]
         kept = [p for p in self.parameters if p.ndim <= 1]
@@ -105,15 +111,12 @@ class _Run:
             betas=config.betas,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        classes = getattr(denoiser.net, "config", {}).get("classes", 1)
-        self.conditional = "label" in denoiser.conditions and classes > 0
-        self.conditioning: bool = getattr(denoiser.net, "config", {}).get("conditioning", False)
         self.step = 0
         self.elapsed = 0.0
 
     def describe(self) -> dict[str, Any]:
         """What a resumption must have in common with the run, and then some."""
-        return checkpoint.to_config(self.denoiser, {"training": asdict(self.config), "images": len(self.images)})
+        return self.task.config() | {"training": asdict(self.config), "images": len(self.images)}
 
     def resume(self) -> None:
         state.check_resumable(self.out)
@@ -124,41 +127,42 @@ class _Run:
         state.check_same(self.out, record["run"], self.describe())
         if self.config.steps is not None and self.config.steps < record["step"]:
             raise UserError(f"{self.out} already has {record['step']} steps: ask for more than {self.config.steps}")
-        state.load(self.out, self.denoiser.net, self.average.net, self.optimizer)
+        state.load(self.out, self.model, self.average, self.optimizer)
         state.drop_metrics_after(self.out, record["step"])
         self.step, self.elapsed = record["step"], record["elapsed"]
 
     def save(self) -> None:
         record = {"step": self.step, "elapsed": self.elapsed, "run": self.describe()}
-        state.save(self.out, self.denoiser.net, self.average.net, self.optimizer, record)
+        state.save(self.out, self.model, self.average, self.optimizer, record)
         # second: if a kill falls between the two, the resumed run writes this one again
         training = asdict(self.config) | {"step": self.step, "images": len(self.images)}
-        checkpoint.save(self.average, self.out, {"training": training})
+        self.task.save(self.average, self.out, {"training": training})
 
-    def steps(self) -> Iterator[TrainState]:
+    def steps(self) -> Iterator[TrainState[M]]:
         config = self.config
-        self.denoiser.train()
+        self.model.train()
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(self.out, error) from error
         start = time.monotonic() - self.elapsed
         saved = -1
-        losses: list[float] = []
+        losses: list[dict[str, float]] = []
         seconds = 0.0
         with _Interrupts() as interrupts:
             while self.progress < 1:
                 began = time.perf_counter()
                 learning_rate = config.learning_rate_at(self.step, self.progress)
-                loss = self.take_step(learning_rate)
+                loss, figures = self.take_step(learning_rate)
                 self.elapsed = time.monotonic() - start
                 took = time.perf_counter() - began
                 seconds = 0.9 * seconds + 0.1 * took if seconds else took
-                losses.append(loss)
+                losses.append({"loss": loss} | figures)
                 stop = interrupts.requested  # read once: what comes later is seen after the yield
                 checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or stop
                 if self.step % LOG_EVERY == 0 or checkpoint_due:
-                    line = {"step": self.step, "loss": sum(losses) / len(losses), "learning_rate": learning_rate}
+                    means = {name: sum(each[name] for each in losses) / len(losses) for name in losses[0]}
+                    line = {"step": self.step, "learning_rate": learning_rate} | means
                     line |= {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
                     state.append_metrics(self.out, line)
                     losses.clear()
@@ -183,39 +187,33 @@ class _Run:
                     raise KeyboardInterrupt
             if saved != self.step:
                 self.save()  # a finished run, resumed: it may have been killed before its model was written
-        self.denoiser.load_state_dict(self.average.state_dict())
-        self.denoiser.eval()
+        self.model.load_state_dict(self.average.state_dict())
+        self.model.eval()
 
     @property
     def progress(self) -> float:
         return self.config.progress(self.step, self.elapsed)
 
-    def take_step(self, learning_rate: float) -> float:
-        """One optimizer step; returns the loss. Raises RunError, and changes nothing, where it is not finite."""
+    def take_step(self, learning_rate: float) -> tuple[float, dict[str, float]]:
+        """One optimizer step; its loss and figures. Raises RunError, and changes nothing, where it is not finite."""
         config, step = self.config, self.step
         x0, labels = self.images.batch(batch_indices(len(self.images), config.batch, step, config.seed))
         x0 = x0.to(self.device, non_blocking=True)
         seed = generator(config.seed, "train", step).initial_seed()
         draw = torch.Generator(self.device).manual_seed(seed)
-        t = times_of(config.objective, len(x0), self.denoiser.process.schedule, draw)
-        z = torch.randn(x0.shape, generator=draw, device=self.device, dtype=x0.dtype)
-        cond: dict[str, Tensor] = {}
-        if self.conditional and labels is not None:
-            dropped = torch.rand(len(x0), generator=draw, device=self.device) < config.condition_dropout
-            cond["label"] = labels.to(self.device).masked_fill(dropped, -1)
-        if self.conditioning:
-            cond |= {"known": x0, "known_mask": known_masks(len(x0), x0.shape[2], draw)}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         devices = [self.device] if self.device.type == "cuda" else []
         # dropout layers draw from the global generator: addressed as well, and the caller's left alone
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), ExitStack() as half:
             torch.manual_seed(seed)
-            with autocast_within(self.denoiser.net, self.device, self.dtype):
-                loss = self.loss(self.denoiser, x0, t, z, **cond).mean()
+            for network in self.task.networks:
+                half.enter_context(autocast_within(network, self.device, self.dtype))
+            loss, figures = self.task.loss(x0, labels, draw, self.progress)
             loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip)
-        value, gradient = torch.stack([loss.detach().float(), norm.float()]).tolist()
+        told = [loss, norm, *figures.values()]
+        value, gradient, *rest = torch.stack([each.detach().float() for each in told]).tolist()
         if not (math.isfinite(value) and math.isfinite(gradient)):
             what = f"loss is {value}" if not math.isfinite(value) else f"gradient norm is {gradient}"
             kept = (
@@ -227,31 +225,9 @@ class _Run:
         self.step = step + 1
         decay = ema_decay(self.exponent, self.step) if self.config.ema else 0.0
         get_ema_multi_avg_fn(decay)(self.averages, self.parameters, step)
-        for old, new in zip(self.average.buffers(), self.denoiser.buffers(), strict=True):
+        for old, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
             old.copy_(new)
-        return value
-
-
-@contextmanager
-def autocast_within(net: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Autocast inside `net` only: noise, targets and loss around it keep their precision."""
-    if dtype is None:
-        yield
-        return
-    region = torch.autocast(device.type, dtype)
-
-    def enter(*_: object) -> None:
-        region.__enter__()
-
-    def leave(*_: object) -> None:
-        region.__exit__(None, None, None)
-
-    hooks = (net.register_forward_pre_hook(enter), net.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return value, dict(zip(figures, rest, strict=True))
 
 
 class _Interrupts:

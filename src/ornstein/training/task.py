@@ -1,0 +1,102 @@
+"""What a run learns: a model, its loss on a batch, and how it is saved. The trainer does the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ornstein import checkpoint
+from ornstein.denoiser import Denoiser
+from ornstein.nets.video import known_masks
+from ornstein.training.config import TrainConfig
+from ornstein.training.objective import check_objective, loss_of, times_of
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Task(ABC, Generic[M]):
+    """A model to train; `networks` are the parts of it that may compute in half precision.
+
+    All of `model` is averaged over the training and kept in the trainer's state, its buffers too.
+    """
+
+    def __init__(self, model: M, networks: Sequence[nn.Module]) -> None:
+        self.model = model
+        self.networks = networks
+
+    @abstractmethod
+    def loss(
+        self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and figures to log, of a batch x0 (B, *) on the model's device.
+
+        Everything random comes from `draw`; `progress` is the fraction of the training done.
+        """
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """A description of the model in JSON types, which a resumption must share."""
+
+    @abstractmethod
+    def save(self, model: M, out: Path, extra: dict[str, Any]) -> None:
+        """Write `model`, the averaged one, into the folder `out`, with `extra` in its config."""
+
+
+class Diffusion(Task[Denoiser]):
+    """Training of a denoiser by the objective of the configuration (E10-E17)."""
+
+    def __init__(self, denoiser: Denoiser, config: TrainConfig) -> None:
+        super().__init__(denoiser, [denoiser.net])
+        check_objective(config.objective, denoiser)
+        self.settings = config
+        self.objective = loss_of(config.objective)
+        own = getattr(denoiser.net, "config", {})
+        self.conditional = "label" in denoiser.conditions and own.get("classes", 1) > 0
+        self.conditioning: bool = own.get("conditioning", False)
+
+    def loss(
+        self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        t = times_of(self.settings.objective, len(x0), self.model.process.schedule, draw)
+        z = torch.randn(x0.shape, generator=draw, device=x0.device, dtype=x0.dtype)
+        cond: dict[str, Tensor] = {}
+        if self.conditional and labels is not None:
+            dropped = torch.rand(len(x0), generator=draw, device=x0.device) < self.settings.condition_dropout
+            cond["label"] = labels.to(x0.device).masked_fill(dropped, -1)
+        if self.conditioning:
+            cond |= {"known": x0, "known_mask": known_masks(len(x0), x0.shape[2], draw)}
+        return self.objective(self.model, x0, t, z, **cond).mean(), {}
+
+    def config(self) -> dict[str, Any]:
+        return checkpoint.to_config(self.model)
+
+    def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
+        checkpoint.save(model, out, extra)
+
+
+@contextmanager
+def autocast_within(net: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+    """Autocast inside `net` only: noise, targets and loss around it keep their precision."""
+    if dtype is None:
+        yield
+        return
+    region = torch.autocast(device.type, dtype)
+
+    def enter(*_: object) -> None:
+        region.__enter__()
+
+    def leave(*_: object) -> None:
+        region.__exit__(None, None, None)
+
+    hooks = (net.register_forward_pre_hook(enter), net.register_forward_hook(leave, always_call=True))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
