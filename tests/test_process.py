@@ -253,6 +253,33 @@ def test_edges(schedule: Schedule):
     assert torch.equal(data.eps, torch.zeros_like(x))
 
 
+def test_the_flow_at_the_data():
+    """Where s grows as t the flow has the limit a' x_0 + s' 0; elsewhere it holds the score of the data."""
+    x, y = randn(2, 3), randn(2, 3, seed=1)
+    assert_close(Process(Rectified()).convert(x, 0.0, v=y).flow, -x)
+    assert_close(Process(Cosine(None)).convert(x, 0.0, x0=y).flow, torch.zeros_like(x))
+    near = Process(Cosine(None)).convert(x, 1e-6, eps=1e-6 * y)  # a smooth density has E[eps | x_t] = O(t)
+    assert_close(near.flow, torch.zeros_like(x), 1e-5)
+    times = torch.tensor([0.5, 0.0])
+    for schedule in (LinearBeta(), Discrete(BETAS), VE(), EDM()):
+        for t in (0.0, times):
+            with pytest.raises(ValueError, match="at t = 0 this schedule's flow holds the score"):
+                _ = Process(schedule).convert(x, t, x0=y).flow
+
+
+@each
+@pytest.mark.parametrize("name", ["x0", "eps", "v", "score", "flow"])
+def test_the_score_at_the_data_is_refused(schedule: Schedule, name: str):
+    x, y = randn(2, 3), randn(2, 3, seed=1)
+    for t in (0.0, torch.tensor([0.0, 0.5])):
+        prediction = Process(schedule).convert(x, t, **{name: y})
+        assert torch.equal(prediction.x0[0], x[0]) and torch.equal(prediction.eps[0], torch.zeros(3).double())
+        assert bool(prediction.v.isfinite().all())
+        for form in ("score", "C_score"):
+            with pytest.raises(ValueError, match="at t = 0 there is no noise to tell the score by"):
+                getattr(prediction, form)
+
+
 @each
 def test_no_kernel_between_neighbouring_floats_is_nan(schedule: Schedule):
     s = torch.cat([torch.rand(2000, dtype=torch.float64), torch.logspace(-15, -1, 100, dtype=torch.float64)]) * 0.999

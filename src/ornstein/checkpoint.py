@@ -37,6 +37,8 @@ def to_config(denoiser: Denoiser, extra: dict[str, Any] | None = None) -> dict[s
     }
     if denoiser.data_covariance is not None:
         config["data_covariance"] = noise.to_config(denoiser.data_covariance)
+    if denoiser.space is not None:
+        config["latent"] = denoiser.space.to_config()
     if denoiser.data is not None:
         data = denoiser.data
         config["data"] = {
@@ -78,6 +80,10 @@ def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
     Raises UserError where the folder is no model, or its tensors are not the network's.
     """
     folder, config = Path(path), read_config(path)
+    if "autoencoder" in config:
+        raise UserError(
+            f"{folder} holds an autoencoder: `ornstein.autoencoders.load` reads it, `train --latent` uses it"
+        )
     try:
         if net is None:
             arguments = dict(config["net"])
@@ -92,14 +98,20 @@ def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
             low, high = d["value_range"]
             data = Data(tuple(d["shape"]), tuple(d["classes"]), (low, high))
         covariance = noise.from_config(config["data_covariance"]) if "data_covariance" in config else None
-        denoiser = Denoiser(net, process, config["prediction"], config["data_std"], data, covariance)
+        space = None
+        if "latent" in config:
+            # Few models have one, and it brings networks of its own.
+            from ornstein.autoencoders.latent import LatentSpace
+
+            space = LatentSpace.from_config(config["latent"], folder)
+        denoiser = Denoiser(net, process, config["prediction"], config["data_std"], data, covariance, space)
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder / CONFIG} does not describe a model: {e}") from e
-    _load_weights(net, folder / MODEL)
+    load_weights(net, folder / MODEL)
     return denoiser.eval()
 
 
-def _load_weights(net: nn.Module, file: Path) -> None:
+def load_weights(net: nn.Module, file: Path) -> None:
     try:
         tensors = load_tensors(file.read_bytes())
     except (OSError, SafetensorError) as e:

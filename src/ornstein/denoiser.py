@@ -28,6 +28,19 @@ class Denoises(Protocol):
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction: ...
 
 
+class Space(Protocol):
+    """What the samples of a latent model stand for: images of `shape` (C, H, W), through a decoder."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def decode(self, y: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] from samples of the model (B, *)."""
+        ...
+
+    def to_config(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True)
 class Data:
     """What the samples are: their shape without the batch, (C, H, W), the class names, the value range."""
@@ -56,7 +69,8 @@ class Denoiser(nn.Module):
     its second half is 2v - 1, v the place of the log variance between log beta~ and log beta (Nichol & Dhariwal 2021,
     eq. 15); see `Prediction.log_variance`.
 
-    `data` describes the samples and is stored with the model. Raises ValueError for an unknown prediction, and for
+    `data` describes the samples and is stored with the model, and so is `space` where the samples are latents: `decode`
+    makes images of them. Raises ValueError for an unknown prediction, and for
     "eps" and "score" with a zero terminal SNR: at t = 1 they say nothing of x_0; for "flow" where it is infinite there.
     """
 
@@ -68,6 +82,7 @@ class Denoiser(nn.Module):
         data_std: float = 0.5,
         data: Data | None = None,
         data_covariance: Covariance | None = None,
+        space: Space | None = None,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Kind):
@@ -88,6 +103,7 @@ class Denoiser(nn.Module):
         self.prediction: Kind = prediction
         self.data_std = data_std
         self.data = data
+        self.space = space
         self.data_covariance = data_covariance
         self._preconditioning = Preconditioning(process, data_std, data_covariance)
 
@@ -130,6 +146,17 @@ class Denoiser(nn.Module):
         if self.prediction == "score":
             error = error * self.process.coefficients(t, x_t)[1]
         return error.flatten(1).square().mean(1)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The images that samples x (B, *) stand for: x itself, or what the space of a latent model makes of them."""
+        return x if self.space is None else self.space.decode(x)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape without the batch of what `decode` returns; None where the model does not describe its samples."""
+        if self.space is not None:
+            return tuple(self.space.shape)
+        return None if self.data is None else tuple(self.data.shape)
 
     @property
     def conditions(self) -> tuple[str, ...]:

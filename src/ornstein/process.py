@@ -88,7 +88,8 @@ class Prediction:
     """What a denoiser says of x_t, in every form (E8). x0 is E[x_0 | x_t]; the others are linear in it.
 
     eps = R z; v = a eps - s x0; score = -C^-1 eps / s; flow = a' x0 + s' eps, the velocity of the probability-flow ODE.
-    At t = 0, where x_t is the data, eps is 0 and x0 is x_t. `variance_mix` is the v of E9 where the network learned it:
+    At t = 0, where x_t is the data, eps is 0 and x0 is x_t: the score there is not known, nor the flow of a schedule
+    whose s grows as sqrt(t), which holds the score. `variance_mix` is the v of E9 where the network learned it:
     the place of the reverse variance between beta~ (0) and beta (1), (B, *).
     """
 
@@ -106,19 +107,27 @@ class Prediction:
 
     @cached_property
     def score(self) -> Tensor:
-        """grad log p_t(x_t). Raises SingularCovarianceError where C has no inverse; `C_score` always exists."""
+        """grad log p_t(x_t). Raises SingularCovarianceError where C has no inverse, and ValueError at t = 0."""
         return self.process.noise.solve(self.C_score)
 
     @cached_property
     def C_score(self) -> Tensor:
-        """C grad log p_t(x_t) = -eps / s."""
+        """C grad log p_t(x_t) = -eps / s, which needs no inverse of C. Raises ValueError at t = 0."""
         _, s = self.process.coefficients(self.t, self.x_t)
+        if bool((s == 0).any()):
+            raise ValueError("at t = 0 there is no noise to tell the score by; ask for it at a small t > 0")
         return -self.eps / s
 
     @cached_property
     def flow(self) -> Tensor:
+        """a' x0 + s' eps. Raises ValueError at t = 0 where s' is infinite there (all but Cosine and Rectified)."""
         a_dot = expand(self.process.schedule.alpha_dot(_float64(self.t)), self.x_t)
         s_dot = expand(self.process.schedule.sigma_dot(_float64(self.t)), self.x_t)
+        if bool((s_dot.isinf() & (_float64(self.t).to(s_dot.device) == 0).any()).any()):
+            # s' eps -> -(s^2)'/2 C grad log p_0, and of p_0 nothing is known
+            raise ValueError(
+                "at t = 0 this schedule's flow holds the score, which is unknown there; take a small t > 0"
+            )
         return a_dot * self.x0 + s_dot * self.eps
 
     def log_variance(self, s: Times) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ornstein import Denoiser, Process
 from ornstein.likelihood import bits_per_dim, ode
-from ornstein.likelihood.flow import dequantise
+from ornstein.likelihood.dequantise import dequantise
 from ornstein.likelihood.runge_kutta import _ERROR, _NODES, _STAGES
 from ornstein.noise import AR1, Identity, Matrix
 from ornstein.oracles import GaussianMixture, Oracle
@@ -170,12 +170,13 @@ def test_a_trajectory_that_diverges_is_named(solver: Any):
 
 def test_dequantised_pixels_fill_their_bins():
     pixels = torch.arange(256).repeat(40, 1)
-    x = dequantise(pixels / 127.5 - 1, 0, torch.arange(40))
+    x, log_q = dequantise(pixels / 127.5 - 1, "uniform", 0, torch.arange(40))
+    assert torch.equal(log_q, torch.zeros(40).double())
     assert torch.equal(((x + 1) * 128).floor().long(), pixels)
     inside = (x + 1) * 128 - pixels
     assert abs(float(inside.mean()) - 0.5) < 0.01
     assert abs(float(inside.var()) - 1 / 12) < 0.003
-    again = dequantise(pixels[7:9] / 127.5 - 1, 0, torch.tensor([7, 8]))
+    again, _ = dequantise(pixels[7:9] / 127.5 - 1, "uniform", 0, torch.tensor([7, 8]))
     assert torch.equal(again, x[7:9])
 
 
@@ -201,7 +202,7 @@ def test_uniform_dequantisation_bounds_the_probability_of_pixels():
         ({"divergence": "some"}, 'divergence is "exact" or "hutchinson"'),
         ({"solver": "euler"}, 'solver is "rk4" or "rk45"'),
         ({"probe": "uniform"}, 'probe is "rademacher" or "gaussian"'),
-        ({"dequantisation": "variational"}, 'dequantisation is "none" or "uniform"'),
+        ({"dequantisation": "variational"}, 'dequantisation is "none", "uniform" or a Dequantiser'),
         ({"dequantisation": "uniform"}, "not 8-bit pixels"),
         ({"steps": 0}, "steps and probes must be >= 1 and tolerance > 0, got 0"),
         ({"tolerance": 0.0}, "tolerance > 0"),

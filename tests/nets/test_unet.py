@@ -78,7 +78,7 @@ def test_samples_do_not_mix_and_every_pixel_sees_every_other(attention):
 
 
 def test_attention_is_softmax_attention():
-    from ornstein.nets.unet import Attention
+    from ornstein.nets.blocks import Attention
 
     torch.manual_seed(0)
     layer = Attention(128)  # 2 heads of 64

@@ -5,6 +5,7 @@ import typer
 from ornstein.cli.command import run
 from ornstein.cli.demo import demo
 from ornstein.cli.evaluate import evaluate
+from ornstein.cli.faces import faces
 from ornstein.cli.fit_noise import fit_noise
 from ornstein.cli.sample import sample
 from ornstein.cli.train import train
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 for command in (demo, train, sample, evaluate, fit_noise):
     app.command()(run(command))
+app.add_typer(faces, name="faces")
 
 
 def main() -> None:

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from ornstein.cli.command import console
-from ornstein.cli.train import Settings, run
+from ornstein.cli.runs import run
+from ornstein.cli.setup import Settings
 
 
 def demo(

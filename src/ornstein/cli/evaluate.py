@@ -12,17 +12,17 @@ import torch
 import typer
 from rich.table import Table as RichTable
 
-from ornstein import checkpoint
+from ornstein import autoencoders, checkpoint
 from ornstein.cli.command import console, progress
+from ornstein.cli.runs import SETTINGS
 from ornstein.cli.setup import Settings, open_data
-from ornstein.cli.train import SETTINGS
 from ornstein.data import ImageSet, open_images
-from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.findings import tables, write_findings
 from ornstein.evaluation.held_out import METHODS
 from ornstein.evaluation.judge import Plan, check_images, image_shape, judge
+from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.files import atomic_write, read_json, write_error
 from ornstein.solvers import SOLVERS
 
@@ -49,7 +49,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="Samples through the network at once.")] = 128,
     out: Annotated[Path | None, typer.Option(help="Folder to write to. (default: RUN/evaluation)")] = None,
 ) -> None:
-    """Judge a model by images it was not trained on.
+    """Judge a model by images it was not trained on; of an autoencoder, its reconstructions and rates.
 
     Example: ornstein evaluate runs/photos -n 1000 --steps 10,50 --seeds 2
     """
@@ -62,17 +62,17 @@ def evaluate(
         images=images,
         batch=batch,
     )
+    folder = run / "evaluation" if out is None else out
+    if "autoencoder" in checkpoint.read_config(run):
+        _evaluate_autoencoder(run, data, held_out, folder)
+        return
     denoiser = checkpoint.load(run)
-    image_shape(denoiser)
+    shape = image_shape(denoiser)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     denoiser.to(device)
     extractor = open_features(features, device)
-    material = _open_material(run, denoiser, data, held_out)
-    folder = run / "evaluation" if out is None else out
-    try:
-        folder.mkdir(parents=True, exist_ok=True)  # told now, not after an hour
-    except OSError as error:
-        raise write_error(folder, error) from error
+    material = _open_material(run, shape, data, held_out)
+    _make(folder)  # told now, not after an hour
     with progress("calls") as bar:
         task = bar.add_task("judging", total=None, note="")
         found = judge(
@@ -119,7 +119,39 @@ class _Material:
     about: str
 
 
-def _open_material(run: Path, denoiser: Denoiser, data: str | None, share: float | None) -> _Material:
+def _evaluate_autoencoder(run: Path, data: str | None, held_out: float | None, folder: Path) -> None:
+    """Distortion and rate, and the report of reconstructions; the options of samples have no part in it."""
+    model = autoencoders.load(run)
+    material = _open_material(run, model.shape, data, held_out)
+    _make(folder)
+    with progress("parts") as bar:
+        task = bar.add_task("judging", total=None, note="")
+        scores, warnings = write_autoencoder_report(
+            folder,
+            model,
+            material.train or material.held_out,
+            material.held_out,
+            f"Evaluation of {run.name}",
+            {"model": str(run), "data": material.about},
+            lambda what, done, total: bar.update(task, completed=done, total=total, note=what),
+        )
+    rich = RichTable("score", "value", title=material.about, title_justify="left", show_edge=False)
+    for score in scores:
+        rich.add_row(score.name, str(score.value))
+    console.print(rich)
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow")
+    console.print(f"the report: {folder / REPORT}", soft_wrap=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def _open_material(run: Path, shape: tuple[int, ...], data: str | None, share: float | None) -> _Material:
     if share is not None and not 0 < share < 1:
         raise UserError(f"--held-out is a share between 0 and 1, not {share}")
     own = _settings(run)
@@ -131,7 +163,7 @@ def _open_material(run: Path, denoiser: Denoiser, data: str | None, share: float
                 f"--held-out {share} would judge by images the model was trained on: it held out {own.held_out}"
             )
         train, held_out = _split(own)
-        check_images(denoiser, held_out)
+        check_images(shape, held_out)
         if share is not None:
             # The same order of the same images: a smaller share is a part of the larger one.
             held_out = _split(replace(own, held_out=share))[1]
@@ -141,7 +173,7 @@ def _open_material(run: Path, denoiser: Denoiser, data: str | None, share: float
     # Sizes and colours as in the training, so that these images are seen as those were.
     settings = Settings(data=data) if own is None else replace(own, data=data, conditional=None)
     images = _read(settings)
-    check_images(denoiser, images)
+    check_images(shape, images)
     about = f"all {len(images)} images of {data}"
     if share is not None:
         _, images = images.split(share, settings.seed)

@@ -9,7 +9,7 @@ import torch
 import typer
 from torch import Tensor
 
-from ornstein import checkpoint
+from ornstein import autoencoders, checkpoint
 from ornstein.cli.command import console, progress
 from ornstein.data import open_clips, save_gif, save_grid, save_mp4, save_sheet
 from ornstein.denoiser import Data, Denoiser
@@ -46,8 +46,14 @@ def sample(
 ) -> None:
     """Draw samples: a PNG each and all in grid.png, or for clips an mp4 and a gif each and all in sheet.png.
 
+    A run of an autoencoder draws from its own prior, by -n and --seed alone.
+
     Example: ornstein sample runs/photos -n 64 --steps 20 --seed 1
     """
+    folder = run / "samples" if out is None else out
+    if "autoencoder" in checkpoint.read_config(run):
+        _from_autoencoder(run, n if n is not None else 64, seed, folder)
+        return
     denoiser = checkpoint.load(run)
     if denoiser.data is None:
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
@@ -61,7 +67,6 @@ def sample(
         labels = torch.full((n,), _class_number(label, denoiser.data, run))
     if guidance != 1 and not denoiser.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
-    folder = run / "samples" if out is None else out
     options: dict[str, Any] = {
         "solver": solver,
         "steps": steps,
@@ -87,10 +92,19 @@ def sample(
             if frames is not None:
                 shape[1] = frames
             samples = draw_samples(denoiser, (n, *shape), callback=advance, **options)
+            samples = denoiser.decode(samples)
     if clips:
         _write_clips(samples, folder, fps)
     else:
         _write_images(samples, folder)
+
+
+def _from_autoencoder(run: Path, n: int, seed: int, folder: Path) -> None:
+    """Images from an autoencoder's own prior; options of solvers have no part in it."""
+    model = autoencoders.load(run)
+    with torch.no_grad():
+        parts = [model.sample(len(i), autoencoders.addressed(seed, i)) for i in torch.arange(n).split(64)]
+    _write_images(torch.cat(parts), folder)
 
 
 def _write_images(images: Tensor, folder: Path) -> None:

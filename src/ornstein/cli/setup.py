@@ -11,6 +11,7 @@ from torch import nn
 
 from ornstein import checkpoint, schedules
 from ornstein import noise as noises
+from ornstein.autoencoders.latent import LatentSpace
 from ornstein.cli.command import progress
 from ornstein.data import Clips, ImageSet, open_clips, open_images
 from ornstein.data.video_read import VIDEO_SUFFIXES
@@ -25,6 +26,7 @@ _IMAGES_PER_CLASS = 10
 
 _BATCH = 128
 _CLIP_BATCH = 16
+_AUTOENCODER_BATCH = 32  # of images above 32 pixels a side: all of it is done at full resolution
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,19 @@ class Settings:
     data: str
     size: int | None = None
     channels: int | None = None
+    model: str = "diffusion"
+    latent: str | None = None
+    factor: int | None = None
+    latent_channels: int | None = None
+    layers: int | None = None
+    codes: int | None = None
+    reconstruction: str | None = None
+    kl: float | None = None
+    kl_warmup: float | None = None
+    free_bits: float | None = None
+    perceptual: str | None = None
+    perceptual_weight: float | None = None
+    adversarial: float | None = None
     frames: int | None = None
     stride: int = 1
     net: str = "auto"
@@ -58,7 +73,9 @@ class Settings:
     def config(self) -> TrainConfig:
         names = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
         given = {name: getattr(self, name) for name in names}
-        given["batch"] = self.batch if self.batch is not None else _BATCH if self.frames is None else _CLIP_BATCH
+        if self.batch is None:
+            large = self.model != "diffusion" and (self.size or 0) > 32
+            given["batch"] = _CLIP_BATCH if self.frames is not None else _AUTOENCODER_BATCH if large else _BATCH
         return TrainConfig(**given)
 
 
@@ -115,12 +132,13 @@ def _holds_videos(path: Path) -> bool:
     return any(p.suffix.lower() in VIDEO_SUFFIXES for p in ([path] if path.is_file() else path.rglob("*")))
 
 
-def new_denoiser(settings: Settings, data: ImageSet | Clips) -> Denoiser:
+def new_denoiser(settings: Settings, data: ImageSet | Clips, space: LatentSpace | None = None) -> Denoiser:
     """The untrained model that fits the data: cosine schedule, v-prediction, the noise that was asked for.
 
-    With `data_noise` the prediction is preconditioned mode by mode instead; with `centre` the schedule is shifted too.
+    With `space` it is a model of the data's latents. With `data_noise` the prediction is preconditioned mode by mode
+    instead; with `centre` the schedule is shifted too.
     """
-    shape = tuple(data.shape)
+    shape = tuple(data.shape) if space is None else space.latent_shape
     channels, size = shape[0], shape[-1]
     conditional = settings.conditional
     if conditional is None:
@@ -128,7 +146,8 @@ def new_denoiser(settings: Settings, data: ImageSet | Clips) -> Denoiser:
     classes = data.classes if conditional else []
     preset = settings.net
     if preset == "auto":
-        preset = "xs" if size <= 16 or settings.frames else "m" if torch.cuda.is_available() else "s"
+        small = space is None and (size <= 16 or settings.frames)
+        preset = "xs" if small else "m" if torch.cuda.is_available() else "s"
     torch.manual_seed(settings.seed)
     learned = settings.objective == "hybrid"
     net: nn.Module
@@ -156,7 +175,7 @@ def new_denoiser(settings: Settings, data: ImageSet | Clips) -> Denoiser:
     if settings.data_noise is None:
         if settings.centre:
             raise UserError("--centre needs the covariance of the data: give --data-noise FILE.json of `fit-noise` too")
-        denoiser = Denoiser(net, Process(schedules.Cosine(), noise), "v", data=about)
+        denoiser = Denoiser(net, Process(schedules.Cosine(), noise), "v", data=about, space=space)
     else:
         covariance = noises.parse(settings.data_noise, shape[1])
         schedule = _centred(noise, covariance, shape) if settings.centre else schedules.Cosine()

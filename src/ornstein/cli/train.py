@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ornstein.cli.command import console, progress
-from ornstein.cli.setup import Settings, new_denoiser, open_data
-from ornstein.data import Clips, ImageSet, save_grid, save_sheet
-from ornstein.denoiser import Denoiser
+from ornstein.cli.command import console
+from ornstein.cli.runs import SETTINGS, run
+from ornstein.cli.setup import Settings
+from ornstein.cli.setup_autoencoder import DIFFUSION, MODELS
 from ornstein.errors import UserError
-from ornstein.evaluation import Score
-from ornstein.evaluation.run import draw, write_run_report
-from ornstein.evaluation.run_clips import write_clip_report
-from ornstein.files import atomic_write, read_json, write_error
+from ornstein.files import read_json
 from ornstein.objectives import OBJECTIVES
-from ornstein.training import train as training
 
-SETTINGS = "train.json"
-
-# A look on the way is worth fewer samples and steps than a result.
-_LOOK_IMAGES = 64
-_LOOK_CLIPS = 4
-_LOOK_STEPS = 10
+_CLIPS = "Clips"
+_LATENTS = "Autoencoders and latent diffusion"
 
 
 def train(
@@ -40,22 +30,6 @@ def train(
         int | None, typer.Option(help="Side of the square images in pixels; their own if all agree.")
     ] = None,
     channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Train on clips of so many frames.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Take every STRIDE-th frame of a video. (default: 1)")] = None,
-    noise: Annotated[
-        str | None, typer.Option(help="white, ar1:0.9, or a FILE.json of `fit-noise`. (default: white)")
-    ] = None,
-    data_noise: Annotated[
-        str | None, typer.Option(help="The data's own covariance over frames, written as --noise: preconditions by it.")
-    ] = None,
-    centre: Annotated[
-        bool | None,
-        typer.Option("--centre", help="Shift the schedule so that logdet(C^-1 Sigma) = 0; needs --data-noise."),
-    ] = None,
-    given_frames: Annotated[
-        bool | None, typer.Option("--given-frames", help="Also learn to go on from frames that are given.")
-    ] = None,
-    init: Annotated[str | None, typer.Option(help="A run of images to start a model of clips from.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all. (default: 20000)")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes in all, instead of steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images or clips a step. (default: 128 images, 16 clips)")] = None,
@@ -75,8 +49,88 @@ def train(
         int | None, typer.Option(help="Steps between looks at samples, 0 for none. (default: 1000)")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, with its own settings.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"Of {', '.join(MODELS)}. (default: {DIFFUSION})", rich_help_panel=_LATENTS),
+    ] = None,
+    latent: Annotated[
+        str | None,
+        typer.Option(help="Train on the latents of the autoencoder in this run.", rich_help_panel=_LATENTS),
+    ] = None,
+    factor: Annotated[
+        int | None, typer.Option(help="Image side over latent side: 2, 4, 8, ...", rich_help_panel=_LATENTS)
+    ] = None,
+    latent_channels: Annotated[
+        int | None, typer.Option(help="Channels of the latents, or their length for a vae.", rich_help_panel=_LATENTS)
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Layers of latents of an hvae. (default: 2)", rich_help_panel=_LATENTS)
+    ] = None,
+    codes: Annotated[
+        int | None, typer.Option(help="Entries of the codebook of a vq. (default: 512)", rich_help_panel=_LATENTS)
+    ] = None,
+    reconstruction: Annotated[
+        str | None,
+        typer.Option(
+            help="nll (Gaussian, learned scale), l1 or l2. (default: l1 for ae and vq, else nll)",
+            rich_help_panel=_LATENTS,
+        ),
+    ] = None,
+    kl: Annotated[
+        float | None,
+        typer.Option(help="Weight of the rate. (default: 1, the bound; 0.05 for kl)", rich_help_panel=_LATENTS),
+    ] = None,
+    kl_warmup: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the training over which --kl rises from 0.", rich_help_panel=_LATENTS),
+    ] = None,
+    free_bits: Annotated[
+        float | None, typer.Option(help="Nats a latent number that cost nothing.", rich_help_panel=_LATENTS)
+    ] = None,
+    perceptual: Annotated[
+        str | None,
+        typer.Option(help="Features to compare in, too: random, or a TorchScript file.", rich_help_panel=_LATENTS),
+    ] = None,
+    perceptual_weight: Annotated[
+        float | None, typer.Option(help="Of that comparison. (default: 1)", rich_help_panel=_LATENTS)
+    ] = None,
+    adversarial: Annotated[
+        float | None, typer.Option(help="Weight of a patch discriminator. (default: none)", rich_help_panel=_LATENTS)
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Train on clips of so many frames.", rich_help_panel=_CLIPS)
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Take every STRIDE-th frame of a video. (default: 1)", rich_help_panel=_CLIPS)
+    ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(help="white, ar1:0.9, or a FILE.json of `fit-noise`. (default: white)", rich_help_panel=_CLIPS),
+    ] = None,
+    data_noise: Annotated[
+        str | None,
+        typer.Option(
+            help="The data's own covariance over frames, written as --noise: preconditions by it.",
+            rich_help_panel=_CLIPS,
+        ),
+    ] = None,
+    centre: Annotated[
+        bool | None,
+        typer.Option(
+            "--centre",
+            help="Shift the schedule so that logdet(C^-1 Sigma) = 0; needs --data-noise.",
+            rich_help_panel=_CLIPS,
+        ),
+    ] = None,
+    given_frames: Annotated[
+        bool | None,
+        typer.Option("--given-frames", help="Also learn to go on from frames given.", rich_help_panel=_CLIPS),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="A run of images to start a model of clips from.", rich_help_panel=_CLIPS)
+    ] = None,
 ) -> None:
-    """Train a diffusion model on your images or videos.
+    """Train a diffusion model on your images or videos, or an autoencoder and a diffusion model of its latents.
 
     Example: ornstein train --data photos.zip --size 32 --minutes 30 --out runs/photos
     """
@@ -99,79 +153,3 @@ def _settings(out: Path, given: dict[str, Any], resume: bool) -> Settings:
     if "data" not in given:
         raise UserError("give --data: a folder or zip of images or videos, or `digits`")
     return Settings(**given)
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A trained model, the data it saw and did not see, and its scores."""
-
-    denoiser: Denoiser
-    train_set: ImageSet | Clips
-    held_out: ImageSet | Clips
-    scores: list[Score]
-
-
-def run(
-    settings: Settings,
-    out: Path,
-    resume: bool = False,
-    title: str | None = None,
-    judged: int = 256,
-    quality_steps: Sequence[int] = (),
-) -> Finished:
-    """Train as told with a progress bar, then sample, judge and write the run's report."""
-    config = settings.config()  # wrong numbers are told before the data are read
-    train_set, held_out, fingerprint = open_data(settings)
-    settings = replace(settings, fingerprint=fingerprint)
-    denoiser = new_denoiser(settings, train_set)
-    states = training(denoiser, train_set, config, out, resume=resume)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(out, error) from error
-    atomic_write(out / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
-    parameters = sum(p.numel() for p in denoiser.parameters())
-    kind = "images" if isinstance(train_set, ImageSet) else "clips"
-    about = f"{len(train_set)} {kind} of {tuple(train_set.shape)}, {parameters:,} parameters"
-    if train_set.skipped:
-        about += f", {len(train_set.skipped)} bad files skipped (listed in the report)"
-    console.print(about)
-    total = config.steps if config.minutes is None else 60 * config.minutes
-    with progress("steps" if config.minutes is None else "s") as bar:
-        task = bar.add_task("training", total=total, note="")
-        for state in states:
-            done = state.step if config.minutes is None else state.elapsed
-            note = f"loss {state.loss:.4f}  {state.images_per_second:,.0f} {kind}/s"
-            bar.update(task, completed=min(done, total or done), note=note)
-            if state.sample_due:
-                _look(state.model, out / "progress" / f"step-{state.step:06d}.png")
-    with progress("parts") as bar:
-        task = bar.add_task("judging", total=1, note="")
-
-        def advance(what: str, done: int, parts: int) -> None:
-            bar.update(task, completed=done, total=parts, note=what)
-
-        title = title or f"Run {out.name}"
-        about_run = {k: v for k, v in asdict(settings).items() if v is not None}
-        if isinstance(train_set, ImageSet):
-            assert isinstance(held_out, ImageSet)
-            scores = write_run_report(
-                out, denoiser, train_set, held_out, title, about_run, judged, quality_steps, advance
-            )
-        else:
-            assert not isinstance(held_out, ImageSet)
-            scores = write_clip_report(out, denoiser, train_set, held_out, title, about_run, advance)
-    return Finished(denoiser, train_set, held_out, scores)
-
-
-def _look(denoiser: Denoiser, path: Path) -> None:
-    assert denoiser.data is not None
-    clips = len(denoiser.data.shape) == 4
-    count = _LOOK_CLIPS if clips else _LOOK_IMAGES
-    samples = draw(denoiser, denoiser.data.labels(count), count, steps=_LOOK_STEPS)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    upscale = max(1, 64 // samples.shape[-1])
-    if clips:
-        save_sheet(samples, path, upscale=upscale)
-    else:
-        save_grid(samples, path, upscale=upscale, gap=1)

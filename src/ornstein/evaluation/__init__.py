@@ -29,6 +29,7 @@ from ornstein.evaluation.neighbours import (
     nearest,
     nearest_distances,
 )
+from ornstein.evaluation.panels import Panel
 from ornstein.evaluation.precision import PrecisionRecall, precision_recall
 from ornstein.evaluation.report import Clips, Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
 
@@ -43,6 +44,7 @@ __all__ = [
     "KernelScore",
     "MotionScore",
     "Pairs",
+    "Panel",
     "PrecisionRecall",
     "Report",
     "Score",

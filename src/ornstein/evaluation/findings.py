@@ -27,8 +27,9 @@ def tables(found: Judgement, about: str) -> list[Table]:
     """Bits/dim, quality and copies, those that were measured; `about` says which images they were held against."""
     out = []
     if found.bits:
+        parts = tuple(dict.fromkeys(part for b in found.bits for part in b.parts))
         rows = [
-            (b.method, _pm(b.mean, b.error), b.count, *(f"{b.parts[p]:.4f}" if b.parts else "" for p in _PARTS))
+            (b.method, _pm(b.mean, b.error), b.count, *(f"{b.parts[p]:.4f}" if p in b.parts else "" for p in parts))
             for b in found.bits
         ]
         header = (
@@ -36,7 +37,7 @@ def tables(found: Judgement, about: str) -> list[Table]:
             f"{about}. Less is better; each is above the model's own in expectation. "
             + " ".join(f"{b.method}: {b.meaning}." for b in found.bits)
         )
-        out.append(Table("Likelihood", header, ("method", "bits/dim", "n", *_PARTS), rows))
+        out.append(Table("Likelihood", header, ("method", "bits/dim", "n", *parts), rows))
     rows = [_quality_row(row) for row in (*found.rows, *([found.floor] if found.floor else []))]
     columns = ("solver", "steps", *(NAMES[m] for m in METRICS))
     out.append(Table("Quality of samples", quality_header(found, about), columns, rows))
@@ -55,9 +56,6 @@ def tables(found: Judgement, about: str) -> list[Table]:
         ]
         out.append(Table("Copies of training images", header, ("", "samples", "held-out images"), rows))
     return out
-
-
-_PARTS = ("prior", "diffusion", "reconstruction")
 
 
 def quality_header(found: Judgement, about: str) -> str:

@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.data import ImageSet, batch_indices, to_uint8
+from ornstein.autoencoders.latent import LatentSpace
+from ornstein.data import ImageSet, batch_indices, to_uint8, to_unit
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.features import Features
 from ornstein.evaluation.frechet import frechet_distance
-from ornstein.evaluation.held_out import CALLS, METHODS, Bits, bits_of_images
+from ornstein.evaluation.held_out import CALLS, METHODS, Bits, bits_by_own_prior, bits_of_images
 from ornstein.evaluation.kernel import kernel_distance
 from ornstein.evaluation.neighbours import CopyReport, copy_report, nearest
 from ornstein.evaluation.precision import precision_recall
+from ornstein.likelihood import Dequantiser, fit_dequantiser
 from ornstein.sampling import State, sample
 from ornstein.solvers import SOLVERS
 
@@ -28,6 +30,8 @@ _SHOWN = 64
 _PAIRS = 24
 _COPIES = 1000  # samples and real images whose nearest training image is looked for
 _COPY_NUMBERS = 2**26  # and numbers in them
+_VARIATIONAL = "ode-variational"
+_FIT_STEPS, _FIT_BATCH, _FIT_IMAGES = 300, 64, 2048  # of its dequantiser
 
 Advance = Callable[[str, int, int], object]
 
@@ -158,9 +162,12 @@ def judge(
     total) is told of calls of the network done. Raises UserError for fewer than 8 images or images the model was not
     made for, ValueError for a solver that diverges: it says which and at which time.
     """
-    check_images(d, held_out)
+    shape = image_shape(d)
+    check_images(shape, held_out)
     if train is not None:
-        check_images(d, train)
+        check_images(shape, train)
+    elif _VARIATIONAL in plan.methods:
+        raise UserError(f"{_VARIATIONAL} is fitted to the training images, and they are not at hand: leave it out")
     assert d.data is not None
     if len(held_out) < ENOUGH:
         raise UserError(f"{held_out.source} leaves {len(held_out)} images to judge by: at least {ENOUGH} are needed")
@@ -173,14 +180,17 @@ def judge(
     labels = _sample_labels(d.data, None if classes is None else classes[chosen], plan.count)
 
     bits = []
+    dequantiser = None if train is None or _VARIATIONAL not in plan.methods else _dequantiser(d, train, work)
     scored = _choice(held_out, plan.images)
     for method in plan.methods:
         own = None if classes is None else classes[scored]
         seen = work.start(f"likelihood, {method}", CALLS[method])
-        bits.append(bits_of_images(d, held_out.images[scored], method, own, advance=seen))
+        bits.append(bits_of_images(d, held_out.images[scored], method, own, advance=seen, dequantiser=dequantiser))
+    if plan.methods and isinstance(d.space, LatentSpace):
+        bits.append(bits_by_own_prior(d.space, held_out.images[scored]))
 
     kept: list[Tensor] = []
-    keep = _copies(plan.count, d.data.shape)
+    keep = _copies(plan.count, shape)
     rows = []
     for solver in plan.solvers:
         for steps in sorted(set(plan.steps)):
@@ -221,15 +231,15 @@ def judge(
 
 def image_shape(d: Denoiser) -> tuple[int, ...]:
     """(C, H, W) of the images that the model makes. Raises UserError where it makes something else."""
-    if d.data is None or len(d.data.shape) != 3:
-        made = "samples it does not describe" if d.data is None else f"clips {_by(d.data.shape)}"
+    if d.shape is None or len(d.shape) != 3:
+        made = "samples it does not describe" if d.shape is None else f"clips {_by(d.shape)}"
         raise UserError(f"only models of images can be judged: this one makes {made}")
-    return tuple(d.data.shape)
+    return d.shape
 
 
-def check_images(d: Denoiser, images: ImageSet) -> None:
-    """Raise UserError unless the images are of the model's size and channels; it says both."""
-    shape, own = tuple(images.images.shape[1:]), image_shape(d)
+def check_images(own: tuple[int, ...], images: ImageSet) -> None:
+    """Raise UserError unless the images are of the model's own (C, H, W); it says both."""
+    shape = tuple(images.images.shape[1:])
     if shape != own:
         raise UserError(
             f"{images.source} has images of {_by(shape)} (channels x height x width), but the model makes "
@@ -276,6 +286,7 @@ class _Work:
     def __init__(self, plan: Plan, images: int, advance: Advance) -> None:
         self.images = images
         self.total = sum(images * CALLS[m] for m in plan.methods)
+        self.total += 3 * _FIT_BATCH * _FIT_STEPS if _VARIATIONAL in plan.methods else 0
         self.total += sum(plan.count * n * plan.seeds * len(plan.solvers) for n in sorted(set(plan.steps)))
         self.done = 0
         self.advance = advance
@@ -293,6 +304,17 @@ class _Work:
 
     def finish(self) -> None:
         self.advance("done", self.total, self.total)
+
+
+def _dequantiser(d: Denoiser, train: ImageSet, work: _Work) -> Dequantiser:
+    """Fitted to training images; a backward pass counts as two calls."""
+    assert d.data is not None
+    chosen = _choice(train, _FIT_IMAGES)
+    classes = class_numbers(train, d.data)
+    cond = {"label": None if classes is None else classes[chosen]}
+    seen = work.start("dequantiser", 3 * _FIT_BATCH)
+    pixels = to_unit(train.images[chosen])
+    return fit_dequantiser(d, pixels, steps=_FIT_STEPS, batch=_FIT_BATCH, cond=cond, advance=seen)
 
 
 def _samples(
@@ -320,7 +342,7 @@ def _samples(
             )
         except ValueError as error:
             raise ValueError(f"{solver} with {steps} steps: {error}") from error
-        yield to_uint8(images.cpu())
+        yield to_uint8(d.decode(images).cpu())
 
 
 def _compare(samples: Tensor, real: Tensor) -> dict[str, float]:

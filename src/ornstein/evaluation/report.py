@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ornstein.evaluation.curves import Curve, losses, quality
 from ornstein.evaluation.markup import checked, film, img, note, text
+from ornstein.evaluation.panels import Panel, panel_section
 from ornstein.evaluation.tables import Table, table_section
 from ornstein.files import atomic_write, write_error
 
@@ -82,13 +83,13 @@ class Report:
     """Everything a report can show. Only the title is needed: a section without data is left out.
 
     quality has one row a measurement, {"solver": name, "steps": number, metric: value, ...}, and each metric
-    gets a chart; quality_note and neighbours_note say how they
-    were made. tables come first.
+    gets a chart; quality_note and neighbours_note say how they were made. tables come first, panels after the scores.
     """
 
     title: str
     lead: str = ""
     tables: Sequence[Table] = ()
+    panels: Sequence[Panel] = ()
     scores: Sequence[Score] = ()
     samples: Images | None = None
     real: Images | None = None
@@ -128,6 +129,7 @@ def _page(report: Report) -> str:
     parts = [
         *((f"table-{i}", text(table.title), table_section(table)) for i, table in enumerate(report.tables)),
         ("scores", "Scores", _scores(report.scores)),
+        *((f"panel-{i}", text(panel.title), panel_section(panel)) for i, panel in enumerate(report.panels)),
         ("samples", "Samples", _samples(report)),
         ("clips", "Clips", _clips(clips)),
         ("denoising", "Denoising", _denoising(movie)),

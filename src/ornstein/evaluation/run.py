@@ -52,7 +52,7 @@ def draw(
         callback=callback,
         batch=batch,
     )
-    return to_uint8(images)
+    return to_uint8(denoiser.decode(images))
 
 
 def write_run_report(
@@ -79,7 +79,7 @@ def write_run_report(
 
     def film(state: State) -> None:
         if state.first == 0:
-            frames.append(to_uint8(state.x[:_FILM]))
+            frames.append(to_uint8(denoiser.decode(state.x[:_FILM])))
             times.append(state.t)
 
     advance("samples", 0, total)

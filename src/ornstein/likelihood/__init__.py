@@ -2,8 +2,19 @@
 
 from ornstein.likelihood.bits import bits_per_dim
 from ornstein.likelihood.bound import Bound, vlb
+from ornstein.likelihood.dequantise import Dequantiser, fit_dequantiser
 from ornstein.likelihood.flow import LogProb, ode
 from ornstein.likelihood.variance import fit_variance
 from ornstein.solvers.variance import AnalyticVariance
 
-__all__ = ["AnalyticVariance", "Bound", "LogProb", "bits_per_dim", "fit_variance", "ode", "vlb"]
+__all__ = [
+    "AnalyticVariance",
+    "Bound",
+    "Dequantiser",
+    "LogProb",
+    "bits_per_dim",
+    "fit_dequantiser",
+    "fit_variance",
+    "ode",
+    "vlb",
+]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
-from ornstein.likelihood.decoders import LEVELS, pixel_indices
+from ornstein.likelihood.dequantise import Dequantisation, check_dequantisation, dequantise
 from ornstein.likelihood.model import STREAM, Model, chunks, column, dimensions, open_model
 from ornstein.likelihood.runge_kutta import dormand_prince, rk4
 from ornstein.randomness import normal
 from ornstein.sampling import evaluation_mode
 
-_PROBE, _DEQUANTISE = STREAM + 8, STREAM + 9
+_PROBE = STREAM + 8
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LogProb:
     """value = log p(x_0), (B,) float64 in nats, and error, its standard error over the probes of the divergence.
 
     error is 0 where the divergence is exact, NaN for a single probe. `dequantisation` names how pixels were made
-    continuous ("none", "uniform"); `evaluations` counts the calls of the denoiser for each sample, (B,).
+    continuous ("none", "uniform", "variational"); `evaluations` counts the calls of the denoiser for each sample, (B,).
     """
 
     value: Tensor
@@ -45,7 +45,7 @@ def ode(
     probe: Literal["rademacher", "gaussian"] = "rademacher",
     t_min: float = 0.0,
     prior: Callable[[Tensor], Tensor] | None = None,
-    dequantisation: Literal["none", "uniform"] = "none",
+    dequantisation: Dequantisation = "none",
     seed: int = 0,
     first: int = 0,
     batch: int = 64,
@@ -64,7 +64,8 @@ def ode(
             at x0: for networks that know nothing of smaller times, and data that have no density.
         prior: the log-density at t = 1, (B, *) -> (B,), in place of log N(0, s_1^2 C) from which sampling starts.
         dequantisation: "uniform" spreads 8-bit pixels evenly over their bins of width 2/256 in [-1, 1]; log p and
-            `bits_per_dim` then bound the probability of the pixels (Theis et al. 2016).
+            `bits_per_dim` then bound the probability of the pixels (Theis et al. 2016). A `Dequantiser` (from
+            `fit_dequantiser`) spreads them by its q(u|x), and log q is taken off the value (Ho et al. 2019, eq. 12).
         seed, first: probes and dequantisation are addressed by (seed, first + row): the same in any batch.
         batch: samples that go through the network at once.
 
@@ -77,8 +78,7 @@ def ode(
         raise ValueError(f'solver is "rk4" or "rk45", got {solver!r}')
     if probe not in ("rademacher", "gaussian"):
         raise ValueError(f'probe is "rademacher" or "gaussian", got {probe!r}')
-    if dequantisation not in ("none", "uniform"):
-        raise ValueError(f'dequantisation is "none" or "uniform", got {dequantisation!r}')
+    name = check_dequantisation(dequantisation)
     if steps < 1 or probes < 1 or not tolerance > 0:
         raise ValueError(f"steps and probes must be >= 1 and tolerance > 0, got {steps}, {probes} and {tolerance}")
     if not 0 <= t_min < 1:
@@ -87,9 +87,8 @@ def ode(
     values, errors, evaluations = [], [], []
     with evaluation_mode(d):
         for own in chunks(len(x0), batch):
-            x, index = x0[own].double(), own + first
-            if dequantisation == "uniform":
-                x = dequantise(x, seed, index)
+            index = own + first
+            x, log_q = dequantise(x0[own], dequantisation, seed, index)
             x = x.to(model.device)
             if divergence == "exact":
                 w = None
@@ -110,17 +109,10 @@ def ode(
                 log_p1 = flow.log_prior(x, prior)
             n = dimensions(x)
             value = log_p1[:, None] + integral + n * float(log_scale)
-            values.append(value.mean(1).cpu())
+            values.append(value.mean(1).cpu() - log_q.cpu())
             errors.append(_standard_error(value, exact=w is None).cpu())
             evaluations.append(calls.cpu())
-    return LogProb(torch.cat(values), torch.cat(errors), dequantisation, torch.cat(evaluations))
-
-
-def dequantise(x0: Tensor, seed: int, index: Tensor) -> Tensor:
-    """8-bit pixels k (B, *) as 2(k + U)/256 - 1, U uniform in [0, 1): bins of width 2/256 that fill [-1, 1]."""
-    z = normal(tuple(x0.shape), seed, index, 0, _DEQUANTISE, torch.float64)
-    u = torch.special.ndtr(z).to(x0.device)
-    return 2 * (pixel_indices(x0) + u) / LEVELS - 1
+    return LogProb(torch.cat(values), torch.cat(errors), name, torch.cat(evaluations))
 
 
 def _standard_error(values: Tensor, exact: bool) -> Tensor:

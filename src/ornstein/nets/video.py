@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ornstein.nets.unet import Attention, UNet, group_norm, zeroed
+from ornstein.nets.blocks import Attention, group_norm, zeroed
+from ornstein.nets.unet import UNet
 
 
 class VideoUNet(nn.Module):

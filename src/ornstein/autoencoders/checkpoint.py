@@ -1,0 +1,69 @@
+"""An autoencoder as a folder: model.safetensors and config.json, as a denoiser's; complete or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as save_tensors
+
+from ornstein.autoencoders.autoencoder import Autoencoder
+from ornstein.autoencoders.kinds import AUTOENCODERS
+from ornstein.checkpoint import CONFIG, FORMAT, MODEL, load_weights, read_config
+from ornstein.errors import UserError
+from ornstein.files import atomic_write
+
+
+def to_config(model: Autoencoder, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """All that is needed to make the model again, in JSON types; `extra` goes beside it."""
+    return {"format": FORMAT, "autoencoder": {"type": model.kind, **model.config}} | (extra or {})
+
+
+def save(model: Autoencoder, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+    """Write the folder `path`; the config goes last: a folder without it is no model. RunError where it cannot."""
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {k: v.detach().to("cpu").contiguous() for k, v in model.state_dict().items()}
+    atomic_write(folder / MODEL, save_tensors(tensors))
+    atomic_write(folder / CONFIG, (json.dumps(to_config(model, extra), indent=1) + "\n").encode())
+
+
+def load(path: str | Path) -> Autoencoder:
+    """The autoencoder saved at `path`, in evaluation mode.
+
+    Raises UserError where the folder is no autoencoder's, or its tensors are not the model's.
+    """
+    folder, config = Path(path), _config(path)
+    try:
+        arguments = dict(config["autoencoder"])
+        kind = arguments.pop("type")
+        if kind not in AUTOENCODERS:
+            raise ValueError(f"unknown autoencoder {kind!r}; known: {', '.join(AUTOENCODERS)}")
+        model = AUTOENCODERS[kind](**arguments)
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{folder / CONFIG} does not describe an autoencoder: {e}") from e
+    load_weights(model, folder / MODEL)
+    return model.eval()
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of the weights and the description of the autoencoder at `path`: what latents made by it depend on.
+
+    Raises UserError where there is none.
+    """
+    folder, config = Path(path), _config(path)
+    digest = hashlib.sha256(json.dumps(config["autoencoder"], sort_keys=True).encode())
+    try:
+        digest.update((folder / MODEL).read_bytes())
+    except OSError as e:
+        raise UserError(f"{folder / MODEL} cannot be read: {e.strerror or e}") from e
+    return digest.hexdigest()
+
+
+def _config(path: str | Path) -> dict[str, Any]:
+    config = read_config(path)
+    if "autoencoder" not in config:
+        raise UserError(f"{path} holds no autoencoder; train one with `ornstein train --model kl --out {path}`")
+    return config

@@ -1,0 +1,216 @@
+"""Latent diffusion: the space in which the denoiser works, and the joint bound on -log p(x) (E11, E27)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein import autoencoders
+from ornstein.autoencoders.autoencoder import Autoencoder
+from ornstein.errors import UserError
+from ornstein.likelihood.model import STREAM, chunks
+from ornstein.randomness import normal
+
+_ENCODER = STREAM + 16
+
+TILE = 64  # latents a side that are decoded at once
+_OVERLAP = 16
+_BATCH = 64
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSpace:
+    """The latents y = (z - mean)/std of an autoencoder, normalised channel by channel; z ~ q(z|x), mean and std (c,).
+
+    path, fingerprint: the folder of the autoencoder and the hash of what it held.
+    """
+
+    autoencoder: Autoencoder
+    mean: Tensor
+    std: Tensor
+    path: Path
+    fingerprint: str
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LatentSpace:
+        return self  # never trained: the copies of a denoiser share it
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the images."""
+        return tuple(self.autoencoder.shape)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(c, h, w) of the latents; (n, 1, 1) where they are vectors of n numbers."""
+        shape = tuple(self.autoencoder.latent_shape)
+        return shape if len(shape) == 3 else (*shape, 1, 1)
+
+    @property
+    def log_scale(self) -> float:
+        """log |dz/dy|, the sum of log std over all of a latent, in nats."""
+        return float(self.std.double().log().sum()) * math.prod(self.latent_shape[1:])
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """y from z, (B, c, h, w)."""
+        mean, std = self._statistics(z)
+        return (z - mean) / std
+
+    def denormalise(self, y: Tensor) -> Tensor:
+        """z from y, (B, c, h, w)."""
+        mean, std = self._statistics(y)
+        return y * std + mean
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of y given images x (B, C, H, W), each (B, c, h, w)."""
+        with torch.no_grad():
+            q = self._on(x).encode(x)
+        mean, std = (each.view(-1, *self.latent_shape) for each in (q.mean, q.std))
+        return self.normalise(mean), std / self._statistics(std)[1]
+
+    def decode(self, y: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] from latents y (B, c, h, w), in overlapping tiles where these are large.
+
+        Latents of more than 64 a side are decoded tile by tile, and the overlaps faded into each other.
+        """
+        with torch.no_grad():
+            return torch.cat([decode_tiled(self.mean_of, part).clamp(-1, 1) for part in y.split(_BATCH)])
+
+    def mean_of(self, y: Tensor) -> Tensor:
+        """x_hat, the mean of p(x|y), (B, C, H, W), not clamped."""
+        z = self.denormalise(y)
+        return self._on(y).decode(z if len(self.autoencoder.latent_shape) == 3 else z.flatten(1))
+
+    def to_config(self) -> dict[str, Any]:
+        return {
+            "autoencoder": str(self.path.resolve()),
+            "fingerprint": self.fingerprint,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], folder: Path) -> LatentSpace:
+        """The space of the latent model in `folder`. UserError where its autoencoder is missing or has changed."""
+        path = Path(config["autoencoder"])
+        if not path.is_dir():
+            path = folder.resolve().parent / path.name  # both folders were moved
+        if not path.is_dir():
+            raise UserError(f"the autoencoder of {folder} is missing: put it back at {config['autoencoder']}")
+        if autoencoders.fingerprint(path) != config["fingerprint"]:
+            raise UserError(
+                f"the autoencoder in {path} has changed since {folder} was trained on its latents (its hash is "
+                "another): put the old one back, or train anew"
+            )
+        return cls(
+            autoencoders.load(path),
+            torch.tensor(config["mean"]),
+            torch.tensor(config["std"]),
+            path,
+            config["fingerprint"],
+        )
+
+    def _on(self, x: Tensor) -> Autoencoder:
+        return self.autoencoder.to(x.device)
+
+    def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean.to(z).view(-1, 1, 1), self.std.to(z).view(-1, 1, 1)
+
+
+def decode_tiled(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int = TILE, overlap: int = _OVERLAP) -> Tensor:
+    """decode(z) for z (B, c, h, w) of any size, at most `tile` latents a side at once: memory does not grow with z.
+
+    Neighbouring tiles share `overlap` latents, over which the weight passes linearly from one to the other.
+    """
+    if max(z.shape[-2:]) <= tile:
+        return decode(z)
+    rows, columns = (_starts(n, tile, overlap) for n in z.shape[-2:])
+    total = weight = torch.empty(0)
+    for top in rows:
+        for left in columns:
+            part = decode(z[..., top : top + tile, left : left + tile])
+            factor = part.shape[-1] // min(tile, z.shape[-1] - left)
+            if not total.numel():
+                total = part.new_zeros(*part.shape[:-2], z.shape[-2] * factor, z.shape[-1] * factor)
+                weight = total.new_zeros(total.shape[-2:])
+            place = (
+                ...,
+                slice(top * factor, top * factor + part.shape[-2]),
+                slice(left * factor, left * factor + part.shape[-1]),
+            )
+            fade = _fade(part.shape[-2], overlap * factor, part)[:, None] * _fade(
+                part.shape[-1], overlap * factor, part
+            )
+            total[place] += part * fade
+            weight[place[0], place[1], place[2]] += fade
+    return total / weight
+
+
+def _starts(n: int, tile: int, overlap: int) -> list[int]:
+    if n <= tile:
+        return [0]
+    count = math.ceil((n - overlap) / (tile - overlap))
+    return [round(i * (n - tile) / (count - 1)) for i in range(count)]
+
+
+def _fade(n: int, overlap: int, like: Tensor) -> Tensor:
+    """Weights (n,) that rise over the first `overlap` and fall over the last; never 0, for the rim has one tile only."""
+    ramp = torch.arange(1, n + 1, device=like.device, dtype=like.dtype)
+    return torch.minimum(ramp, ramp.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
+
+
+@dataclass(frozen=True)
+class JointBound:
+    """-log p(x) <= total = reconstruction - entropy + prior in expectation, each (B,) float64 in nats.
+
+    reconstruction: -E_q log p(x|z) of 8-bit pixels. entropy: of q(z|x). prior: bound on -E_q log p(z), or its estimate.
+    """
+
+    reconstruction: Tensor
+    entropy: Tensor
+    prior: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.reconstruction - self.entropy + self.prior
+
+
+def joint_bound(
+    space: LatentSpace,
+    x0: Tensor,
+    prior: Callable[[Tensor, int], Tensor],
+    *,
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 64,
+) -> JointBound:
+    """The bound of an autoencoder whose prior is a density of the normalised latents (E27 with E11, E17 or E21).
+
+    prior(y, first) gives nats (B,) for latents y (B, c, h, w), the first of them number `first`: -log p(y) or a bound
+    on it, say `likelihood.vlb(d, y, decoder="gaussian", first=first).total`. One draw of z ~ q(z|x) an image, addressed
+    by (seed, first + row).
+
+    Raises UserError where the encoder has no density: those of "ae" and "vq" are deterministic.
+    """
+    parts = []
+    for own in chunks(len(x0), batch):
+        x = x0[own]
+        mean, std = space.encode(x.float())
+        if bool((std <= 0).any()):
+            raise UserError(
+                "this autoencoder has no joint bound: its encoder is deterministic, and log q(z|x) does not exist; "
+                "train one with --model kl or vae"
+            )
+        mean, std = mean.double().cpu(), std.double().cpu()
+        y = mean + std * normal(tuple(mean.shape), seed, own + first, 0, _ENCODER, torch.float64)
+        with torch.no_grad():
+            reconstruction = -space.autoencoder.log_prob(x.float(), space.mean_of(y.to(x.device, torch.float32)))
+        entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).flatten(1).sum(1) + space.log_scale
+        parts.append((reconstruction.double().cpu(), entropy, prior(y, first + int(own[0])) + space.log_scale))
+    reconstruction, entropy, of_prior = (torch.cat(each) for each in zip(*parts, strict=True))
+    return JointBound(reconstruction, entropy, of_prior)

@@ -1,0 +1,260 @@
+"""What a finished autoencoder shows of itself: reconstructions, rates layer by layer, its latents, and the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.autoencoders import Autoencoder, VQAutoencoder, addressed
+from ornstein.autoencoders.vq import perplexity
+from ornstein.data import ImageSet, batch_indices, save_grid, to_uint8, to_unit
+from ornstein.evaluation.distortion import psnr, ssim
+from ornstein.evaluation.panels import Panel
+from ornstein.evaluation.report import Images, Report, Score, Skipped, write_report
+from ornstein.evaluation.run import Advance, loss_curve
+from ornstein.evaluation.tables import Table
+
+_BATCH = 64
+_SHOWN = 10
+_DIRECTIONS = 6
+_TURNS = (-3, -2, -1, 0, 1, 2, 3)  # standard deviations along a direction
+_INTERPOLATIONS = 5
+_BETWEEN = 8
+_SAMPLES = 64
+
+COLLAPSED = 0.01  # nats a latent dimension, below which a layer carries nothing
+UNUSED = 0.5  # share of the codebook, below which it has collapsed
+
+
+@dataclass(frozen=True)
+class Quality:
+    """An autoencoder on held-out images; each figure a mean over `count` of them.
+
+    bits: bits/dim of the bound, error its standard error, NaN where there is none. reconstruction, rates: its parts in
+    bits/dim, the rates layer by layer. usage: share of the codebook in use, perplexity: its effective size.
+    """
+
+    count: int
+    psnr: float
+    ssim: float
+    bits: float
+    error: float
+    reconstruction: float
+    rates: tuple[float, ...]
+    usage: float | None = None
+    perplexity: float | None = None
+
+
+def judge_autoencoder(model: Autoencoder, images: ImageSet, count: int = 512, seed: int = 0) -> Quality:
+    """Distortion (PSNR in decibels, SSIM) and rate (bits/dim, E27-E30) on `count` of the images, one draw of z each."""
+    rows = batch_indices(len(images), min(count, len(images)), step=0, seed=0).sort().values
+    device = next(model.parameters()).device
+    found: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "reconstruction": [], "rates": []}
+    codes: list[Tensor] = []
+    dimensions = math.prod(model.shape) * math.log(2)
+    for part in rows.split(_BATCH):
+        pixels = images.images[part]
+        x = to_unit(pixels).to(device)
+        seen = reconstruct(model, pixels)
+        found["psnr"].append(psnr(seen, pixels))
+        found["ssim"].append(ssim(seen, pixels))
+        if model.kind == "ae":
+            continue  # no bound: a point has no rate
+        elbo = model.bound(x, addressed(seed, part, device=device))
+        found["reconstruction"].append(elbo.reconstruction.cpu() / dimensions)
+        found["rates"].append(elbo.rates.cpu() / dimensions)
+        if isinstance(model, VQAutoencoder):
+            with torch.no_grad():
+                codes.append(model.indices(x).cpu().flatten())
+    usage, effective = None, None
+    if isinstance(model, VQAutoencoder):
+        used = torch.bincount(torch.cat(codes), minlength=model.codebook.size)
+        usage, effective = float((used > 0).double().mean()), float(perplexity(used))
+    mean = {name: float(torch.cat(each).mean()) for name, each in found.items() if each and name != "rates"}
+    total, rates = torch.empty(0), ()
+    if found["rates"]:
+        by_layer = torch.cat(found["rates"], 1)
+        total, rates = torch.cat(found["reconstruction"]) + by_layer.sum(0), tuple(by_layer.mean(1).tolist())
+    return Quality(
+        count=len(rows),
+        psnr=mean["psnr"],
+        ssim=mean["ssim"],
+        bits=float(total.mean()) if len(total) else math.nan,
+        error=float(total.std() / len(total) ** 0.5) if len(total) > 1 else math.nan,
+        reconstruction=mean.get("reconstruction", math.nan),
+        rates=rates,
+        usage=usage,
+        perplexity=effective,
+    )
+
+
+def reconstruct(model: Autoencoder, pixels: Tensor) -> Tensor:
+    """uint8 images (N, C, H, W) through the means of encoder and decoder, in batches."""
+    with torch.no_grad():
+        device = next(model.parameters()).device
+        means = [model.encode(to_unit(part).to(device)).mean for part in pixels.split(_BATCH)]
+        return _decoded(model, torch.cat(means))
+
+
+def warnings_of(model: Autoencoder, quality: Quality) -> list[str]:
+    """What has gone wrong in the training, a sentence each with its figure: collapsed layers, an unused codebook."""
+    found = []
+    nats = [rate * math.prod(model.shape) * math.log(2) for rate in quality.rates]
+    for layer, (each, shape) in enumerate(zip(nats, model.layer_shapes, strict=False), 1):
+        if model.kind != "vq" and each / math.prod(shape) < COLLAPSED:
+            found.append(
+                f"collapsed posterior: layer {layer} carries {each / math.prod(shape):.2g} nats a latent dimension; "
+                "train with a lower --kl, or give it --free-bits"
+            )
+    if quality.usage is not None and quality.usage < UNUSED:
+        found.append(
+            f"collapsed codebook: {quality.usage:.1%} of its entries are used (perplexity {quality.perplexity:.1f}); "
+            "train with fewer --codes, or for longer"
+        )
+    return found
+
+
+def write_autoencoder_report(
+    out: Path,
+    model: Autoencoder,
+    train: ImageSet,
+    held_out: ImageSet,
+    title: str,
+    settings: Mapping[str, Any],
+    advance: Advance = lambda what, done, total: None,
+) -> tuple[list[Score], list[str]]:
+    """Write `out`/reconstructions.png, samples.png where the model has a prior, and report.html; its scores, warnings.
+
+    The report shows reconstructions, interpolations and traversals of the latents of held-out images, samples from the
+    model's own prior, and what each layer costs.
+    """
+    advance("held-out images", 0, 2)
+    quality = judge_autoencoder(model, held_out)
+    warnings = warnings_of(model, quality)
+    advance("pictures", 1, 2)
+    rows = batch_indices(len(held_out), min(_BATCH, len(held_out)), step=0, seed=0)
+    pixels = held_out.images[rows]
+    with torch.no_grad():
+        latents = model.encode(to_unit(pixels).to(next(model.parameters()).device)).mean
+    pairs = torch.stack([pixels[:_SHOWN], _decoded(model, latents[:_SHOWN])])
+    upscale = max(1, 64 // pixels.shape[-1])
+    save_grid(pairs.flatten(0, 1), out / "reconstructions.png", columns=pairs.shape[1], upscale=upscale, gap=1)
+    count = f"{quality.count} held-out images"
+    panels = [
+        Panel(
+            "Reconstructions", "Held-out images, and what comes back from their latents.", pairs, rows=("image", "back")
+        ),
+        Panel(
+            "Interpolations",
+            "On a straight line between the latents of two held-out images, from end to end.",
+            _interpolations(model, latents),
+        ),
+        Panel(
+            "Traversals",
+            "One held-out image moved along the directions in which latents differ most (principal components of "
+            f"{len(latents)} of them), by so many standard deviations.",
+            *_traversals(model, latents),
+        ),
+    ]
+    samples = _samples(model)
+    if samples is not None:
+        save_grid(samples, out / "samples.png", columns=8, upscale=upscale, gap=1)
+    scores = _scores(quality, count)
+    write_report(
+        out / "report.html",
+        Report(
+            title=title,
+            lead=f"{len(train)} training images, {len(held_out)} held out."
+            + "".join(f" Warning: {w}." for w in warnings),
+            tables=_rates(model, quality, count),
+            scores=scores,
+            panels=panels,
+            samples=None if samples is None else Images(samples),
+            losses=loss_curve(out),
+            settings=settings,
+            skipped=[Skipped(name, reason) for name, reason in train.skipped],
+        ),
+    )
+    advance("done", 2, 2)
+    return scores, warnings
+
+
+def _decoded(model: Autoencoder, z: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([to_uint8(model.decode(part)).cpu() for part in z.split(_BATCH)])
+
+
+def _samples(model: Autoencoder) -> Tensor | None:
+    """Images from the model's own prior; None where it has none."""
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            return to_uint8(model.sample(_SAMPLES, addressed(0, torch.arange(_SAMPLES), device=device))).cpu()
+    except ValueError:
+        return None
+
+
+def _interpolations(model: Autoencoder, latents: Tensor) -> Tensor:
+    """uint8 (pairs, steps, C, H, W)."""
+    pairs = min(_INTERPOLATIONS, len(latents) // 2)
+    share = torch.linspace(0, 1, _BETWEEN, device=latents.device).view(1, -1, *[1] * (latents.ndim - 1))
+    between = torch.lerp(latents[:pairs, None], latents[pairs : 2 * pairs, None], share)
+    return _decoded(model, between.flatten(0, 1)).unflatten(0, (pairs, _BETWEEN))
+
+
+def _traversals(model: Autoencoder, latents: Tensor) -> tuple[Tensor, list[str], list[str]]:
+    """uint8 (directions, turns, C, H, W), the names of the columns and of the rows."""
+    flat = latents.flatten(1).double().cpu()
+    centred = flat - flat.mean(0)
+    _, lengths, directions = torch.linalg.svd(centred, full_matrices=False)
+    count = min(_DIRECTIONS, len(lengths))
+    std = lengths[:count] / max(1, len(flat) - 1) ** 0.5
+    turns = torch.tensor(_TURNS, dtype=torch.float64)
+    moved = flat[0] + turns[None, :, None] * (std[:, None] * directions[:count])[:, None]
+    seen = _decoded(model, moved.flatten(0, 1).to(latents).view(-1, *latents.shape[1:]))
+    shares = lengths.square() / lengths.square().sum()
+    names = [f"{i + 1}: {float(share):.0%} of the variance" for i, share in enumerate(shares[:count])]
+    return seen.unflatten(0, (count, len(_TURNS))), [f"{turn:+d}" if turn else "0" for turn in _TURNS], names
+
+
+def _scores(quality: Quality, count: str) -> list[Score]:
+    scores = [
+        Score(
+            "PSNR",
+            f"{quality.psnr:.2f} dB",
+            f"peak signal-to-noise ratio of the reconstructions of {count}; more is better",
+        ),
+        Score("SSIM", f"{quality.ssim:.4f}", "structural similarity of the same; 1 for equal images"),
+    ]
+    if quality.rates:
+        scores.append(
+            Score(
+                "Bits/dim",
+                f"{quality.bits:.3f} ± {quality.error:.3f}",
+                "bound on -log2 p(x) per channel and pixel of 8 bits, discretised Gaussian decoder, with its standard "
+                f"error: {quality.reconstruction:.3f} for the image given latents, {sum(quality.rates):.3f} for these",
+            )
+        )
+    if quality.usage is not None:
+        scores.append(
+            Score("Codebook in use", f"{quality.usage:.1%}", f"perplexity {quality.perplexity:.1f}, its effective size")
+        )
+    return scores
+
+
+def _rates(model: Autoencoder, quality: Quality, count: str) -> list[Table]:
+    if not quality.rates:
+        return []
+    rows = []
+    for layer, (rate, shape) in enumerate(zip(quality.rates, model.layer_shapes, strict=True), 1):
+        nats = rate * math.prod(model.shape) * math.log(2)
+        size = "x".join(str(n) for n in shape)
+        rows.append((f"layer {layer}, {size}", f"{rate:.4f}", f"{nats:.2f}", f"{nats / math.prod(shape):.4f}"))
+    header = f"What the latents cost, layer by layer from the image up; means over {count}, one draw each, seed 0."
+    return [Table("Rates", header, ("Layer", "bits/dim of the image", "nats an image", "nats a latent number"), rows)]

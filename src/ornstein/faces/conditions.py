@@ -1,0 +1,39 @@
+"""What of the target picture a swap is shown: all around the face, and of the face a blur, its place and its pose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ornstein.faces.align import landmark_map
+
+CHANNELS = 5  # of a scene: the picture, the mask, the landmarks
+BLUR = 8  # cells a side that are left of the face
+
+
+def blurred(images: Tensor, cells: int = BLUR) -> Tensor:
+    """Images (B, C, H, W) averaged over `cells` x `cells` squares and interpolated back."""
+    small = F.adaptive_avg_pool2d(images, cells)
+    return F.interpolate(small, images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None = None) -> Tensor:
+    """The channels (B, 5, H, W) that tell `FaceUNet` of the target crop (B, 3, H, W) in [-1, 1].
+
+    The picture with its face blurred to 8x8, where `mask` (B, 1, H, W) says that the face is; the mask; and the
+    landmarks (B, K, 2), in pixels of the crop, as one heat map. `tint` (B, 3, 1, 1) is added to the blur.
+
+    Raises ValueError where the shapes do not fit. Source: the 8x8 blur against a black hole: Kim et al. 2022
+    (DiffFace, arXiv:2212.13344) and the ablation of REFace (Baliah et al. 2024, arXiv:2409.07269).
+    """
+    size = target.shape[-1]
+    if target.ndim != 4 or target.shape[1] != 3 or mask.shape != (len(target), 1, *target.shape[2:]):
+        raise ValueError(f"a target (B, 3, H, W) and its mask (B, 1, H, W), not {target.shape} and {mask.shape}")
+    if landmarks.ndim != 3 or len(landmarks) != len(target) or landmarks.shape[2] != 2:
+        raise ValueError(f"landmarks are ({len(target)}, K, 2) pixels, not {tuple(landmarks.shape)}")
+    face = blurred(target)
+    if tint is not None:
+        face = face + tint
+    points = landmark_map(landmarks, size).amax(1, keepdim=True).to(target)
+    return torch.cat([torch.lerp(target, face, mask), 2 * mask - 1, 2 * points - 1], dim=1)

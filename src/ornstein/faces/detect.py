@@ -1,0 +1,206 @@
+"""Faces in a picture: where they are and their five landmarks, at any roll, small, large or cut by the border."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ornstein.errors import UserError
+from ornstein.faces.align import Similarity, alignment, warp
+from ornstein.faces.models import LANDMARKS_5, LANDMARKS_68, extra, model_path, to_dlib
+
+# dlib's detector sees faces from 80 pixels up. Longer sides than these are reduced: for upright looks, for the last of
+# them, which enlarges four times, and for turned ones. A look at 10 megapixels takes about 2 s.
+LONGEST, LONGEST_ENLARGED, LONGEST_TURNED = 1600, 3200, 800
+_WINDOW = 80
+_RIM = 0.1  # rows added around the picture when looking again, so that faces cut by its border fit into the window
+
+# dlib's box in an aligned crop, in shares of the side: what its landmark model was trained to start from. (The mean
+# over LFW's faces; the deviation from it is 0.07 of the side.)
+_BOX_CENTRE, _BOX_SIDE = (0.5, 0.562), 0.705
+_PATCH = 256
+# The landmark model answers in whole pixels and jumps as its box moves: the mean over boxes shifted by this share of
+# their side, on a level patch, halves its deviation under motion (0.5% of the eye distance, against 1.8% as it comes).
+_JITTER = 0.03
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face. landmarks: float64 (5, 2), (x, y) in pixels of the picture, in the order of `align`. score: no unit."""
+
+    landmarks: Tensor
+    score: float
+
+    def _crop(self) -> Similarity:
+        return alignment(self.landmarks, 1)
+
+    @property
+    def side(self) -> float:
+        """The side of the face's box, brows to chin, in pixels."""
+        return _BOX_SIDE / self._crop().scale
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """The middle of the face's box, (x, y) in pixels."""
+        point = torch.tensor(_BOX_CENTRE, dtype=torch.float64) - 0.5
+        x, y = self._crop().inverse()(point).tolist()
+        return x, y
+
+    @property
+    def roll(self) -> float:
+        """Degrees by which the face is turned clockwise in the picture, in (-180, 180]."""
+        a = self._crop().inverse().a
+        return math.degrees(math.atan2(a.imag, a.real))
+
+
+class FaceDetector(Protocol):
+    """What finds faces: dlib's `Detector` here, others in `adapters`."""
+
+    def __call__(self, image: Tensor) -> list[Face]:
+        """The faces of a picture uint8 (3, H, W), best score first."""
+        ...
+
+
+class Detector:
+    """dlib's frontal detector (histograms of oriented gradients) and its model of five landmarks, both CC0.
+
+    `threshold`: the least score; 0.5 keeps nearly all real faces and few others. `smallest`: the least side of a face,
+    in pixels, that is looked for at once. Where the first look finds nothing, the picture is enlarged twice and given a
+    rim, then turned by quarters, then by eighths, then enlarged four times, each time within the limits above.
+
+    King, "Max-Margin Object Detection", arXiv:1502.00046; Kazemi and Sullivan, "One Millisecond Face Alignment with an
+    Ensemble of Regression Trees", CVPR 2014.
+    """
+
+    def __init__(self, threshold: float = 0.5, smallest: int = _WINDOW) -> None:
+        if smallest < 1:
+            raise ValueError(f"smallest is the side of a face in pixels, not {smallest}")
+        self.threshold = threshold
+        self.smallest = smallest
+        dlib = extra("dlib")
+        self._dlib = dlib
+        self._detector = dlib.get_frontal_face_detector()
+        self._landmarks = dlib.shape_predictor(model_path(LANDMARKS_5))
+
+    def __call__(self, image: Tensor) -> list[Face]:
+        """The faces of a picture uint8 (3, H, W), best score first; an empty list where there is none."""
+        for looks in self._looks(max(image.shape[1:])):
+            found: list[tuple[float, Similarity]] = []
+            for zoom, degrees, rim in looks:
+                found += self._look(image, zoom, degrees, rim)
+            faces: list[Face] = []
+            for score, placed in sorted(found, key=lambda item: -item[0]):
+                face = Face(self._five(image, placed), score)
+                if all(math.dist(face.centre, other.centre) > max(face.side, other.side) / 2 for other in faces):
+                    faces.append(face)
+            if faces:
+                return faces
+        return []
+
+    def _looks(self, longest: int) -> Iterator[list[tuple[float, float, float]]]:
+        """Groups of (zoom, degrees, rim), to be tried in turn until one finds a face."""
+        first = _WINDOW / self.smallest
+        turned = min(2 * first, LONGEST_TURNED / longest)
+        yield [(min(first, LONGEST / longest), 0, 0)]
+        yield [(min(2 * first, LONGEST / longest), 0, _RIM)]
+        yield [(turned, degrees, _RIM) for degrees in (90, 180, 270)]
+        yield [(turned, degrees, _RIM) for degrees in (45, 135, 225, 315)]
+        yield [(min(4 * first, LONGEST_ENLARGED / longest), 0, _RIM)]
+
+    def _look(self, image: Tensor, zoom: float, degrees: float, rim: float) -> list[tuple[float, Similarity]]:
+        """(score, the transform from the picture to a patch in which the face is level) of what is found."""
+        height, width = image.shape[1:]
+        look = Similarity(1, 0)
+        canvas = image
+        if (zoom, degrees, rim) != (1, 0, 0):
+            cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+            wide = math.ceil(zoom * (width * cos + height * sin) * (1 + 2 * rim))
+            high = math.ceil(zoom * (width * sin + height * cos) * (1 + 2 * rim))
+            middle = complex(width - 1, height - 1) / 2
+            look = Similarity.about(middle, complex(wide - 1, high - 1) / 2, zoom, degrees)
+            canvas = warp(image, look, (high, wide))
+        boxes, scores, _ = self._detector.run(to_dlib(canvas), 0, self.threshold)
+        found = []
+        for box, score in zip(boxes, scores, strict=True):
+            centre = complex(box.left() + box.right(), box.top() + box.bottom()) / 2
+            place = complex(*_BOX_CENTRE) * _PATCH - (0.5 + 0.5j)
+            placed = Similarity.about(centre, place, _BOX_SIDE * _PATCH / box.width(), 0)
+            found.append((float(score), look.then(placed)))
+        return found
+
+    def _five(self, image: Tensor, placed: Similarity) -> Tensor:
+        first = self._predict(image, placed, (0.0,))
+        return self._predict(image, alignment(first, _PATCH), (0.0, _JITTER))
+
+    def _predict(self, image: Tensor, placed: Similarity, shifts: Sequence[float]) -> Tensor:
+        patch = to_dlib(warp(image, placed, (_PATCH, _PATCH)))
+        return placed.inverse()(_mean_points(self._dlib, self._landmarks, patch, shifts))
+
+
+class DenseLandmarks:
+    """The 68 landmarks of a face (jaw, brows, nose, eyes, mouth), for outlines finer than five points give.
+
+    NOT FOR COMMERCIAL USE: the model was trained on iBUG 300-W, whose licence excludes it; nothing here loads the model
+    unless this class is asked for. Sagonas et al., "300 Faces In-The-Wild Challenge", 2016.
+    """
+
+    licence = "iBUG 300-W: research only, no commercial use"
+
+    def __init__(self) -> None:
+        self._dlib = extra("dlib")
+        self._landmarks = self._dlib.shape_predictor(model_path(LANDMARKS_68))
+
+    def __call__(self, image: Tensor, face: Face) -> Tensor:
+        """The landmarks of one face of the picture uint8 (3, H, W): float64 (68, 2), (x, y) in pixels."""
+        placed = alignment(face.landmarks, _PATCH)
+        patch = to_dlib(warp(image, placed, (_PATCH, _PATCH)))
+        return placed.inverse()(_mean_points(self._dlib, self._landmarks, patch, (0.0, _JITTER)))
+
+
+def _mean_points(dlib: Any, model: Any, patch: Any, shifts: Sequence[float]) -> Tensor:
+    """The model's landmarks on an aligned patch, (K, 2): the mean over boxes moved by the shifts, each way."""
+    side = _BOX_SIDE * _PATCH
+    moves = {(sign * shift, 0.0) for shift in shifts for sign in (-1, 1)}
+    moves |= {(0.0, sign * shift) for shift in shifts for sign in (-1, 1)}
+    answers = []
+    for dx, dy in sorted(moves):
+        left = round((_BOX_CENTRE[0] + dx * _BOX_SIDE) * _PATCH - side / 2)
+        top = round((_BOX_CENTRE[1] + dy * _BOX_SIDE) * _PATCH - side / 2)
+        box = dlib.rectangle(left, top, left + round(side) - 1, top + round(side) - 1)
+        answers.append([(point.x, point.y) for point in model(patch, box).parts()])
+    return torch.tensor(answers, dtype=torch.float64).mean(0)
+
+
+def find_faces(detector: FaceDetector, image: Tensor, name: str) -> list[Face]:
+    """The faces of a picture uint8 (3, H, W), best score first; UserError, with the file's `name`, where none is."""
+    faces = detector(image)
+    if not faces:
+        height, width = image.shape[1:]
+        raise UserError(
+            f"no face found in {name} ({width}x{height} pixels): give a photo in which one is seen from the front"
+        )
+    return faces
+
+
+def largest(faces: Sequence[Face]) -> Face:
+    """The face with the largest box."""
+    return max(faces, key=lambda face: face.side)
+
+
+def subject(faces: Sequence[Face], image: Tensor) -> Face:
+    """The face the photograph is of: the largest after its distance from the picture's middle is taken off its side."""
+    height, width = image.shape[1:]
+    middle = ((width - 1) / 2, (height - 1) / 2)
+    return max(faces, key=lambda face: face.side - math.dist(face.centre, middle))
+
+
+def nearest(embeddings: Tensor, reference: Tensor) -> tuple[int, float]:
+    """Which of the embeddings (N, D) is nearest to the reference (D,), and its Euclidean distance."""
+    distances = torch.linalg.vector_norm(embeddings - reference, dim=1)
+    index = int(distances.argmin())
+    return index, float(distances[index])

@@ -1,0 +1,211 @@
+"""A small recogniser with gradients, taught by one that has none: whose face is this?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ornstein.errors import UserError
+from ornstein.faces.photos import Photos
+from ornstein.files import atomic_write, read_json
+from ornstein.nets.blocks import Block, group_norm
+from ornstein.training import Task
+
+CONFIG, MODEL = "identity.json", "identity.safetensors"
+SIDE = 64  # pixels of the crops that it looks at
+
+
+class IdentityNet(nn.Module):
+    """Aligned crops (B, 3, H, W) in [-1, 1] to normalised embeddings (B, K): teacher's e as (e - mean) / scale.
+
+    `mean` (K,) and `scale`, one number, are those of the photos that it learns from, so that an embedding has mean
+    square 1 in each entry and 0 is nobody in particular. Crops of other sizes are resized to 64 pixels.
+    """
+
+    def __init__(self, embedding: int, width: int = 32, multipliers: Sequence[int] = (1, 2, 4, 6)) -> None:
+        super().__init__()
+        if min(embedding, width, *multipliers) < 1 or len(multipliers) > 5:
+            raise ValueError("sizes of an IdentityNet must be positive, with at most 5 levels")
+        self.config: dict[str, Any] = {"embedding": embedding, "width": width, "multipliers": list(multipliers)}
+        self.mean: Tensor
+        self.scale: Tensor
+        self.register_buffer("mean", torch.zeros(embedding))
+        self.register_buffer("scale", torch.ones(()))
+        self.stem = nn.Conv2d(12, width, 3, padding=1)
+        widths = [width * m for m in multipliers]
+        self.blocks = nn.ModuleList(Block(widths[max(0, i - 1)], out, 0, down=i > 0) for i, out in enumerate(widths))
+        # flattened and not averaged: faces are aligned, and where a feature is tells as much as that it is there
+        side = SIDE // 2 >> (len(widths) - 1)
+        self.head = nn.Sequential(group_norm(widths[-1]), nn.SiLU(), nn.Flatten(), nn.Dropout(0.2))
+        self.out = nn.Linear(widths[-1] * side**2, embedding)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
+
+    def fit_scale(self, embeddings: Tensor) -> None:
+        """Take mean and scale from the teacher's embeddings (N, K)."""
+        self.mean.copy_(embeddings.mean(0))
+        self.scale.copy_((embeddings - self.mean).square().mean().sqrt())
+
+    def normalised(self, embeddings: Tensor) -> Tensor:
+        """(e - mean) / scale of the teacher's embeddings (*, K)."""
+        return (embeddings - self.mean) / self.scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        if x.shape[-1] != SIDE:
+            x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=x.shape[-1] > SIDE, align_corners=False)
+        h = self.stem(F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            h = block(h)
+        return self.out(self.head(h)).float()
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, batch: int = 128) -> Tensor:
+        """As `forward`, batch by batch, in evaluation mode and without gradients."""
+        training = self.training
+        self.eval()
+        out = torch.cat([self(part) for part in images.split(batch)])
+        self.train(training)
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Write identity.safetensors and identity.json into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        atomic_write(folder / MODEL, save_tensors(tensors))
+        atomic_write(folder / CONFIG, (json.dumps(self.config, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> IdentityNet:
+        """The net saved in the folder, frozen and in evaluation mode. Raises UserError where there is none."""
+        config = read_json(folder / CONFIG)
+        try:
+            net = cls(**config)
+            net.load_state_dict(load_tensors((folder / MODEL).read_bytes()))
+        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{folder / MODEL} is not a recogniser of faces: {reason}") from error
+        return net.eval().requires_grad_(False)
+
+
+def fingerprint(net: nn.Module) -> str:
+    """The first digits of the SHA-256 of a network's tensors."""
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def likeness(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of normalised embeddings (*, K): 1 for the same face, about 0 for two people."""
+    return F.cosine_similarity(a, b, dim=-1)
+
+
+class Distillation(Task[IdentityNet]):
+    """Learns the photos' embeddings from their pixels: squared error, and the same angles between the faces of a batch.
+
+    The pictures are mirrored, moved, blurred, and made noisy, brighter and coarser, so that what the net looks at is
+    what a recogniser sees and not what an optimiser can hide in pixels. Source: Park et al. 2019 (Relational Knowledge
+    Distillation, arXiv:1904.05068) for the second term, with cosines in place of distances.
+    """
+
+    def __init__(self, net: IdentityNet, photos: Photos, relational: float = 1.0) -> None:
+        super().__init__(net, [net])
+        self.photos, self.relational = photos, relational
+        net.fit_scale(photos.embeddings)
+
+    def loss(
+        self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert labels is not None
+        truth = self.model.normalised(self.photos.embeddings[labels.cpu()].to(x0.device))
+        guess = self.model(augmented(x0, draw))
+        error = F.mse_loss(guess, truth)
+        angles, true_angles = (F.normalize(each) @ F.normalize(each).T for each in (guess, truth))
+        relation = F.mse_loss(angles, true_angles) * truth.shape[1]
+        return error + self.relational * relation, {"likeness": likeness(guess, truth).mean()}
+
+    def config(self) -> dict[str, Any]:
+        return {"identity": self.model.config, "relational": self.relational}
+
+    def save(self, model: IdentityNet, out: Path, extra: dict[str, Any]) -> None:
+        model.save(out)
+
+
+def augmented(images: Tensor, draw: torch.Generator, strength: float = 1.0, mirror: bool = True) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] mirrored, moved, turned, coarsened, brightened and noisy, differentiably.
+
+    Shifts of up to 5 % of the side, turns of up to 6 degrees, sizes of 0.93 to 1.07; a quarter of the rows blurred to
+    half or a quarter of the resolution; contrast and brightness by 20 %; noise of up to 0.1. All times `strength`.
+    """
+    n, device = len(images), images.device
+
+    def uniform(*shape: int) -> Tensor:
+        return 2 * torch.rand(n, *shape, generator=draw, device=device) - 1
+
+    angle = strength * math.radians(6) * uniform()
+    size = 1 + strength * 0.07 * uniform()
+    sign = torch.where(uniform() < 0, -1.0, 1.0) if mirror else torch.ones(n, device=device)
+    rows = [
+        torch.stack([size * angle.cos() * sign, -size * angle.sin(), strength * 0.1 * uniform()], 1),
+        torch.stack([size * angle.sin() * sign, size * angle.cos(), strength * 0.1 * uniform()], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    out = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    coarse = uniform()
+    for low, high, factor in ((0.5, 0.75, 2), (0.75, 1.0, 4)):
+        small = F.avg_pool2d(out, factor)
+        small = F.interpolate(small, out.shape[2:], mode="bilinear", align_corners=False)
+        chosen = (coarse >= low) & (coarse < high)
+        out = torch.where(chosen[:, None, None, None], small, out)
+    out = out * (1 + 0.2 * strength * uniform(1, 1, 1)) + 0.15 * strength * uniform(3, 1, 1)
+    level = 0.1 * strength * uniform(1, 1, 1).abs()
+    return out + level * torch.randn(out.shape, generator=draw, device=device)
+
+
+@torch.no_grad()
+def agreement(net: IdentityNet, photos: Photos, among: int = 100) -> dict[str, float]:
+    """How far the net agrees with its teacher on `photos`, whose people it should not have seen.
+
+    likeness: mean cosine of guess and truth. top1: the share of `among` people (as many as there are, if fewer) whose
+    own teacher's embedding, of one photo each, is the nearest to the guess. verified: accuracy of telling pairs of one
+    person from pairs of two by the best threshold on the likeness of two guesses; NaN without people of two photos.
+    """
+    truth = net.normalised(photos.embeddings)
+    guess = net.embed(photos.batch(torch.arange(len(photos)))[0])
+    _, first = _firsts(photos.person)
+    first = first[:among]
+    nearest = torch.cdist(guess[first], truth[first]).argmin(1)
+    pairs = (photos.person[:, None] == photos.person[None]).triu(1).nonzero()
+    verified = math.nan
+    if len(pairs):
+        draw = torch.Generator().manual_seed(0)
+        a, b = torch.randint(len(photos), (2, 4 * len(pairs)), generator=draw)
+        apart = (photos.person[a] != photos.person[b]).nonzero()[: len(pairs), 0]
+        same, other = likeness(guess[pairs[:, 0]], guess[pairs[:, 1]]), likeness(guess[a[apart]], guess[b[apart]])
+        levels = torch.linspace(-1, 1, 401)
+        right = (same[:, None] > levels).float().mean(0) + (other[:, None] <= levels).float().mean(0)
+        verified = float(right.max() / 2)
+    return {
+        "likeness": float(likeness(guess, truth).mean()),
+        "top1": float((nearest == torch.arange(len(first))).float().mean()),
+        "verified": verified,
+    }
+
+
+def _firsts(person: Tensor) -> tuple[Tensor, Tensor]:
+    """The people, in order, and the first row of each."""
+    people, inverse = torch.unique(person, return_inverse=True)
+    first = torch.full((len(people),), len(person)).scatter_reduce_(0, inverse, torch.arange(len(person)), "amin")
+    return people, first

@@ -1,0 +1,176 @@
+"""Swaps of aligned crops: the sampler, a denoiser that knows the target, and guidance towards somebody's face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ornstein as orn
+from ornstein import checkpoint
+from ornstein.denoiser import Denoiser, Denoises
+from ornstein.faces.conditions import scene
+from ornstein.faces.identity import IdentityNet, likeness
+from ornstein.faces.training import IDENTITY
+from ornstein.process import Prediction, Process
+from ornstein.schedules import Times
+
+
+@dataclass(frozen=True)
+class FaceModel:
+    """A trained swap: the denoiser, and the recogniser whose normalised embeddings it takes."""
+
+    denoiser: Denoiser
+    recogniser: IdentityNet
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FaceModel:
+        """The model in a run folder. Raises UserError where there is none or a part of it is missing."""
+        return cls(checkpoint.load(folder), IdentityNet.load(Path(folder) / IDENTITY))
+
+    @property
+    def size(self) -> int:
+        return self.denoiser.data.shape[-1] if self.denoiser.data is not None else 0
+
+
+@dataclass(frozen=True)
+class InScene:
+    """A denoiser that is shown the target whatever else it is told: guidance drops the identity alone."""
+
+    denoiser: Denoises
+    shown: Tensor
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        return self.denoiser(x_t, t, scene=self.shown, **cond)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A denoiser whose x0 is the target outside the mask: at every step the rest of the picture is noised anew.
+
+    x0 = m x0 + (1 - m) y with the mask m (B, 1, H, W) and the target y; the noise is what then remains of x_t.
+    Source: Lugmayr et al. 2022 (RePaint, arXiv:2201.09865), eq. 8, with the x0 of the known pixels in place of a draw.
+    """
+
+    denoiser: Denoises
+    target: Tensor
+    mask: Tensor
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        guess = self.denoiser(x_t, t, **cond)
+        return _with_x0(guess, torch.lerp(self.target.to(x_t), guess.x0, self.mask.to(x_t)))
+
+
+@dataclass(frozen=True)
+class Towards:
+    """A denoiser whose x0 is moved, inside the mask, so that a recogniser finds it more like `identity` (B, K).
+
+    `steps` steps up the gradient of the cosine, each of root mean square `scale` a^2 over the mask: at high noise,
+    where x0 is a blur, there is nothing to recognise. Only the recogniser is differentiated, not the denoiser.
+    Source: Kim et al. 2022 (DiffFace, arXiv:2212.13344), eq. 9, the identity guidance.
+    """
+
+    denoiser: Denoises
+    recogniser: IdentityNet
+    identity: Tensor
+    mask: Tensor
+    scale: float
+    steps: int = 1
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        guess = self.denoiser(x_t, t, **cond)
+        a, _ = self.process.coefficients(t, x_t)
+        x0 = guess.x0
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                moved = x0.detach().requires_grad_()
+                like = likeness(self.recogniser(moved), self.identity).sum()
+                (slope,) = torch.autograd.grad(like, moved)
+            slope = slope * self.mask
+            share = self.mask.square().mean((1, 2, 3), keepdim=True)
+            size = (slope.square().mean((1, 2, 3), keepdim=True) / share.clamp(min=1e-6)).sqrt()
+            x0 = x0 + self.scale * a.square() * slope / size.clamp(min=1e-12)
+        return _with_x0(guess, x0)
+
+
+def _with_x0(guess: Prediction, x0: Tensor) -> Prediction:
+    """The prediction of another x0, and of the noise that is left of x_t with it."""
+    process = guess.process
+    a, s = process.coefficients(guess.t, guess.x_t)
+    # at t = 0 there is no noise, and the prediction is x_t whatever it says
+    eps = torch.where(s > 0, (guess.x_t - a * x0) / s.clamp(min=1e-12), guess.eps)
+    return replace(guess, x0=x0, eps=eps)
+
+
+@torch.no_grad()
+def swap_crops(
+    model: FaceModel,
+    target: Tensor,
+    mask: Tensor,
+    landmarks: Tensor,
+    identity: Tensor,
+    *,
+    steps: int = 20,
+    guidance: float = 1.5,
+    strength: float = 1.0,
+    towards: float = 0.0,
+    own: Tensor | None = None,
+    seed: int = 0,
+    first: int = 0,
+    solver: str = "dpmpp-2m",
+    batch: int = 64,
+) -> Tensor:
+    """Target crops (B, 3, H, W) in [-1, 1] with their faces swapped: the same outside the mask to the last bit.
+
+    Args:
+        mask: (B, 1, H, W) in [0, 1], where the target's face is.
+        landmarks: (B, K, 2) of the target, in pixels of the crop.
+        identity: (B, K), (K,) or (B, S, K): the recogniser's normalised embedding of the source, or of S photos of it,
+            whose mean is taken.
+        steps: of the solver, each one or two evaluations of the network.
+        guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it.
+        strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
+        towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
+        own: (B, K), the target's own identity for `strength`; by the model's recogniser where it is not given.
+        seed, first: sample i has the noise of (seed, first + i), whatever the batch.
+
+    Raises ValueError where the shapes do not fit.
+    """
+    b = len(target)
+    if identity.ndim == 3:
+        identity = identity.mean(1)
+    identity = identity.expand(b, -1) if identity.ndim == 1 else identity
+    if identity.shape[0] != b:
+        raise ValueError(f"{len(identity)} identities for {b} targets: give one each, or one for all")
+    if strength != 1:
+        own = model.recogniser.embed(target) if own is None else own
+        identity = own + strength * (identity - own)
+    out = []
+    for low in range(0, b, batch):
+        rows = slice(low, min(low + batch, b))
+        y, m, who = target[rows], mask[rows], identity[rows]
+        d: Denoises = InScene(model.denoiser, scene(y, m, landmarks[rows]))
+        if guidance != 1:
+            d = orn.guidance.ClassifierFree(d, guidance)
+        d = Inside(d, y, m)
+        if towards > 0:
+            d = Towards(d, model.recogniser, who, m, towards)
+        x = orn.sample(d, tuple(y.shape), solver, steps, seed=seed, cond={"identity": who}, first=first + low)
+        # the last step leaves rounding outside the mask, and a mask of 0 is a promise
+        out.append(torch.where(m > 0, torch.lerp(y, x.clamp(-1, 1), (m > 0).to(y)), y))
+    return torch.cat(out)

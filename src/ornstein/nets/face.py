@@ -1,0 +1,222 @@
+"""A U-Net that paints a given identity into a given picture: what a face swap asks of a denoiser."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ornstein.nets.blocks import Attention, Block, group_norm, zeroed
+from ornstein.nets.unet import Embedding
+
+# width, multipliers, depths, resolutions with attention, the last three by level
+PRESETS = {
+    "xs": (32, (1, 2, 4), (1, 1, 2), (8,)),
+    "s": (32, (1, 3, 5), (1, 1, 2), (8,)),
+    "m": (64, (1, 2, 4), (1, 2, 2), (16, 8)),
+    "l": (128, (1, 2, 3, 4), (2, 2, 2, 2), (32, 16, 8)),
+}
+
+
+class FaceUNet(nn.Module):
+    """Network `(x, log_snr, scene, identity, dropped) -> (B, C, H, W)` for square face crops.
+
+    `scene` (B, S, H, W) tells of the target picture: what stays, where the face goes and how it is turned; its channels
+    are further input channels. `identity` (B, K) is a vector, an embedding say. It modulates the second norm of each
+    block together with the log-SNR, and makes a few tokens that every attention looks at beside the pixels. Image and
+    scene enter as patches of `patch` pixels, so that a convolution at full resolution, which costs the most, is not
+    needed. Without identity (None, or where `dropped` is true) a learned vector stands for it: for guidance.
+
+    Args:
+        channels: C of the images.
+        size: H = W of the images in pixels, divisible by patch * 2^(levels - 1).
+        scene: number S of channels that tell of the target.
+        identity: length K of the identity vector.
+        tokens: how many tokens an identity becomes.
+        patch: side in pixels of the patches the U-Net works on.
+        width, multipliers, depths, dropout: those of `UNet`.
+        attention: the resolutions, of size / patch / 2^level, at which blocks attend.
+
+    Raises:
+        ValueError: an argument is out of range, or `size` does not divide.
+
+    Source: Dhariwal & Nichol 2021 (arXiv:2105.05233), adaptive group norm; Zhao et al. 2023 (DiffSwap, CVPR), a swap
+    as conditional inpainting; Nichol et al. 2021 (GLIDE, arXiv:2112.10741), section 4: tokens of the condition in the
+    attention of the image.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        scene: int,
+        identity: int,
+        *,
+        tokens: int = 4,
+        patch: int = 2,
+        width: int = 48,
+        multipliers: Sequence[int] = (1, 2, 4),
+        depths: Sequence[int] = (1, 1, 2),
+        attention: Sequence[int] = (16, 8),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        levels = len(multipliers)
+        numbers = (channels, size, scene, identity, tokens, patch, width, levels, *multipliers, *depths)
+        if min(numbers) < 1:
+            raise ValueError("all sizes of a FaceUNet must be positive")
+        if len(depths) != levels:
+            raise ValueError(f"depths has {len(depths)} entries and multipliers {levels}: give one per level")
+        if size % (patch * 2 ** (levels - 1)):
+            raise ValueError(
+                f"size {size} is not divisible by {patch * 2 ** (levels - 1)}: patches of {patch} pixels, halved "
+                f"{levels - 1} times"
+            )
+        self.config: dict[str, Any] = {
+            "channels": channels,
+            "size": size,
+            "scene": scene,
+            "identity": identity,
+            "tokens": tokens,
+            "patch": patch,
+            "width": width,
+            "multipliers": list(multipliers),
+            "depths": list(depths),
+            "attention": list(attention),
+            "dropout": dropout,
+        }
+        self.patch = patch
+        widths = [width * m for m in multipliers]
+        embedding = 4 * width
+        self.embedding = Embedding(0, embedding)
+        self.who = nn.Sequential(nn.Linear(identity, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.tokens = nn.Linear(embedding, tokens * embedding)
+        self.nobody = nn.Parameter(torch.zeros(embedding))
+        self.stem = nn.Conv2d((channels + scene) * patch**2, width, 3, padding=1)
+        side = size // patch
+
+        def stage(level: int, inputs: int, down: bool) -> nn.ModuleList:
+            out, attend = widths[level], side >> level in attention
+            rows = nn.ModuleList()
+            for i in range(depths[level]):
+                block = Block(inputs if i == 0 else out, out, embedding, down and i == 0, dropout=dropout)
+                rows.append(nn.ModuleList([block, TokenAttention(out, embedding)] if attend else [block]))
+            return rows
+
+        self.encoder = nn.ModuleList(stage(i, widths[max(0, i - 1)], i > 0) for i in range(levels))
+        self.decoder = nn.ModuleList(stage(i, widths[i], False) for i in reversed(range(levels)))
+        self.up = nn.ModuleList(nn.Conv2d(widths[i + 1], widths[i], 1) for i in reversed(range(levels - 1)))
+        last = zeroed(nn.Conv2d(width, channels * patch**2, 3, padding=1))
+        self.head = nn.Sequential(group_norm(width), nn.SiLU(), last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
+
+    @classmethod
+    def preset(cls, name: str, *, size: int, scene: int, identity: int, channels: int = 3) -> "FaceUNet":
+        """A net of one of four sizes; patches of 2 pixels, of 4 from 256 pixels on.
+
+        Raises:
+            ValueError: no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        width, multipliers, depths, attention = PRESETS[name]
+        patch = 1 if size < 64 else 2 if size < 256 else 4
+        # larger images are halved further, and attend at the same resolutions: it costs the square of the pixels
+        while size // patch >> (len(multipliers) - 1) > 8:
+            multipliers, depths = (*multipliers, multipliers[-1]), (*depths, depths[-1])
+        return cls(
+            channels,
+            size,
+            scene,
+            identity,
+            patch=patch,
+            width=width,
+            multipliers=multipliers,
+            depths=depths,
+            attention=attention,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        scene: Tensor | None = None,
+        identity: Tensor | None = None,
+        dropped: Tensor | None = None,
+    ) -> Tensor:
+        """The raw prediction (B, C, H, W), in x's dtype, from x (B, C, H, W) and log_snr (B,).
+
+        scene (B, S, H, W) must be given; identity (B, K); dropped (B,) bool, the rows whose identity is not looked at.
+
+        Raises:
+            ValueError: no scene, or shapes that do not fit the net.
+        """
+        scene = self.check(x, log_snr, scene, identity, dropped)
+        dtype = self.stem.weight.dtype
+        if identity is None:
+            who = self.nobody.expand(len(x), -1)
+        else:
+            who = self.who(identity.to(dtype))
+            if dropped is not None:
+                who = torch.where(dropped[:, None], self.nobody.to(who.dtype), who)
+        embedding = self.embedding(log_snr, None) + F.silu(who)
+        tokens = self.tokens(F.silu(who)).unflatten(1, (-1, embedding.shape[1]))
+        h = F.pixel_unshuffle(torch.cat([x, scene.to(x.dtype)], dim=1).to(dtype), self.patch)
+        h = self.stem(h.contiguous(memory_format=torch.channels_last))
+        across = []
+        for stage in self.encoder:
+            h = _through(stage, h, embedding, tokens)
+            across.append(h)
+        h = across.pop()
+        for i, stage in enumerate(self.decoder):
+            if i:
+                h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + across.pop()
+            h = _through(stage, h, embedding, tokens)
+        return F.pixel_shuffle(self.head(h), self.patch).to(x.dtype)
+
+    def check(
+        self, x: Tensor, log_snr: Tensor, scene: Tensor | None, identity: Tensor | None, dropped: Tensor | None
+    ) -> Tensor:
+        c, size, s, k = (self.config[key] for key in ("channels", "size", "scene", "identity"))
+        if x.ndim != 4 or x.shape[1:] != (c, size, size):
+            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {c}, {size}, {size})")
+        if log_snr.shape != x.shape[:1]:
+            raise ValueError(f"log_snr is {tuple(log_snr.shape)}; it must be ({len(x)},), one per sample")
+        if scene is None or scene.shape != (len(x), s, size, size):
+            given = "missing" if scene is None else f"{tuple(scene.shape)}"
+            raise ValueError(f"scene is {given}; it must be {(len(x), s, size, size)}: see ornstein.faces.conditions")
+        if identity is not None and identity.shape != (len(x), k):
+            raise ValueError(f"identity is {tuple(identity.shape)}; it must be {(len(x), k)}")
+        if dropped is not None and (identity is None or dropped.shape != x.shape[:1] or dropped.dtype != torch.bool):
+            raise ValueError(f"dropped goes with an identity and is bool ({len(x)},)")
+        return scene
+
+
+class TokenAttention(Attention):
+    """Self-attention over the pixels of (B, C, H, W), which look at tokens (B, N, `width`) as well."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(channels)
+        self.of_tokens = nn.Linear(width, 2 * channels)
+
+    def forward(self, x: Tensor, tokens: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        pixels = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(pixels).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        more = self.of_tokens(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        k, v = torch.cat([k, more[0]], dim=2), torch.cat([v, more[1]], dim=2)
+        if x.device.type == "cpu":
+            mixed = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def _through(stage: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+    assert isinstance(stage, nn.ModuleList)
+    for row in stage:
+        assert isinstance(row, nn.ModuleList)
+        h = row[0](h, embedding)
+        if len(row) > 1:
+            h = row[1](h, tokens)
+    return h

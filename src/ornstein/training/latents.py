@@ -1,0 +1,127 @@
+"""Training on the latents of an autoencoder, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein import autoencoders
+from ornstein.autoencoders.latent import LatentSpace
+from ornstein.data import ImageSet
+from ornstein.errors import UserError
+from ornstein.files import atomic_write, read_json, write_error
+from ornstein.training.task import Diffusion
+
+FOLDER = "latents"
+_FILE = "latents.npy"
+_ABOUT = "about.json"
+_BATCH = 64
+
+
+class LatentSet:
+    """q(z|x) of a set of images, normalised: what a latent model is trained on, read from a memory-mapped file.
+
+    file: float32 (N, 2, c, h, w), mean and standard deviation of y = (z - mean)/std given each image.
+    """
+
+    def __init__(self, file: Path, space: LatentSpace, labels: Tensor | None) -> None:
+        self.space = space
+        self.labels = labels
+        self._array = np.load(file, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]:
+        """Mean and standard deviation of y, float32 (B, 2, c, h, w), and labels int64 (B,) or None."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        # in the order of the file, which a disk likes better
+        order = rows.argsort()
+        values = torch.from_numpy(self._array[rows[order].numpy()])[order.argsort()]
+        return values, None if self.labels is None else self.labels[rows]
+
+
+def encode_images(
+    path: Path,
+    images: ImageSet,
+    out: Path,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> LatentSet:
+    """The latents of `images` by the autoencoder in the folder `path`, kept in `out`/latents and computed if not there.
+
+    They are computed anew where the autoencoder or the images are others than those that were encoded. Mean and
+    standard deviation of each channel are those of q(z|x) over all the images. Raises UserError where the images are
+    not the autoencoder's, or a channel is constant, RunError where the latents cannot be written.
+    """
+    autoencoder, fingerprint = autoencoders.load(path), autoencoders.fingerprint(path)
+    if tuple(autoencoder.shape) != tuple(images.shape):
+        raise UserError(
+            f"{path} encodes images of {tuple(autoencoder.shape)}, but {images.source} gives {tuple(images.shape)} "
+            "(channels, height, width): give the --size it was trained with"
+        )
+    folder = out / FOLDER
+    key = {"autoencoder": fingerprint, "images": images.fingerprint}
+    about = read_json(folder / _ABOUT) if (folder / _ABOUT).is_file() and (folder / _FILE).is_file() else {}
+    if {name: about.get(name) for name in key} != key:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / _ABOUT).unlink(missing_ok=True)
+            mean, std = _write(autoencoder, images, folder / _FILE, progress)
+        except OSError as error:
+            raise write_error(folder / _FILE, error) from error
+        about = key | {"mean": mean.tolist(), "std": std.tolist()}
+        # last: latents without it are not of anything
+        atomic_write(folder / _ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+    mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
+    return LatentSet(folder / _FILE, LatentSpace(autoencoder, mean, std, path, fingerprint), images.labels)
+
+
+def _write(
+    autoencoder: autoencoders.Autoencoder, images: ImageSet, file: Path, progress: Callable[[int, int], object]
+) -> tuple[Tensor, Tensor]:
+    """Encode into `file`; mean and standard deviation (c,) of the latents by channel."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    c = autoencoder.latent_shape[0]
+    # as they are: the statistics are not known yet
+    space = LatentSpace(autoencoder.to(device).eval(), torch.zeros(c), torch.ones(c), file, "")
+    partial = file.with_name(f".{file.name}.partial")
+    array = np.lib.format.open_memmap(partial, "w+", np.float32, (len(images), 2, *space.latent_shape))
+    total, squares, count = torch.zeros(c).double(), torch.zeros(c).double(), 0
+    for first in range(0, len(images), _BATCH):
+        rows = range(first, min(first + _BATCH, len(images)))
+        mean, std = (each.float().cpu() for each in space.encode(images.batch(rows)[0].to(device)))
+        array[rows.start : rows.stop] = torch.stack([mean, std], 1).numpy()
+        total += mean.double().sum((0, 2, 3))
+        squares += (mean.double().square() + std.double().square()).sum((0, 2, 3))
+        count += mean[:, 0].numel()
+        progress(rows.stop, len(images))
+    mean = total / count
+    std = (squares / count - mean**2).clamp(min=0).sqrt()
+    if float(std.min()) == 0:
+        raise UserError(
+            f"channel {int(std.argmin())} of the latents is the same for all images: the autoencoder has collapsed"
+        )
+    by_channel = [each.float().view(-1, 1, 1).numpy() for each in (mean, std)]
+    for first in range(0, len(images), _BATCH):
+        part = array[first : first + _BATCH]
+        part[:, 0] -= by_channel[0]
+        part /= by_channel[1]
+    array.flush()
+    partial.replace(file)
+    return mean, std
+
+
+class LatentDiffusion(Diffusion):
+    """Training of a denoiser on a `LatentSet`: every step draws y ~ q(y|x) anew."""
+
+    def loss(
+        self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        mean, std = x0.unbind(1)
+        y = mean + std * torch.randn(mean.shape, generator=draw, device=mean.device)
+        return super().loss(y, labels, draw, progress)
