@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench evidence evidence-noise evidence-likelihood evidence-features clean
+.PHONY: setup demo test check bench evidence evidence-noise evidence-likelihood evidence-latent evidence-features clean
 
 setup: $(STAMP)
 
@@ -23,7 +23,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope $(ARGS)
 
 # Slow measurements whose results stand in docs/; each can be stopped and gone on with.
-evidence: evidence-noise evidence-likelihood evidence-features
+evidence: evidence-noise evidence-likelihood evidence-latent evidence-features
 
 evidence-noise: setup
 	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise
@@ -34,6 +34,10 @@ evidence-likelihood: setup
 	$(BIN)/python evidence/likelihood.py
 	$(BIN)/python evidence/trained_likelihood.py --out runs/evidence-likelihood
 	$(if $(CIFAR),$(BIN)/python evidence/trained_likelihood.py --out runs/evidence-likelihood --cifar $(CIFAR))
+
+# With FACES=photos.zip, photographs as a zip or folder of pictures, it goes beyond digits.
+evidence-latent: setup
+	$(BIN)/python evidence/latent.py $(if $(FACES),--faces $(FACES))
 
 evidence-features: setup
 	$(BIN)/pytest -s -m slow tests/evaluation/test_features.py

@@ -157,9 +157,16 @@ def quality(d: orn.Denoiser, table: dict[str, ReverseVariance], images: ImageSet
                     "frechet": frechet.value,
                     "floor": frechet.floor,
                     "agreement": agreement,
+                    "spread": spread(samples, labels) / spread(images.images, images.labels),
                 }
             )
     return rows
+
+
+def spread(images: Tensor, labels: Tensor) -> float:
+    """Variance of the images of one class, summed over pixels, mean over the classes."""
+    x = to_unit(images).flatten(1)
+    return statistics.fmean(float(x[labels == c].var(0).sum()) for c in labels.unique())
 
 
 def digits(objective: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
@@ -187,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/evidence-likelihood"))
     parser.add_argument("--objectives", default="default,hybrid,continuous")
-    parser.add_argument("--seeds", default="0", help="of the digits")
+    parser.add_argument("--seeds", default="0,1,2", help="of the digits")
     parser.add_argument("--steps", type=int, default=1500, help="training steps of a model of digits, 128 images each")
     parser.add_argument("--cifar", type=Path, help="a zip of the CIFAR-10 training images: train on those instead")
     parser.add_argument("--cifar-steps", type=int, default=1500, help="training steps, 32 images each")
@@ -237,6 +244,11 @@ def report(results: list[dict[str, Any]]) -> None:
             cells = [figure([r["bits"][method] for r in by_objective[n] if method in r["bits"]]) for n in names]
             print(f"| {method} | " + " | ".join(cells) + " |")
         for n in names:
+            for method, found in by_objective[n][0]["bits"].items():
+                for key in (k for k in found if k.startswith("below_")):
+                    cell = figure([r["bits"][method][key] for r in by_objective[n]])
+                    print(f"{n}: {method} below {key.removeprefix('below_')} on the same noise: {cell}")
+        for n in names:
             pairs = [(a, b) for a in by_objective.get("default", []) for b in by_objective[n] if a["seed"] == b["seed"]]
             below = [torch.tensor(values(a)) - torch.tensor(values(b)) for a, b in pairs if values(a) and values(b)]
             if n != "default" and below:
@@ -249,6 +261,10 @@ def report(results: list[dict[str, Any]]) -> None:
                 for name in dict.fromkeys(q["variance"] for q in rows[0]):
                     cells = [of_quality(rows, name, few) for few in FEW]
                     print(f"| {name} | " + " | ".join(cells) + " |")
+                for name, other in product(("learned", "analytic"), ("lower", "upper")):
+                    below = [of_pairs(rows, name, other, few) for few in FEW]
+                    if all(below):
+                        print(f"{name} below {other} on the same noise, " + "; ".join(below))
                 print(f"floor {statistics.fmean(q['floor'] for r in rows for q in r):.3f}")
 
 
@@ -268,8 +284,25 @@ def figure(found: list[dict[str, float]]) -> str:
 def of_quality(rows: list[list[dict[str, Any]]], name: str, steps: int) -> str:
     found = [q for r in rows for q in r if q["variance"] == name and q["steps"] == steps]
     values = [q["frechet"] for q in found]
-    spread = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread}; {100 * statistics.fmean(q['agreement'] for q in found):.1f} %"
+    over_sets = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
+    agreement = f"{100 * statistics.fmean(q['agreement'] for q in found):.1f} %"
+    inside = [q["spread"] for q in found if "spread" in q]  # results of older versions have none
+    variance = f"; variance in a class {100 * statistics.fmean(inside):.0f} %" if inside else ""
+    return f"{statistics.fmean(values):.2f}{over_sets}; {agreement}{variance}"
+
+
+def of_pairs(rows: list[list[dict[str, Any]]], name: str, other: str, steps: int) -> str:
+    """Frechet distance of `other` minus that of `name`, set by set: mean over models (standard deviation over them)."""
+    at = [
+        {(q["variance"], q["set"]): q["frechet"] for q in r if q["steps"] == steps and q["variance"] in (name, other)}
+        for r in rows
+    ]
+    models = [[f[other, k] - f[name, k] for k in range(SETS)] for f in at if len(f) == 2 * SETS]
+    if not models:
+        return ""
+    means = [statistics.fmean(m) for m in models]
+    spread = f" ({statistics.stdev(means):.3f})" if len(means) > 1 else ""
+    return f"{steps} steps: {statistics.fmean(means):.3f}{spread}"
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def test_every_test_that_the_equations_name_exists() -> None:
 def test_every_symbol_that_the_equations_name_exists() -> None:
     text = (ROOT / "docs" / "equations.md").read_text()
     symbols = set(
-        re.findall(r"`((?:process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood)\.[\w.]+)`", text)
+        re.findall(r"`((?:process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders)\.[\w.]+)`", text)
     )
     assert len(symbols) > 20
     for symbol in symbols:

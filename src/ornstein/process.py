@@ -121,13 +121,14 @@ class Prediction:
     @cached_property
     def flow(self) -> Tensor:
         """a' x0 + s' eps. Raises ValueError at t = 0 where s' is infinite there (all but Cosine and Rectified)."""
-        a_dot = expand(self.process.schedule.alpha_dot(_float64(self.t)), self.x_t)
-        s_dot = expand(self.process.schedule.sigma_dot(_float64(self.t)), self.x_t)
-        if bool((s_dot.isinf() & (_float64(self.t).to(s_dot.device) == 0).any()).any()):
+        t, schedule = _float64(self.t), self.process.schedule
+        s_dot = schedule.sigma_dot(t)
+        if bool((s_dot.isinf() & (t == 0)).any()):
             # s' eps -> -(s^2)'/2 C grad log p_0, and of p_0 nothing is known
             raise ValueError(
                 "at t = 0 this schedule's flow holds the score, which is unknown there; take a small t > 0"
             )
+        a_dot, s_dot = expand(schedule.alpha_dot(t), self.x_t), expand(s_dot, self.x_t)
         return a_dot * self.x0 + s_dot * self.eps
 
     def log_variance(self, s: Times) -> Tensor:

@@ -127,6 +127,27 @@ def test_bits_of_a_model_that_knows_the_pixels():
         bits_of_images(d, grey, "elbo")
 
 
+def test_a_dequantiser_is_fitted_to_the_training_images_and_named(monkeypatch):
+    monkeypatch.setattr("ornstein.evaluation.judge._FIT_STEPS", 3)
+    monkeypatch.setattr(streaming, "FLOW_STEPS", 2)
+    plan = dataclasses.replace(QUICK, seeds=1, methods=("ode", "ode-variational"), images=9)
+    told = []
+    found = judge(
+        model(), plan, pictures(20, 0), pictures(30, 1), open_features("pixels"), lambda *now: told.append(now)
+    )
+    uniform, fitted = found.bits
+    assert (uniform.method, fitted.method) == ("ode", "ode-variational")
+    assert "fitted to training images" in fitted.meaning and fitted.count == 9
+    assert fitted.mean == pytest.approx(uniform.mean, abs=0.1) and fitted.mean != uniform.mean
+    assert "dequantiser" in [what for what, _, _ in told]
+    done = [done for _, done, _ in told]
+    assert done == sorted(done) and max(done) <= told[-1][2]
+    with pytest.raises(UserError, match="ode-variational is fitted to the training images, and they are not at hand"):
+        judge(model(), plan, pictures(20, 0), None, open_features("pixels"))
+    with pytest.raises(ValueError, match="ode-variational needs a dequantiser"):
+        bits_of_images(model(), pictures(2, 0).images, "ode-variational")
+
+
 @pytest.mark.parametrize("method", ["vlb", "continuous", "ode"])
 def test_bits_of_many_images_go_through_in_batches_and_do_not_depend_on_them(method, monkeypatch):
     rows = []

@@ -59,7 +59,7 @@ def test_q_is_a_density_on_the_bin(shape: tuple[int, ...]):
     (slope,) = torch.autograd.grad(u.sum(), w)
     torch.testing.assert_close(-slope.log().flatten(1).sum(1), log_q, rtol=1e-6, atol=1e-6)
     assert float(log_q.detach().max()) > 1
-    assert 0 <= float(u.detach().min()) and float(u.detach().max()) <= 1
+    assert float(u.detach().min()) >= 0 and float(u.detach().max()) <= 1
 
 
 def test_what_is_not_fitted_is_uniform():
@@ -94,9 +94,9 @@ def test_the_fitted_bound_lies_between_the_uniform_one_and_the_truth():
         y, log_q = dequantise(x, how, 0, torch.arange(len(x)))
         value = MIXTURE.log_prob(y, P, 0.0) - log_q
         gap[name] = float((exact - value - 2 * math.log(BIN)).mean())
-        found = ode(d, x[:4], solver="rk45", dequantisation=how, prior=lambda x1: d.log_prob(x1, 1.0))
+        found = ode(d, x[:2], solver="rk45", dequantisation=how, prior=lambda x1: d.log_prob(x1, 1.0))
         assert found.dequantisation == name
-        torch.testing.assert_close(found.value, value[:4], rtol=0, atol=1e-3)
+        torch.testing.assert_close(found.value, value[:2], rtol=0, atol=1e-3)
     assert gap["uniform"] > 0.04
     assert 0 < gap["variational"] < 0.5 * gap["uniform"]
 

@@ -67,6 +67,8 @@ class Autoencoder(ABC, nn.Module):
     """
 
     kind: ClassVar[str]
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(self, channels: int, size: int, latent_shape: Sequence[int], config: dict[str, Any]) -> None:
         super().__init__()
@@ -95,20 +97,22 @@ class Autoencoder(ABC, nn.Module):
         return _GAIN * self.scale
 
     @property
-    @abstractmethod
     def networks(self) -> list[nn.Module]:
         """See the class."""
+        return [self.encoder, self.decoder]
 
-    @abstractmethod
     def encode(self, x: Tensor) -> Latents:
         """q(z|x), of the lowest layer where there are several. Raises ValueError for another shape than the model's."""
+        self.check(x)
+        return Latents.of(self.encoder(x).to(x.dtype))
 
-    @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """x_hat (B, C, H, W), the mean of p(x|z), not clamped; spatial latents of any size give an image of theirs.
 
         Raises ValueError for another number of latent channels.
         """
+        self.check_latents(z)
+        return self.decoder(z).to(z.dtype)
 
     @abstractmethod
     def forward(self, x: Tensor, noise: Noise) -> Terms:
@@ -158,3 +162,15 @@ class Autoencoder(ABC, nn.Module):
 
     def _terms(self, x: Tensor, reconstruction: Tensor, rates: Tensor) -> Terms:
         return Terms(reconstruction, rates, x.new_zeros(len(x)), self.log_scale)
+
+
+class GaussianAutoencoder(Autoencoder):
+    """One layer of Gaussian latents with the prior N(0, I): the rate is KL(q(z|x) || N(0, I)) (E27)."""
+
+    def forward(self, x: Tensor, noise: Noise) -> Terms:
+        q = self.encode(x)
+        z = q.sample(noise(1, tuple(q.mean.shape)))
+        return self._terms(x, self.decode(z), q.kl()[None])
+
+    def prior(self, n: int, noise: Noise) -> Tensor:
+        return noise(1, (n, *self.latent_shape))

@@ -85,15 +85,7 @@ class HierarchicalVAE(Autoencoder):
 
     @property
     def networks(self) -> list[nn.Module]:
-        return [self.encoder, self.decoder, *self.up, *self.down]
-
-    def encode(self, x: Tensor) -> Latents:
-        self.check(x)
-        return Latents.of(self.encoder(x))
-
-    def decode(self, z: Tensor) -> Tensor:
-        self.check_latents(z)
-        return self.decoder(z)
+        return [*super().networks, *self.up, *self.down]
 
     def infer(self, layer: int, below: Tensor) -> Latents:
         """q(z_l | z_{l-1}), of x for layer 1."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ornstein.autoencoders.autoencoder import Autoencoder, Terms
+from ornstein.autoencoders.autoencoder import GaussianAutoencoder, Terms
 from ornstein.autoencoders.gaussian import Latents
 from ornstein.autoencoders.hierarchy import Elbo, Noise
 from ornstein.autoencoders.networks import Decoder, Encoder, Plan
@@ -17,7 +17,7 @@ def default_factor(size: int) -> int:
     return 2 if size < 32 else 4
 
 
-class KLAutoencoder(Autoencoder):
+class KLAutoencoder(GaussianAutoencoder):
     """A VAE with spatial latents (c, H/factor, W/factor), q(z|x) diagonal, p(z) = N(0, I) (E27).
 
     Args:
@@ -65,26 +65,6 @@ class KLAutoencoder(Autoencoder):
         self.layer_shapes = [self.latent_shape] if self._outputs == 2 else []
         self.encoder = Encoder(channels, self._outputs * latent_channels, plan)
         self.decoder = Decoder(latent_channels, channels, plan)
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        return [self.encoder, self.decoder]
-
-    def encode(self, x: Tensor) -> Latents:
-        self.check(x)
-        return Latents.of(self.encoder(x))
-
-    def decode(self, z: Tensor) -> Tensor:
-        self.check_latents(z)
-        return self.decoder(z)
-
-    def forward(self, x: Tensor, noise: Noise) -> Terms:
-        q = self.encode(x)
-        z = q.sample(noise(1, tuple(q.mean.shape)))
-        return self._terms(x, self.decode(z), q.kl()[None])
-
-    def prior(self, n: int, noise: Noise) -> Tensor:
-        return noise(1, (n, *self.latent_shape))
 
 
 class PlainAutoencoder(KLAutoencoder):

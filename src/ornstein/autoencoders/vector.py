@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from ornstein.autoencoders.autoencoder import Autoencoder, Terms
-from ornstein.autoencoders.gaussian import Latents
-from ornstein.autoencoders.hierarchy import Noise
+from ornstein.autoencoders.autoencoder import GaussianAutoencoder
 from ornstein.autoencoders.networks import Decoder, Encoder, Plan
 
 _INNER = 8  # channels between the convolutions and the vector, as many on both sides
@@ -22,7 +20,7 @@ def vector_factor(size: int) -> int:
     return factor
 
 
-class VAE(Autoencoder):
+class VAE(GaussianAutoencoder):
     """A VAE with latents (n,): q(z|x) = N(mean(x), diag(std(x)^2)), p(z) = N(0, I), p(x|z) = N(x_hat(z), scale^2).
 
     The bound is E_q log p(x|z) - KL(q(z|x) || p(z)), with z = mean + std noise so that its gradient passes (E27).
@@ -73,23 +71,3 @@ class VAE(Autoencoder):
         self.decoder = nn.Sequential(
             nn.Linear(latent_channels, inner), nn.Unflatten(1, (_INNER, side, side)), Decoder(_INNER, channels, plan)
         )
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        return [self.encoder, self.decoder]
-
-    def encode(self, x: Tensor) -> Latents:
-        self.check(x)
-        return Latents.of(self.encoder(x).to(x.dtype))
-
-    def decode(self, z: Tensor) -> Tensor:
-        self.check_latents(z)
-        return self.decoder(z).to(z.dtype)
-
-    def forward(self, x: Tensor, noise: Noise) -> Terms:
-        q = self.encode(x)
-        z = q.sample(noise(1, tuple(q.mean.shape)))
-        return self._terms(x, self.decode(z), q.kl()[None])
-
-    def prior(self, n: int, noise: Noise) -> Tensor:
-        return noise(1, (n, *self.latent_shape))

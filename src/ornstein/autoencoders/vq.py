@@ -14,7 +14,7 @@ from ornstein.autoencoders.hierarchy import Noise
 from ornstein.autoencoders.networks import Decoder, Encoder, Plan
 from ornstein.autoencoders.spatial import default_factor
 
-_DEAD = 0.05  # of an equal share of the tokens: an entry used less is replaced
+_DEAD = 0.1  # of an equal share of the tokens: an entry used less is replaced
 _LATER = 2  # the noise by which entries are replaced, after that of the latents
 
 
@@ -48,7 +48,7 @@ class VQAutoencoder(Autoencoder):
         size: int,
         *,
         codes: int = 512,
-        decay: float = 0.99,
+        decay: float = 0.98,
         commitment: float = 0.25,
         factor: int | None = None,
         latent_channels: int = 8,
@@ -80,10 +80,6 @@ class VQAutoencoder(Autoencoder):
         self.encoder = Encoder(channels, latent_channels, plan)
         self.decoder = Decoder(latent_channels, channels, plan)
         self.codebook = Codebook(codes, latent_channels, decay)
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        return [self.encoder, self.decoder]
 
     def indices(self, x: Tensor) -> Tensor:
         """Which entry stands at each position, int64 (B, h, w)."""
@@ -169,7 +165,7 @@ class Codebook(nn.Module):
     def revive(self, tokens: Tensor, noise: Noise) -> None:
         """Put a token of the batch (N, D), drawn by `noise`, in the place of every entry that is hardly used.
 
-        Hardly is below a twentieth of an equal share of the tokens; the new entry starts with an equal share.
+        Hardly is below a tenth of an equal share of the tokens; the new entry starts with an equal share.
         """
         share = len(tokens) / self.size
         dead = self.counts < _DEAD * share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,14 @@ def prepare(
     with progress("photos") as bar:
         task = bar.add_task("preparing", total=None, note="")
 
+        before: list[tuple[int, float]] = []  # the files found done on resuming, and when
+
         def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            if not before:
+                before.append((done, time.monotonic()))
+            count, seconds = done - before[0][0], time.monotonic() - before[0][1]
+            note = f"{count / seconds:.1f}/s" if count else ""
+            bar.update(task, completed=done, total=total, note=note)
 
         summary = prepare(data, out, size, part=_part(shard), workers=workers, resume=resume, progress=advance)
     bad = [(name, reason) for name, reason in summary.skipped if reason != NO_FACE]

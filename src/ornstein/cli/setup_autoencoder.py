@@ -17,6 +17,7 @@ MODELS = (DIFFUSION, *AUTOENCODERS)
 # An autoencoder for a diffusion to come has latents that say nearly all; one that is to make images by itself, a bound.
 _KL = {"kl": 0.05}
 _RECONSTRUCTION = {"ae": "l1", "vq": "l1"}
+_FREE_BITS = {"hvae": 0.1}  # without them the layers above the first hardly come alive
 
 # Settings, the arguments they become, and the models that have these.
 _SHAPE = {
@@ -65,7 +66,11 @@ def new_autoencoder(settings: Settings, data: ImageSet) -> AutoencoderLoss:
     torch.manual_seed(settings.seed)
     try:
         model = AUTOENCODERS[kind].preset(preset, channels=channels, size=size, **_given(settings, _SHAPE))
-        defaults: dict[str, Any] = {"reconstruction": _RECONSTRUCTION.get(kind, "nll"), "kl_weight": _KL.get(kind, 1.0)}
+        defaults: dict[str, Any] = {
+            "reconstruction": _RECONSTRUCTION.get(kind, "nll"),
+            "kl_weight": _KL.get(kind, 1.0),
+            "free_bits": _FREE_BITS.get(kind, 0.0),
+        }
         loss = AutoencoderLoss(model, **(defaults | _given(settings, _LOSS)))
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -85,7 +85,8 @@ def train(
         typer.Option(help="Fraction of the training over which --kl rises from 0.", rich_help_panel=_LATENTS),
     ] = None,
     free_bits: Annotated[
-        float | None, typer.Option(help="Nats a latent number that cost nothing.", rich_help_panel=_LATENTS)
+        float | None,
+        typer.Option(help="Nats a latent number that cost nothing. (default: 0.1 for hvae)", rich_help_panel=_LATENTS),
     ] = None,
     perceptual: Annotated[
         str | None,

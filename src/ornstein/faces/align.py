@@ -19,10 +19,11 @@ from torch.nn import functional as F
 # leave the chin near 0.92 and the hairline near 0.13. The proportions are those of the mean face of LFW.
 TEMPLATE = ((0.695, 0.42), (0.585, 0.42), (0.305, 0.42), (0.415, 0.42), (0.5, 0.627))
 
-# The mask: an ellipse a little squarer than Euclid's, from the brows' upper rim to the chin, in shares of the side.
+# The mask: an ellipse a little squarer than Euclid's, from above the brows to the chin, in shares of the side.
 _CENTRE, _HALF_WIDTH, _HALF_HEIGHT, _EXPONENT = 0.555, 0.30, 0.365, 2.3
-# How far the chin follows the base of the nose when the head turns, and the least width that is left in profile.
-_TURN, _NARROWEST = 0.6, 0.7
+# When the head turns, the face leans with the base of the nose: by this share of what that is off the line through the
+# middle of the eyes, and by no more than the second figure, in shares of the side. It narrows down to the third figure.
+_LEAN, _MOST, _NARROWEST = 0.4, 0.05, 0.7
 
 
 @dataclass(frozen=True)
@@ -110,40 +111,39 @@ def warp(image: Tensor, transform: Similarity, size: tuple[int, int], border: st
     reduced = max(round(rows * scale), 1), max(round(columns * scale), 1)
     if reduced != (rows, columns):
         pixels = F.interpolate(pixels, reduced, mode="bicubic", antialias=True)
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=torch.float64), torch.arange(width, dtype=torch.float64), indexing="ij"
-    )
-    at = back(torch.stack([x, y], -1)) - torch.tensor([left, top], dtype=torch.float64)
+    x = torch.arange(width, dtype=torch.float64)
+    y = torch.arange(height, dtype=torch.float64)[:, None]
+    at_x = back.a.real * x - back.a.imag * y + (back.b.real - left)
+    at_y = back.a.imag * x + back.a.real * y + (back.b.imag - top)
     # grid_sample's -1 and 1 are the outer edges of the outermost pixels, whatever the reduction.
-    grid = (at + 0.5) * 2 / torch.tensor([columns, rows], dtype=torch.float64) - 1
+    grid = torch.stack([((2 * at_x + 1) / columns - 1).float(), ((2 * at_y + 1) / rows - 1).float()], -1)[None]
     padding = "border" if border == "edge" else "zeros"
-    return F.grid_sample(
-        pixels, grid.to(pixels.dtype)[None], mode="bicubic", padding_mode=padding, align_corners=False
-    )[0]
+    return F.grid_sample(pixels, grid, mode="bicubic", padding_mode=padding, align_corners=False)[0]
 
 
 def mask(landmarks: Tensor, size: int, soft: float = 0.25) -> Tensor:
     """Where the face is in aligned crops: float32 (N, 1, size, size), 1 inside, falling to 0 over `soft`.
 
-    An ellipse-like hull of the five landmarks (N, 5, 2), in crop pixels: upright on the line of the eyes, as wide as the
-    eyes are apart and shifted with the nose as the head turns. `soft` is a share of the half axes, in (0, 1]; the hull
-    itself is where the mask reaches 0, and outside it is exactly 0.
+    An ellipse-like hull of the five landmarks (N, 5, 2), in crop pixels: upright on the line of the eyes, as wide as
+    the eyes are apart, leaning to where the nose points. `soft` is a share of the half axes, in (0, 1]; the hull itself
+    is where the mask reaches 0, and outside it is exactly 0. Raises ValueError on another `soft`.
     """
     if not 0 < soft <= 1:
         raise ValueError(f"soft is a share of the half axes in (0, 1], not {soft}")
-    points = landmarks.to(torch.float64)
+    points = landmarks.to(torch.float64) / size
     right, left, nose = points[:, 0:2].mean(1), points[:, 2:4].mean(1), points[:, 4]
     middle, across = (left + right) / 2, right - left
     apart = across.norm(dim=1, keepdim=True)
     across = across / apart.clamp_min(1e-9)
     down = torch.stack([-across[:, 1], across[:, 0]], 1)
-    eyes = size * (TEMPLATE[0][0] + TEMPLATE[1][0] - 1)
-    shift = ((nose - middle) * across).sum(1, keepdim=True) * _TURN
-    centre = middle + across * shift + down * (size * (_CENTRE - TEMPLATE[0][1]))
-    half_width = size * _HALF_WIDTH * (apart / eyes).clamp(_NARROWEST, 1.1)
-    offset = _pixels(size)[None] - centre[:, None, None]
-    u = (offset * across[:, None, None]).sum(-1) / half_width[:, :, None]
-    v = (offset * down[:, None, None]).sum(-1) / (size * _HALF_HEIGHT)
+    (eye, eye_line), nose_line = _template_eye(), TEMPLATE[4][1]
+    lean = (((nose - middle) * across).sum(1) * _LEAN).clamp(-_MOST, _MOST) / (nose_line - eye_line)
+    half_width = _HALF_WIDTH * (apart[:, 0] / (2 * eye - 1)).clamp(_NARROWEST, 1.1)
+    offset = _pixels(size)[None] / size - middle[:, None, None]
+    below = (offset * down[:, None, None]).sum(-1)
+    beside = (offset * across[:, None, None]).sum(-1) - lean[:, None, None] * below
+    u = beside / half_width[:, None, None]
+    v = (below - (_CENTRE - eye_line)) / _HALF_HEIGHT
     radius = (u.abs() ** _EXPONENT + v.abs() ** _EXPONENT) ** (1 / _EXPONENT)
     x = ((1 - radius) / soft).clamp(0, 1)
     return (x * x * (3 - 2 * x)).to(torch.float32)[:, None]
@@ -156,6 +156,12 @@ def landmark_map(landmarks: Tensor, size: int, width: float = 1 / 32) -> Tensor:
     """
     distance = (_pixels(size)[None, None] - landmarks.to(torch.float64)[:, :, None, None]).square().sum(-1)
     return torch.exp(-distance / (2 * (width * size) ** 2)).to(torch.float32)
+
+
+def _template_eye() -> tuple[float, float]:
+    """The middle of the right eye, in shares of the side."""
+    (outer, y), (inner, _) = TEMPLATE[:2]
+    return (outer + inner) / 2, y
 
 
 def _pixels(size: int) -> Tensor:

@@ -71,17 +71,19 @@ class Detector:
 
     `threshold`: the least score; 0.5 keeps nearly all real faces and few others. `smallest`: the least side of a face,
     in pixels, that is looked for at once. Where the first look finds nothing, the picture is enlarged twice and given a
-    rim, then turned by quarters, then by eighths, then enlarged four times, each time within the limits above.
+    rim, then turned by quarters, then by eighths, then enlarged four times, each time within the limits above: a second
+    or more for a picture without a face, and not done where `thorough` is False (frames of a video).
 
     King, "Max-Margin Object Detection", arXiv:1502.00046; Kazemi and Sullivan, "One Millisecond Face Alignment with an
     Ensemble of Regression Trees", CVPR 2014.
     """
 
-    def __init__(self, threshold: float = 0.5, smallest: int = _WINDOW) -> None:
+    def __init__(self, threshold: float = 0.5, smallest: int = _WINDOW, thorough: bool = True) -> None:
         if smallest < 1:
             raise ValueError(f"smallest is the side of a face in pixels, not {smallest}")
         self.threshold = threshold
         self.smallest = smallest
+        self.thorough = thorough
         dlib = extra("dlib")
         self._dlib = dlib
         self._detector = dlib.get_frontal_face_detector()
@@ -107,6 +109,8 @@ class Detector:
         first = _WINDOW / self.smallest
         turned = min(2 * first, LONGEST_TURNED / longest)
         yield [(min(first, LONGEST / longest), 0, 0)]
+        if not self.thorough:
+            return
         yield [(min(2 * first, LONGEST / longest), 0, _RIM)]
         yield [(turned, degrees, _RIM) for degrees in (90, 180, 270)]
         yield [(turned, degrees, _RIM) for degrees in (45, 135, 225, 315)]

@@ -19,8 +19,8 @@ class FaceSet:
     """Aligned faces with who they are: what `ornstein faces prepare` made.
 
     images: uint8 (N, 3, H, W), in natural order of `names`. embeddings: float32 (N, 128). landmarks: float32 (N, 5, 2),
-    (x, y) in crop pixels. transforms: float64 (N, 2, 3), from photograph to crop pixels. scores: float32 (N,), the detector's. person: int64 (N,) into
-    `people`.
+    (x, y) in crop pixels. transforms: float64 (N, 2, 3), from photograph to crop pixels. scores: float32 (N,), the
+    detector's. person: int64 (N,) into `people`.
     """
 
     source: str

@@ -26,8 +26,15 @@ class Pairs:
     identity: Tensor
 
     def to(self, device: torch.device) -> Pairs:
-        parts = (self.truth, self.target, self.mask, self.landmarks, self.identity)
-        return Pairs(*(part.to(device, non_blocking=True) for part in parts))
+        return Pairs(*(part.to(device, non_blocking=True) for part in self._parts))
+
+    def select(self, rows: Tensor) -> Pairs:
+        """These pairs alone."""
+        return Pairs(*(part[rows] for part in self._parts))
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.truth, self.target, self.mask, self.landmarks, self.identity
 
 
 class Photos:

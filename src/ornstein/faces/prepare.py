@@ -30,11 +30,14 @@ from ornstein.data.sources import Entry, nothing_usable, open_source
 from ornstein.errors import RunError, UserError
 from ornstein.faces.align import alignment, crop
 from ornstein.faces.detect import Detector, FaceDetector, subject
+from ornstein.faces.face_set import FaceSet, open_faces
 from ornstein.faces.models import LANDMARKS_5, RECOGNITION, require_models
 from ornstein.faces.read import decode_photo
 from ornstein.faces.recognise import FaceRecogniser, Recogniser
 from ornstein.faces.shards import INDEX, Row, read_header, shard_name, write_shard
 from ornstein.files import atomic_write, remove_partial
+
+__all__ = ["FaceSet", "Summary", "open_faces", "prepare"]
 
 SIZES = (64, 128, 256)
 FILES_PER_SHARD = 64
@@ -120,7 +123,7 @@ def prepare(
     out.mkdir(parents=True, exist_ok=True)
     if parts == 1:
         remove_partial(out)
-    todo = [shard for shard in mine if shard not in set(there)]
+    todo = sorted(set(mine) - set(there))
     done = sum(_files_in(plan, shard) for shard in there)
     total = sum(_files_in(plan, shard) for shard in mine)
     if progress is not None:

@@ -130,6 +130,7 @@ def swap_crops(
     strength: float = 1.0,
     towards: float = 0.0,
     own: Tensor | None = None,
+    start: Tensor | None = None,
     seed: int = 0,
     first: int = 0,
     solver: str = "dpmpp-2m",
@@ -147,7 +148,8 @@ def swap_crops(
         strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
         own: (B, K), the target's own identity for `strength`; by the model's recogniser where it is not given.
-        seed, first: sample i has the noise of (seed, first + i), whatever the batch.
+        start: (B, 3, H, W), the state at t = 1; one noise for all frames of a clip, say.
+        seed, first: without it, sample i has the noise of (seed, first + i), whatever the batch.
 
     Raises ValueError where the shapes do not fit.
     """
@@ -170,7 +172,10 @@ def swap_crops(
         d = Inside(d, y, m)
         if towards > 0:
             d = Towards(d, model.recogniser, who, m, towards)
-        x = orn.sample(d, tuple(y.shape), solver, steps, seed=seed, cond={"identity": who}, first=first + low)
+        begin = None if start is None else start[rows]
+        x = orn.sample(
+            d, tuple(y.shape), solver, steps, seed=seed, cond={"identity": who}, start=begin, first=first + low
+        )
         # the last step leaves rounding outside the mask, and a mask of 0 is a promise
-        out.append(torch.where(m > 0, torch.lerp(y, x.clamp(-1, 1), (m > 0).to(y)), y))
+        out.append(torch.where(m > 0, x.clamp(-1, 1), y))
     return torch.cat(out)

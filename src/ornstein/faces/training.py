@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ornstein.process import Prediction
 from ornstein.training import Task
 
 IDENTITY = "identity"  # the folder of the recogniser inside a run
-_LATEST, _EARLIEST = 0.3, 0.85  # times that the model's own swaps are looked at
+_CLEAREST, _NOISIEST = 0.3, 0.85  # times at which the model's own swaps are looked at
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class FaceTask(Task[Denoiser]):
     """Training of a swap on pairs of photos, with identities as `recogniser` normalises them (E10, and E8 for v).
 
     On each pair the squared error of v, more inside the mask than outside. From `settings.begins` on also whose face
-    the prediction is, by the recogniser: on the pairs themselves at low noise, weighted by a^2; and on a part of the
-    batch that gets another row's identity, where no truth is known. There the model first guesses from pure noise, the
-    guess is noised to a time in (0.3, 0.85), and what it makes of that is judged, so that what is judged is the model's
-    own swap and not somebody else's photo. The recogniser sees it moved, blurred and noisy. It is not trained.
+    the prediction is, by the recogniser: on the pairs themselves at middling noise, weighted by a^2; and on a part of
+    the batch that gets another row's identity, where no truth is known. There the model first guesses from pure noise,
+    the guess is noised to a time in (0.3, 0.85), and what it makes of that is judged: the model's own swap and not
+    somebody else's photo. The recogniser sees it moved, blurred and noisy. It is not trained.
 
     Source: S0; Kim et al. 2022 (DiffFace, arXiv:2212.13344), section 3.2, the identity of the predicted x0;
     Clark et al. 2023 (DRaFT, arXiv:2309.17400), the gradient of a reward through the last steps alone.
@@ -109,38 +109,38 @@ class FaceTask(Task[Denoiser]):
         if progress < settings.begins:
             zero = error.new_zeros(())
             return error, {"error": error, "unlike": zero, "swap_unlike": zero}
-        # where there is little noise the prediction has detail to be recognised by
+        # the third of the rows with middling noise: less of it hides nothing, under more there is nothing to be seen
+        some = t.argsort()[n // 3 : n - n // 3]
         trust = self.model.process.coefficients(t, x_t)[0].flatten().square() * ~dropped
-        unlike = (trust * self.unlike(guess.x0, pairs, pairs.identity, draw)).sum() / n
+        unlike = (trust[some] * self.unlike(guess.x0[some], pairs.select(some), draw)).mean()
         swap_unlike, colour = self.swapped(pairs, shown, draw)
         total = error + settings.identity * unlike + settings.swap * swap_unlike + settings.colour * colour
         return total, {"error": error, "unlike": unlike, "swap_unlike": swap_unlike}
 
-    def unlike(self, x0: Tensor, pairs: Pairs, identity: Tensor, draw: torch.Generator) -> Tensor:
-        """1 - cosine of whose face x0 is in the target picture and `identity`, (B,)."""
+    def unlike(self, x0: Tensor, pairs: Pairs, draw: torch.Generator) -> Tensor:
+        """1 - cosine of whose face x0 is in the target picture and the pairs' identity, (B,)."""
         picture = torch.lerp(pairs.target, x0, pairs.mask)
-        return 1 - likeness(self.recogniser(augmented(picture, draw, 0.5)), identity)
+        return 1 - likeness(self.recogniser(augmented(picture, draw, 0.5, mirror=False)), pairs.identity)
 
     def swapped(self, pairs: Pairs, shown: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """On the first rows, with the identity of the next: 1 - cosine, and the squared error of the 8x8 blur."""
         n = round(self.settings.swaps * len(shown))
         if n == 0 or not (self.settings.swap or self.settings.colour):
             return shown.new_zeros(()), shown.new_zeros(())
-        some = Pairs(*(part[:n] for part in (pairs.truth, pairs.target, pairs.mask, pairs.landmarks, pairs.identity)))
-        identity, shown = pairs.identity.roll(1, 0)[:n], shown[:n]
+        some = replace(pairs, identity=pairs.identity.roll(1, 0)).select(torch.arange(n, device=shown.device))
         process = self.model.process
+        known = {"scene": shown[:n], "identity": some.identity}
 
         def noise() -> Tensor:
             return torch.randn(some.target.shape, generator=draw, device=shown.device)
 
         with torch.no_grad():
-            first = self.model(noise(), torch.ones(n, device=shown.device), scene=shown, identity=identity).x0
+            first = self.model(noise(), 1.0, **known).x0
         first = torch.lerp(some.target, first.clamp(-1, 1), some.mask)
-        t = torch.rand(n, generator=draw, device=shown.device) * (_EARLIEST - _LATEST) + _LATEST
-        guess = self.model(process.add_noise(first, t, noise()), t, scene=shown, identity=identity).x0
-        unlike = self.unlike(guess, some, identity, draw).mean()
+        t = torch.rand(n, generator=draw, device=shown.device) * (_NOISIEST - _CLEAREST) + _CLEAREST
+        guess = self.model(process.add_noise(first, t, noise()), t, **known).x0
         picture = torch.lerp(some.target, guess, some.mask)
-        return unlike, F.mse_loss(blurred(picture), blurred(some.target))
+        return self.unlike(guess, some, draw).mean(), F.mse_loss(blurred(picture), blurred(some.target))
 
     def config(self) -> dict[str, Any]:
         faces = asdict(self.settings) | {"own": self.photos.own, "recogniser": fingerprint(self.recogniser)}

@@ -9,13 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.data import to_uint8
-from ornstein.data.faces import attributes, identities, render
+from ornstein.data.faces import ATTRIBUTES, Rendered, attributes, identities, render
 from ornstein.faces.photos import Photos
 
 POINTS = 5  # of the world's landmarks: those that dlib gives of a photograph
 _BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose answer is among them
 _MARGIN = 0.08  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
 _SOURCES = 10_000_019  # states of the source pictures of cases, far from those of their targets
+_PORTRAIT = 32  # pixels a side of the portraits that embeddings are of
+_NUMBERS = 64  # of an embedding
+_NEUTRAL = {"scale": 1.0, "light_y": 0.4, "light_power": 1.0, "ambient": 0.35}
 
 
 def region(mask: Tensor) -> Tensor:
@@ -26,10 +29,37 @@ def region(mask: Tensor) -> Tensor:
     return F.avg_pool2d(wide, 2 * soft + 1, 1, soft, count_include_pad=False)
 
 
-def world_photos(n: int, size: int, seed: int, first: int = 0) -> Photos:
-    """`n` photos of the procedural world in blocks of 8 people in the same 8 states; the embeddings are who they are.
+class Looks:
+    """What people look like as 64 numbers: principal components of their portraits, from the front in a soft light.
 
-    Block k is a function of (seed, first + k). Raises ValueError unless n is a positive multiple of 64.
+    A component is divided by the square root of its standard deviation, half way to equal spread: what is seen most
+    weighs most, and what is hardly seen is not lost. It is made of the renderer's own description of a person, and
+    plays the part of the recogniser that real photographs have: a net learns it from pictures.
+    """
+
+    def __init__(self, people: Tensor) -> None:
+        pictures = self._portraits(people)
+        self.mean = pictures.mean(0)
+        _, spread, basis = torch.linalg.svd(pictures - self.mean, full_matrices=False)
+        numbers = min(_NUMBERS, len(spread))
+        scale = (spread[:numbers] / len(people) ** 0.5).clamp(min=1e-6).sqrt()
+        self.basis = basis[:numbers] / scale[:, None]
+
+    def __call__(self, people: Tensor) -> Tensor:
+        """The embeddings (B, 64) of people (B, K)."""
+        return (self._portraits(people) - self.mean) @ self.basis.T
+
+    def _portraits(self, people: Tensor) -> Tensor:
+        neutral = torch.tensor([_NEUTRAL.get(name, 0.0) for name in ATTRIBUTES])
+        parts = people.split(256)
+        return torch.cat([render(p, neutral.expand(len(p), -1), _PORTRAIT).image.flatten(1) for p in parts])
+
+
+def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | None = None) -> Photos:
+    """`n` photos of the procedural world in blocks of 8 people in the same 8 states; the embeddings are their `Looks`.
+
+    Block k is a function of (seed, first + k); its embeddings also of the other blocks, unless `looks` is given. Raises
+    ValueError unless n is a positive multiple of 64.
     """
     if n < 1 or n % _BLOCK**2:
         raise ValueError(f"photos of the face world come in blocks of {_BLOCK**2}, not {n}")
@@ -45,28 +75,25 @@ def world_photos(n: int, size: int, seed: int, first: int = 0) -> Photos:
         images.append(to_uint8(out.image))
         masks.append((255 * region(out.mask)).round().to(torch.uint8))
         landmarks.append(out.landmarks[:, :POINTS])
-    return Photos(torch.cat(images), torch.cat(masks), torch.cat(landmarks), person, people[person], state)
+    embeddings = (looks or Looks(people))(people)[person]
+    return Photos(torch.cat(images), torch.cat(masks), torch.cat(landmarks), person, embeddings, state)
 
 
 @dataclass(frozen=True)
 class Cases:
     """Swaps whose answer is known, of people that were not trained on: person i, photographed once, into picture i.
 
-    source, target, truth (N, 3, H, W) in [-1, 1]; mask (N, 1, H, W) where a swap may paint, by the target's face, and
-    face, where the truth's face is; landmarks and source_landmarks (N, P, 2) of target and source, true_landmarks of
-    the truth; people (N, K) who the sources are, states (N, A) what the targets do.
+    source, target, truth: with image, mask and landmarks. mask: (N, 1, H, W) where a swap may paint, by the target's
+    face. people (N, K): who the sources are; targets (N, K): who the targets were; states (N, A): what they do.
     """
 
-    source: Tensor
-    target: Tensor
-    truth: Tensor
+    source: Rendered
+    target: Rendered
+    truth: Rendered
     mask: Tensor
-    face: Tensor
-    landmarks: Tensor
-    source_landmarks: Tensor
     people: Tensor
-    states: Tensor
     targets: Tensor
+    states: Tensor
 
 
 def cases(n: int, size: int, seed: int) -> Cases:
@@ -76,15 +103,4 @@ def cases(n: int, size: int, seed: int) -> Cases:
     states, elsewhere = attributes(n, seed), attributes(n, seed, _SOURCES)
     source, target = render(people, elsewhere, size), render(targets, states, size)
     truth = render(people, states, size)
-    return Cases(
-        source.image,
-        target.image,
-        truth.image,
-        region(target.mask),
-        truth.mask,
-        target.landmarks,
-        source.landmarks,
-        people,
-        states,
-        targets,
-    )
+    return Cases(source, target, truth, region(target.mask), people, targets, states)

@@ -36,8 +36,8 @@ class Dequantiser(nn.Module):
     """q(u | x), u in [0, 1)^N, of 8-bit pixels x: Gaussians cut off at the ends of their bins (Ho et al. 2019, 3.1).
 
     Location and scale of every pixel come from a small network of all pixels near it, of samples of `shape` (N,),
-    (C, H, W) or (C, F, H, W). Unfitted it is uniform to 1e-5 nats; where a density is Gaussian along each axis by
-    itself, the best q is among these, and the bound exact.
+    (C, H, W) or (C, F, H, W). Unfitted it is uniform, to 1e-5 nats an element; where a density is Gaussian along each
+    axis by itself, the best q is among these, and the bound exact.
     """
 
     def __init__(self, shape: tuple[int, ...], width: int = 32) -> None:
@@ -52,9 +52,8 @@ class Dequantiser(nn.Module):
         last = layer(width, 2 * shape[0], **here)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.net = nn.Sequential(
-            layer(inputs, width, **near), nn.SiLU(), layer(width, width, **near), nn.SiLU(), last
-        )  # fmt: skip
+        first, second = layer(inputs, width, **near), layer(width, width, **near)
+        self.net = nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
 
     def forward(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """u (B, *) float64 and log q(u | x) (B,) in nats, for pixels 0..255 `index` and uniform w in (0, 1), (B, *).

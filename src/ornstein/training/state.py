@@ -15,7 +15,13 @@ from ornstein.files import atomic_save_tensors, atomic_write, remove_partial, wr
 STATE = Path("state") / "trainer.safetensors"
 METRICS = "metrics.jsonl"
 # what may differ between a run and its resumption: how long it goes on, and what it leaves on the way
-FREE = {"training.steps", "training.minutes", "training.checkpoint_every", "training.sample_every"}
+FREE = {
+    "training.steps",
+    "training.minutes",
+    "training.checkpoint_every",
+    "training.sample_every",
+    "latent.autoencoder",  # where it lies; its fingerprint may not differ
+}
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

@@ -4,7 +4,7 @@ Nobody's picture and nothing to download; identity and attributes are independen
 known: render(identity of the source, attributes of the target).
 """
 
-from ornstein.data.faces.geometry import LANDMARKS
+from ornstein.data.faces.landmarks import LANDMARKS
 from ornstein.data.faces.parameters import ATTRIBUTES, IDENTITY, attributes, identities, motion
 from ornstein.data.faces.views import Rendered, flow, render
 from ornstein.data.faces.world import FaceWorld, nearest_identity

@@ -1,4 +1,4 @@
-"""The shape of a procedural head, how rays meet it, and where its landmarks are.
+"""The shape of a procedural head, and how rays meet it.
 
 Head coordinates: x to the right of the image, y up, z out of the face, the half height of the head about 1. The skin is
 
@@ -9,6 +9,7 @@ h. The camera is orthographic: p = p_v + s e, with e the direction to the viewer
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,37 +17,9 @@ from torch import Tensor
 from ornstein.data.faces.parameters import ATTRIBUTES, IDENTITY, columns
 
 VIEW = 1.32  # half the image's side in head units, at scale 1
+_NOSE = 0.45  # head units: no nose is higher
 _MARCH = 6  # depths above the skin at which the nose is looked for
 _LIFT = 0.02  # how far above the middle of the image the head's centre stands
-
-LANDMARKS: tuple[str, ...] = (
-    "right_eye_outer",  # left and right as seen in the image
-    "right_eye_inner",
-    "left_eye_outer",
-    "left_eye_inner",
-    "nose_base",
-    "nose_tip",
-    "nose_bridge",
-    "right_nostril",
-    "left_nostril",
-    "right_pupil",
-    "left_pupil",
-    "right_brow_outer",
-    "right_brow_middle",
-    "right_brow_inner",
-    "left_brow_outer",
-    "left_brow_middle",
-    "left_brow_inner",
-    "mouth_right",
-    "mouth_left",
-    "lip_top",
-    "lip_bottom",
-    "mouth_top",
-    "mouth_bottom",
-    "chin",
-    "right_cheek",
-    "left_cheek",
-)
 
 
 @dataclass
@@ -59,19 +32,28 @@ class Bump:
     rx: Tensor
     ry: Tensor
 
-    def value(self, x: Tensor, y: Tensor) -> Tensor:
-        """The height at (|x|, y)."""
-        across, along_ = (x - self.x) * (1 / self.rx), (y - self.y) * (1 / self.ry)
-        inside = 1 - across.square_() - along_.square_()
-        return inside.clamp_(min=0).square_().mul_(self.height)
+    def __post_init__(self) -> None:
+        self._per_x, self._per_y = 1 / self.rx, 1 / self.ry
+
+    @cached_property
+    def _folded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The root of the height and what multiplies the squares under it, so that `value` takes few steps."""
+        root = self.height.sqrt()
+        return root, root * self._per_x.square(), root * self._per_y.square()
+
+    def value(self, square_x: Tensor, y: Tensor) -> Tensor:
+        """The height at ((|x| - x0)^2, y), of a bump that stands out."""
+        root, per_x, per_y = self._folded
+        outside = (y - self.y).square_().mul_(per_y).add_(square_x * per_x)
+        return outside.neg_().add_(root).clamp_(min=0).square_()
 
     def add(self, x: Tensor, y: Tensor, to: tuple[Tensor, Tensor]) -> Tensor:
         """Adds the derivatives by |x| and y at (|x|, y) to two tensors; returns the height."""
-        dx, dy = (x - self.x) * (1 / self.rx), (y - self.y) * (1 / self.ry)
+        dx, dy = (x - self.x) * self._per_x, (y - self.y) * self._per_y
         inside = (1 - dx * dx - dy * dy).clamp_(min=0)
         steep = inside * (-4 * self.height)
-        to[0].addcmul_(steep, dx.mul_(1 / self.rx))
-        to[1].addcmul_(steep, dy.mul_(1 / self.ry))
+        to[0].addcmul_(steep, dx.mul_(self._per_x))
+        to[1].addcmul_(steep, dy.mul_(self._per_y))
         return inside.square_().mul_(self.height)
 
 
@@ -82,13 +64,13 @@ class Shape:
     who: dict[str, Tensor]
     does: dict[str, Tensor]
     rotation: Tensor
+    toward: tuple[Tensor, Tensor, Tensor]  # the direction to the viewer in head coordinates
     zoom: Tensor  # head units over half the image
     shift: tuple[Tensor, Tensor]  # of the head's centre, in head units, x and y (up)
-    wide: Tensor  # w at the middle of the head
-    taper: tuple[Tensor, Tensor]  # of w towards the chin
+    width: tuple[Tensor, Tensor, Tensor]  # w = w0 + w1 y^2 + w2 y^4 below the middle, w0 above it
     depth: Tensor  # c
-    up: Tensor  # half height, above and below the middle
-    down: Tensor
+    down: Tensor  # from the middle to the chin
+    height: tuple[Tensor, Tensor]  # 1 / (half height)^2 above and below the middle
     eye: tuple[Tensor, Tensor, Tensor, Tensor]  # x, y, half width, tilt
     lids: tuple[Tensor, Tensor]  # upper and lower, of the half width, above the corners' line
     brow: tuple[Tensor, Tensor, Tensor]  # height above the eye at its inner and outer end, arch
@@ -97,12 +79,6 @@ class Shape:
     mouth: tuple[Tensor, Tensor, Tensor]  # y, half width, how much the corners rise
     lips: tuple[Tensor, Tensor]  # thickness above and below
     gap: Tensor  # between the lips
-
-    @property
-    def toward(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The direction to the viewer in head coordinates."""
-        x, y, z = self.rotation[:, 2, :, None, None].unbind(1)
-        return x, y, z
 
 
 @dataclass
@@ -136,6 +112,16 @@ def between(u: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * u
 
 
+def soft(distance: Tensor, width: Tensor | float) -> Tensor:
+    """0 to 1 across an edge `width` wide at distance 0."""
+    return (distance * (1 / width)).add_(0.5).clamp_(0, 1)
+
+
+def ramp(u: Tensor, low: float, high: float) -> Tensor:
+    """0 below `low`, 1 above `high`, straight between."""
+    return ((u - low) / (high - low)).clamp(0, 1)
+
+
 def shape(identity: Tensor, attributes: Tensor) -> Shape:
     """The shape of faces (B, len(IDENTITY)) in states (B, len(ATTRIBUTES)).
 
@@ -153,8 +139,8 @@ def shape(identity: Tensor, attributes: Tensor) -> Shape:
     down = between(who["face_length"], 0.96, 1.10) + 0.07 * gap
     mouth_y = base - (between(who["mouth_height"], 0.36, 0.44)) * (1.0 + base).clamp(min=0.3)
     half_mouth = between(who["mouth_width"], 0.20, 0.29) * (1 + 0.22 * smile - 0.12 * gap)
-    opened = between(who["eye_openness"], 0.34, 0.52)
-    closed = does["eyes_closed"] + 0.18 * smile.clamp(min=0) * (1 - does["eyes_closed"])
+    opened = between(who["eye_openness"], 0.38, 0.58)
+    closed = does["eyes_closed"] + 0.12 * smile.clamp(min=0) * (1 - does["eyes_closed"])
     surprised = 1 + 0.15 * does["brows_raised"]
     upper = opened * surprised * (1 - closed) - 0.14 * closed
     tip_y = base + between(who["nose_tip"], 0.07, 0.12)
@@ -163,17 +149,21 @@ def shape(identity: Tensor, attributes: Tensor) -> Shape:
     bridge = between(who["nose_bridge"], 0.05, 0.13)
     ones = torch.ones_like(width)
     length = eye_y - base
+    turn = rotation(*(does[name].flatten() for name in ("yaw", "pitch", "roll")))
+    wide = 1 / width.square()
+    jaw, chin = between(who["jaw_width"], 0.70, 0.05), between(who["chin_width"], 1.3, 0.25)
+    up = between(who["head_width"], 1.02, 0.96)
     return Shape(
         who=who,
         does=does,
-        rotation=rotation(*(does[name].flatten() for name in ("yaw", "pitch", "roll"))),
+        rotation=turn,
+        toward=(turn[:, 2, 0, None, None], turn[:, 2, 1, None, None], turn[:, 2, 2, None, None]),
         zoom=zoom,
         shift=(2 * does["shift_x"] * zoom, _LIFT - 2 * does["shift_y"] * zoom),
-        wide=1 / width.square(),
-        taper=(between(who["jaw_width"], 0.70, 0.05), between(who["chin_width"], 1.3, 0.25)),
+        width=(wide, wide * jaw, wide * chin),
         depth=0.92 * ones,
-        up=between(who["head_width"], 1.02, 0.96),
         down=down,
+        height=(1 / up.square(), 1 / down.square()),
         eye=(
             between(who["eye_spacing"], 0.285, 0.345),
             eye_y,
@@ -225,47 +215,57 @@ def project(face: Shape, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tenso
     return *to_image(face, camera[0], camera[1]), camera[2]
 
 
-def _profile(face: Shape, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w(y), E(y) and their derivatives by y."""
-    below = y.clamp(max=0)
-    y2 = below * below
-    first, second = face.wide * face.taper[0], face.wide * face.taper[1]
-    w = (y2 * second + first) * y2 + face.wide
-    dw = (y2 * (4 * second) + 2 * first) * below
-    above = y > 0
-    t = y * torch.where(above, 1 / face.up.square(), 1 / face.down.square())
-    t2 = t * y
-    flat = torch.where(above, 0.45, 0.75)
-    bent = flat * t2
-    round_ = 1 - flat
-    return w, t2 * (bent + round_), dw, 2 * t * (2 * bent + round_)
+_ROUND = ((0.55, 0.45), (0.25, 0.75))  # E = q (first + second q), q = (y / half height)^2: above and below the middle
+
+
+def _profile(face: Shape, y: Tensor) -> tuple[Tensor, Tensor]:
+    """w(y) and E(y)."""
+    above, below = y.clamp(min=0).square_(), y.clamp(max=0).square_()
+    first, second, third = face.width
+    w = (below * third).add_(second).mul_(below).add_(first)
+    above, below = above.mul_(face.height[0]), below.mul_(face.height[1])
+    above.mul_((above * _ROUND[0][1]).add_(_ROUND[0][0]))
+    below.mul_((below * _ROUND[1][1]).add_(_ROUND[1][0]))
+    return w, above.add_(below)
+
+
+def _steepness(face: Shape, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The derivatives of w(y) and E(y)."""
+    above, below = y.clamp(min=0), y.clamp(max=0)
+    above2, below2 = above * above, below * below
+    dw = (below2 * (4 * face.width[2])).add_(2 * face.width[1]).mul_(below)
+    above.mul_(above2.mul_(4 * _ROUND[0][1] * face.height[0]).add_(2 * _ROUND[0][0]).mul_(face.height[0]))
+    below.mul_(below2.mul_(4 * _ROUND[1][1] * face.height[1]).add_(2 * _ROUND[1][0]).mul_(face.height[1]))
+    return dw, above.add_(below)
 
 
 def nose_height(face: Shape, x: Tensor, y: Tensor) -> Tensor:
     """h(|x|, y)."""
-    first, *rest = face.nose
-    height = first.value(x, y)
-    for bump in rest:
-        height += bump.value(x, y)
+    *middle, wings = face.nose
+    square = x * x
+    height = wings.value((x - wings.x).square_(), y)
+    for bump in middle:
+        height += bump.value(square, y)
     return height
 
 
 def meet(face: Shape, u: Tensor, v: Tensor) -> Hit:
     """Where the rays through image coordinates (u, v), broadcast to (B, *, *), meet the head, its nose left out.
 
-    In closed form: F to second order about the deepest point of the ray.
+    In closed form for F to second order about the deepest point of the ray, then by a step of Newton's method.
     """
     cx, cy = to_camera(face, u, v)
     r = face.rotation[..., None, None]
     ex, ey, ez = face.toward
     x, y, z = (r[:, 0, i] * cx + r[:, 1, i] * cy for i in range(3))  # s = 0
     curve_z = (ez / face.depth).square()
-    around = 1 / face.down.square()
+    around = face.height[1]
     # the deepest point of the ellipsoid w = wide, E = (y / down)^2, then a step of Newton's method on dF/ds
-    a = -1 / (face.wide * ex * ex + curve_z + ey * ey * around)
-    s = x * (face.wide * ex * a) + z * (ez / face.depth.square() * a) + y * (ey * around * a)
+    a = -1 / (face.width[0] * ex * ex + curve_z + ey * ey * around)
+    s = x * (face.width[0] * ex * a) + z * (ez / face.depth.square() * a) + y * (ey * around * a)
     px, py, pz = along((x, y, z), s, face.toward)
-    w, _, dw, de = _profile(face, py)
+    w, _ = _profile(face, py)
+    dw, de = _steepness(face, py)
     slope = w * px * (2 * ex) + pz * (2 * ez / face.depth.square()) + (dw * px * px + de) * ey
     bend = w * (2 * ex.square()) + 2 * curve_z + py * py * (4 * ey.square() * around) + 2 * ey.square() * around
     step = -slope / bend
@@ -274,7 +274,9 @@ def meet(face: Shape, u: Tensor, v: Tensor) -> Hit:
     inside = _base(face, px, py, pz)
     half = 0.5 * bend
     above = (inside.clamp(min=0) / half).sqrt_()
-    return Hit(*along((px, py, pz), above, face.toward), s + above, (px, py, pz, s), inside, bend)
+    x, y, z = along((px, py, pz), above, face.toward)
+    step = _newton(_base(face, x, y, z), bend, above)
+    return Hit(*along((x, y, z), step, face.toward), s + above + step, (px, py, pz, s), inside, bend)
 
 
 def cast(face: Shape, u: Tensor, v: Tensor) -> Hit:
@@ -286,7 +288,7 @@ def cast(face: Shape, u: Tensor, v: Tensor) -> Hit:
     base = meet(face, u, v)
     px, py, pz, s = base.middle
     skin = base.s - s
-    room = 0.36 / face.toward[2]
+    room = _NOSE / face.toward[2]
     double = 2 / face.depth
     half = 0.5 * base.bend
     best, before = skin, None
@@ -300,7 +302,7 @@ def cast(face: Shape, u: Tensor, v: Tensor) -> Hit:
         before = f
     x, y, z = along((px, py, pz), best, face.toward)
     f = _base(face, x, y, z) + double * nose_height(face, x.abs(), y)
-    step = (f / (base.bend * best + 0.25)).clamp_(-0.05, 0.05)
+    step = _newton(f, base.bend, best)
     return Hit(*along((x, y, z), step, face.toward), s + best + step, base.middle, base.inside, base.bend)
 
 
@@ -311,66 +313,26 @@ def along(
     return start[0] + s * way[0], start[1] + s * way[1], start[2] + s * way[2]
 
 
+def _newton(f: Tensor, bend: Tensor, above: Tensor) -> Tensor:
+    """The way to F = 0 from a height above the deepest point where F = f; short of it where the ray only grazes."""
+    return (f / (bend * above + 0.25)).clamp_(-0.05, 0.05)
+
+
 def _base(face: Shape, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     """F without the nose."""
-    w, e, *_ = _profile(face, y)
+    w, e = _profile(face, y)
     return 1 - w * x * x - (z * (1 / face.depth)).square_() - e
 
 
 def gradient(face: Shape, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-dF/d(x, y, z) of the head without its nose: the outward normal, not normalised."""
-    w, _, dw, de = _profile(face, y)
+    w, _ = _profile(face, y)
+    dw, de = _steepness(face, y)
     return 2 * w * x, dw * x * x + de, z * (2 / face.depth.square())
 
 
 def on_skin(face: Shape, x: Tensor, y: Tensor) -> Tensor:
     """z > 0 of the skin at (x, y), in closed form; 0 beside the head."""
-    w, e, *_ = _profile(face, y)
+    w, e = _profile(face, y)
     square = 1 - w * x * x - e + (2 / face.depth) * nose_height(face, x.abs(), y)
     return face.depth * square.clamp(min=0).sqrt()
-
-
-def brow_line(face: Shape, x: Tensor) -> Tensor:
-    """y of the brow's middle at |x|."""
-    eye_x, eye_y, half, _ = face.eye
-    t = (x - eye_x) / half
-    inner, outer, arch = face.brow
-    return eye_y + 0.5 * (inner + outer) + 0.42 * (outer - inner) * t + arch * (0.6 - (t - 0.25).square())
-
-
-def landmark_points(face: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """The landmarks in head coordinates, (B, 1, P) each, in the order of `LANDMARKS`."""
-    eye_x, eye_y, half, tilt = face.eye
-    mouth_y, mouth_half, rise = face.mouth
-    gap, (upper, lower) = face.gap, face.lips
-    gx = 0.30 * half * face.does["gaze_x"]
-    zero = torch.zeros_like(eye_x)
-    alae, tip = face.nose[3], face.nose[2]
-    corner = rise + mouth_y
-    at: dict[str, tuple[Tensor, Tensor]] = {
-        "nose_base": (zero, face.nose_base),
-        "nose_tip": (zero, tip.y),
-        "nose_bridge": (zero, eye_y),
-        "lip_top": (zero, mouth_y + 0.25 * gap + upper),
-        "lip_bottom": (zero, mouth_y - 0.75 * gap - lower),
-        "mouth_top": (zero, mouth_y + 0.25 * gap),
-        "mouth_bottom": (zero, mouth_y - 0.75 * gap),
-        "chin": (zero, -0.90 * face.down),
-    }
-    for side, sign in (("right", 1.0), ("left", -1.0)):
-        at |= {
-            f"{side}_eye_outer": (sign * (eye_x + half), eye_y + tilt * half),
-            f"{side}_eye_inner": (sign * (eye_x - half), eye_y - tilt * half),
-            f"{side}_pupil": (
-                sign * eye_x + gx,
-                eye_y + half * (0.10 + 0.18 * face.does["gaze_y"]) + sign * tilt * gx,
-            ),
-            f"{side}_nostril": (sign * 1.5 * torch.as_tensor(alae.x), face.nose_base + 0.04),
-            f"mouth_{side}": (sign * mouth_half, corner),
-            f"{side}_cheek": (sign * 0.42 + zero, face.nose_base + 0.04),
-        }
-        for name, t in (("inner", -1.05), ("middle", 0.1), ("outer", 1.2)):
-            x = eye_x + t * half
-            at[f"{side}_brow_{name}"] = (sign * x, brow_line(face, x))
-    x, y = (torch.cat([at[name][i] for name in LANDMARKS], -1) for i in (0, 1))
-    return x, y, on_skin(face, x, y)

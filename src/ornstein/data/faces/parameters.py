@@ -109,8 +109,8 @@ _BLINK_EVERY, _BLINK = 50.0, 3.0  # frames
 
 def columns(rows: Tensor, names: tuple[str, ...], what: str) -> dict[str, Tensor]:
     """The named columns of (B, len(names)) as (B, 1, 1). Raises ValueError on another shape or on NaN."""
-    if rows.dim() != 2 or rows.shape[1] != len(names):
-        raise ValueError(f"{what} must be (B, {len(names)}), not {tuple(rows.shape)}")
+    if rows.dim() != 2 or rows.shape[1] != len(names) or not len(rows):
+        raise ValueError(f"{what} must be (B, {len(names)}) with B >= 1, not {tuple(rows.shape)}")
     if not torch.isfinite(rows).all():
         raise ValueError(f"{what} must be finite numbers")
     return dict(zip(names, rows.float()[:, :, None, None].unbind(1), strict=True))

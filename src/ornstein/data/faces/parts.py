@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.data.faces.geometry import Hit, Shape, along, between, gradient, on_skin
-from ornstein.data.faces.paint import ramp, soft
+from ornstein.data.faces.geometry import Hit, Shape, along, between, gradient, on_skin, ramp, soft
 
 
 @dataclass
@@ -41,7 +40,7 @@ def ellipsoid(
 ) -> tuple[Part, Tensor, Tensor]:
     """A pair of ellipsoids at (+-x, y, z), that on the ray's side of the head, and where on it (y, z) the ray falls."""
     px, py, pz, s0 = hit.middle
-    side = torch.where(px > 0, 1.0, -1.0)
+    side = px.sign()
     ex, ey, ez = face.toward
     rx, ry, rz = radii
     ox, oy, oz = (px.abs() - centre[0]) * (1 / rx), (py - centre[1]) * (1 / ry), (pz - centre[2]) * (1 / rz)
@@ -75,7 +74,7 @@ def hair(face: Shape, hit: Hit, pixel: Tensor) -> Hair:
     long = ramp(length, 0.659, 0.661)
     thick = (0.02 + cropped * between(who["hair_volume"], 0.05, 0.16) + 0.14 * curl * cropped) * grown
     px, py, pz, s0 = hit.middle
-    fuzz_x, fuzz_y = px * 17 + 3 * py, py * 16 - 4 * pz
+    fuzz_x, fuzz_y = px.abs() * 17 + 3 * py, py * 16 - 4 * pz
     fuzz = (fuzz_x.sin() * fuzz_y.sin()).mul_(curl * 0.05)
     fringe = ramp(who["fringe"], 0.55, 0.75) * ramp(length, 0.3, 0.45)
     part = between(who["hair_part"], -0.34, 0.34)
@@ -103,17 +102,19 @@ def hair(face: Shape, hit: Hit, pixel: Tensor) -> Hair:
     inside = hit.inside + room
     s = (inside.clamp(min=0) * 2 / hit.bend).sqrt_()
     x, y, z = along((px, py, pz), s, face.toward)
-    strand_at = (x - part * (1 - 0.5 * curl)) / (1.75 - y)
+    parted = x - part * (1 - 0.5 * curl)
+    strand_at = parted.abs() / (1.75 - y)
     waves = (34 * strand_at + 2.0 * (5 * y).sin()).sin_()
     fine = (71 * strand_at + 6 * y + 1).sin_()
-    curls = (15 * x + 4 * y + 2 * (6 * y).sin()).sin_() * (14 * y - 3 * z + 2 * (7 * x).sin()).sin_()
+    curls = (15 * parted.abs() + 4 * y + 2 * (6 * y).sin()).sin_() * (14 * y - 3 * z + 2 * (7 * parted).cos()).sin_()
     strands = torch.lerp(0.6 * waves + 0.4 * fine, 1.3 * curls, curl)
     # beside the head the far side of the shell is seen, which has hair further down
     field_ = above_line(x, y, torch.lerp(pz, z, soft(hit.inside - 0.08, 0.16))) + 0.03 * strands
     region = soft(field_, 1.5 * pixel + between(cropped, 0.14, 0.04))
     cover = soft(inside + 0.3 * fuzz, 3.0 * pixel + 0.05 * curl)
     nx, ny, nz = gradient(face, x, y, z)
-    normal = unit(nx + (0.2 * cropped + 0.4 * curl) * strands, ny, nz)
+    tilt = 0.2 * cropped + 0.4 * curl
+    normal = unit(nx + parted.sign() * strands * tilt, ny, nz)
     cap = Part(
         cover * region * grown,
         normal,
@@ -122,41 +123,33 @@ def hair(face: Shape, hit: Hit, pixel: Tensor) -> Hair:
         gloss=0.22 * (1 - curl) * cropped * (1 + strands),
     )
     edge = 1 - 0.35 * cropped * grown * soft(field_ + 0.12, 0.22)
-    locks = back = None
-    if bool((long > 0).any()):
-        one = torch.ones_like(long)
-        half = face.wide.rsqrt()
-        end = between(who["hair_length"], 1.5, 0.5)  # shorter hair ends higher
-        reach = 1.5 - 0.6 * end
-        hang = (26 * hit.middle[0] / (1.0 + 0.15 * py) + 1.2 * (4 * py).sin()).sin_()
-        locks, *_ = ellipsoid(
-            face,
-            hit,
-            (half - 0.03 + 0.2 * thick, 0.15 - 0.5 * reach, -0.20 * one),
-            (0.15 + 0.5 * thick, 0.35 + 0.65 * reach, 0.30 * one),
-            pixel,
-            0.15 * fuzz + 0.08 * hang * ramp(-py, 0.3, 1.2),
-        )
-        locks.alpha = locks.alpha * long
-        locks.shade = 0.95 + 0.28 * hang
-        locks.gloss = 0.1 * (1 - curl) * (1 + hang)
-        back, _, _ = ellipsoid(
-            face,
-            hit,
-            (0 * one, -0.10 - 0.45 * reach, -0.40 * one),
-            (half + 0.10 + thick, 0.75 + 0.75 * reach, 0.45 * one),
-            pixel,
-            fuzz + 0.06 * hang,
-        )
-        back.alpha = back.alpha * long
-        back.shade = 0.62 + 0.2 * hang
+    locks, back = _hanging(face, hit, thick, fuzz, pixel) if bool((long > 0).any()) else (None, None)
     return Hair(cap, locks, back, edge)
+
+
+def _hanging(face: Shape, hit: Hit, thick: Tensor, fuzz: Tensor, pixel: Tensor) -> tuple[Part, Part]:
+    """Long hair: locks beside the face and what falls behind the neck; of nothing where hair is short."""
+    length, curl = face.who["hair_length"], ramp(face.who["hair_curl"], 0.5, 0.95)
+    one, half = torch.ones_like(length), face.width[0].rsqrt()
+    reach = between(length, 0.6, 1.2)
+    worn = ramp(length, 0.659, 0.661)
+    centre = (half - 0.06 + 0.2 * thick, 0.18 - 0.5 * reach, -0.20 * one)
+    locks, y, z = ellipsoid(face, hit, centre, (0.17 + 0.5 * thick, 0.40 + 0.65 * reach, 0.32 * one), pixel, 0.2 * fuzz)
+    strands = (10 * z + 1.4 * (5 * y).sin()).sin_()
+    locks.alpha = locks.alpha * worn
+    locks.shade = 0.95 + 0.25 * strands
+    locks.gloss = 0.1 * (1 - curl) * (1 + strands)
+    centre = (0 * one, -0.10 - 0.45 * reach, -0.40 * one)
+    back, y, z = ellipsoid(face, hit, centre, (half + 0.10 + thick, 0.75 + 0.75 * reach, 0.45 * one), pixel, fuzz)
+    back.alpha = back.alpha * worn
+    back.shade = 0.62 + 0.15 * (24 * z + 1.4 * (5 * y).sin()).sin_()
+    return locks, back
 
 
 def ears(face: Shape, hit: Hit, pixel: Tensor) -> Part:
     """The ear on the ray's side: a flat ellipsoid with a hollow."""
     size = between(face.who["ear_size"], 0.85, 1.2)
-    half = face.wide.rsqrt()
+    half = face.width[0].rsqrt()
     one = torch.ones_like(size)
     ear, ly, lz = ellipsoid(
         face, hit, (half * 0.985, face.eye[1] - 0.13, -0.08 * one), (0.075 * size, 0.21 * size, 0.13 * size), pixel
@@ -202,7 +195,7 @@ def neck(face: Shape, u: Tensor, v: Tensor, pixel: Tensor) -> tuple[Part, Part]:
         soft(u.abs() - (0.40 + 0.6 * (v - base)), 1.2 * pixel + 0.03).maximum(soft(collar - v, 1.5 * pixel)),
     )
     n = unit(0.45 * u + zero, 0.35 + zero, 0.9 + zero)
-    folds = 0.92 + 0.08 * (7 * u + 3 * v).sin()
+    folds = 0.92 + 0.08 * (7 * u.abs() + 3 * v).sin()
     return throat, Part(cloth, n, zero - 0.8, folds)
 
 

@@ -4,8 +4,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.data.faces.geometry import Hit, Shape, cast, gradient, meet, nose_height, pixel_rays, project, to_camera
-from ornstein.data.faces.paint import Colours, colours, muted, paint, soft
+from ornstein.data.faces.colours import Colours, colours, muted
+from ornstein.data.faces.geometry import (
+    Hit,
+    Shape,
+    cast,
+    gradient,
+    meet,
+    nose_height,
+    pixel_rays,
+    project,
+    soft,
+    to_camera,
+)
+from ornstein.data.faces.paint import paint
 from ornstein.data.faces.parts import Part, dot, glasses, hair, neck, over_face, unit
 
 _WRAP = (0.30, 0.14, 0.08)  # light that seeps round the edge of shadow: red reaches furthest in skin
@@ -13,7 +25,7 @@ _SHINE = 0.35  # of gloss
 # The painted front of the head ends within these points (x, y, z): cheeks, chin, forehead, nose, jaw.
 _FRONT = (
     (0.80, 0.05, -0.15), (0.80, -0.60, -0.15), (0.62, 0.45, 0.45), (0.55, -0.95, -0.10), (0.55, -0.95, 0.40),
-    (0.0, 0.50, 0.95), (0.0, -1.18, 0.0), (0.0, -1.12, 0.55), (0.10, -0.40, 1.28),
+    (0.0, 0.50, 0.95), (0.0, -1.18, 0.0), (0.0, -1.12, 0.55), (0.10, -0.40, 1.35),
 )  # fmt: skip
 
 
@@ -44,7 +56,7 @@ def picture(face: Shape, size: int) -> tuple[Tensor, Tensor]:
     mask = head.alpha * (1 - ear.alpha) * (1 - cap.alpha)
     order = [
         (glasses(face, hit, pixel), look.frame, turned),
-        (ear, look.skin * torch.tensor([1.0, 0.85, 0.82]), turned),
+        (ear, look.ears, turned),
         (cap, look.hair, turned),
         (head, None, turned),
         (cloth, look.cloth, straight),
@@ -114,11 +126,10 @@ def _paste_front(
     size = skin.shape[-1]
     x, y, z = (torch.tensor(c)[None, None].repeat(1, 1, 2) for c in zip(*_FRONT, strict=True))
     x = x * torch.cat([torch.ones(len(_FRONT)), -torch.ones(len(_FRONT))])
-    corners = torch.stack(project(face, x, y, z)[:2], -1)[:, 0]
-    corners = (corners + 1) * (size / 2)
-    low = (corners.amin(1).floor() - 1).long()
-    width, height = ((corners.amax(1).ceil() + 1).long() - low).amax(0).clamp(max=size).tolist()
-    low = torch.minimum(low.clamp(min=0), torch.tensor([size - width, size - height]))
+    corners = (torch.stack(project(face, x, y, z)[:2], -1)[:, 0] + 1) * (size / 2)
+    low = (corners.amin(1).floor() - 1).long().clamp(min=0)
+    high = (corners.amax(1).ceil() + 1).long().clamp(max=size)
+    width, height = (high - low).amax(0).clamp(min=1).tolist()
     at = [(low[:, i, None] + torch.arange(n) + 0.5) * (2 / size) - 1 for i, n in enumerate((width, height))]
     hit = cast(face, at[0][:, None, :], at[1][:, :, None])
     painted = paint(face, hit, pixel, look)
@@ -126,7 +137,7 @@ def _paste_front(
     nx, ny, nz = gradient(face, hit.x, hit.y, hit.z)
     double = 2 / face.depth
     bumps = double * soft(hit.z, 0.3)
-    side = torch.where(hit.x > 0, bumps, -bumps)
+    side = bumps * hit.x.sign()
     normal = unit(nx - side * painted.slope[0], ny - bumps * painted.slope[1], nz)
     # the nose's shadow: F on the way to the light
     own = nose_height(face, hit.x.abs(), hit.y)
@@ -147,8 +158,9 @@ def _paste_front(
     gloss = (0.30 + painted.gloss) * _sparkle(normal, halfway)
     scalars = [dot(normal, light), painted.shade * (0.55 + 0.45 * lit), gloss, hit.s]
     front = torch.cat([colour, torch.stack(scalars, 1)], 1)
-    for i, (column, row) in enumerate(low.tolist()):
-        skin[i, :, row : row + height, column : column + width] = front[i]
+    # each in a window of its own, lest a picture depend on its neighbours in the batch
+    for i, ((column, row), (right, below)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        skin[i, :, row:below, column:right] = front[i, :, : max(below - row, 0), : max(right - column, 0)]
 
 
 def background(face: Shape, u: Tensor, v: Tensor) -> list[Tensor]:

@@ -8,18 +8,19 @@ from torch import Tensor
 from ornstein.data.faces.geometry import (
     Shape,
     cast,
-    landmark_points,
     on_skin,
     pixel_rays,
     project,
     shape,
 )
+from ornstein.data.faces.landmarks import landmark_points
 from ornstein.data.faces.parts import glasses, hair, over_face
 from ornstein.data.faces.picture import picture, silhouette
 
 SMALLEST, LARGEST = 16, 1024  # pixels a side
 _CHUNK = 32 * 64**2  # pixels rendered at once: few enough to stay near the processor
 _NEAR = 0.06  # head units: a point this far under the surface that a ray meets is still the one it meets
+_STILL = 0.02  # an expression that changes by less moves its paint by less than 0.005 head units
 
 
 @dataclass
@@ -53,7 +54,8 @@ def flow(identity: Tensor, attributes_a: Tensor, attributes_b: Tensor, size: int
 
     The point of the face seen at pixel p of picture a lies at p + flow(p) in picture b, where the second tensor is
     true: the pixel shows the face, the point is in sight in b, and no expression that differs between a and b moves
-    what is painted there. The head turns as a rigid body, so it is exact. Raises ValueError as `render` does.
+    what is painted there. The head turns as a rigid body, so it is as exact as the ray's meeting with the skin.
+    Raises ValueError as `render` does.
     """
     pairs = zip(_faces(identity, attributes_a, size), _faces(identity, attributes_b, size), strict=True)
     flows, valid = zip(*(_flow(a, b, size) for a, b in pairs), strict=True)
@@ -108,7 +110,7 @@ def _expressive(a: Shape, b: Shape, x: Tensor, y: Tensor) -> Tensor:
     """True where an expression that differs between the states moves what is painted at (x, y)."""
 
     def differ(*names: str) -> Tensor:
-        return torch.stack([(a.does[name] - b.does[name]).abs() > 1e-4 for name in names]).any(0)
+        return torch.stack([(a.does[name] - b.does[name]).abs() > _STILL for name in names]).any(0)
 
     eye_x, eye_y, half, _ = a.eye
     x = x.abs()
@@ -118,5 +120,4 @@ def _expressive(a: Shape, b: Shape, x: Tensor, y: Tensor) -> Tensor:
     )
     brows = across & (y > eye_y) & (y < eye_y + 0.42) & differ("brows_raised")
     mouth = (y < a.nose_base + 0.04) & differ("mouth_open", "smile")
-    cheeks = (y < eye_y) & (x > 0.1) & differ("smile")
-    return eyes | brows | mouth | cheeks
+    return eyes | brows | mouth

@@ -1,0 +1,104 @@
+"""Other detectors and recognisers in the place of dlib's: imported when used, and installed by whoever wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.errors import UserError
+from ornstein.faces.align import TEMPLATE, Similarity, alignment, warp
+from ornstein.faces.detect import Face
+from ornstein.faces.models import extra
+
+# The five points of ArcFace's crops of 112 pixels: eye on the left, eye on the right, tip of the nose, corners of the
+# mouth. Deng et al., arXiv:1801.07698.
+_ARCFACE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
+_ARCFACE_SIZE = 112
+
+
+def _arcface_to_template() -> Similarity:
+    """From pixels of ArcFace's crop to shares of the side of ours: the eyes lie on one another."""
+    (right_outer, right_inner, left_outer, left_inner) = torch.tensor(TEMPLATE, dtype=torch.float64)[:4]
+    ours = torch.stack([(left_outer + left_inner) / 2, (right_outer + right_inner) / 2])
+    return Similarity.fit(torch.tensor(_ARCFACE, dtype=torch.float64)[:2], ours)
+
+
+class InsightFaceDetector:
+    """A detector of the package insightface (SCRFD, RetinaFace), which is to be installed with its models.
+
+    `app` is a prepared `insightface.app.FaceAnalysis`, or None for its default. Insightface's own models are for
+    research only, not for commercial use.
+    """
+
+    def __init__(self, app: Any = None, threshold: float = 0.5) -> None:
+        if app is None:
+            try:
+                import insightface.app  # pyright: ignore[reportMissingImports]
+            except ImportError:
+                raise UserError("insightface is not installed: pip install insightface onnxruntime") from None
+            app = insightface.app.FaceAnalysis(allowed_modules=["detection"])
+            app.prepare(ctx_id=-1)
+        self._app = app
+        self.threshold = threshold
+
+    def __call__(self, image: Tensor) -> list[Face]:
+        """The faces of a picture uint8 (3, H, W), best score first.
+
+        Their five points (eyes, nose, mouth) are fitted to ArcFace's, and the landmarks are where this template has
+        them: pose in the plane is kept, the turn of the head is not.
+        """
+        bgr = image.flip(0).permute(1, 2, 0).contiguous().numpy()
+        template = torch.tensor(_ARCFACE, dtype=torch.float64)
+        faces = []
+        for found in self._app.get(bgr):
+            score = float(found.det_score)
+            if score < self.threshold:
+                continue
+            to_picture = Similarity.fit(template, torch.as_tensor(found.kps))
+            placed = _arcface_to_template().inverse().then(to_picture)
+            faces.append(Face(placed(torch.tensor(TEMPLATE, dtype=torch.float64)), score))
+        return sorted(faces, key=lambda face: -face.score)
+
+
+class OnnxRecogniser:
+    """Your own recognition network in an ONNX file: crops (N, 3, 112, 112) as ArcFace cuts them to vectors (N, D).
+
+    The pixels are given as (x - mean) / scale in RGB, or BGR where `bgr`; the vectors are normalised to length 1, so
+    that distances are those of the cosine. Raises UserError where onnxruntime or the file is missing, or is none.
+    """
+
+    def __init__(self, path: str | Path, mean: float = 127.5, scale: float = 127.5, bgr: bool = False) -> None:
+        try:
+            runtime = extra("onnxruntime")
+        except UserError:
+            raise UserError("onnxruntime is not installed: pip install onnxruntime") from None
+        if not Path(path).is_file():
+            raise UserError(f"there is no ONNX file {path}")
+        try:
+            self._session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has its own exceptions, which are no public names
+            raise UserError(f"{path} is no ONNX network: {' '.join(str(error).split())}") from None
+        self._input = self._session.get_inputs()[0].name
+        dimension = self._session.get_outputs()[0].shape[-1]
+        if not isinstance(dimension, int):
+            raise UserError(f"{path} gives no vectors of a fixed length: its output has shape {dimension!r}")
+        self.dimension = dimension
+        self._mean, self._scale, self._bgr = mean, scale, bgr
+
+    def __call__(self, image: Tensor, faces: Sequence[Face]) -> Tensor:
+        """The embeddings float32 (N, D) of faces of one picture uint8 (3, H, W), each of length 1."""
+        if not faces:
+            return torch.empty(0, self.dimension)
+        size = (_ARCFACE_SIZE, _ARCFACE_SIZE)
+        from_template = _arcface_to_template().inverse()
+        half = Similarity(1, 0.5 + 0.5j)  # from pixels of a crop of 1 pixel, whose centre is 0, to shares of the side
+        places = [alignment(face.landmarks, 1).then(half).then(from_template) for face in faces]
+        crops = torch.stack([warp(image, place, size).clamp(0, 255) for place in places])
+        if self._bgr:
+            crops = crops.flip(1)
+        answer = self._session.run(None, {self._input: ((crops - self._mean) / self._scale).numpy()})[0]
+        return torch.nn.functional.normalize(torch.from_numpy(answer).float(), dim=1)

@@ -1,0 +1,62 @@
+"""Colour as the eye weighs it (CIE L*a*b*), and one face's colours given to another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# sRGB's primaries and its white, D65 (IEC 61966-2-1).
+_TO_XYZ = torch.tensor(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
+    dtype=torch.float64,
+)
+_WHITE = _TO_XYZ.sum(1)
+_KNEE = 6 / 29
+
+
+def to_lab(rgb: Tensor) -> Tensor:
+    """sRGB (..., 3, H, W) in [0, 1] to L* (0..100), a*, b*; values outside are continued. CIE 15:2004."""
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb.clamp_min(0) + 0.055) / 1.055) ** 2.4)
+    xyz = _mix(_TO_XYZ / _WHITE[:, None], linear)
+    f = torch.where(xyz > _KNEE**3, xyz.clamp_min(0) ** (1 / 3), xyz / (3 * _KNEE**2) + 4 / 29)
+    x, y, z = f.unbind(-3)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -3)
+
+
+def to_rgb(lab: Tensor) -> Tensor:
+    """The inverse of `to_lab`; colours that sRGB does not have leave [0, 1]."""
+    lightness, a, b = lab.unbind(-3)
+    y = (lightness + 16) / 116
+    f = torch.stack([y + a / 500, y, y - b / 200], -3)
+    xyz = torch.where(f > _KNEE, f**3, 3 * _KNEE**2 * (f - 4 / 29))
+    linear = _mix(torch.linalg.inv(_TO_XYZ) * _WHITE, xyz)
+    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def match_colour(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """The source with the target's mean and standard deviation of L*, a* and b* within the mask.
+
+    source, target (3, H, W) in [0, 1]; mask (1, H, W) weighs the pixels. The result is not clamped: what the colours of
+    sRGB do not reach lies outside [0, 1]. Raises ValueError where the mask is empty. Reinhard et al., "Color Transfer
+    between Images", 2001, in L*a*b*.
+    """
+    if not mask.sum() > 0:
+        raise ValueError("the mask is empty: there is no pixel to take colours from")
+    ours, theirs, weight = to_lab(source.double()), to_lab(target.double()), mask.double()
+    mean, deviation = _moments(ours, weight)
+    wanted_mean, wanted_deviation = _moments(theirs, weight)
+    # A flat source has no contrast that could be raised.
+    gain = wanted_deviation / deviation.clamp_min(1e-3)
+    return to_rgb((ours - mean) * gain + wanted_mean).to(source.dtype)
+
+
+def _mix(matrix: Tensor, channels: Tensor) -> Tensor:
+    return torch.einsum("ij,...jhw->...ihw", matrix.to(channels), channels)
+
+
+def _moments(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, (3, 1, 1)."""
+    total = weight.sum()
+    mean = (image * weight).sum((-2, -1), keepdim=True) / total
+    variance = ((image - mean).square() * weight).sum((-2, -1), keepdim=True) / total
+    return mean, variance.sqrt()

@@ -1,0 +1,154 @@
+"""Swaps in the procedural face world against the truth: error, identity, and what was done to pose and expression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ornstein.data.faces import ATTRIBUTES, render
+from ornstein.faces.align import Similarity, warp
+from ornstein.faces.colour import match_colour
+from ornstein.faces.world import POINTS, Cases
+
+ANGLES = ("yaw", "pitch", "roll")
+EXPRESSION = ("mouth_open", "smile", "eyes_closed", "brows_raised")
+# A step for the derivative of the picture by each, and the deviation to be expected: beyond a blur, or a picture that
+# is nobody's, the estimate is drawn to 0.
+_STEPS = dict.fromkeys(ANGLES, 0.05) | dict.fromkeys(EXPRESSION, 0.1)
+_PRIOR = dict.fromkeys(ANGLES, 0.15) | dict.fromkeys(EXPRESSION, 0.4)
+_NOISE = 0.15  # deviation of a pixel that no attribute explains
+
+
+@dataclass(frozen=True)
+class WorldScore:
+    """What a method makes of the cases: means over them.
+
+    psnr: dB, of the pixels inside the truth's face; ssim: inside it. top1: share of pictures that are nearest to a
+    render of the source among all people of the cases. angle: degrees, and expression: of its range [0, 1], root mean
+    square differences of yaw, pitch, roll and of mouth, smile, eyes, brows from the target's.
+    """
+
+    psnr: float
+    ssim: float
+    top1: float
+    angle: float
+    expression: float
+
+
+def psnr(images: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """10 log10(4 / mean squared error), dB, of images (B, C, H, W) in [-1, 1] weighted by (B, 1, H, W): (B,)."""
+    error = ((images - truth).square().mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+    return 10 * torch.log10(4 / error)
+
+
+def ssim(images: Tensor, truth: Tensor, weight: Tensor, window: int = 7) -> Tensor:
+    """Structural similarity (Wang et al. 2004, eq. 13) over 7x7 windows, averaged by weight (B, 1, H, W): (B,)."""
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
+
+    x, y = images + 1, truth + 1  # intensities: it compares means as ratios
+    a, b = mean(x), mean(y)
+    covariance = mean(x * y) - a * b
+    variances = mean(x * x) - a * a + mean(y * y) - b * b
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # for a range of 2
+    map_ = (2 * a * b + c1) * (2 * covariance + c2) / ((a * a + b * b + c1) * (variances + c2))
+    return (map_.mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+
+
+def nearest_people(
+    methods: Mapping[str, Tensor], cases: Cases, tell: Callable[[float], object] = lambda done: None
+) -> dict[str, Tensor]:
+    """Which of the cases' people each picture is most like, (B,), by method.
+
+    Everybody is rendered in the state of the target, and the smallest squared error over the pixels that a swap may
+    paint wins. The renders serve all methods.
+    """
+    out = {name: torch.empty(len(cases.people), dtype=torch.int64) for name in methods}
+    size = cases.truth.image.shape[-1]
+    for i, state in enumerate(cases.states):
+        everybody = render(cases.people, state.expand(len(cases.people), -1), size).image
+        for name, pictures in methods.items():
+            error = ((everybody - pictures[i]).square() * cases.mask[i]).sum((1, 2, 3))
+            out[name][i] = error.argmin()
+        tell((i + 1) / len(cases.states))
+    return out
+
+
+def attribute_errors(images: Tensor, people: Tensor, cases: Cases) -> Tensor:
+    """How far pose and expression in the images are from the targets', (B, 7): radians, and shares of the range.
+
+    Estimated to first order: with J the derivative of the render of `people` (B, K) by the attributes, at those of the
+    target, the d that minimises |x - render - J d|^2 / s^2 + |d / prior|^2 over the truth's face.
+    """
+    names = tuple(_STEPS)
+    size, weight = images.shape[-1], cases.truth.mask.sqrt()
+
+    def pictures(states: Tensor) -> Tensor:
+        return (render(people, states, size).image * weight).flatten(1)
+
+    columns = []
+    for name, step in _STEPS.items():
+        both = []
+        for sign in (1, -1):
+            states = cases.states.clone()
+            states[:, ATTRIBUTES.index(name)] += sign * step
+            both.append(pictures(states))
+        columns.append((both[0] - both[1]) / (2 * step))
+    j = torch.stack(columns, 2)
+    rest = (images * weight).flatten(1) - pictures(cases.states)
+    prior = torch.tensor([_PRIOR[name] for name in names])
+    normal = j.mT @ j / _NOISE**2 + torch.diag(prior**-2)
+    return torch.linalg.solve(normal, (j.mT @ rest[..., None])[..., 0] / _NOISE**2)
+
+
+def pasted(cases: Cases) -> Tensor:
+    """The baseline: the source's face moved onto the target's by five landmarks, its colours matched, and pasted."""
+    out = []
+    size = cases.target.image.shape[-1]
+    for i, target in enumerate(cases.target.image):
+        move = Similarity.fit(cases.source.landmarks[i, :POINTS], cases.target.landmarks[i, :POINTS])
+        face = warp(cases.source.image[i], move, (size, size))
+        mask = cases.target.mask[i] * warp(cases.source.mask[i], move, (size, size), "zero").clamp(0, 1)
+        if float(mask.sum()) > 0:
+            face = 2 * match_colour((face + 1) / 2, (target + 1) / 2, mask) - 1
+        out.append(torch.lerp(target, face, mask))
+    return torch.stack(out).clamp(-1, 1)
+
+
+def noisy(truth: Tensor, seed: int = 0) -> Tensor:
+    """The truth with noise of one 8-bit level, and rounded to 8 bits: as near as a picture file gets."""
+    draw = torch.Generator().manual_seed(seed)
+    levels = (truth + 1) * 127.5 + torch.randn(truth.shape, generator=draw)
+    return levels.round().clamp(0, 255) / 127.5 - 1
+
+
+def judge(cases: Cases, swaps: Tensor, tell: Callable[[float], object] = lambda done: None) -> dict[str, WorldScore]:
+    """The scores of the swaps and of the three baselines, by name; `tell` is given the fraction that is done."""
+    methods = {
+        "swap": swaps,
+        "target as it is": cases.target.image,
+        "source pasted": pasted(cases),
+        "truth, 8-bit noise": noisy(cases.truth.image),
+    }
+    nearest = nearest_people(methods, cases, tell)
+    truly = torch.arange(len(cases.people))
+    out = {}
+    for name, pictures in methods.items():
+        # the target as it is shows somebody else, in its own pose exactly
+        people = cases.targets if name == "target as it is" else cases.people
+        wrong = attribute_errors(pictures, people, cases)
+        angles, expression = wrong[:, : len(ANGLES)], wrong[:, len(ANGLES) :]
+        out[name] = WorldScore(
+            psnr=float(psnr(pictures, cases.truth.image, cases.truth.mask).mean()),
+            ssim=float(ssim(pictures, cases.truth.image, cases.truth.mask).mean()),
+            top1=float((nearest[name] == truly).float().mean()),
+            angle=math.degrees(float(angles.square().mean().sqrt())),
+            expression=float(expression.square().mean().sqrt()),
+        )
+    return out

@@ -1,0 +1,65 @@
+"""`ornstein faces` as a user types it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from ornstein.cli import app
+
+
+def prepare(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["faces", "prepare", *(str(a) for a in arguments)])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """The portrait that scikit-image ships, a picture without a face and one that is damaged."""
+    pytest.importorskip("dlib", reason="the extra `faces` is not installed")
+    data = pytest.importorskip("skimage.data", reason="scikit-image, whose portrait this test needs, is not installed")
+    root = tmp_path / "photos"
+    (root / "Ann").mkdir(parents=True)
+    Image.fromarray(data.astronaut()[0:260, 90:350]).save(root / "Ann" / "1.png")
+    Image.linear_gradient("L").resize((48, 48)).save(root / "Ann" / "wall.png")
+    (root / "Ann" / "bad.png").write_bytes(b"no picture")
+    return root
+
+
+def test_prepare_says_what_it_wrote_and_what_it_passed_over(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    result = prepare(photos, "--out", out, "--size", 64, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert f"wrote {out}: 1 faces of 1 people" in result.output
+    assert "skipped Ann/bad.png: not an image" in result.output
+    assert "no face found in 1 of 3 photos, the first Ann/wall.png" in result.output
+    refused = prepare(photos, "--out", out)
+    assert refused.exit_code == 2 and "already holds 1 of these shards" in refused.output
+    assert len(refused.output.strip().splitlines()[-1]) > 0 and "Traceback" not in refused.output
+    again = prepare(photos, "--out", out, "--resume")
+    assert again.exit_code == 0 and "1 faces of 1 people" in again.output
+
+
+def test_a_part_says_what_is_missing(photos: Path, tmp_path: Path) -> None:
+    result = prepare(photos, "--out", tmp_path / "set", "--shard", "2/2", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "0 faces in this part; 1 shards of other parts are not in" in result.output
+
+
+@pytest.mark.parametrize("shard", ["1", "a/b", "-1/2", "1/2/3"])
+def test_a_part_that_is_none(photos: Path, tmp_path: Path, shard: str) -> None:
+    result = prepare(photos, "--out", tmp_path / "set", f"--shard={shard}")
+    assert result.exit_code == 2 and "write I/N, for example 1/4" in result.output
+
+
+def test_the_missing_extra_is_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dlib", None)
+    result = prepare(photos, "--out", tmp_path / "set")
+    assert result.exit_code == 2 and "pip install 'ornstein[faces]'" in result.output
+    assert not (tmp_path / "set").exists()
+
+
+def test_help_shows_an_example() -> None:
+    assert "ornstein faces prepare photos.zip" in " ".join(prepare("--help").output.split())

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+import ornstein as orn
+from ornstein.nets import FaceUNet
+
+
+def tiny(**settings) -> FaceUNet:
+    torch.manual_seed(0)
+    net = FaceUNet(3, 16, 5, 6, **{"width": 16, "multipliers": (1, 2), "depths": (1, 1), "attention": (4,)} | settings)
+    for parameter in net.parameters():  # those that start at zero, too: an untrained net would answer 0 to everything
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return net.eval()
+
+
+def inputs(n: int = 3):
+    torch.manual_seed(1)
+    return torch.randn(n, 3, 16, 16), torch.linspace(-3, 3, n), torch.randn(n, 5, 16, 16), torch.randn(n, 6)
+
+
+def test_it_answers_zero_until_it_is_trained():
+    x, log_snr, scene, who = inputs()
+    out = FaceUNet(3, 16, 5, 6, width=16, multipliers=(1, 2), depths=(1, 1))(x, log_snr, scene, who)
+    assert out.shape == x.shape and not out.any()
+
+
+def test_a_dropped_identity_is_none_at_all_row_by_row():
+    net, (x, log_snr, scene, who) = tiny(), inputs()
+    with torch.no_grad():
+        known, nobody = net(x, log_snr, scene, who), net(x, log_snr, scene)
+        some = net(x, log_snr, scene, who, torch.tensor([True, False, True]))
+    torch.testing.assert_close(some[[0, 2]], nobody[[0, 2]])
+    torch.testing.assert_close(some[1], known[1])
+    assert float((known - nobody).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("what", ["scene", "identity", "log_snr"])
+def test_it_listens_to_every_condition(what):
+    net, (x, log_snr, scene, who) = tiny(), inputs()
+    given = {"log_snr": log_snr, "scene": scene, "identity": who}
+    with torch.no_grad():
+        before, after = (net(x, **given), net(x, **given | {what: given[what] + 1}))
+    assert float((before - after).abs().max()) > 1e-3
+
+
+def test_tokens_reach_the_pixels_by_attention_alone():
+    """With the adaptive norms cut off, what is left of an identity comes through the attention's tokens."""
+    net, (x, log_snr, scene, who) = tiny(), inputs()
+    for name, module in net.named_modules():
+        if name.endswith("modulation"):
+            torch.nn.init.zeros_(module.weight)
+    with torch.no_grad():
+        assert float((net(x, log_snr, scene, who) - net(x, log_snr, scene, -who)).abs().max()) > 1e-4
+        for name, module in net.named_modules():
+            if name.endswith("of_tokens"):
+                torch.nn.init.zeros_(module.weight)
+        torch.testing.assert_close(net(x, log_snr, scene, who), net(x, log_snr, scene, -who))
+
+
+def test_a_checkpoint_rebuilds_it(tmp_path):
+    net, (x, log_snr, scene, who) = tiny(), inputs()
+    orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), "v").save(tmp_path)
+    again = orn.load(tmp_path)
+    torch.testing.assert_close(again.net(x, log_snr, scene, who), net(x, log_snr, scene, who))
+    assert again.conditions == ("scene", "identity", "dropped")
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_presets_fit_the_usual_sizes(size):
+    net = FaceUNet.preset("xs", size=size, scene=5, identity=4)
+    with torch.no_grad():
+        out = net(torch.zeros(1, 3, size, size), torch.zeros(1), torch.zeros(1, 5, size, size), torch.zeros(1, 4))
+    assert out.shape == (1, 3, size, size)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"scene": None}, "scene is missing"),
+        ({"scene": torch.zeros(3, 4, 16, 16)}, "scene is"),
+        ({"identity": torch.zeros(3, 7)}, "identity is"),
+        ({"identity": None, "dropped": torch.ones(3, dtype=torch.bool)}, "dropped goes with an identity"),
+        ({"x": torch.zeros(3, 3, 8, 8)}, "this net takes"),
+        ({"log_snr": torch.zeros(2)}, "log_snr"),
+    ],
+)
+def test_wrong_input_is_named(wrong, message):
+    x, log_snr, scene, who = inputs()
+    with pytest.raises(ValueError, match=message):
+        tiny()(**{"x": x, "log_snr": log_snr, "scene": scene, "identity": who} | wrong)
+
+
+def test_wrong_settings_are_named():
+    with pytest.raises(ValueError, match="not divisible by 8"):
+        FaceUNet(3, 20, 5, 6, multipliers=(1, 2, 2), depths=(1, 1, 1))
+    with pytest.raises(ValueError, match="one per level"):
+        FaceUNet(3, 16, 5, 6, multipliers=(1, 2), depths=(1,))
+    with pytest.raises(ValueError, match="positive"):
+        FaceUNet(3, 16, 0, 6)
+    with pytest.raises(ValueError, match="no preset 'z'"):
+        FaceUNet.preset("z", size=64, scene=5, identity=4)
