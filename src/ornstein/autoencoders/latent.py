@@ -22,6 +22,7 @@ _ENCODER = STREAM + 16
 TILE = 64  # latents a side that are decoded at once
 _OVERLAP = 16
 _BATCH = 64
+_DETERMINISTIC = ("ae", "vq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,11 @@ class LatentSpace:
         """(c, h, w) of the latents; (n, 1, 1) where they are vectors of n numbers."""
         shape = tuple(self.autoencoder.latent_shape)
         return shape if len(shape) == 3 else (*shape, 1, 1)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether q(z|x) has a density, and the joint bound exists."""
+        return self.autoencoder.kind not in _DETERMINISTIC
 
     @property
     def log_scale(self) -> float:
@@ -197,15 +203,15 @@ def joint_bound(
 
     Raises UserError where the encoder has no density: those of "ae" and "vq" are deterministic.
     """
+    if not space.stochastic:
+        raise UserError(
+            "this autoencoder has no joint bound: its encoder is deterministic, and log q(z|x) does not exist; "
+            "train one with --model kl or vae"
+        )
     parts = []
     for own in chunks(len(x0), batch):
         x = x0[own]
         mean, std = space.encode(x.float())
-        if bool((std <= 0).any()):
-            raise UserError(
-                "this autoencoder has no joint bound: its encoder is deterministic, and log q(z|x) does not exist; "
-                "train one with --model kl or vae"
-            )
         mean, std = mean.double().cpu(), std.double().cpu()
         y = mean + std * normal(tuple(mean.shape), seed, own + first, 0, _ENCODER, torch.float64)
         with torch.no_grad():

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet, batch_indices, save_grid, to_uint8
 from ornstein.denoiser import Denoiser
 from ornstein.evaluation.frechet import pixel_frechet
+from ornstein.evaluation.held_out import bits_by_own_prior, bits_of_images
 from ornstein.evaluation.neighbours import copy_report, knn_agreement, nearest
 from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
 from ornstein.sampling import State, sample
@@ -25,6 +27,7 @@ _SHOWN = 10  # images a class
 _PAIRS = 24
 _FILM = 20  # images of the denoising film
 _NEIGHBOURS = 5
+_BOUNDED = 32  # held-out images for the joint bound of a latent model
 _ENOUGH = 8  # held-out images, below which no score says anything
 
 Advance = Callable[[str, int, int], object]
@@ -94,6 +97,8 @@ def write_run_report(
     labels = denoiser.data.labels(judged)
     samples = draw(denoiser, labels, judged)
     scores = _scores(samples, labels, train, held_out) if len(held_out) >= _ENOUGH else []
+    if isinstance(denoiser.space, LatentSpace) and denoiser.space.stochastic:
+        scores += _joint_bound(denoiser, denoiser.space, held_out)
     near = nearest(samples[:_PAIRS], train.images)
 
     quality = []
@@ -124,6 +129,22 @@ def write_run_report(
     )
     advance("done", total, total)
     return scores
+
+
+def _joint_bound(denoiser: Denoiser, space: LatentSpace, held_out: ImageSet) -> list[Score]:
+    rows = batch_indices(len(held_out), min(_BOUNDED, len(held_out)), step=0, seed=0)
+    assert denoiser.data is not None
+    labels = None if held_out.labels is None or not denoiser.data.classes else held_out.labels[rows]
+    own = bits_by_own_prior(space, held_out.images[rows])
+    found = bits_of_images(denoiser, held_out.images[rows], "continuous", labels)
+    return [
+        Score(
+            "Bits/dim",
+            f"{found.mean:.3f} ± {found.error:.3f}",
+            f"joint bound on -log2 p(x) per channel and pixel of {found.count} held-out images, with its standard error",
+            f"{own.mean:.3f} with the autoencoder's own prior",
+        )
+    ]
 
 
 def _agreement(samples: Tensor, labels: Tensor, train: ImageSet) -> float:
