@@ -14,7 +14,8 @@ from ornstein.evaluation import held_out as streaming
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.findings import tables
 from ornstein.evaluation.held_out import bits_of_images
-from ornstein.evaluation.judge import Plan, Spread, class_numbers, judge
+from ornstein.evaluation.judge import Plan, Spread, judge
+from ornstein.evaluation.matched import class_numbers
 
 SHAPE = (1, 4, 4)
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -50,6 +52,7 @@ def test_a_scene_shows_the_surroundings_and_of_the_face_a_blur():
     torch.testing.assert_close(s[:, :3][inside], blurred(target)[inside])
     assert torch.equal(s[:, 3:4], 2 * mask - 1)
     assert s[0, 4].argmax() == 8 * 16 + 3 and float(s[0, 4].max()) == 1  # row y = 8, column x = 3
+    assert float((s[0, 4, 8, 4] + 1) / 2) == pytest.approx(min(1, 5 * math.exp(-2)))  # a pixel is 2 deviations
     # nothing of the face beyond the means of its cells is left in it
     other = target.clone()
     other[:, :, 4:6, 4:6] = other[:, :, 4:6, 4:6].flip(3)  # within one cell of 2x2 pixels

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ornstein import Denoiser, Process
 from ornstein.likelihood import bits_per_dim, ode
 from ornstein.likelihood.dequantise import dequantise
-from ornstein.likelihood.runge_kutta import _ERROR, _NODES, _STAGES
+from ornstein.solvers.runge_kutta import _ERROR, _NODES, _STAGES
 from ornstein.noise import AR1, Identity, Matrix
 from ornstein.oracles import GaussianMixture, Oracle
 from ornstein.schedules import EDM, VE, Cosine, Discrete, LinearBeta, Rectified, Schedule

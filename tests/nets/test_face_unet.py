@@ -19,10 +19,22 @@ def inputs(n: int = 3):
     return torch.randn(n, 3, 16, 16), torch.linspace(-3, 3, n), torch.randn(n, 5, 16, 16), torch.randn(n, 6)
 
 
-def test_it_answers_zero_until_it_is_trained():
-    x, log_snr, scene, who = inputs()
-    out = FaceUNet(3, 16, 5, 6, width=16, multipliers=(1, 2), depths=(1, 1))(x, log_snr, scene, who)
-    assert out.shape == x.shape and not out.any()
+def test_untrained_it_is_the_best_linear_guess_about_the_scene():
+    """For x0 ~ N(c, q^2) given x = a x0 + s eps: E[x0 | x] = c + (a q^2 / (a^2 q^2 + s^2)) (x - a c)."""
+    process = orn.Process(orn.schedules.Cosine())
+    net = FaceUNet(3, 16, 5, 6, width=16, multipliers=(1, 2), depths=(1, 1), spread=0.5)
+    x, _, scene, who = inputs()
+    scene[:, 3, :8], scene[:, 3, 8:] = 1, -1
+    t = torch.tensor([0.1, 0.5, 0.9])
+    x0 = orn.Denoiser(net, process, "v")(x, t, scene=scene, identity=who).x0
+    a, s = process.coefficients(t, x)
+    for rows, q in ((slice(0, 8), 0.5 / 4), (slice(8, 16), 0.05 / 4)):
+        c, y = scene[:, :3, rows], x[:, :, rows]
+        want = c + (a * q**2 / (a**2 * q**2 + s**2)) * (y - a * c)
+        torch.testing.assert_close(x0[:, :, rows], want, atol=1e-5, rtol=1e-4)
+    # at t = 1, all but pure noise, the picture of the scene, and at no noise x itself
+    torch.testing.assert_close(orn.Denoiser(net, process, "v")(x, 1.0, scene=scene).x0, scene[:, :3], atol=0.01, rtol=0)
+    torch.testing.assert_close(orn.Denoiser(net, process, "v")(x, 0.0, scene=scene).x0, x)
 
 
 def test_a_dropped_identity_is_none_at_all_row_by_row():
@@ -96,7 +108,32 @@ def test_wrong_settings_are_named():
         FaceUNet(3, 20, 5, 6, multipliers=(1, 2, 2), depths=(1, 1, 1))
     with pytest.raises(ValueError, match="one per level"):
         FaceUNet(3, 16, 5, 6, multipliers=(1, 2), depths=(1,))
-    with pytest.raises(ValueError, match="positive"):
-        FaceUNet(3, 16, 0, 6)
+    for wrong in ({"scene": 3}, {"identity": 0}, {"spread": 0.0}):
+        with pytest.raises(ValueError, match="scene has more channels"):
+            FaceUNet(**{"channels": 3, "size": 16, "scene": 5, "identity": 6} | wrong)
     with pytest.raises(ValueError, match="no preset 'z'"):
         FaceUNet.preset("z", size=64, scene=5, identity=4)
+
+
+def test_what_is_left_to_learn_has_unit_variance():
+    """For x0 of deviation `spread` about the scene's picture, F's target has mean square 1 at every noise level."""
+    process = orn.Process(orn.schedules.Cosine())
+    net = FaceUNet(3, 16, 5, 6, width=16, multipliers=(1, 2), depths=(1, 1), spread=0.4)
+    draw = torch.Generator().manual_seed(0)
+    scene = torch.rand(16, 5, 16, 16, generator=draw)
+    scene[:, 3] = 1
+    x0 = scene[:, :3] + 0.4 * torch.randn(16, 3, 16, 16, generator=draw)
+    z = torch.randn(16, 3, 16, 16, generator=draw)
+    answer = net.head[2]
+    for t in (0.02, 0.1, 0.3, 0.6, 0.95):
+        times = torch.full((16,), t)
+        x = process.add_noise(x0, times, z)
+        a, s = process.coefficients(times, x)
+        log_snr = process.schedule.log_snr(times).float()
+        with torch.no_grad():
+            answer.bias.zero_()
+            plain = net(x, log_snr, scene)
+            answer.bias.fill_(1.0)  # F = 1 everywhere: what it does to the answer is its scale
+            scale = plain - net(x, log_snr, scene)
+        target = (plain - (a * z - s * x0)) / scale
+        assert float(target.square().mean()) == pytest.approx(1, rel=0.08)

@@ -7,7 +7,15 @@ import torch
 from safetensors import safe_open
 
 from ornstein.errors import RunError, UserError
-from ornstein.files import atomic_save_tensors, atomic_write, read_json, remove_partial
+from ornstein.files import (
+    CHECKSUM,
+    atomic_save_tensors,
+    atomic_write,
+    keep_previous,
+    load_tensors,
+    read_json,
+    remove_partial,
+)
 
 
 def test_write_replaces(tmp_path):
@@ -22,7 +30,7 @@ def test_tensors_keep_values_and_metadata(tmp_path):
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     atomic_save_tensors(tmp_path / "t.safetensors", {"x": x, "n": torch.tensor(3)}, {"k": "v"})
     with safe_open(tmp_path / "t.safetensors", "pt") as f:
-        assert f.metadata() == {"k": "v"}
+        assert f.metadata().keys() == {"k", CHECKSUM} and f.metadata()["k"] == "v"
         assert torch.equal(f.get_tensor("x"), x)
         assert f.get_tensor("n").item() == 3
 

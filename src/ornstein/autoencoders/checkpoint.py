@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as save_tensors
-
 from ornstein.autoencoders.autoencoder import Autoencoder
 from ornstein.autoencoders.kinds import AUTOENCODERS
 from ornstein.checkpoint import CONFIG, FORMAT, MODEL, load_weights, read_config
 from ornstein.errors import UserError
-from ornstein.files import atomic_write
+from ornstein.files import atomic_save_tensors, atomic_write
 
 
 def to_config(model: Autoencoder, extra: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -25,8 +23,7 @@ def save(model: Autoencoder, path: str | Path, extra: dict[str, Any] | None = No
     """Write the folder `path`; the config goes last: a folder without it is no model. RunError where it cannot."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().to("cpu").contiguous() for k, v in model.state_dict().items()}
-    atomic_write(folder / MODEL, save_tensors(tensors))
+    atomic_save_tensors(folder / MODEL, model.state_dict(), {})
     atomic_write(folder / CONFIG, (json.dumps(to_config(model, extra), indent=1) + "\n").encode())
 
 

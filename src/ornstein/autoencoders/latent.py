@@ -165,7 +165,7 @@ def _starts(n: int, tile: int, overlap: int) -> list[int]:
 
 
 def _fade(n: int, overlap: int, like: Tensor) -> Tensor:
-    """Weights (n,) that rise over the first `overlap` and fall over the last; never 0, for the rim has one tile only."""
+    """Weights (n,) that rise over the first `overlap` and fall over the last, never 0: the rim has one tile only."""
     ramp = torch.arange(1, n + 1, device=like.device, dtype=like.dtype)
     return torch.minimum(ramp, ramp.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
 

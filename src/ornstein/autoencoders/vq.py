@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +128,8 @@ class Codebook(nn.Module):
     """K entries (K, D), each the moving average of the tokens that were nearest to it (van den Oord et al. 2017, A.1).
 
     N_k <- decay N_k + (1 - decay) n_k, m_k <- decay m_k + (1 - decay) sum of the n_k tokens, e_k = m_k/N_k. All of it
-    is in buffers, float32, none of it in parameters. A new codebook is all dead: its first batch fills it.
+    is in buffers, float32, none of it in parameters. A new codebook is all dead: its first batch fills it. `gather`
+    puts the rows of all processes that share a batch together.
     """
 
     entries: Tensor
@@ -140,6 +141,7 @@ class Codebook(nn.Module):
         if size < 2 or not 0 <= decay < 1:
             raise ValueError(f"a codebook has at least 2 entries and a decay in [0, 1), got {size} and {decay}")
         self.size, self.decay = size, decay
+        self.gather: Callable[[Tensor], Tensor] = alone
         self.register_buffer("entries", torch.zeros(size, dimension))
         self.register_buffer("counts", torch.zeros(size))
         self.register_buffer("sums", torch.zeros(size, dimension))
@@ -153,7 +155,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def update(self, tokens: Tensor, indices: Tensor) -> None:
         """One step of the moving averages."""
-        tokens = tokens.to(self.entries.dtype)
+        tokens, indices = self.gather(tokens.to(self.entries.dtype)), self.gather(indices)
         used = torch.bincount(indices, minlength=self.size).to(self.counts)
         sums = torch.zeros_like(self.sums).index_add_(0, indices, tokens)
         self.counts.lerp_(used, 1 - self.decay)
@@ -167,6 +169,7 @@ class Codebook(nn.Module):
 
         Hardly is below a tenth of an equal share of the tokens; the new entry starts with an equal share.
         """
+        tokens = self.gather(tokens)
         share = len(tokens) / self.size
         dead = self.counts < _DEAD * share
         place = torch.special.ndtr(noise(_LATER, (self.size,)).double()).to(tokens.device)
@@ -182,6 +185,11 @@ class Codebook(nn.Module):
     def perplexity(self) -> Tensor:
         """Of the moving averages of the usage: K where all entries are used alike, 1 where one is used alone."""
         return perplexity(self.counts)
+
+
+def alone(rows: Tensor) -> Tensor:
+    """What `Codebook.gather` is with one process: the rows themselves."""
+    return rows
 
 
 def perplexity(counts: Tensor) -> Tensor:

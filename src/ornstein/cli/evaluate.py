@@ -21,7 +21,8 @@ from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.findings import tables, write_findings
 from ornstein.evaluation.held_out import METHODS
-from ornstein.evaluation.judge import Plan, check_images, image_shape, judge
+from ornstein.evaluation.judge import Plan, judge
+from ornstein.evaluation.matched import check_images, image_shape
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.files import atomic_write, read_json, write_error
 from ornstein.solvers import SOLVERS

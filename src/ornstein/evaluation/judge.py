@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ornstein.autoencoders.latent import LatentSpace
-from ornstein.data import ImageSet, batch_indices, to_uint8, to_unit
-from ornstein.denoiser import Data, Denoiser
+from ornstein.data import ImageSet, to_uint8, to_unit
+from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.features import Features
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.evaluation.held_out import CALLS, METHODS, Bits, bits_by_own_prior, bits_of_images
 from ornstein.evaluation.kernel import kernel_distance
+from ornstein.evaluation.matched import check_images, choose, class_numbers, image_shape, sample_labels
 from ornstein.evaluation.neighbours import CopyReport, copy_report, nearest
 from ornstein.evaluation.precision import precision_recall
 from ornstein.likelihood import Dequantiser, fit_dequantiser
@@ -172,16 +173,16 @@ def judge(
     if len(held_out) < ENOUGH:
         raise UserError(f"{held_out.source} leaves {len(held_out)} images to judge by: at least {ENOUGH} are needed")
     work = _Work(plan, min(plan.images, len(held_out)), advance)
-    chosen = _choice(held_out, plan.count)
+    chosen = choose(held_out, plan.count)
     real = held_out.images[chosen]
     classes = class_numbers(held_out, d.data)
     extract = features(real)
     real_features = extract(real)
-    labels = _sample_labels(d.data, None if classes is None else classes[chosen], plan.count)
+    labels = sample_labels(d.data, None if classes is None else classes[chosen], plan.count)
 
     bits = []
     dequantiser = None if train is None or _VARIATIONAL not in plan.methods else _dequantiser(d, train, work)
-    scored = _choice(held_out, plan.images)
+    scored = choose(held_out, plan.images)
     for method in plan.methods:
         own = None if classes is None else classes[scored]
         seen = work.start(f"likelihood, {method}", CALLS[method])
@@ -209,8 +210,8 @@ def judge(
     floor, copies = None, None
     samples = torch.cat(kept)[:keep]
     if train is not None:
-        floor = _row("training images", 0, [_compare(extract(train.images[_choice(train, plan.count)]), real_features)])
-        copies = copy_report(samples, train.images, held_out.images[_choice(held_out, keep)])
+        floor = _row("training images", 0, [_compare(extract(train.images[choose(train, plan.count)]), real_features)])
+        copies = copy_report(samples, train.images, held_out.images[choose(held_out, keep)])
     near = nearest(samples[:_PAIRS], (train or held_out).images)
     work.finish()
     return Judgement(
@@ -227,53 +228,6 @@ def judge(
         nearest=(train or held_out).images[near.index],
         distances=near.distance,
     )
-
-
-def image_shape(d: Denoiser) -> tuple[int, ...]:
-    """(C, H, W) of the images that the model makes. Raises UserError where it makes something else."""
-    if d.shape is None or len(d.shape) != 3:
-        made = "samples it does not describe" if d.shape is None else f"clips {_by(d.shape)}"
-        raise UserError(f"only models of images can be judged: this one makes {made}")
-    return d.shape
-
-
-def check_images(own: tuple[int, ...], images: ImageSet) -> None:
-    """Raise UserError unless the images are of the model's own (C, H, W); it says both."""
-    shape = tuple(images.images.shape[1:])
-    if shape != own:
-        raise UserError(
-            f"{images.source} has images of {_by(shape)} (channels x height x width), but the model makes "
-            f"{_by(own)}: give it images like those it was trained on"
-        )
-
-
-def class_numbers(images: ImageSet, data: Data) -> Tensor | None:
-    """The model's number (N,) of each image's class, by name; None where either has none, or the model lacks one."""
-    if images.labels is None or not set(images.classes) <= set(data.classes):
-        return None
-    return torch.tensor([data.classes.index(name) for name in images.classes])[images.labels]
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(str(n) for n in shape)
-
-
-def _choice(images: ImageSet, count: int) -> Tensor:
-    """`count` of the images at most, always the same ones, in their order."""
-    return batch_indices(len(images), min(count, len(images)), step=0, seed=0).sort().values
-
-
-def _sample_labels(data: Data, real: Tensor | None, count: int) -> Tensor | None:
-    """The classes to sample: those of the real images over and over, or each in turn."""
-    if real is None:
-        return data.labels(count)
-    # A stride through them, so that a part of the samples has all the classes too.
-    return real[(torch.arange(count) * _stride(len(real))) % len(real)]
-
-
-def _stride(n: int) -> int:
-    """A number without a common divisor with n, about 0.618 n."""
-    return next(k for k in range(max(1, round(0.618 * n)), n + 2) if math.gcd(k, n) == 1)
 
 
 def _copies(count: int, shape: Sequence[int]) -> int:
@@ -309,7 +263,7 @@ class _Work:
 def _dequantiser(d: Denoiser, train: ImageSet, work: _Work) -> Dequantiser:
     """Fitted to training images; a backward pass counts as two calls."""
     assert d.data is not None
-    chosen = _choice(train, _FIT_IMAGES)
+    chosen = choose(train, _FIT_IMAGES)
     classes = class_numbers(train, d.data)
     cond = {"label": None if classes is None else classes[chosen]}
     seen = work.start("dequantiser", 3 * _FIT_BATCH)

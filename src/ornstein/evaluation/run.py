@@ -141,7 +141,7 @@ def _joint_bound(denoiser: Denoiser, space: LatentSpace, held_out: ImageSet) -> 
         Score(
             "Bits/dim",
             f"{found.mean:.3f} ± {found.error:.3f}",
-            f"joint bound on -log2 p(x) per channel and pixel of {found.count} held-out images, with its standard error",
+            f"joint bound on -log2 p(x) per channel and pixel of {found.count} held-out images, ± standard error",
             f"{own.mean:.3f} with the autoencoder's own prior",
         )
     ]

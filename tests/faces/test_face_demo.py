@@ -1,0 +1,17 @@
+from ornstein.faces.demo import demo
+from ornstein.faces.sampling import FaceModel
+
+
+def test_a_demo_leaves_a_model_scores_and_a_report(tmp_path):
+    stages = []
+    settings = {"minutes": 0.04, "size": 32, "people": 3, "photos": 64, "frames": 4}
+    done = demo(tmp_path, **settings, tell=lambda stage, fraction: stages.append((stage, fraction)))
+    assert set(done.scores) == {"swap", "target as it is", "source pasted", "truth, 8-bit noise"}
+    page = done.report.read_text()
+    assert all(word in page for word in ("source pasted", "PSNR", "top-1", "Clips"))
+    assert (tmp_path / "clip.mp4").stat().st_size > 1000 and (tmp_path / "swaps.png").exists()
+    assert FaceModel.load(tmp_path).size == 32
+    assert [stage for stage, _ in stages].index("judging") > [stage for stage, _ in stages].index("training the swap")
+    # called again it trains no more
+    again = demo(tmp_path, **settings)
+    assert again.scores["swap"] == done.scores["swap"]
