@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
 from ornstein import noise, schedules
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
-from ornstein.files import atomic_write
+from ornstein.files import atomic_save_tensors, atomic_write, load_tensors, read_json
 from ornstein.nets import NETS
 from ornstein.process import Process
+from ornstein.solvers.tuned import Tuned
 
 FORMAT = 1
 CONFIG = "config.json"
 MODEL = "model.safetensors"
+TUNED = "tuned.json"
+
+# What a model's trajectories follow from, besides its weights.
+_TRAJECTORY = ("schedule", "noise", "prediction", "data_std", "data_covariance", "net", "data")
 
 
 def to_config(denoiser: Denoiser, extra: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -53,8 +56,7 @@ def save(denoiser: Denoiser, path: str | Path, extra: dict[str, Any] | None = No
     """Write the folder `path`. The config goes last: a folder without it is no model, so none is ever half written."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().to("cpu").contiguous() for k, v in denoiser.net.state_dict().items()}
-    atomic_write(folder / MODEL, save_tensors(tensors))
+    atomic_save_tensors(folder / MODEL, denoiser.net.state_dict(), {})
     atomic_write(folder / CONFIG, (json.dumps(to_config(denoiser, extra), indent=1) + "\n").encode())
 
 
@@ -88,9 +90,15 @@ def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
         if net is None:
             arguments = dict(config["net"])
             kind = arguments.pop("type")
-            if kind not in NETS:
+            if kind == "DiffusersNet":
+                # It needs a library that no other network needs.
+                from ornstein.interop.diffusers import DiffusersNet
+
+                net = DiffusersNet(**arguments)
+            elif kind in NETS:
+                net = NETS[kind](**arguments)
+            else:
                 raise ValueError(f"unknown network {kind!r}; give it as ornstein.load(path, net=...)")
-            net = NETS[kind](**arguments)
         process = Process(schedules.from_config(config["schedule"]), noise.from_config(config["noise"]))
         data = None
         if "data" in config:
@@ -112,10 +120,7 @@ def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
 
 
 def load_weights(net: nn.Module, file: Path) -> None:
-    try:
-        tensors = load_tensors(file.read_bytes())
-    except (OSError, SafetensorError) as e:
-        raise UserError(f"{file} cannot be read: {e}") from e
+    tensors, _ = load_tensors(file)
     own = net.state_dict()
     missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or foreign:
@@ -127,3 +132,54 @@ def load_weights(net: nn.Module, file: Path) -> None:
         if not bool(torch.isfinite(tensors[name]).all()):
             raise UserError(f"{file}: {name} has values that are not finite; the file is damaged")
     net.load_state_dict(tensors)
+
+
+def fingerprint(path: str | Path) -> str:
+    """A hash of the model at `path`: of its weights and of all that its trajectories follow from."""
+    folder, config = Path(path), read_config(path)
+    told = json.dumps({k: config.get(k) for k in _TRAJECTORY}, sort_keys=True)
+    try:
+        weights = (folder / MODEL).read_bytes()
+    except OSError as e:
+        raise UserError(f"{folder / MODEL} cannot be read: {e}") from e
+    return hashlib.sha256(weights + told.encode()).hexdigest()
+
+
+def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
+    """Store solvers that were tuned for the model at `path` beside it; those for other numbers of steps stay."""
+    folder, own = Path(path), fingerprint(path)
+    known: dict[tuple[int, float], dict[str, Any]] = {}
+    if (folder / TUNED).is_file():
+        stored = read_json(folder / TUNED)
+        if stored.get("model") == own:
+            known = {(len(t.steps), t.guidance): t.to_config() for t in _tuned(folder, stored)}
+    known |= {(len(t.steps), t.guidance): t.to_config() for t in solvers}
+    content = {"format": FORMAT, "model": own, "solvers": [known[key] for key in sorted(known)]}
+    atomic_write(folder / TUNED, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_tuned(path: str | Path, steps: int | None = None) -> list[Tuned]:
+    """The solvers tuned for the model at `path`, of `steps` steps or all; none where none were.
+
+    Raises UserError where they were tuned for another model: other weights, another schedule or other noise.
+    """
+    folder = Path(path)
+    if not (folder / TUNED).is_file():
+        return []
+    stored = read_json(folder / TUNED)
+    found = [t for t in _tuned(folder, stored) if steps is None or len(t.steps) == steps]
+    if found and stored.get("model") != fingerprint(path):
+        raise UserError(
+            f"{folder / TUNED} was tuned for another model than {folder} holds now: "
+            f"run `ornstein tune {folder}` again, or name a --solver"
+        )
+    return found
+
+
+def _tuned(folder: Path, stored: dict[str, Any]) -> list[Tuned]:
+    try:
+        if stored["format"] != FORMAT:
+            raise ValueError(f"format {stored['format']} is not {FORMAT}")
+        return [Tuned.from_config(c) for c in stored["solvers"]]
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{folder / TUNED} cannot be used: {e}; run `ornstein tune {folder}` again") from e

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ornstein.denoiser import Denoises
+from ornstein.denoiser import Denoiser, Denoises
 from ornstein.guidance import ClassifierFree
 from ornstein.process import Prediction, Process
 from ornstein.randomness import normal
 from ornstein.schedules import Times
-from ornstein.solvers import SOLVERS, Solver, ddim, grids
+from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
 
 # The draw that a trajectory starts from; the noise of step k is draw k + 1.
 _START = 0
@@ -32,7 +33,7 @@ class State:
 
 
 @dataclass(frozen=True)
-class _Conditioned:
+class Conditioned:
     """A denoiser with its condition filled in."""
 
     denoiser: Denoises
@@ -60,11 +61,13 @@ def sample(
     callback: Callable[[State], object] | None = None,
     batch: int | None = None,
     first: int = 0,
+    precision: torch.dtype | None = None,
 ) -> Tensor:
     """Samples of `shape` (B, *) by running the reverse process from times[0] down to times[1].
 
     Args:
-        solver: a name of `ornstein.solvers.SOLVERS`, or a solver, e.g. `partial(solvers.ddim, eta=0.5)`.
+        solver: a name of `ornstein.solvers.SOLVERS`, or a solver, e.g. `partial(solvers.ddim, eta=0.5)`; a `Tuned` one
+            (`checkpoint.load_tuned`) has its own times, which stand for grid and steps.
         grid: a name of `ornstein.solvers.grids.GRIDS`, or the times themselves; these then stand for steps and times.
         seed: sample i's noise at step k is addressed by (seed, i, k): the same in any batch and on any device.
         guidance: the scale of classifier-free guidance; 1 or None is the plain conditional model.
@@ -74,6 +77,8 @@ def sample(
         callback: called with the `State` at the start and after every step.
         batch: how many samples go through the network at once; all of them unless said otherwise.
         first: the number of the first sample, to make samples 64..127 of a set by themselves.
+        precision: the dtype of the network's convolutions and matrix products, such as torch.bfloat16; its own unless
+            given. The solver's arithmetic stays as it is.
 
     Raises ValueError for an unknown solver or grid (it names the known ones), steps < 1, a shape that `start` or a
     condition does not have, and guidance without a condition.
@@ -91,6 +96,8 @@ def sample(
         if not cond:
             raise ValueError("guidance needs a condition to lean towards, such as cond={'label': ...}; none was given")
         d = ClassifierFree(d, guidance)
+    if isinstance(step_with, Tuned):
+        grid = step_with.times
     at = grids.make(grid, d.process.schedule, times, steps)
     if start is None and float(at[0]) == 0:
         raise ValueError("these times start at the data, t = 0, which is not drawn: give them as start=...")
@@ -98,14 +105,14 @@ def sample(
     if size < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     out = []
-    with torch.no_grad(), evaluation_mode(d):
+    with torch.no_grad(), evaluation_mode(d), network_precision(d, precision):
         for low in range(0, shape[0], size):
             rows = slice(low, min(low + size, shape[0]))
             own = {k: _rows_of(k, v, rows, shape[0]) for k, v in cond.items()}
             begin = None if start is None else start[rows]
             part = (rows.stop - low, *shape[1:])
             final = None
-            for state in _trajectory(_Conditioned(d, own), part, step_with, at, seed, begin, first + low):
+            for state in _trajectory(Conditioned(d, own), part, step_with, at, seed, begin, first + low):
                 final = state.x
                 if callback is not None:
                     callback(state)
@@ -193,3 +200,27 @@ class evaluation_mode:
         if self.module is not None:
             for module, training in self.training:
                 module.training = training
+
+
+@contextmanager
+def network_precision(d: Denoises, dtype: torch.dtype | None) -> Iterator[None]:
+    """The network, and nothing around it, under autocast to `dtype`; as it is where that is None.
+
+    Raises ValueError where there is no network.
+    """
+    if dtype is None:
+        yield
+        return
+    module = module_of(d)
+    if not isinstance(module, Denoiser):
+        raise ValueError("a precision is that of a network; this denoiser has none")
+    attributes = vars(module.net)
+    own = attributes.get("forward")
+    attributes["forward"] = torch.autocast(device_of(d).type, dtype)(module.net.forward)
+    try:
+        yield
+    finally:
+        if own is None:
+            del attributes["forward"]
+        else:
+            attributes["forward"] = own

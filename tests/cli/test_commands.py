@@ -84,7 +84,7 @@ def test_sample_writes_pictures_and_a_grid(trained: Path, tmp_path: Path) -> Non
     result = ornstein("sample", trained, "-n", 5, "--steps", 3, "--out", tmp_path / "a")
     assert result.exit_code == 0, result.output
     names = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert names == [*(f"{i:05d}.png" for i in range(5)), "grid.png"]
+    assert names == [*(f"{i:05d}.png" for i in range(5)), "grid.png", "samples.json"]
     # sample 2 is the same picture in another batch, and of the class in turn
     result = ornstein("sample", trained, "-n", 3, "--steps", 3, "--batch", 1, "--out", tmp_path / "b")
     assert result.exit_code == 0, result.output

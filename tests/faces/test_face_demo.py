@@ -4,7 +4,7 @@ from ornstein.faces.sampling import FaceModel
 
 def test_a_demo_leaves_a_model_scores_and_a_report(tmp_path):
     stages = []
-    settings = {"minutes": 0.04, "size": 32, "people": 3, "photos": 64, "frames": 4}
+    settings = {"minutes": 0.04, "size": 32, "people": 2, "photos": 64, "frames": 2}
     done = demo(tmp_path, **settings, tell=lambda stage, fraction: stages.append((stage, fraction)))
     assert set(done.scores) == {"swap", "target as it is", "source pasted", "truth, 8-bit noise"}
     page = done.report.read_text()

@@ -6,9 +6,10 @@ import torch
 import ornstein as orn
 from ornstein.faces.conditions import blurred, scene
 from ornstein.faces.identity import IdentityNet, likeness
-from ornstein.faces.sampling import FaceModel, InScene, Inside, Towards, swap_crops
+from ornstein.faces.sampling import FaceModel, Inside, Towards, swap_crops
 from ornstein.guidance import ClassifierFree
 from ornstein.nets import FaceUNet
+from ornstein.sampling import Conditioned
 
 PROCESS = orn.Process(orn.schedules.Cosine())
 
@@ -118,7 +119,7 @@ def test_a_sample_does_not_depend_on_its_batch_and_starts_where_it_is_told():
 
 def test_the_state_outside_the_mask_is_the_target_noised():
     target, mask, landmarks = targets()
-    d = Inside(InScene(Painter(), scene(target, mask, landmarks)), target, mask)
+    d = Inside(Conditioned(Painter(), {"scene": scene(target, mask, landmarks)}), target, mask)
     x = torch.randn(3, 3, 16, 16)
     guess = d(x, 0.7, identity=torch.ones(3, 3))
     a, s = PROCESS.coefficients(0.7, x)
@@ -132,7 +133,7 @@ def test_the_state_outside_the_mask_is_the_target_noised():
 def test_guidance_by_the_recogniser_finds_the_face_more_alike():
     target, mask, landmarks = targets()
     m, who = model(), torch.tensor([[1.0, -2.0, 0.5]]).expand(3, -1)
-    plain = InScene(Painter(), scene(target, mask, landmarks))
+    plain = Conditioned(Painter(), {"scene": scene(target, mask, landmarks)})
     x, black = torch.randn(3, 3, 16, 16), {"identity": torch.zeros(3, 3)}
     before = plain(x, 0.3, **black).x0
     after = Towards(plain, m.recogniser, who, mask, 0.05)(x, 0.3, **black).x0

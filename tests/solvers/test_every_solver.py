@@ -16,7 +16,7 @@ from ornstein.solvers import SOLVERS, ddim, euler_maruyama, grids
 C = AR1(3, 0.7)
 # The steps that a stochastic solver draws noise for, of four: none that ends at the data, no churn above t = 1.
 STOCHASTIC = {
-    **dict.fromkeys(["ddpm", "euler-maruyama", "langevin", "dpmpp-2m-sde"], [(0, 0), (1, 0), (2, 0)]),
+    **{name: [(0, 0), (1, 0), (2, 0)] for name in ("ddpm", "euler-maruyama", "langevin", "dpmpp-2m-sde")},
     "heun-churn": [(1, 0), (2, 0), (3, 0)],
 }
 ZERO: list[Schedule] = [Cosine(None), Rectified(), Discrete.linear(1000).zero_terminal()]

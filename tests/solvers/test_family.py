@@ -32,7 +32,9 @@ def starts(p: Process, n: int = 8) -> Tensor:
 
 def errors(name: str, d, x: Tensor, reference: Tensor, steps: list[int], final) -> list[float]:
     p = d.process
-    return [rms(final(SOLVERS[name], d, x, grids.make("logistic", p.schedule, (1.0, END), n)) - reference) for n in steps]
+    return [
+        rms(final(SOLVERS[name], d, x, grids.make("logistic", p.schedule, (1.0, END), n)) - reference) for n in steps
+    ]
 
 
 @pytest.mark.parametrize("noise", [C, Identity()], ids=["AR1", "Identity"])
@@ -47,7 +49,9 @@ def test_orders_on_a_gaussian(gauss: GaussianMixture, noise: Covariance, final, 
 
 
 @pytest.mark.parametrize(
-    ("schedule", "noise"), [(LinearBeta(), C), (Cosine(), C), (LinearBeta(), Identity())], ids=lambda v: type(v).__name__
+    ("schedule", "noise"),
+    [(LinearBeta(), C), (Cosine(), C), (LinearBeta(), Identity())],
+    ids=lambda v: type(v).__name__,
 )
 def test_orders_on_a_mixture(mixture: GaussianMixture, schedule, noise: Covariance, final, order):
     p = Process(schedule, noise)
@@ -74,7 +78,12 @@ def test_few_steps_of_the_corrected_solver_beat_the_uncorrected(gauss: GaussianM
 
 @pytest.mark.parametrize(
     ("rho_from", "rho_to", "known"),
-    [(150.0, 100.0, [150.0, 157.0]), (2.0, 1.0, [2.0, 4.0, 9.0]), (0.1, 0.0, [0.1, 0.3, 0.7]), (80.0, 20.0, [20.0, 80.0])],
+    [
+        (150.0, 100.0, [150.0, 157.0]),
+        (2.0, 1.0, [2.0, 4.0, 9.0]),
+        (0.1, 0.0, [0.1, 0.3, 0.7]),
+        (80.0, 20.0, [20.0, 80.0]),
+    ],
 )
 def test_weights_of_eps_and_of_the_sde(rho_from: float, rho_to: float, known: list[float]):
     of_eps, of_sde = weights(rho_from, rho_to, known, "eps"), weights(rho_from, rho_to, known, power=2)

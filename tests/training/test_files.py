@@ -11,8 +11,6 @@ from ornstein.files import (
     CHECKSUM,
     atomic_save_tensors,
     atomic_write,
-    keep_previous,
-    load_tensors,
     read_json,
     remove_partial,
 )

@@ -6,15 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ornstein.errors import RunError, UserError
+from ornstein.errors import UserError
 from ornstein.training import processes
-from ornstein.training.state import STATE
 from ornstein.training.train import train
 
 pytest.importorskip("accelerate")
@@ -34,24 +34,40 @@ from ornstein.training.autoencoder import Autoencoding
 torch.set_num_threads(1)
 root = Path(sys.argv[2])
 
-def job(out, steps, resume=False, accumulate=1, batch=8, slow=False, **settings):
-    config = TrainConfig(steps=steps, batch=batch, checkpoint_every=10, warmup=3, precision="float32",
-                         accumulate=accumulate)
-    states = train(toys.tiny_denoiser(dropout=0.0, **settings), toys.Stripes(), config, root / out, resume)
-    for state in states:
+def job(out, steps=50, resume=False, batch=8, stop=None, slow=False, **settings):
+    config = TrainConfig(steps=steps, batch=batch, checkpoint_every=10, warmup=3, precision="float32", **settings)
+    for state in train(toys.tiny_denoiser(dropout=0.0), toys.Stripes(), config, root / out, resume):
         if slow:
-            print(os.environ["RANK"], os.getpid(), state.step, flush=True)
+            say(os.environ["RANK"], os.getpid(), state.step)
             time.sleep(0.02)
+        if state.step == stop:
+            break
 
 def codebook(out, adversarial=0.0):
     torch.manual_seed(0)
-    model = VQAutoencoder(1, 8, codes=8, latent_channels=2, width=8, depths=(1, 1, 1), attention=0)
+    model = VQAutoencoder(1, 8, codes=8, latent_channels=2, width=8, depths=(1, 1, 1))
     loss = AutoencoderLoss(model, reconstruction="l1", adversarial_weight=adversarial, adversarial_start=0.5)
-    config = TrainConfig(steps=12, batch=8, checkpoint_every=10, warmup=3, precision="float32")
+    config = TrainConfig(steps=6, batch=8, checkpoint_every=10, warmup=3, precision="float32")
     for state in run_task(Autoencoding(loss), toys.Stripes(), config, root / out):
         pass
 
-def launch(world, f, *arguments, **settings):
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # one write: lines of two processes do not mix
+
+def tried(f, *arguments, **settings):
+    try:
+        f(*arguments, **settings)
+        return 0
+    except (UserError, RunError) as error:
+        say(f"rank {os.environ.get('RANK', 0)}: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 99
+
+def launch(world, *calls):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -62,36 +78,65 @@ def launch(world, f, *arguments, **settings):
             if world > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            code = 1
-            try:
-                f(*arguments, **settings)
-                code = 0
-            except (UserError, RunError) as error:
-                print(f"rank {rank}: {error}", flush=True)
-            except KeyboardInterrupt:
-                code = 130
-            except Exception:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
+            os._exit(max(tried(f, *arguments, **settings) for f, arguments, settings in calls))
         children.append(pid)
-    return [os.waitpid(pid, 0)[1] >> 8 for pid in children]
+    say("codes", *(os.waitpid(pid, 0)[1] >> 8 for pid in children))
+
+def call(f, *arguments, **settings):
+    return f, arguments, settings
+
+for line in sys.stdin:
+    exec(line)
 """
 
 TOYS = str(Path(__file__).with_name("conftest.py"))
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
 
 
-def start(tmp_path: Path, script: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", WORKER + script, TOYS, str(tmp_path)]
-    return subprocess.Popen(command, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+class Parent:
+    """The process that forks those of a launch."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.errors = (root / "errors").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", WORKER, TOYS, str(root)],
+            env=ENVIRONMENT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
+
+    def ask(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def lines(self) -> Iterator[str]:
+        """What the processes say, up to the exit codes of a launch."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            yield line
+            if line.startswith("codes"):
+                return
+        raise AssertionError((self.root / "errors").read_text())
+
+    def launch(self, line: str) -> tuple[list[int], str]:
+        """The exit codes, and what was said."""
+        self.ask(line)
+        *said, codes = self.lines()
+        return [int(code) for code in codes.split()[1:]], "".join(said)
 
 
-def run(tmp_path: Path, script: str) -> str:
-    process = start(tmp_path, script)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, out + err
-    return out
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parent]:
+    parent = Parent(tmp_path_factory.mktemp("processes"))
+    yield parent
+    assert parent.process.stdin is not None
+    parent.process.stdin.close()
+    assert parent.process.wait(timeout=30) == 0
+    assert "Traceback" not in (parent.root / "errors").read_text()
 
 
 def curve(run: Path) -> dict[int, float]:
@@ -106,71 +151,62 @@ def same_curve(a: Path, b: Path, tolerance: float = 1e-5) -> None:
     assert max(float((weights[0][k] - weights[1][k]).abs().max()) for k in weights[0]) < 1e-3
 
 
-def test_one_and_two_processes_train_the_same(tmp_path: Path) -> None:
-    out = run(
-        tmp_path,
-        """
-assert launch(1, job, "one", 50) == [0]
-assert launch(2, job, "two", 50) == [0, 0]
-assert launch(1, job, "parts", 50, accumulate=4) == [0]
-assert launch(2, job, "both", 20, accumulate=2) == [0, 0]
-# on another number of processes, there and back
-assert launch(1, job, "both", 30, resume=True) == [0]
-assert launch(2, job, "both", 50, resume=True) == [0, 0]
-assert launch(2, job, "odd", 50, batch=9) == [1, 1]
-assert launch(2, job, "both", 60, resume=True, batch=10) == [1, 1]
-launch(1, codebook, "vq1"); launch(2, codebook, "vq2")
-assert launch(2, codebook, "gan2", adversarial=0.1) == [0, 0]
-""",
+def test_one_and_two_processes_train_the_same(parent: Parent) -> None:
+    assert parent.launch("launch(1, call(job, 'one'), call(codebook, 'vq1'))") == ([0], "")
+    codes, said = parent.launch(
+        "launch(2, call(job, 'two'), call(job, 'three', stop=20, accumulate=2), call(codebook, 'vq2'), "
+        "call(codebook, 'gan', 0.1), call(job, 'odd', batch=9))"
     )
-    for other in ("two", "parts", "both"):
-        same_curve(tmp_path / "one", tmp_path / other)
-    assert len(curve(tmp_path / "one")) == 5
-    # what only one process may write is there once
-    assert [line for line in out.splitlines() if "9 does not divide among 2 processes: use a multiple of 2" in line]
-    assert "training.batch = 8, and 10 is asked for" in out
-    assert not (tmp_path / "odd").exists()
-    same_curve(tmp_path / "vq1", tmp_path / "vq2", 1e-4)
-    entries = [load_file(tmp_path / name / "model.safetensors")["codebook.entries"] for name in ("vq1", "vq2")]
+    assert codes == [1, 1]  # the odd batch
+    assert said.count("a batch of 9 does not divide among 2 processes: use a multiple of 2") == 2 == said.count("\n")
+    assert not (parent.root / "odd").exists()
+    # on another number of processes, there and back
+    assert parent.launch("launch(1, call(job, 'three', resume=True, stop=30))") == ([0], "")
+    codes, said = parent.launch("launch(2, call(job, 'three', resume=True), call(job, 'three', resume=True, batch=10))")
+    assert codes == [1, 1]
+    assert said.count("training.batch = 8, and 10 is asked for") == 2  # found by the first, told to both
+    for other in ("two", "three"):
+        same_curve(parent.root / "one", parent.root / other)
+    assert len(curve(parent.root / "one")) == 5
+    same_curve(parent.root / "vq1", parent.root / "vq2")
+    entries = [load_file(parent.root / name / "model.safetensors")["codebook.entries"] for name in ("vq1", "vq2")]
     torch.testing.assert_close(*entries, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_worker_ends_the_other_with_one_line(tmp_path: Path, victim: int) -> None:
-    process = start(tmp_path, "launch(2, job, 'run', 100000, slow=True)")
-    assert process.stdout is not None
-    pids = {}
-    for line in process.stdout:
+def test_a_killed_worker_ends_the_other_with_one_line(parent: Parent) -> None:
+    parent.ask("launch(2, call(job, 'killed', slow=True))")
+    pids: dict[int, int] = {}
+    said = parent.lines()
+    for line in said:
         rank, pid, step = map(int, line.split())
         pids[rank] = pid
         if step >= 14 and len(pids) == 2:
             break
-    os.kill(pids[victim], signal.SIGKILL)
+    os.kill(pids[0], signal.SIGKILL)  # the one that writes
     began = time.monotonic()
-    rest, errors = process.communicate(timeout=60)
+    *rest, codes = said
     assert time.monotonic() - began < 30
-    told = [line for line in rest.splitlines() if line.startswith("rank ")]
-    assert len(told) == 1 and told[0].startswith(f"rank {1 - victim}: step "), rest
+    assert codes.split() == ["codes", "0", "1"]  # a killed process has no exit code
+    told = [line for line in rest if line.startswith("rank ")]
+    assert len(told) == 1 and told[0].startswith("rank 1: step "), rest
     assert "another of the 2 processes has ended" in told[0] and "--resume" in told[0]
-    assert "Traceback" not in errors
     # and it goes on from the last checkpoint
-    run(tmp_path, "assert launch(1, job, 'run', 30, resume=True) == [0]")
-    run(tmp_path, "assert launch(1, job, 'whole', 30) == [0]")
-    same_curve(tmp_path / "whole", tmp_path / "run")
+    assert parent.launch("launch(1, call(job, 'killed', resume=True))") == ([0], "")
+    same_curve(parent.root / "one", parent.root / "killed")
 
 
-def test_a_signal_to_one_process_stops_both_with_a_checkpoint(tmp_path: Path) -> None:
-    process = start(tmp_path, "print('codes', launch(2, job, 'run', 100000, slow=True), flush=True)")
-    assert process.stdout is not None
-    for line in process.stdout:
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(parent: Parent) -> None:
+    parent.ask("launch(2, call(job, 'told', steps=10**6, slow=True))")
+    said = parent.lines()
+    for line in said:
         rank, pid, step = map(int, line.split())
-        if rank == 1 and step >= 3:
+        if rank == 0 and step >= 3:
             os.kill(pid, signal.SIGTERM)
             break
-    rest, _ = process.communicate(timeout=60)
-    codes = [line for line in rest.splitlines() if line.startswith("codes")]
-    # the one that was told is between steps, where it stops at once; the other loses it, or stops with it
-    assert codes[0] in ("codes [130, 130]", "codes [1, 130]")
+    *_, codes = said
+    # between steps it stops at once, and the other loses it; within one both see it
+    assert codes.split()[1:] in (["130", "1"], ["130", "130"])
+    assert json.loads((parent.root / "told" / "config.json").read_text())["training"]["step"] >= 3
 
 
 def test_engines_that_split_the_model_are_refused(monkeypatch: pytest.MonkeyPatch, toy, tmp_path: Path) -> None:
@@ -190,14 +226,15 @@ def test_the_plain_command_loads_no_accelerate() -> None:
 
 def test_accumulation_is_the_same_to_rounding_and_refuses_what_it_cannot(toy, tmp_path: Path) -> None:
     def losses(name: str, **settings) -> torch.Tensor:
-        states = train(toy.denoiser(dropout=0.0), toy.Images(), toy.config(**settings), tmp_path / name)
+        states = train(
+            toy.denoiser(dropout=0.0), toy.Images(), toy.config(precision="float32", **settings), tmp_path / name
+        )
         return torch.tensor([state.loss for state in states])
 
     torch.testing.assert_close(losses("a"), losses("b", accumulate=8), rtol=0, atol=1e-5)
     # a run may go on in other parts
-    rest = list(
-        train(toy.denoiser(dropout=0.0), toy.Images(), toy.config(steps=14, accumulate=2), tmp_path / "a", resume=True)
-    )
+    longer = toy.config(steps=14, accumulate=2, precision="float32")
+    rest = list(train(toy.denoiser(dropout=0.0), toy.Images(), longer, tmp_path / "a", resume=True))
     assert [state.step for state in rest] == [13, 14]
     with pytest.raises(UserError, match="a batch of 8 does not divide among 1 process in 3 parts each"):
         losses("c", accumulate=3)
@@ -213,4 +250,3 @@ def test_another_process_that_is_gone_is_not_taken_for_any_error() -> None:
     assert Two().lost(RuntimeError("[...gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234"))
     assert not Two().lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not processes.Processes().lost(RuntimeError("Connection closed by peer"))
-    assert issubclass(RunError, Exception) and STATE.name

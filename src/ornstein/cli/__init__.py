@@ -2,13 +2,16 @@
 
 import typer
 
+from ornstein.cli.bench import bench
 from ornstein.cli.command import run
 from ornstein.cli.demo import demo
 from ornstein.cli.evaluate import evaluate
 from ornstein.cli.faces import faces
 from ornstein.cli.fit_noise import fit_noise
 from ornstein.cli.sample import sample
+from ornstein.cli.swap import swap
 from ornstein.cli.train import train
+from ornstein.cli.tune import tune
 
 app = typer.Typer(
     name="ornstein",
@@ -17,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sample, evaluate, fit_noise):
+for command in (demo, train, sample, tune, bench, evaluate, fit_noise, swap):
     app.command()(run(command))
 app.add_typer(faces, name="faces")
 

@@ -7,13 +7,17 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ornstein.errors import RunError, UserError
+from ornstein.training.config import autocast_dtype
+from ornstein.training.processes import launched, rank
 
-console = Console(highlight=False, soft_wrap=True)  # a path is one line, to be copied
+# A path is one line, to be copied. Of several processes the first one speaks, and all of them say why they end.
+console = Console(highlight=False, soft_wrap=True, quiet=rank() > 0)
 _stderr = Console(stderr=True, highlight=False)
 
 
@@ -34,7 +38,8 @@ def run(command: Callable[..., None]) -> Callable[..., None]:
             if os.environ.get("ORNSTEIN_TRACEBACK") == "1":
                 raise
             code = 2 if isinstance(error, ValueError) else getattr(error, "exit_code", 1)
-            _stderr.print(f"[bold red]error:[/] {_one_line(error)}", markup=True, soft_wrap=True)
+            who = f"process {rank()} of {launched()}: " if launched() > 1 else ""
+            _stderr.print(f"[bold red]error:[/] {who}{_one_line(error)}", markup=True, soft_wrap=True)
             raise typer.Exit(code) from None
 
     return wrapped
@@ -43,6 +48,13 @@ def run(command: Callable[..., None]) -> Callable[..., None]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text.replace("[", r"\[")
+
+
+def read_precision(text: str, device: torch.device) -> torch.dtype | None:
+    """--precision as the dtype to autocast to, None for float32; UserError for what is none."""
+    if text not in ("auto", "float32", "bf16"):
+        raise UserError(f"--precision {text!r} is unknown: auto, float32 or bf16")
+    return autocast_dtype(text, device)
 
 
 def progress(unit: str, transient: bool = False) -> Progress:

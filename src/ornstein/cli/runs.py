@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,8 +26,8 @@ from ornstein.evaluation import Score
 from ornstein.evaluation.run import Advance, draw, write_run_report
 from ornstein.evaluation.run_autoencoder import reconstruct, write_autoencoder_report
 from ornstein.evaluation.run_clips import write_clip_report
-from ornstein.files import atomic_write, write_error
-from ornstein.training import TrainConfig, TrainState, run_task, train
+from ornstein.files import atomic_write
+from ornstein.training import TrainConfig, TrainState, processes, run_task, train
 from ornstein.training.autoencoder import Autoencoding
 from ornstein.training.latents import LatentDiffusion, LatentSet, encode_images
 from ornstein.training.state import check_new
@@ -58,23 +59,30 @@ def run(
     judged: int = 256,
     quality_steps: Sequence[int] = (),
 ) -> Finished:
-    """Train as told with a progress bar, then sample, judge and write the run's report."""
+    """Train as told with a progress bar, then sample, judge and write the run's report.
+
+    Of several processes all train; the first alone looks, writes and judges, and the others have no scores.
+    """
     check_model(settings)
+    group = processes.current()  # before anything goes to a GPU: each process has its own
     if settings.latent is not None:
         settings = _sized(settings)
     config = settings.config()  # wrong numbers are told before the data are read
     train_set, held_out, fingerprint = open_data(settings)
     settings = replace(settings, fingerprint=fingerprint)
-    job = _job(settings, config, train_set, held_out, out, resume)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(out, error) from error
-    atomic_write(out / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UserWarning)
+        job = _job(settings, config, train_set, held_out, out, resume)
+    for warning in told:
+        console.print(f"warning: {warning.message}", style="yellow")
+    if group.main:
+        atomic_write(out / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
     kind = "images" if isinstance(train_set, ImageSet) else "clips"
     about = f"{len(train_set)} {kind} of {tuple(train_set.shape)}, {job.about}"
     if train_set.skipped:
         about += f", {len(train_set.skipped)} bad files skipped (listed in the report)"
+    if group.world > 1:
+        about += f", {group.world} processes"
     console.print(about)
     total = config.steps if config.minutes is None else 60 * config.minutes
     with progress("steps" if config.minutes is None else "s") as bar:
@@ -83,8 +91,11 @@ def run(
             done = state.step if config.minutes is None else state.elapsed
             note = f"loss {state.loss:.4f}  {state.images_per_second:,.0f} {kind}/s"
             bar.update(task, completed=min(done, total or done), note=note)
-            if state.sample_due:
+            if state.sample_due and group.main:
                 job.look(state.model, out / "progress" / f"step-{state.step:06d}.png")
+    group.end()
+    if not group.main:
+        return Finished(train_set, held_out, [])
     with progress("parts") as bar:
         task = bar.add_task("judging", total=1, note="")
 
@@ -191,7 +202,7 @@ def _sized(settings: Settings) -> Settings:
 
 def _encode(path: Path, images: ImageSet, out: Path, resume: bool) -> LatentSet:
     if not resume:
-        check_new(out)  # before minutes of encoding
+        processes.current().agreed(lambda: check_new(out))  # before minutes of encoding
     elif (out / CONFIG).is_file():
         config = read_config(out)
         if "latent" not in config:
@@ -199,7 +210,12 @@ def _encode(path: Path, images: ImageSet, out: Path, resume: bool) -> LatentSet:
         LatentSpace.from_config(config["latent"], out)  # refuses where the autoencoder is another
     with progress("images", transient=True) as bar:
         task = bar.add_task("encoding", total=len(images), note="")
-        return encode_images(path, images, out, lambda done, total: bar.update(task, completed=done))
+        # one process encodes, the others find the latents there
+        group = processes.current()
+        group.agreed(
+            lambda: encode_images(path, images, out, lambda done, _: bar.update(task, completed=done)) and None
+        )
+        return encode_images(path, images, out)
 
 
 def _size(model: nn.Module) -> str:

@@ -10,25 +10,32 @@ import typer
 from torch import Tensor
 
 from ornstein import autoencoders, checkpoint
-from ornstein.cli.command import console, progress
-from ornstein.data import open_clips, save_gif, save_grid, save_mp4, save_sheet
+from ornstein.cli.command import console, progress, read_precision
+from ornstein.cli.shards import batches_of, record_of, write_images
+from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.run import SOLVER, STEPS
 from ornstein.nets.video import frames_known
-from ornstein.sampling import State
+from ornstein.sampling import State, device_of
 from ornstein.sampling import sample as draw_samples
-from ornstein.solvers import SOLVERS
-from ornstein.solvers.grids import GRIDS
+from ornstein.solvers import SOLVERS, Tuned
+from ornstein.solvers.grids import GRID, GRIDS
+from ornstein.training import processes
 from ornstein.video import sample_given, sample_long
 
 
 def sample(
     run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
     n: Annotated[int | None, typer.Option("-n", help="How many. (default: 64, or 16 clips)", min=1)] = None,
-    solver: Annotated[str, typer.Option(help=f"One of {', '.join(SOLVERS)}.")] = SOLVER,
+    solver: Annotated[
+        str | None,
+        typer.Option(help=f"One of {', '.join(SOLVERS)}, tuned. (default: tuned where the run has it, or {SOLVER})"),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = STEPS,
-    grid: Annotated[str, typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}.")] = "logistic",
+    grid: Annotated[
+        str | None, typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}. (default: {GRID})")
+    ] = None,
     label: Annotated[
         str | None,
         typer.Option("--class", help="A class, by name or number. (default: each in turn, or the given videos' own)"),
@@ -36,6 +43,9 @@ def sample(
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is the plain model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same picture in any batch.")] = 0,
     batch: Annotated[int | None, typer.Option(help="Samples through the network at once.", min=1)] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32, bf16, or auto: bf16 where the hardware multiplies it. Of the network alone.")
+    ] = "float32",
     frames: Annotated[int | None, typer.Option(help="Clips of so many frames, by overlapping windows.")] = None,
     overlap: Annotated[int | None, typer.Option(help="Frames that two windows share. (default: half)")] = None,
     given: Annotated[str | None, typer.Option(help="Videos whose frames the clips go on from.")] = None,
@@ -46,6 +56,8 @@ def sample(
 ) -> None:
     """Draw samples: a PNG each and all in grid.png, or for clips an mp4 and a gif each and all in sheet.png.
 
+    Images that are there already, of the same model and options, are kept: stopped, the command goes on where it was.
+    `torchrun --nproc-per-node 8 -m ornstein sample ...` shares them out; each is the same picture as of one process.
     A run of an autoencoder draws from its own prior, by -n and --seed alone.
 
     Example: ornstein sample runs/photos -n 64 --steps 20 --seed 1
@@ -67,15 +79,29 @@ def sample(
         labels = torch.full((n,), _class_number(label, denoiser.data, run))
     if guidance != 1 and not denoiser.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
+    own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
+    chosen = _solver(run, solver, steps, grid, guidance, own_noise)
+    name = chosen if isinstance(chosen, str) else "tuned"
+    dtype = read_precision(precision, device_of(denoiser))
+    if dtype is not None and not own_noise:
+        raise UserError("--precision is for whole samples from noise, not for --given and --frames")
     options: dict[str, Any] = {
-        "solver": solver,
+        "solver": chosen,
         "steps": steps,
-        "grid": grid,
+        "grid": grid or GRID,
         "seed": seed,
         "guidance": guidance,
         "cond": {"label": labels},
         "batch": batch,
     }
+    if not clips:
+        if torch.cuda.is_available():
+            denoiser.to("cuda")
+        record = record_of(run, {k: v for k, v in options.items() if k != "cond"} | {"class": label})
+        _images(denoiser, folder, record, n, name, options)
+        return
+    if processes.launched() > 1:
+        raise UserError("clips are sampled by one process: leave out the launcher")
     if given is not None:
         samples = _go_on(denoiser, run, given, n, first, last, options)
     elif frames is not None and frames > denoiser.data.shape[1]:
@@ -86,32 +112,75 @@ def sample(
 
             def advance(state: State) -> None:
                 at = state.first // batch * steps + state.step
-                bar.update(task, completed=at, note=f"{solver}, t = {state.t:.3f}")
+                bar.update(task, completed=at, note=f"{name}, t = {state.t:.3f}")
 
             shape = list(denoiser.data.shape)
             if frames is not None:
                 shape[1] = frames
-            samples = draw_samples(denoiser, (n, *shape), callback=advance, **options)
+            samples = draw_samples(denoiser, (n, *shape), callback=advance, precision=dtype, **options)
             samples = denoiser.decode(samples)
-    if clips:
-        _write_clips(samples, folder, fps)
-    else:
-        _write_images(samples, folder)
+    _write_clips(samples, folder, fps)
+
+
+def _images(
+    denoiser: Denoiser, folder: Path, record: dict[str, Any], n: int, name: str, options: dict[str, Any]
+) -> None:
+    """Images batch by batch, those that are missing, in the processes of a launch."""
+    assert denoiser.data is not None
+    shape, batch, steps = denoiser.data.shape, options["batch"], options["steps"]
+    labels = options["cond"]["label"]
+    processes.current()
+    with progress("steps", transient=True) as bar:
+        task = bar.add_task("sampling", total=steps * batches_of(n, batch), note="")
+        before = 0
+
+        def advance(state: State) -> None:
+            bar.update(task, completed=before + state.step, note=f"{name}, t = {state.t:.3f}")
+
+        def make(rows: range) -> Tensor:
+            nonlocal before
+            own = {"cond": {"label": None if labels is None else labels[rows.start : rows.stop]}, "first": rows.start}
+            samples = draw_samples(denoiser, (len(rows), *shape), callback=advance, **options | own)
+            before += steps
+            return denoiser.decode(samples)
+
+        write_images(folder, record, n, batch, make)
+
+
+def _solver(run: Path, name: str | None, steps: int, grid: str | None, guidance: float, whole: bool) -> str | Tuned:
+    """The solver asked for; where none was, the one tuned for so many steps if the run has it.
+
+    It was tuned on whole samples from noise: with `whole` false, clips that go on from frames, it does not serve.
+    """
+    if name not in (None, "tuned") or (name is None and (grid is not None or not whole)):
+        return name or SOLVER
+    if not whole:
+        raise UserError("a tuned solver makes whole samples from noise: name another --solver for --given and --frames")
+    if grid is not None:
+        raise UserError("a tuned solver has its own times: leave out --grid")
+    for tuned in checkpoint.load_tuned(run, steps):
+        if tuned.guidance == guidance:
+            share = tuned.error / tuned.untuned
+            console.print(f"tuned solver: {steps} steps, {share:.0%} of the error of {SOLVER} where it was tuned")
+            return tuned
+    if name is None:
+        return SOLVER
+    known = ", ".join(f"{len(t.steps)} (guidance {t.guidance:g})" for t in checkpoint.load_tuned(run))
+    raise UserError(
+        f"{run} has no solver tuned for {steps} steps with guidance {guidance:g}; it has {known or 'none'}: "
+        f"`ornstein tune {run} --steps {steps} --guidance {guidance:g}`"
+    )
 
 
 def _from_autoencoder(run: Path, n: int, seed: int, folder: Path) -> None:
     """Images from an autoencoder's own prior; options of solvers have no part in it."""
     model = autoencoders.load(run)
-    with torch.no_grad():
-        parts = [model.sample(len(i), autoencoders.addressed(seed, i)) for i in torch.arange(n).split(64)]
-    _write_images(torch.cat(parts), folder)
 
+    def make(rows: range) -> Tensor:
+        with torch.no_grad():
+            return model.sample(len(rows), autoencoders.addressed(seed, torch.arange(rows.start, rows.stop)))
 
-def _write_images(images: Tensor, folder: Path) -> None:
-    for i, image in enumerate(images):
-        save_grid(image[None], folder / f"{i:05d}.png")
-    save_grid(images, folder / "grid.png", upscale=max(1, 64 // images.shape[-1]), gap=1)
-    console.print(f"{len(images)} samples in {folder}, all of them in {folder / 'grid.png'}")
+    write_images(folder, record_of(run, {"seed": seed}), n, 64, make)
 
 
 def _write_clips(clips: Tensor, folder: Path, fps: float) -> None:

@@ -62,12 +62,14 @@ class Settings:
     steps: int | None = None
     minutes: float | None = None
     batch: int | None = None
+    accumulate: int = 1
     learning_rate: float = 1e-3
     precision: str = "auto"
     objective: str | None = None
     seed: int = 0
     checkpoint_every: int = 500
     sample_every: int = 1000
+    track: str | None = None
     fingerprint: str | None = None
 
     def config(self) -> TrainConfig:

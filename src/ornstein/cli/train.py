@@ -33,6 +33,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all. (default: 20000)")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes in all, instead of steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images or clips a step. (default: 128 images, 16 clips)")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Parts to compute a batch in, where it does not fit in memory. (default: 1)")
+    ] = None,
     net: Annotated[str | None, typer.Option(help="xs, s, m or l. (default: by size and device)")] = None,
     conditional: Annotated[
         bool | None, typer.Option(help="Learn the classes. (default: where there are images enough a class)")
@@ -47,6 +50,9 @@ def train(
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. (default: 500)")] = None,
     sample_every: Annotated[
         int | None, typer.Option(help="Steps between looks at samples, 0 for none. (default: 1000)")
+    ] = None,
+    track: Annotated[
+        str | None, typer.Option(help="Log to tensorboard or wandb too. (metrics.jsonl is always written)")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT, with its own settings.")] = False,
     model: Annotated[

@@ -46,7 +46,7 @@ def decode(
             width, height = img.size
             if width * height > limit_pixels:
                 raise BadImage(f"{width}x{height} pixels: more than the limit of {limit_pixels:,}")
-            _check_side(min(width, height), size)
+            check_side(min(width, height), size)
             extent = None
             if size is not None:
                 # JPEG can decode at 1/2, 1/4 or 1/8. Twice the final size is left for Lanczos to work on.
@@ -108,7 +108,8 @@ def strict_pillow() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = truncated
 
 
-def _check_side(side: int, size: int | None) -> None:
+def check_side(side: int, size: int | None) -> None:
+    """Raises BadImage where an image of that shorter side cannot be used, or not at that size."""
     if side < MIN_SIDE:
         raise BadImage(f"too small: {side} pixel a side")
     if size is not None and side * MAX_ENLARGEMENT < size:

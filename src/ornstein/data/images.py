@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ornstein.data import arrays
 from ornstein.data.decode import (
     LIMIT_PIXELS,
     MAX_ENLARGEMENT,
     MIN_SIDE,
     BadImage,
+    check_side,
     decode,
     fit,
     strict_pillow,
@@ -119,8 +121,10 @@ def open_images(
     limit_pixels: int = LIMIT_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSet:
-    """Open an image folder, a .zip archive (read in place) or "digits", scikit-learn's 1,797 scans of 8x8.
+    """Open an image folder, an archive (read in place) or "digits", scikit-learn's 1,797 scans of 8x8.
 
+    An archive is a .zip, or a .tar as WebDataset makes them, of which a folder may hold several (see `webdataset`); or
+    the images are in a .npy or .npz file (see `arrays`), or a data set that Hugging Face's `datasets` saved on disk.
     Where all images lie in sub-folders, the first folder on the path is the class; where any lies directly
     in the source, there are no labels. An archive wrapped in one single folder is read as that folder.
     Each image is turned upright, its centre square cut out and resized to `size` pixels a side; size=None
@@ -139,6 +143,8 @@ def open_images(
         raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}")
     if str(path) == "digits" and (isinstance(path, str) or not path.exists()):
         return _open_digits(size, 1 if channels is None else channels)
+    if Path(path).suffix.lower() in arrays.SUFFIXES and Path(path).is_file():
+        return _open_arrays(Path(path), size, channels, progress)
     with open_source(Path(path)) as listing:
         skipped = list(listing.skipped)
         if not listing.entries:
@@ -180,6 +186,41 @@ def _open_digits(size: int | None, channels: int) -> ImageSet:
         file_sizes=[64] * len(images),
         labels=torch.from_numpy(np.asarray(targets).astype(np.int64)),
         classes=[str(digit) for digit in range(10)],
+    )
+
+
+def _open_arrays(
+    path: Path, size: int | None, channels: int | None, progress: Callable[[int, int], None] | None
+) -> ImageSet:
+    found = arrays.open_arrays(path)
+    height, width, own = found.shape
+    side = min(height, width)
+    try:
+        check_side(side, size)
+    except BadImage as bad:
+        raise UserError(f"the images in {path} are {bad}") from None
+    channels, size = channels or own, size or side
+    images = _allocate((found.count, channels, size, size))
+    done = 0
+    for chunk in found.chunks():
+        for pixels in chunk:
+            if (height, width, own) == (size, size, channels):
+                images[done] = pixels.transpose(2, 0, 1)
+            else:
+                picture = Image.fromarray(np.ascontiguousarray(pixels[..., 0] if own == 1 else pixels))
+                images[done] = to_array(fit(picture.convert("L" if channels == 1 else "RGB"), size))
+            done += 1
+        if progress is not None:
+            progress(done, found.count)
+    digits = len(str(found.count - 1))
+    numbers, labels = (None, None) if found.labels is None else np.unique(found.labels, return_inverse=True)
+    return ImageSet(
+        source=f"{path} ({found.about})",
+        images=torch.from_numpy(images),
+        names=[f"{i:0{digits}d}" for i in range(found.count)],
+        file_sizes=[height * width * own] * found.count,
+        labels=None if labels is None else torch.from_numpy(labels.astype(np.int64).reshape(-1)),
+        classes=[] if numbers is None else [str(number) for number in numbers],
     )
 
 

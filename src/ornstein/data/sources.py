@@ -1,4 +1,4 @@
-"""What lies in a folder or a zip archive: files of a kind in order, their classes, and what was passed over."""
+"""What lies in a folder or an archive: files of a kind in order, their classes, and what was passed over."""
 
 import os
 import re
@@ -51,15 +51,32 @@ class Listing:
 def open_source(
     path: Path, suffixes: Collection[str] = SUFFIXES, limit_bytes: int = MAX_FILE_BYTES
 ) -> Iterator[Listing]:
-    """List a folder (recursively) or a zip archive, which stays open, and is never extracted, while in use.
+    """List a folder (recursively), a zip or tar archive, which stay open, and are never extracted, while in use.
 
-    Files with other `suffixes` are counted as ignored, those above `limit_bytes` skipped.
+    A folder of tar archives and nothing of `suffixes` is read as WebDataset shards, one that `datasets` has saved as
+    that data set. Files with other `suffixes` are counted as ignored, those above `limit_bytes` skipped.
     Hidden files and folders and __MACOSX are no part of it. Raises UserError where there is no such source.
     """
+    # few sources are of these kinds
+    from ornstein.data import hugging_face, webdataset
+
     if path.is_dir():
-        yield _labelled(_list_folder(path, suffixes, limit_bytes), wrapped=False)
+        if hugging_face.is_dataset(path):
+            with hugging_face.open_dataset(path, suffixes, limit_bytes) as listing:
+                yield listing
+            return
+        listing = _list_folder(path, suffixes, limit_bytes)
+        shards = sorted((p for p in path.iterdir() if _is_tar(p)), key=lambda p: natural_key(p.name))
+        if listing.entries or not shards:
+            yield _labelled(listing, wrapped=False)
+            return
+        with webdataset.open_shards(shards, suffixes, limit_bytes) as listing:
+            yield _labelled(listing, wrapped=True)
     elif not path.exists():
         raise UserError(f"no such folder or file: {path}")
+    elif _is_tar(path):
+        with webdataset.open_shards([path], suffixes, limit_bytes) as listing:
+            yield _labelled(listing, wrapped=True)
     else:
         try:
             archive = zipfile.ZipFile(path)
@@ -69,6 +86,10 @@ def open_source(
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         with archive:
             yield _labelled(_list_zip(archive, path, suffixes, limit_bytes), wrapped=True)
+
+
+def _is_tar(path: Path) -> bool:
+    return path.name.lower().endswith((".tar", ".tar.gz", ".tgz")) and path.is_file()
 
 
 def natural_key(name: str) -> list[str | tuple[int, str]]:
@@ -86,25 +107,25 @@ def _list_folder(root: Path, suffixes: Collection[str], limit_bytes: int) -> Lis
 
     def unreadable(error: OSError) -> None:
         name = os.path.relpath(error.filename, root)
-        listing.skipped.append((_printable(name), error.strerror or "cannot be read"))
+        listing.skipped.append((printable(name), error.strerror or "cannot be read"))
 
     for folder, subfolders, files in os.walk(root, onerror=unreadable):
         here = Path(folder)
         for name in [*subfolders]:
-            if _hidden(name):
+            if hidden(name):
                 subfolders.remove(name)
             elif (here / name).is_symlink():
                 # os.walk does not follow it: it may leave the folder, or lead round in a circle.
                 listing.skipped.append((_relative(here / name, root), "symbolic link to a folder: not followed"))
         for name in files:
-            if _hidden(name):
+            if hidden(name):
                 continue
             if Path(name).suffix.lower() not in suffixes:
                 listing.ignored += 1
                 continue
             relative = _relative(here / name, root)
             try:
-                size = _sane_size(_regular_size(here / name, inside), limit_bytes)
+                size = sane_size(_regular_size(here / name, inside), limit_bytes)
                 opener = partial((here / name).open, "rb")
                 listing.entries.append(Entry(relative, size, partial(_read_file, here / name), opener))
             except BadImage as bad:
@@ -137,7 +158,7 @@ def _list_zip(archive: zipfile.ZipFile, path: Path, suffixes: Collection[str], l
     for info in archive.infolist():
         name = info.filename.replace("\\", "/")
         parts = PurePosixPath(name).parts
-        if info.is_dir() or any(_hidden(part) for part in parts):
+        if info.is_dir() or any(hidden(part) for part in parts):
             continue
         if PurePosixPath(name).suffix.lower() not in suffixes:
             listing.ignored += 1
@@ -148,13 +169,13 @@ def _list_zip(archive: zipfile.ZipFile, path: Path, suffixes: Collection[str], l
             if info.flag_bits & 0x1:
                 encrypted += 1
                 raise BadImage("encrypted")
-            size = _sane_size(info.file_size, limit_bytes)
+            size = sane_size(info.file_size, limit_bytes)
             opener = partial(archive.open, info)
             listing.entries.append(
-                Entry(_printable("/".join(parts)), size, partial(_read_zipped, archive, info), opener)
+                Entry(printable("/".join(parts)), size, partial(_read_zipped, archive, info), opener)
             )
         except BadImage as bad:
-            listing.skipped.append((_printable(name), str(bad)))
+            listing.skipped.append((printable(name), str(bad)))
     if encrypted and not listing.entries:
         raise UserError(f"{path} is encrypted: decrypt the archive first")
     return listing
@@ -168,8 +189,10 @@ def _read_zipped(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def _labelled(listing: Listing, wrapped: bool) -> Listing:
-    """Sort the entries and give each its class."""
+    """Sort the entries and give each its class, unless the source did."""
     listing.entries.sort(key=lambda entry: natural_key(entry.name))
+    if any(entry.label is not None for entry in listing.entries):
+        return listing
     labels = first_folders([entry.name for entry in listing.entries], wrapped)
     if labels is not None:
         named = zip(listing.entries, labels, strict=True)
@@ -204,7 +227,7 @@ def nothing_usable(
     return UserError(f"no usable {kind} in {path}: files: {', '.join(found)}")
 
 
-def _sane_size(size: int, limit: int) -> int:
+def sane_size(size: int, limit: int) -> int:
     if size == 0:
         raise BadImage("empty file")
     if size > limit:
@@ -212,15 +235,15 @@ def _sane_size(size: int, limit: int) -> int:
     return size
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
     return (name.startswith(".") and name not in (".", "..")) or name == "__MACOSX"
 
 
 def _relative(path: Path, root: Path) -> str:
-    return _printable(path.relative_to(root).as_posix())
+    return printable(path.relative_to(root).as_posix())
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
     # Names go to terminals and JSON: no line breaks, escape codes or bytes that are no text.
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 

@@ -16,7 +16,7 @@ from ornstein.data.sources import MAX_FILE_BYTES, Entry
 GIF = ".gif"
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", GIF}
 # Playlists (HLS, concat) named .mp4 would make the demuxer open other files and addresses: containers only.
-_DEMUXER = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "none"}
+DEMUXER = {"format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif", "protocol_whitelist": "none"}
 _SOUND = 0.9  # a stream that ends before this share of its declared length was cut short
 
 
@@ -29,8 +29,15 @@ def read_video(
     `decode`; pixels that are not square are made so. One frame is in memory at a time (and what the codec keeps).
     Raises BadImage, with the reason, for what is no video, or is damaged or cut short: possibly after many frames.
     """
+    for count, (frame, stream) in enumerate(decoded(file, limit_pixels)):
+        if count % stride == 0:
+            yield _square(upright(frame, stream), size, channels)
+
+
+def decoded(file: IO[bytes], limit_pixels: int = LIMIT_PIXELS) -> Iterator[tuple[av.VideoFrame, VideoStream]]:
+    """Every frame of a video file as it was coded, with its stream; raises BadImage as `read_video` does."""
     try:
-        with av.open(file, "r", options=_DEMUXER) as container:
+        with av.open(file, "r", options=DEMUXER) as container:
             if not container.streams.video:
                 raise BadImage("no picture in it, only sound")
             stream = container.streams.video[0]
@@ -45,8 +52,7 @@ def read_video(
                 if frame.width * frame.height > limit_pixels:
                     raise BadImage(f"{frame.width}x{frame.height} pixels: more than the limit of {limit_pixels:,}")
                 first, last = frame.time if first is None else first, frame.time
-                if count % stride == 0:
-                    yield _square(_upright(frame, stream), size, channels)
+                yield frame, stream
                 count += 1
             if count == 0:
                 raise BadImage("not a single frame can be decoded")
@@ -106,7 +112,8 @@ def read_folder(
             raise BadImage(f"{name}: {bad}") from None
 
 
-def _upright(frame: av.VideoFrame, stream: VideoStream) -> Image.Image:
+def upright(frame: av.VideoFrame, stream: VideoStream) -> Image.Image:
+    """The frame in RGB as it is to be seen: turned as the file states, its pixels made square."""
     width, height = frame.width, frame.height
     aspect = stream.sample_aspect_ratio
     if aspect and aspect != 1:

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.faces.align import landmark_map
-
 CHANNELS = 5  # of a scene: the picture, the mask, the landmarks
 BLUR = 8  # cells a side that are left of the face
+_POINT = 1 / 32  # deviation of a landmark's spot, as a share of the side
 
 
 def blurred(images: Tensor, cells: int = BLUR) -> Tensor:
@@ -35,5 +34,12 @@ def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None =
     face = blurred(target)
     if tint is not None:
         face = face + tint
-    points = landmark_map(landmarks, size).amax(1, keepdim=True).to(target)
-    return torch.cat([torch.lerp(target, face, mask), 2 * mask - 1, 2 * points - 1], dim=1)
+    return torch.cat([torch.lerp(target, face, mask), 2 * mask - 1, 2 * spots(landmarks, size) - 1], dim=1)
+
+
+def spots(landmarks: Tensor, size: int) -> Tensor:
+    """All landmarks (B, K, 2) as Gaussian spots of height 1 in one picture (B, 1, size, size), at most 1."""
+    at = torch.arange(size, device=landmarks.device)
+    x, y = (torch.exp(-((at - landmarks[..., i, None]) / (_POINT * size)).square() / 2) for i in (0, 1))
+    # a Gaussian is the product of one along each axis: K of them are a product of matrices
+    return (y.mT @ x).clamp(max=1)[:, None].to(landmarks.dtype)

@@ -19,16 +19,15 @@ from ornstein.faces.identity import Distillation, IdentityNet
 from ornstein.faces.photos import Photos
 from ornstein.faces.sampling import FaceModel, swap_crops
 from ornstein.faces.training import FaceSettings, FaceTask, face_denoiser
-from ornstein.faces.world import POINTS, Cases, cases, region, world_photos
+from ornstein.faces.world import Cases, cases, region, world_photos
 from ornstein.faces.world_scores import WorldScore, judge, pasted
 from ornstein.files import read_json
 from ornstein.training import TrainConfig, run_task
-from ornstein.training.state import STATE
 
 PHOTOS = 8192
 # of the time: the recogniser, the swap; the rest is for rendering and judging
 _RECOGNISER, _SWAP = 0.22, 0.5
-_PEOPLE, _STEPS, _FRAMES, _SHOWN = 100, 10, 48, 12
+_PEOPLE, _STEPS, _FRAMES, _SHOWN = 100, 4, 48, 12
 _TRAINED, _UNSEEN = 0, 1  # seeds of the people that are trained on, and of those that are not
 
 Tell = Callable[[str, float], object]
@@ -49,6 +48,7 @@ def demo(
     size: int = 64,
     people: int = _PEOPLE,
     photos: int = PHOTOS,
+    frames: int = _FRAMES,
     seed: int = 0,
     tell: Tell = lambda stage, done: None,
 ) -> Demo:
@@ -72,7 +72,7 @@ def demo(
     swaps = swap_cases(model, unseen, seed)
     scores = judge(unseen, swaps, lambda done: tell("judging", done))
     tell("writing the report", 0.0)
-    clip = moving(model, size, _FRAMES, seed)
+    clip = moving(model, size, frames, seed)
     save_mp4(clip, out / "clip.mp4", fps=16, upscale=4)
     report = write_report(
         out / "report.html", _report(unseen, swaps, scores, clip, read_json(out / "config.json")["training"])
@@ -87,7 +87,7 @@ def swap_cases(model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STE
         model,
         unseen.target.image,
         unseen.mask,
-        unseen.target.landmarks[:, :POINTS],
+        unseen.target.landmarks,
         model.recogniser.embed(unseen.source.image),
         steps=steps,
         guidance=guidance,
@@ -108,7 +108,7 @@ def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
         model,
         filmed.image,
         region(filmed.mask),
-        filmed.landmarks[:, :POINTS],
+        filmed.landmarks,
         model.recogniser.embed(still)[0],
         steps=_STEPS,
         guidance=1.0,
@@ -124,19 +124,19 @@ def _recogniser(photos: Photos, out: Path, minutes: float, seed: int, tell: Tell
     # shapes and colours are exact here, and what is to be told apart: little of them is disturbed
     task = Distillation(net, photos, relational=0.0, strength=0.15)
     config = TrainConfig(minutes=minutes, batch=64, learning_rate=2e-3, warmup=50, seed=seed, checkpoint_every=200)
-    for state in run_task(task, photos, config, out, resume=(out / STATE).exists()):
+    for state in run_task(task, photos, config, out, resume=out.is_dir()):
         tell("training the recogniser", state.progress)
     return task.model.eval().requires_grad_(False)
 
 
 def _swap(photos: Photos, recogniser: IdentityNet, out: Path, minutes: float, seed: int, tell: Tell) -> Denoiser:
     torch.manual_seed(seed)
-    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1])
+    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], "xs")
     # every pair's truth is known here: nothing has to be told by the recogniser
-    settings = FaceSettings(tint=0.0, identity=0.0, swap=0.0, swaps=0.0, colour=0.0, begins=1.0)
+    settings = FaceSettings(outside=0.02, tint=0.0, identity=0.0, swap=0.0, swaps=0.0, colour=0.0, begins=1.0)
     task = FaceTask(denoiser, recogniser, photos, settings)
-    config = TrainConfig(minutes=minutes, batch=32, learning_rate=1e-3, seed=seed, checkpoint_every=200)
-    for state in run_task(task, photos, config, out, resume=(out / STATE).exists()):
+    config = TrainConfig(minutes=minutes, batch=16, learning_rate=2e-3, seed=seed, checkpoint_every=200)
+    for state in run_task(task, photos, config, out, resume=out.is_dir()):
         tell("training the swap", state.progress)
     return task.model
 

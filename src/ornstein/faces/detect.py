@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -86,8 +87,7 @@ class Detector:
         self.thorough = thorough
         dlib = extra("dlib")
         self._dlib = dlib
-        self._detector = dlib.get_frontal_face_detector()
-        self._landmarks = dlib.shape_predictor(model_path(LANDMARKS_5))
+        self._detector, self._landmarks = _models(dlib, model_path(LANDMARKS_5))
 
     def __call__(self, image: Tensor) -> list[Face]:
         """The faces of a picture uint8 (3, H, W), best score first; an empty list where there is none."""
@@ -164,6 +164,12 @@ class DenseLandmarks:
         placed = alignment(face.landmarks, _PATCH)
         patch = to_dlib(warp(image, placed, (_PATCH, _PATCH)))
         return placed.inverse()(_mean_points(self._dlib, self._landmarks, patch, (0.0, _JITTER)))
+
+
+@lru_cache(maxsize=1)
+def _models(dlib: Any, path: str) -> tuple[Any, Any]:
+    """dlib's detector and a model of landmarks: they take half a second to make, and have no state."""
+    return dlib.get_frontal_face_detector(), dlib.shape_predictor(path)
 
 
 def _mean_points(dlib: Any, model: Any, patch: Any, shifts: Sequence[float]) -> Tensor:

@@ -120,7 +120,7 @@ class Distillation(Task[IdentityNet]):
     with distances: Park et al. 2019 (Relational Knowledge Distillation, arXiv:1904.05068).
     """
 
-    def __init__(self, net: IdentityNet, photos: Photos, relational: float = 1.0, strength: float = 1.0) -> None:
+    def __init__(self, net: IdentityNet, photos: Photos, relational: float = 0.1, strength: float = 1.0) -> None:
         super().__init__(net, [net])
         self.photos, self.relational, self.strength = photos, relational, strength
         net.fit_scale(photos.embeddings)

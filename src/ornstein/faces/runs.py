@@ -11,10 +11,9 @@ from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.faces.evaluate import photos_of
 from ornstein.faces.face_set import FaceSet
-from ornstein.faces.identity import Distillation, IdentityNet
+from ornstein.faces.identity import MODEL, Distillation, IdentityNet
 from ornstein.faces.training import FaceSettings, FaceTask, face_denoiser
 from ornstein.training import TrainConfig, TrainState, run_task
-from ornstein.training.state import STATE
 
 RECOGNISER = "recogniser"  # the run folder of the recogniser, inside the swap's
 HELD_OUT, SPLIT_SEED = 0.1, 0  # of the people, who are never trained on
@@ -37,7 +36,7 @@ def train_recogniser(
     torch.manual_seed(config.seed)
     photos = photos_of(faces)
     task = Distillation(IdentityNet(photos.embeddings.shape[1], width=width), photos)
-    return run_task(task, photos, config, folder, resume=(folder / STATE).exists())
+    return run_task(task, photos, config, folder, resume=folder.is_dir())
 
 
 def train_swap(
@@ -53,7 +52,7 @@ def train_swap(
 
     Raises UserError where there is no recogniser, and what `run_task` raises.
     """
-    if not (Path(out) / RECOGNISER / STATE).exists():
+    if not (Path(out) / RECOGNISER / MODEL).exists():
         raise UserError(f"{out} has no recogniser yet: train it first, train_recogniser does")
     recogniser = IdentityNet.load(Path(out) / RECOGNISER)
     photos = photos_of(faces, own)

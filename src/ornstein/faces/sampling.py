@@ -16,6 +16,7 @@ from ornstein.faces.conditions import scene
 from ornstein.faces.identity import IdentityNet, likeness
 from ornstein.faces.training import IDENTITY
 from ornstein.process import Prediction, Process
+from ornstein.sampling import Conditioned
 from ornstein.schedules import Times
 
 
@@ -34,21 +35,6 @@ class FaceModel:
     @property
     def size(self) -> int:
         return self.denoiser.data.shape[-1] if self.denoiser.data is not None else 0
-
-
-@dataclass(frozen=True)
-class InScene:
-    """A denoiser that is shown the target whatever else it is told: guidance drops the identity alone."""
-
-    denoiser: Denoises
-    shown: Tensor
-
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
-
-    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
-        return self.denoiser(x_t, t, scene=self.shown, **cond)
 
 
 @dataclass(frozen=True)
@@ -166,7 +152,8 @@ def swap_crops(
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
         y, m, who = target[rows], mask[rows], identity[rows]
-        d: Denoises = InScene(model.denoiser, scene(y, m, landmarks[rows]))
+        # filled in below the guidance, which drops the identity and keeps what is shown of the target
+        d: Denoises = Conditioned(model.denoiser, {"scene": scene(y, m, landmarks[rows])})
         if guidance != 1:
             d = orn.guidance.ClassifierFree(d, guidance)
         d = Inside(d, y, m)

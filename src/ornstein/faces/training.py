@@ -33,6 +33,8 @@ class FaceSettings:
     Args:
         dropout: probability that a pair is trained without its identity, for guidance.
         outside: weight of the pixels outside the mask, which are known, against 1 inside.
+        noise: times have the density (1 + noise) t^noise. At 0 they are uniform; at 2, for v and a cosine schedule, a
+            time counts nearly by its error of x0: whose face it is and how it is turned is decided at high noise.
         tint: standard deviation of a shift of the blurred face's colours, so that they do not tell who it is.
         identity: weight of the identity term on the truth's own pairs, which is 1 - cosine.
         swap: the same on swaps of two people without a known truth.
@@ -45,7 +47,8 @@ class FaceSettings:
     """
 
     dropout: float = 0.15
-    outside: float = 0.15
+    outside: float = 0.05
+    noise: float = 2.0
     tint: float = 0.05
     identity: float = 0.1
     swap: float = 0.1
@@ -57,7 +60,7 @@ class FaceSettings:
         for name in ("dropout", "swaps", "begins"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is a fraction, not {getattr(self, name)}")
-        for name in ("outside", "tint", "identity", "swap", "colour"):
+        for name in ("outside", "noise", "tint", "identity", "swap", "colour"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
 
@@ -97,7 +100,7 @@ class FaceTask(Task[Denoiser]):
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=draw, device=device)
 
-        t = low_discrepancy(n, draw).float()
+        t = low_discrepancy(n, draw).float() ** (1 / (1 + settings.noise))
         dropped = torch.rand(n, generator=draw, device=device) < settings.dropout
         shown = scene(pairs.target, pairs.mask, pairs.landmarks, settings.tint * normal(n, 3, 1, 1))
         z = normal(*pairs.truth.shape)
@@ -135,7 +138,7 @@ class FaceTask(Task[Denoiser]):
             return torch.randn(some.target.shape, generator=draw, device=shown.device)
 
         with torch.no_grad():
-            first = self.model(noise(), 1.0, **known).x0
+            first = self.model(process.prior(tuple(some.target.shape)).sample(noise()), 1.0, **known).x0
         first = torch.lerp(some.target, first.clamp(-1, 1), some.mask)
         t = torch.rand(n, generator=draw, device=shown.device) * (_NOISIEST - _CLEAREST) + _CLEAREST
         guess = self.model(process.add_noise(first, t, noise()), t, **known).x0

@@ -12,7 +12,7 @@ from ornstein.data import to_uint8
 from ornstein.data.faces import ATTRIBUTES, Rendered, attributes, identities, render
 from ornstein.faces.photos import Photos
 
-POINTS = 5  # of the world's landmarks: those that dlib gives of a photograph
+POINTS = 5  # of the world's landmarks: the first ones are those that dlib gives of a photograph
 _BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose answer is among them
 _MARGIN = 0.08  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
 _SOURCES = 10_000_019  # states of the source pictures of cases, far from those of their targets
@@ -74,7 +74,7 @@ def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | No
         out = render(people[person[rows]], states[state[rows]], size)
         images.append(to_uint8(out.image))
         masks.append((255 * region(out.mask)).round().to(torch.uint8))
-        landmarks.append(out.landmarks[:, :POINTS])
+        landmarks.append(out.landmarks)
     embeddings = (looks or Looks(people))(people)[person]
     return Photos(torch.cat(images), torch.cat(masks), torch.cat(landmarks), person, embeddings, state)
 

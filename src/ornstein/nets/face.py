@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.nets.blocks import Attention, Block, group_norm, zeroed
-from ornstein.nets.unet import Embedding
+from ornstein.nets.unet import LOG_SNR_RANGE, Embedding
 
 # width, multipliers, depths, resolutions with attention, the last three by level
 PRESETS = {
@@ -19,29 +19,46 @@ PRESETS = {
 }
 
 
-class FaceUNet(nn.Module):
-    """Network `(x, log_snr, scene, identity, dropped) -> (B, C, H, W)` for square face crops.
+# the answer's deviation where the scene's picture stays, and how far x_t is taken at its word, as shares of `spread`
+_STAYS, _TRUST = 0.1, 0.25
 
-    `scene` (B, S, H, W) tells of the target picture: what stays, where the face goes and how it is turned; its channels
-    are further input channels. `identity` (B, K) is a vector, an embedding say. It modulates the second norm of each
-    block together with the log-SNR, and makes a few tokens that every attention looks at beside the pixels. Image and
-    scene enter as patches of `patch` pixels, so that a convolution at full resolution, which costs the most, is not
-    needed. Without identity (None, or where `dropped` is true) a learned vector stands for it: for guidance.
+
+class FaceUNet(nn.Module):
+    """Network `(x, log_snr, scene, identity, dropped) -> v` (E8) for square face crops and a^2 + s^2 = 1.
+
+    `scene` (B, S, H, W) tells of the target, in further input channels: a picture c near the answer (C channels), where
+    it is to change (one channel, 1 there and -1 where it stays), and whatever else. What is learned is how the answer
+    differs: with y = x - a c and D = a^2 q^2 + s^2,
+
+        x0 = c + (a q^2 / D) y + g F(y / d, scene, ...),    v = (a s (1 - q^2) / D) y - s c - (g / s) F
+
+    F is the U-Net, starts at 0, and has unit variance to learn: for x0 of deviation r about c, d^2 = a^2 r^2 + s^2 and
+    g^2 = (r s^2 / D)^2 + (a s q^2 / D)^2. r is `spread` where the picture is to change and a tenth of that elsewhere.
+    With q = r that is the preconditioning of Karras et al., which hands the noise of x on for F to take away again;
+    q = r/4 does so only where there is little of it, and above makes of F a prediction of x0. In a net trained for
+    minutes that is the difference between a smooth face and a noisy one.
+
+    `identity` (B, K) is a vector, an embedding say. It modulates the second norm of each block together with the
+    log-SNR, and makes a few tokens that every attention looks at beside the pixels. Image and scene enter as patches of
+    `patch` pixels, so that a convolution at full resolution, which costs the most, is not needed. Without identity
+    (None, or where `dropped` is true) a learned vector stands for it: for guidance.
 
     Args:
         channels: C of the images.
         size: H = W of the images in pixels, divisible by patch * 2^(levels - 1).
-        scene: number S of channels that tell of the target.
+        scene: number S of channels that tell of the target, at least C + 1.
         identity: length K of the identity vector.
         tokens: how many tokens an identity becomes.
         patch: side in pixels of the patches the U-Net works on.
+        spread: standard deviation of the answer about the scene's picture where it is to change.
         width, multipliers, depths, dropout: those of `UNet`.
         attention: the resolutions, of size / patch / 2^level, at which blocks attend.
 
     Raises:
         ValueError: an argument is out of range, or `size` does not divide.
 
-    Source: Dhariwal & Nichol 2021 (arXiv:2105.05233), adaptive group norm; Zhao et al. 2023 (DiffSwap, CVPR), a swap
+    Source: Karras et al. 2022 (arXiv:2206.00364), eq. 7, here about c and for v; Dhariwal & Nichol 2021
+    (arXiv:2105.05233), adaptive group norm; Zhao et al. 2023 (DiffSwap, CVPR), a swap
     as conditional inpainting; Nichol et al. 2021 (GLIDE, arXiv:2112.10741), section 4: tokens of the condition in the
     attention of the image.
     """
@@ -55,6 +72,7 @@ class FaceUNet(nn.Module):
         *,
         tokens: int = 4,
         patch: int = 2,
+        spread: float = 0.4,
         width: int = 48,
         multipliers: Sequence[int] = (1, 2, 4),
         depths: Sequence[int] = (1, 1, 2),
@@ -64,8 +82,10 @@ class FaceUNet(nn.Module):
         super().__init__()
         levels = len(multipliers)
         numbers = (channels, size, scene, identity, tokens, patch, width, levels, *multipliers, *depths)
-        if min(numbers) < 1:
-            raise ValueError("all sizes of a FaceUNet must be positive")
+        if min(numbers) < 1 or scene <= channels or not 0 < spread <= 1:
+            raise ValueError(
+                "sizes of a FaceUNet are positive, its scene has more channels than its images, and 0 < spread <= 1"
+            )
         if len(depths) != levels:
             raise ValueError(f"depths has {len(depths)} entries and multipliers {levels}: give one per level")
         if size % (patch * 2 ** (levels - 1)):
@@ -80,13 +100,14 @@ class FaceUNet(nn.Module):
             "identity": identity,
             "tokens": tokens,
             "patch": patch,
+            "spread": spread,
             "width": width,
             "multipliers": list(multipliers),
             "depths": list(depths),
             "attention": list(attention),
             "dropout": dropout,
         }
-        self.patch = patch
+        self.patch, self.spread = patch, spread
         widths = [width * m for m in multipliers]
         embedding = 4 * width
         self.embedding = Embedding(0, embedding)
@@ -145,14 +166,14 @@ class FaceUNet(nn.Module):
         identity: Tensor | None = None,
         dropped: Tensor | None = None,
     ) -> Tensor:
-        """The raw prediction (B, C, H, W), in x's dtype, from x (B, C, H, W) and log_snr (B,).
+        """v (B, C, H, W), in x's dtype, from x (B, C, H, W) and log_snr (B,), which is log a^2/s^2.
 
         scene (B, S, H, W) must be given; identity (B, K); dropped (B,) bool, the rows whose identity is not looked at.
 
         Raises:
             ValueError: no scene, or shapes that do not fit the net.
         """
-        scene = self.check(x, log_snr, scene, identity, dropped)
+        scene = self.check(x, log_snr, scene, identity, dropped).to(x.dtype)
         dtype = self.stem.weight.dtype
         if identity is None:
             who = self.nobody.expand(len(x), -1)
@@ -162,7 +183,13 @@ class FaceUNet(nn.Module):
                 who = torch.where(dropped[:, None], self.nobody.to(who.dtype), who)
         embedding = self.embedding(log_snr, None) + F.silu(who)
         tokens = self.tokens(F.silu(who)).unflatten(1, (-1, embedding.shape[1]))
-        h = F.pixel_unshuffle(torch.cat([x, scene.to(x.dtype)], dim=1).to(dtype), self.patch)
+        channels = x.shape[1]
+        level = log_snr.to(x.dtype).clamp(*LOG_SNR_RANGE)[:, None, None, None]
+        a, s = torch.sigmoid(level).sqrt(), torch.sigmoid(-level).sqrt()
+        picture, changes = scene[:, :channels], (scene[:, channels, None] + 1) / 2
+        r = self.spread * torch.lerp(torch.full_like(changes, _STAYS), torch.ones_like(changes), changes)
+        y, d = x - a * picture, (a.square() * r.square() + s.square()).sqrt()
+        h = F.pixel_unshuffle(torch.cat([y / d, scene], dim=1).to(dtype), self.patch)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
         across = []
         for stage in self.encoder:
@@ -173,7 +200,11 @@ class FaceUNet(nn.Module):
             if i:
                 h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + across.pop()
             h = _through(stage, h, embedding, tokens)
-        return F.pixel_shuffle(self.head(h), self.patch).to(x.dtype)
+        residual = F.pixel_shuffle(self.head(h), self.patch).to(x.dtype)
+        q = (_TRUST * r).square()
+        square = a.square() * q + s.square()
+        scale = (r.square() * s.square() + a.square() * q.square()).sqrt() / square  # g / s
+        return (a * s * (1 - q) / square) * y - s * picture - scale * residual
 
     def check(
         self, x: Tensor, log_snr: Tensor, scene: Tensor | None, identity: Tensor | None, dropped: Tensor | None

@@ -7,16 +7,20 @@ from typing import Protocol
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
+from ornstein.solvers.adaptive import rk45
 from ornstein.solvers.chain import ddim, ddpm
-from ornstein.solvers.multistep import multistep
+from ornstein.solvers.multistep import multistep, singlestep
 from ornstein.solvers.ode import euler, heun, rk4
 from ornstein.solvers.sde import euler_maruyama, langevin, langevin_step
-from ornstein.solvers.stepping import Noise
+from ornstein.solvers.stepping import Counted, Noise
+from ornstein.solvers.tuned import Tuned
 
 __all__ = [
     "SOLVERS",
+    "Counted",
     "Noise",
     "Solver",
+    "Tuned",
     "ddim",
     "ddpm",
     "euler",
@@ -26,6 +30,8 @@ __all__ = [
     "langevin_step",
     "multistep",
     "rk4",
+    "rk45",
+    "singlestep",
 ]
 
 
@@ -45,4 +51,11 @@ SOLVERS: dict[str, Solver] = {
     "langevin": langevin,
     "dpmpp-2m": partial(multistep, order=2),
     "dpmpp-3m": partial(multistep, order=3),
+    "dpmpp-2s": singlestep,
+    "unipc": partial(multistep, order=3, corrected=True),
+    "deis": partial(multistep, order=3, form="eps"),
+    "ipndm": partial(multistep, order=4, form="eps", equal=True),
+    "dpmpp-2m-sde": partial(multistep, order=2, stochastic=True),
+    "heun-churn": partial(heun, churn=10.0),
+    "rk45": rk45,
 }

@@ -27,11 +27,18 @@ def uniform(schedule: Schedule, start: float, end: float, steps: int) -> Tensor:
 def logistic(schedule: Schedule, start: float, end: float, steps: int) -> Tensor:
     """Equal steps in sigmoid(-0.35 lambda): a function of the log-SNR alone, finite at both ends. The default."""
 
-    def position(t: float) -> Tensor:
-        return torch.sigmoid(-_LOGISTIC_SLOPE * schedule.log_snr(t))
+    first, last = position(schedule.log_snr(start)), position(schedule.log_snr(end))
+    return schedule.time(log_snr_at(torch.lerp(first, last, uniform(schedule, 0.0, 1.0, steps))))
 
-    u = torch.lerp(position(start), position(end), uniform(schedule, 0.0, 1.0, steps))
-    return schedule.time(-torch.logit(u) / _LOGISTIC_SLOPE)
+
+def position(log_snr: Tensor) -> Tensor:
+    """sigmoid(-0.35 lambda), from 0 at the data to 1 at zero SNR."""
+    return torch.sigmoid(-_LOGISTIC_SLOPE * log_snr)
+
+
+def log_snr_at(position: Tensor) -> Tensor:
+    """The log-SNR at a `position`."""
+    return -torch.logit(position) / _LOGISTIC_SLOPE
 
 
 def log_snr(schedule: Schedule, start: float, end: float, steps: int) -> Tensor:
@@ -97,6 +104,9 @@ GRIDS: dict[str, Callable[[Schedule, float, float, int], Tensor]] = {
     "karras": karras,
     "trailing": trailing,
 }
+
+GRID = "logistic"
+"""The default."""
 
 
 def make(grid: str | Sequence[float] | Tensor, schedule: Schedule, times: tuple[float, float], steps: int) -> Tensor:

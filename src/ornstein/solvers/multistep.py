@@ -1,89 +1,133 @@
-"""Exponential multistep solvers of the probability-flow ODE: one core, the family of DPM-Solver++.
+"""Exponential multistep solvers: one core, and the family as its settings.
 
-With rho = s/a the ODE (E20) integrates exactly to  x_s = (s_s/s_t) x_t + s_s int_{rho_s}^{rho_t} x0(rho) / rho^2 drho.
-Only x0 along the path is approximated: by the polynomial through its last values, in the variable log(rho + 1/2).
-DPM-Solver++ (Lu et al. 2022) interpolates in log rho, which is infinite at the data, so that its last step falls back
-to order 1; the offset keeps the variable finite, and the last step has the order of the others.
+A step from t to s begins with the DDIM step on the prediction at t, and adds what the earlier predictions say of the
+curve: with m = x0 or eps, r = (s_s a_t)/(a_s s_t) and the weights w_j of `solvers.coefficients`
+
+    ODE:  x_s = a_s x0_t + s_s eps_t + a_s sum_j w_j (m_j - m_t)
+    SDE:  x_s = a_s x0_t + s_s (r eps_t + sqrt(1 - r^2) R z) + a_s sum_j w_j (x0_j - x0_t)
+
+| solver         | m   | weights                        | source |
+|----------------|-----|--------------------------------|---|
+| `dpmpp-2m, 3m` | x0  | polynomial of order 2, 3       | DPM-Solver++, Lu et al. 2022 |
+| `unipc`        | x0  | the same, every step corrected | UniPC, Zhao et al. 2023 |
+| `deis`         | eps | polynomial of order 3          | DEIS, Zhang & Chen 2023 |
+| `ipndm`        | eps | Adams & Bashforth's of order 4 | PNDM, Liu et al. 2022; iPNDM in Zhang & Chen 2023 |
+| `dpmpp-2m-sde` | x0  | polynomial of order 2, SDE     | SDE-DPM-Solver++ 2M, Lu et al. 2022 |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
+from ornstein.process import Prediction, Process
+from ornstein.schedules import Times
+from ornstein.solvers.coefficients import Form, Level, adams, weights
 from ornstein.solvers.stepping import Noise, pairs
 
-# Gauss-Legendre nodes on [0, 1]: the weights of a step are exact to rounding.
-_ORDER = 32
-_OFFSET = 0.5
+
+@dataclass(frozen=True)
+class Value:
+    """A prediction m (B, *) and the level rho = s/a at which it was made."""
+
+    rho: float
+    m: Tensor
 
 
-def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1] from the eigenvalues of the Jacobi matrix (Golub & Welsch 1969)."""
-    k = torch.arange(1, n, dtype=torch.float64)
-    off = k / torch.sqrt(4 * k**2 - 1)
-    nodes, vectors = torch.linalg.eigh(torch.diag(off, 1) + torch.diag(off, -1))
-    return (nodes + 1) / 2, vectors[0] ** 2
+def level(p: Process, t: float) -> float:
+    """rho = s/a, from 0 at the data to infinity at zero SNR."""
+    return math.exp(-float(p.schedule.log_snr(t)) / 2)
 
 
-_NODES, _WEIGHTS = _gauss_legendre(_ORDER)
+def combine(base: Prediction, s: Times, form: Form, values: Sequence[tuple[Level, Tensor]], eta: float = 0.0) -> Tensor:
+    """The step from base.t to s: DDIM and a_s sum_j w_j (m_j - m_base) for the (w_j, m_j) of `values`.
 
-
-def weights(rho_from: float, rho_to: float, known: list[float]) -> list[float]:
-    """w_j with rho_to int_{rho_to}^{rho_from} x0/rho^2 drho = sum_j w_j x0(known_j), x0 the polynomial through `known`.
-
-    Written over u = rho_to/rho in [rho_to/rho_from, 1], where the integrand is x0 itself; rho_to = 0 gives x0(0).
+    eta = 1 keeps r of eps, the mean of the ancestral step, and 0 all of it.
     """
-    low = rho_to / rho_from
-    if low == 0:  # into the data, or out of pure noise, where x0 is one value
-        rho, mass = torch.tensor([rho_to], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-    else:
-        # Equal spread in log u resolves a step over many octaves.
-        span = -math.log(low)
-        u = torch.exp(-span * _NODES)
-        rho, mass = rho_to / u, span * _WEIGHTS * u
-    place = torch.log(rho + _OFFSET)
-    nodes = [math.log(r + _OFFSET) for r in known]
-    out = []
-    for j, node in enumerate(nodes):
-        basis = torch.ones_like(place)
-        for i, other in enumerate(nodes):
-            if i != j:
-                basis = basis * (place - other) / (node - other)
-        out.append(float((mass * basis).sum()))
+    p, x = base.process, base.x_t
+    a, std = p.coefficients(s, x)
+    keep = level(p, float(s)) / level(p, float(base.t)) if eta else 1.0
+    out = a * base.x0 + keep * std * base.eps
+    own = getattr(base, form)
+    for w, m in values:
+        if m is not own:
+            out = out + (a * w) * (m - own)
     return out
 
 
-def multistep(d: Denoises, x: Tensor, times: Tensor, noise: Noise, order: int = 3) -> Iterator[Tensor]:
-    """Order 1 (DDIM), 2 (DPM-Solver++ 2M) or 3 (3M): one evaluation a step.
+def multistep(
+    d: Denoises,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise,
+    order: int = 3,
+    form: Form = "x0",
+    equal: bool = False,
+    corrected: bool = False,
+    stochastic: bool = False,
+) -> Iterator[Tensor]:
+    """One evaluation a step, the polynomial through the last `order` predictions of `form` (at most 4).
 
-    The first step has one value of x0 to go by and order 1; the value that the second step needs anyway then corrects
-    it to order 2, without which the whole would not reach order 3.
+    equal: Adams & Bashforth's fixed weights, of "eps" alone. corrected: the evaluation that a step begins with first
+    corrects the step before it, by the polynomial of one more value. stochastic: steps of the reverse SDE, of "x0".
+
+    The first step has one value to go by and order 1; in the ODE it is always corrected by the second, without which
+    the whole would not reach order 3. Raises ValueError for settings that do not exist.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"the multistep order is 1, 2 or 3, got {order}")
-    schedule = d.process.schedule
-    known: list[tuple[float, Tensor]] = []
-    start = x
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"the multistep order is 1, 2, 3 or 4, got {order}")
+    if equal and form != "eps":
+        raise ValueError("Adams-Bashforth weights are those of eps, not of x0")
+    if stochastic and (form != "x0" or corrected):
+        raise ValueError("the stochastic step is written for x0, and has no correction")
+    p = d.process
+    known: list[Value] = []
+    base: Prediction | None = None
 
-    def rho(t: float) -> float:
-        return math.exp(-float(schedule.log_snr(t)) / 2)
-
-    def step(x: Tensor, t: float, s: float, values: list[tuple[float, Tensor]]) -> Tensor:
-        a, sigma_ratio = float(schedule.alpha(s)), float(schedule.sigma(s) / schedule.sigma(t))
-        combined = torch.zeros_like(x)
-        for w, (_, x0) in zip(weights(rho(t), rho(s), [r for r, _ in values]), values, strict=True):
-            combined = combined + w * x0
-        return sigma_ratio * x + a * combined
+    def step(base: Prediction, s: float, values: list[Value]) -> Tensor:
+        start, end = level(p, float(base.t)), level(p, s)
+        if form == "eps" and math.isinf(start):
+            return combine(base, s, form, [])  # no integral over rho begins there
+        levels = [v.rho for v in values]
+        power = 2 if stochastic else 1
+        w = adams(start, end, levels) if equal else weights(start, end, levels, form, power)
+        return combine(base, s, form, list(zip(w.tolist(), [v.m for v in values], strict=True)), float(stochastic))
 
     for k, (t, s) in enumerate(pairs(times, down=True)):
+        now = d(x, t)
         # A value at zero SNR, rho infinite, is no node of a polynomial; it serves only while there is no other.
-        known = [(rho(t), d(x, t).x0), *(v for v in known if v[0] < math.inf)][: max(order, 2)]
-        if k == 1 and order > 1:
-            x = step(start, float(times[0]), t, known)
-        x = step(x, t, s, known[:order])
+        known = [Value(level(p, t), getattr(now, form)), *(v for v in known if v.rho < math.inf)][: max(order, 2) + 1]
+        again = (corrected or k == 1) and order > 1 and not stochastic
+        if base is not None and again:
+            x = step(base, t, known[: order + 1 if corrected else 2])
+            now = p.convert(x, t, **{form: known[0].m})
+        x = step(now, s, known[:order])
+        if stochastic and s > 0:
+            share = 1 - (level(p, s) / level(p, t)) ** 2
+            x = x + math.sqrt(share) * p.coefficients(s, x)[1] * p.noise.color(noise(k))
+        base = now
+        yield x
+
+
+def singlestep(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
+    """DPM-Solver++ 2S (Lu et al. 2022, algorithm 1): the midpoint of each step, order 2, two evaluations a step.
+
+    The middle is that of log(rho + 1/2). A step out of pure noise, which has no middle, is DDIM's.
+    """
+    p = d.process
+    for t, s in pairs(times, down=True):
+        now, start, end = d(x, t), level(p, t), level(p, s)
+        if math.isinf(start):
+            x = combine(now, s, "x0", [])
+        else:
+            middle = math.sqrt((start + 0.5) * (end + 0.5)) - 0.5
+            at = float(p.schedule.time(torch.tensor(-2 * math.log(middle), dtype=torch.float64)))
+            ahead = d(combine(now, at, "x0", []), at)
+            w = weights(start, end, [start, middle])
+            x = combine(now, s, "x0", [(float(w[1]), ahead.x0)])
         yield x

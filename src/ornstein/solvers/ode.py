@@ -25,12 +25,20 @@ def euler(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tenso
         yield x
 
 
-def heun(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
+def heun(d: Denoises, x: Tensor, times: Tensor, noise: Noise, churn: float = 0.0) -> Iterator[Tensor]:
     """The mean of the flow at both ends of the step: order 2, two evaluations a step.
 
-    The step into t = 0, where the flow is a limit and not a number, is Euler's.
+    The step into t = 0, where the flow is a limit and not a number, is Euler's. With `churn` every step first goes
+    back up, by fresh noise, to (1 + min(churn/N, sqrt 2 - 1)) of its level s/a, N the number of steps (Karras et al.
+    2022, algorithm 2); not above t = 1, so that the first step is without. Raises ValueError for churn < 0.
     """
-    for t, s in _steps(d, times):
+    if not 0 <= churn < math.inf:
+        raise ValueError(f"churn is a number >= 0, got {churn}")
+    p, gain = d.process, min(churn / (len(times) - 1), math.sqrt(2) - 1)
+    for k, (t, s) in enumerate(_steps(d, times)):
+        if gain > 0 and t < 1:
+            above = min(1.0, float(p.schedule.time(p.schedule.log_snr(t) - 2 * math.log1p(gain))))
+            x, t = p.transition(x, t, above).sample(noise(k)), above
         h, first = s - t, d(x, t).flow
         ahead = x + h * first
         x = ahead if s == 0 else x + h / 2 * (first + d(ahead, s).flow)

@@ -1,12 +1,17 @@
-"""What every solver is given: the noise of its steps by number, and its times two by two."""
+"""What every solver is given: the noise of its steps by number, its times two by two, and a count of what it asked."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
+
+from ornstein.denoiser import Denoises
+from ornstein.process import Prediction, Process
+from ornstein.schedules import Times
 
 
 class Noise(Protocol):
@@ -21,3 +26,21 @@ def pairs(times: Tensor, down: bool = False) -> Iterator[tuple[float, float]]:
     if down and values[0] < values[-1]:
         raise ValueError("this solver runs down in t, towards the data; only ddim with eta = 0 runs up")
     return pairwise(values)
+
+
+@dataclass
+class Counted:
+    """A denoiser that counts: `calls`, each of them a whole batch, and `evaluations`, the rows of all of them."""
+
+    denoiser: Denoises
+    calls: int = field(default=0, init=False)
+    evaluations: int = field(default=0, init=False)
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        self.calls += 1
+        self.evaluations += len(x_t)
+        return self.denoiser(x_t, t, **cond)

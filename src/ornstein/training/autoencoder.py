@@ -9,11 +9,20 @@ import torch
 from torch import Tensor
 
 from ornstein.autoencoders import AutoencoderLoss, checkpoint, drawn
+from ornstein.autoencoders.vq import Codebook
+from ornstein.errors import UserError
+from ornstein.training.processes import Processes
 from ornstein.training.task import Task
 
 
 class Autoencoding(Task[AutoencoderLoss]):
-    """Training of the autoencoder that a loss holds; it alone is saved as the model."""
+    """Training of the autoencoder that a loss holds; it alone is saved as the model.
+
+    In parts it is the same training to rounding but for free bits, which count the rates of the part and not of the
+    batch. A codebook follows the tokens of all processes.
+    """
+
+    by_rows = True
 
     def __init__(self, criterion: AutoencoderLoss) -> None:
         super().__init__(criterion, criterion.networks)
@@ -21,7 +30,24 @@ class Autoencoding(Task[AutoencoderLoss]):
     def loss(
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.model(x0, drawn(draw), progress)
+        n, rows = self.whole(x0)
+        noise = drawn(draw)
+
+        def of_rows(layer: int, shape: tuple[int, ...]) -> Tensor:
+            # (B, *) of a batch; what is no batch, as the numbers a codebook draws, is the same for all parts
+            return noise(layer, (n, *shape[1:]))[rows] if len(shape) > 1 else noise(layer, shape)
+
+        return self.model(x0, of_rows, progress)
+
+    def varying(self, labelled: bool) -> bool:
+        return self.model.discriminator is not None
+
+    def share(self, processes: Processes, accumulate: int) -> None:
+        for module in self.model.modules():
+            if isinstance(module, Codebook):
+                if accumulate > 1:
+                    raise UserError("a codebook moves with every batch whole: leave out --accumulate for a vq")
+                module.gather = processes.gather
 
     def config(self) -> dict[str, Any]:
         return checkpoint.to_config(self.model.model, {"loss": self.model.config})

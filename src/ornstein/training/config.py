@@ -7,6 +7,7 @@ import torch
 
 from ornstein.errors import UserError
 from ornstein.objectives import OBJECTIVES
+from ornstein.training.tracking import check_trackers
 
 DECAY = 0.3  # the last part of a training, over which the learning rate falls linearly
 FINAL = 0.01  # to this fraction of itself
@@ -22,7 +23,9 @@ class TrainConfig:
         steps: optimizer steps in all; 20,000 where neither steps nor minutes are given.
         minutes: wall-clock minutes in all, instead of steps. Then the learning rate follows the clock, and two runs
             are equal only in law; with `steps` a run is the same bit for bit however often it is interrupted.
-        batch: images per step.
+        batch: images per step, over all processes.
+        accumulate: parts in which each process computes its share of the batch, for batches that do not fit in memory;
+            the step is the same to rounding.
         learning_rate: AdamW's, after the warm-up and before the decay over the last 30 % of the training.
         warmup: steps over which the learning rate rises from 0.
         ema: width of the average of the weights, as a fraction of the training so far (Karras et al. 2024,
@@ -37,6 +40,8 @@ class TrainConfig:
         seed: of the data order, the times, the noise and the dropped labels.
         checkpoint_every: steps between checkpoints.
         sample_every: steps between two states with `sample_due`; 0 for none.
+        track: "tensorboard" or "wandb" (names with commas between them) to log there too; metrics.jsonl is always
+            written.
 
     Raises:
         UserError: a value out of range.
@@ -45,6 +50,7 @@ class TrainConfig:
     steps: int | None = None
     minutes: float | None = None
     batch: int = 128
+    accumulate: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
     ema: float = 0.05
@@ -57,6 +63,7 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 500
     sample_every: int = 0
+    track: str | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.minutes is not None:
@@ -65,7 +72,7 @@ class TrainConfig:
             object.__setattr__(self, "steps", 20_000)
         if self.minutes is not None and not self.minutes > 0:
             raise UserError(f"minutes must be positive, not {self.minutes}")
-        for name in ("steps", "batch", "checkpoint_every"):
+        for name in ("steps", "batch", "accumulate", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
@@ -83,6 +90,7 @@ class TrainConfig:
             raise UserError(f"betas must lie in [0, 1), not {self.betas}")
         if self.precision not in ("auto", "float32", "bf16"):
             raise UserError(f"precision {self.precision!r} is unknown: auto, float32 or bf16")
+        check_trackers(self.track)
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise UserError(f"unknown objective {self.objective!r}; known: {', '.join(OBJECTIVES)}")
 

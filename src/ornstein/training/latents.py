@@ -13,6 +13,7 @@ from torch import Tensor
 from ornstein import autoencoders
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet
+from ornstein.data.rows import RowFile
 from ornstein.errors import UserError
 from ornstein.files import atomic_write, read_json, write_error
 from ornstein.training.task import Diffusion
@@ -24,7 +25,7 @@ _BATCH = 64
 
 
 class LatentSet:
-    """q(z|x) of a set of images, normalised: what a latent model is trained on, read from a memory-mapped file.
+    """q(z|x) of a set of images, normalised: what a latent model is trained on, read row by row from a file.
 
     file: float32 (N, 2, c, h, w), mean and standard deviation of y = (z - mean)/std given each image.
     """
@@ -32,17 +33,15 @@ class LatentSet:
     def __init__(self, file: Path, space: LatentSpace, labels: Tensor | None) -> None:
         self.space = space
         self.labels = labels
-        self._array = np.load(file, mmap_mode="r")
+        self._rows = RowFile(file)
 
     def __len__(self) -> int:
-        return len(self._array)
+        return len(self._rows)
 
     def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]:
         """Mean and standard deviation of y, float32 (B, 2, c, h, w), and labels int64 (B,) or None."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
-        # in the order of the file, which a disk likes better
-        order = rows.argsort()
-        values = torch.from_numpy(self._array[rows[order].numpy()])[order.argsort()]
+        values = torch.from_numpy(self._rows.read(rows.numpy()))
         return values, None if self.labels is None else self.labels[rows]
 
 
@@ -123,5 +122,6 @@ class LatentDiffusion(Diffusion):
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         mean, std = x0.unbind(1)
-        y = mean + std * torch.randn(mean.shape, generator=draw, device=mean.device)
+        n, rows = self.whole(x0)
+        y = mean + std * torch.randn((n, *mean.shape[1:]), generator=draw, device=mean.device)[rows]
         return super().loss(y, labels, draw, progress)

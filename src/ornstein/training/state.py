@@ -1,18 +1,26 @@
 """The trainer's part of a run folder: all that a resumed run needs, in one file, and the curve beside it."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ornstein import checkpoint
 from ornstein.errors import UserError
-from ornstein.files import atomic_save_tensors, atomic_write, remove_partial, write_error
+from ornstein.files import (
+    atomic_save_tensors,
+    atomic_write,
+    keep_previous,
+    load_tensors,
+    remove_partial,
+    write_error,
+)
 
 STATE = Path("state") / "trainer.safetensors"
+PREVIOUS = Path("state") / "previous.safetensors"
 METRICS = "metrics.jsonl"
 # what may differ between a run and its resumption: how long it goes on, and what it leaves on the way
 FREE = {
@@ -20,6 +28,8 @@ FREE = {
     "training.minutes",
     "training.checkpoint_every",
     "training.sample_every",
+    "training.accumulate",  # the same steps but for rounding, as on another number of processes
+    "training.track",
     "latent.autoencoder",  # where it lies; its fingerprint may not differ
 }
 
@@ -28,7 +38,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 def check_new(out: Path) -> None:
     """Raises UserError where `out` already holds a run."""
-    for name in (STATE, METRICS, checkpoint.CONFIG, checkpoint.MODEL):
+    for name in (STATE, PREVIOUS, METRICS, checkpoint.CONFIG, checkpoint.MODEL):
         if (out / name).exists():
             raise UserError(f"{out} already holds a run ({name}): go on with --resume, or give another folder")
     if out.exists() and not out.is_dir():
@@ -36,13 +46,22 @@ def check_new(out: Path) -> None:
 
 
 def check_resumable(out: Path) -> None:
-    """Raises UserError where there is nothing to go on with; clears away what a killed run left half written."""
+    """Raises UserError where there is nothing to go on with."""
     if not out.is_dir():
         raise UserError(f"there is no run to resume in {out}: leave out --resume")
+    if not has_state(out) and (out / checkpoint.MODEL).exists():
+        raise UserError(f"{out} holds a model but no {STATE}: it can be sampled from, not trained further")
+
+
+def clear(out: Path) -> None:
+    """Delete what a killed run left half written."""
     for folder in (out, (out / STATE).parent):
         remove_partial(folder)
-    if not (out / STATE).exists() and (out / checkpoint.MODEL).exists():
-        raise UserError(f"{out} holds a model but no {STATE}: it can be sampled from, not trained further")
+
+
+def has_state(out: Path) -> bool:
+    """Whether there is anything but the beginning to go on from."""
+    return (out / STATE).exists() or (out / PREVIOUS).exists()
 
 
 def save(
@@ -50,7 +69,7 @@ def save(
 ) -> None:
     """Write the trainer's state: raw and averaged weights, AdamW's moments, and `record` as JSON in the header.
 
-    One file and one rename, so that weights, moments and step are always of the same step.
+    One file and one rename, so that weights, moments and step are always of the same step. The state before it is kept.
 
     Raises:
         RunError: the disk is full; the last state is intact.
@@ -65,22 +84,44 @@ def save(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
+    if path.exists():
+        keep_previous(path, out / PREVIOUS)
     atomic_save_tensors(path, tensors, {"record": json.dumps(record)})
 
 
 def read_record(out: Path) -> dict[str, Any]:
     """The record of the last state: step, elapsed seconds and the description of the run."""
-    return _read(out / STATE)[0]
+    return sound(out)[1]
 
 
-def load(out: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the last state into the networks and the optimizer.
+def sound(out: Path) -> tuple[Path, dict[str, Any]]:
+    """The file and the record of the last state; of the one before where that is damaged, with a warning that says so.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    failures = []
+    for name in (STATE, PREVIOUS):
+        if not (out / name).exists():
+            continue
+        try:
+            record = _read(out / name)[0]
+        except UserError as error:
+            failures.append(error)
+            continue
+        if failures:
+            warnings.warn(f"{failures[0]}; going on from the one before, of step {record['step']}", stacklevel=2)
+        return out / name, record
+    raise failures[0] if failures else UserError(f"there is no file {out / STATE}")
+
+
+def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Put the state in the file `path` into the networks and the optimizer; its step and elapsed seconds.
 
     Raises:
         UserError: the file cannot be read, or is not of this network.
     """
-    path = out / STATE
-    tensors = _read(path)[1]
+    record, tensors = _read(path)
     try:
         for prefix, module in (("net.", net), ("average.", average)):
             module.load_state_dict(_under(prefix, tensors))
@@ -93,6 +134,7 @@ def load(out: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.O
                 # the moments lie in memory as the parameter does: the fused step asks for it
                 like = torch.empty_like(parameter) if key != "step" else torch.empty_like(saved)
                 optimizer.state[parameter][key] = like.detach().copy_(saved)
+    return record["step"], record["elapsed"]
 
 
 def check_same(out: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -132,11 +174,14 @@ def drop_metrics_after(out: Path, step: int) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
-        with safe_open(path, framework="pt") as f:
-            record = json.loads(f.metadata()["record"])
-            return record, {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        tensors, metadata = load_tensors(path)
+        record = json.loads(metadata["record"])
+        missing = {"step", "elapsed", "run"} - record.keys()
+        if missing:
+            raise ValueError(f"it has no {min(missing)}")
+    except (UserError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"cannot read the trainer's state {path}: {error}") from error
+    return record, tensors
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

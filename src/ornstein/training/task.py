@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,55 @@ from ornstein.denoiser import Denoiser
 from ornstein.nets.video import known_masks
 from ornstein.training.config import TrainConfig
 from ornstein.training.objective import check_objective, loss_of, times_of
+from ornstein.training.processes import Processes
 
 M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `first` to `first + count` - 1 of a batch of `total`: what one process computes at once."""
+
+    first: int
+    count: int
+    total: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + self.count)
 
 
 class Task(ABC, Generic[M]):
     """A model to train; `networks` are the parts of it that may compute in half precision.
 
     All of `model` is averaged over the training and kept in the trainer's state, its buffers too.
+
+    Where a batch is computed in parts, by several processes or one after the other, `part` says which rows x0 is. A
+    task with `by_rows` draws for the whole batch, takes its rows of it, and gives the mean over rows of losses that
+    each depend on their row alone: then the parts together are the whole, to rounding. Others get a generator of their
+    own for every part.
     """
+
+    by_rows: ClassVar[bool] = False
 
     def __init__(self, model: M, networks: Sequence[nn.Module]) -> None:
         self.model = model
         self.networks = networks
+        self.part: Part | None = None
+
+    def whole(self, x0: Tensor) -> tuple[int, slice]:
+        """The rows of the batch that x0 is a part of, and which of them it is."""
+        return (len(x0), slice(None)) if self.part is None else (self.part.total, self.part.rows)
+
+    def varying(self, labelled: bool) -> bool:
+        """Whether a parameter may have no part in a step, of images with or without labels."""
+        return True
+
+    def share(self, processes: Processes, accumulate: int) -> None:
+        """Called once before the training: what the model itself must share between processes is set up here.
+
+        Raises UserError where the task cannot be trained so.
+        """
 
     @abstractmethod
     def loss(
@@ -51,6 +88,8 @@ class Task(ABC, Generic[M]):
 class Diffusion(Task[Denoiser]):
     """Training of a denoiser by the objective of the configuration (E10-E17)."""
 
+    by_rows = True
+
     def __init__(self, denoiser: Denoiser, config: TrainConfig) -> None:
         super().__init__(denoiser, [denoiser.net])
         check_objective(config.objective, denoiser)
@@ -60,17 +99,21 @@ class Diffusion(Task[Denoiser]):
         self.conditional = "label" in denoiser.conditions and own.get("classes", 1) > 0
         self.conditioning: bool = own.get("conditioning", False)
 
+    def varying(self, labelled: bool) -> bool:
+        return self.conditional and not labelled
+
     def loss(
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        t = times_of(self.settings.objective, len(x0), self.model.process.schedule, draw)
-        z = torch.randn(x0.shape, generator=draw, device=x0.device, dtype=x0.dtype)
+        n, rows = self.whole(x0)
+        t = times_of(self.settings.objective, n, self.model.process.schedule, draw)[rows]
+        z = torch.randn((n, *x0.shape[1:]), generator=draw, device=x0.device, dtype=x0.dtype)[rows]
         cond: dict[str, Tensor] = {}
         if self.conditional and labels is not None:
-            dropped = torch.rand(len(x0), generator=draw, device=x0.device) < self.settings.condition_dropout
+            dropped = torch.rand(n, generator=draw, device=x0.device)[rows] < self.settings.condition_dropout
             cond["label"] = labels.to(x0.device).masked_fill(dropped, -1)
         if self.conditioning:
-            cond |= {"known": x0, "known_mask": known_masks(len(x0), x0.shape[2], draw)}
+            cond |= {"known": x0, "known_mask": known_masks(n, x0.shape[2], draw)[rows]}
         return self.objective(self.model, x0, t, z, **cond).mean(), {}
 
     def config(self) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ornstein.likelihood.model import column
+from ornstein.process import expand
 
 
 class Field(Protocol):
@@ -56,17 +57,24 @@ def rk4(field: Field, x: Tensor, start: float, end: float, steps: int) -> tuple[
 
 
 def dormand_prince(
-    field: Field, x: Tensor, start: float, end: float, tolerance: float
+    field: Field,
+    x: Tensor,
+    start: float,
+    end: float,
+    tolerance: float,
+    measure: Callable[[Tensor], Tensor] = lambda x: x,
+    first: float = 1 / 32,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Dormand & Prince's method with the steps of each sample chosen by its own error: as `rk4`.
 
     A step stands where its error, in the root mean square over the state and in each integral, is at most `tolerance`
-    (1 + the magnitude). Samples take their own steps, so none depends on the batch it came in.
+    (1 + the magnitude), both in the coordinates `measure`(x). The first step that is tried is the share `first` of the
+    way. Samples take their own steps, so none depends on the batch it came in.
     """
     batch, device = len(x), x.device
     everything = torch.arange(batch, device=device)
     u = torch.full((batch,), start, dtype=torch.float64, device=device)
-    h = torch.full((batch,), (end - start) / 32, dtype=torch.float64, device=device)
+    h = torch.full((batch,), (end - start) * first, dtype=torch.float64, device=device)
     v, q = field(u, x, everything)
     integral = torch.zeros_like(q)
     calls = torch.ones(batch, dtype=torch.int64, device=device)
@@ -78,7 +86,7 @@ def dormand_prince(
         last = u[active] + h[active] >= end - 1e-14
         step = torch.where(last, end - u[active], h[active])
         vs, qs = [v[active]], [q[active]]
-        here, wide = x[active], column(step, x)
+        here, wide = x[active], expand(step, x)
         moved = here
         for node, weights in zip(_NODES[1:], _STAGES[1:], strict=True):
             moved = here + wide * _combine(weights, vs)
@@ -89,7 +97,8 @@ def dormand_prince(
         calls[active] += 6
         new_integral = integral[active] + step[:, None] * _combine(_STAGES[-1], qs)
         _check_finite(field, u[active] + step, moved, new_integral)
-        state_error = (wide * _combine(_ERROR, vs) / (1 + torch.maximum(here.abs(), moved.abs()))).flatten(1)
+        magnitude = torch.maximum(measure(here).abs(), measure(moved).abs())
+        state_error = (measure(wide * _combine(_ERROR, vs)) / (1 + magnitude)).flatten(1)
         share_error = step[:, None] * _combine(_ERROR, qs) / (1 + new_integral.abs())
         error = torch.maximum(state_error.square().mean(1).sqrt(), share_error.abs().amax(1)) / tolerance
         accepted = error <= 1

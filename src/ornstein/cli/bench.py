@@ -1,0 +1,135 @@
+"""`ornstein bench`: how fast a run samples, by solver, steps, batch and precision, and where the time goes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from ornstein import checkpoint
+from ornstein.cli.command import console, progress, read_precision
+from ornstein.denoiser import Denoiser
+from ornstein.errors import RunError, UserError
+from ornstein.sampling import device_of, sample
+from ornstein.solvers import SOLVERS, Counted
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Of one sampling: seconds in all, seconds inside the network, and calls of it."""
+
+    total: float
+    network: float
+    calls: int
+
+    @property
+    def outside(self) -> float:
+        """The share of the time spent outside the network."""
+        return 1 - self.network / self.total
+
+
+def bench(
+    run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
+    solvers: Annotated[str, typer.Option(help="Names with commas between.")] = "ddim,dpmpp-3m",
+    steps: Annotated[str, typer.Option(help="Numbers of steps.")] = "10",
+    batch: Annotated[str, typer.Option(help="Numbers of samples at once.")] = "1,32",
+    precision: Annotated[str, typer.Option(help="Of float32, bf16 and auto.")] = "float32,auto",
+    repeats: Annotated[int, typer.Option(help="Runs of each; the median is told.", min=1)] = 3,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first; tells how long it took.")
+    ] = False,
+) -> None:
+    """Images a second, milliseconds an evaluation, and the share of the time spent outside the network.
+
+    Example: ornstein bench runs/photos --solvers dpmpp-3m --steps 10,20 --batch 32
+    """
+    names = solvers.split(",")
+    for name in names:
+        if name not in SOLVERS:
+            raise UserError(f"unknown solver {name!r}; known: {', '.join(SOLVERS)}")
+    step_counts, batches = _numbers("--steps", steps), _numbers("--batch", batch)
+    denoiser = checkpoint.load(run)
+    if denoiser.data is None:
+        raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
+    device = device_of(denoiser)
+    dtypes = list(dict.fromkeys(read_precision(p, device) for p in precision.split(",")))
+    if compile_:
+        console.print(f"compiled in {_compile(denoiser, batches[0]):.1f} s")
+    table = Table()
+    for column in ("solver", "steps", "batch", "precision", "images/s", "ms an evaluation", "outside the network"):
+        table.add_column(column, justify="left" if column in ("solver", "precision") else "right")
+    cases = list(itertools.product(names, step_counts, batches, dtypes))
+    with progress("cases", transient=True) as bar:
+        task = bar.add_task("timing", total=len(cases), note="")
+        for name, count, size, dtype in cases:
+            bar.update(task, note=f"{name}, {count} steps, batch {size}")
+            timings = [timed(denoiser, name, count, size, dtype) for _ in range(repeats + 1)][1:]
+            middle = statistics.median(t.total for t in timings)
+            table.add_row(
+                *(name, str(count), str(size), "float32" if dtype is None else "bf16", f"{size / middle:.3g}"),
+                *(f"{1000 * middle / timings[0].calls:.2f}", f"{statistics.median(t.outside for t in timings):.1%}"),
+            )
+            bar.advance(task)
+    console.print(
+        f"{run}: {denoiser.data.shape}, torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
+    )
+    console.print(table)
+
+
+def timed(denoiser: Denoiser, solver: str, steps: int, batch: int, dtype: torch.dtype | None = None) -> Timing:
+    """One sampling of `batch` samples, start and noise included."""
+    assert denoiser.data is not None
+    device, entered, inside = device_of(denoiser), 0.0, 0.0
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def enter(*_: Any) -> None:
+        nonlocal entered
+        entered = now()
+
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        inside += now() - entered
+
+    hooks = [denoiser.net.register_forward_pre_hook(enter), denoiser.net.register_forward_hook(leave)]
+    counted = Counted(denoiser)
+    try:
+        start = now()
+        cond = {"label": denoiser.data.labels(batch)}
+        sample(counted, (batch, *denoiser.data.shape), solver, steps, cond=cond, precision=dtype)
+        return Timing(now() - start, inside, counted.calls)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _compile(denoiser: Denoiser, batch: int) -> float:
+    """Compile the network in place and run it once; the seconds that took."""
+    start = time.perf_counter()
+    denoiser.net.compile()
+    try:
+        timed(denoiser, "ddim", 1, batch)
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise RunError(f"torch.compile does not work here: {reason[0] if reason else type(error).__name__}") from error
+    return time.perf_counter() - start
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} takes numbers with commas between, such as 1,32; got {text!r}") from None
+    if min(numbers) < 1:
+        raise UserError(f"{option} takes numbers from 1 up, got {text!r}")
+    return numbers

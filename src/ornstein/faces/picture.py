@@ -1,0 +1,104 @@
+"""The target photograph: its colours as they are stored, its transparency kept, and the file that it becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ornstein.data.decode import (
+    _UPRIGHT,
+    LIMIT_PIXELS,
+    BadImage,
+    _formats,  # the same rules for kinds of files and EXIF as the training data's
+    _orientation,
+    strict_pillow,
+    to_array,
+)
+from ornstein.errors import RunError, UserError
+from ornstein.faces.read import decode_photo
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FORMAT = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_OPTIONS: dict[str, dict[str, object]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "exact": True},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A photograph, upright. pixels: uint8 (3, H, W), the colours stored, also where they are transparent.
+
+    shown: uint8 (3, H, W), laid over white, what a face is looked for in. alpha: uint8 (1, H, W) where it has one.
+    grey: it was stored without colour. profile: its ICC profile.
+    """
+
+    pixels: Tensor
+    shown: Tensor
+    alpha: Tensor | None = None
+    grey: bool = False
+    profile: bytes | None = None
+
+    def painted(self, pixels: Tensor, alpha: Tensor | None) -> Picture:
+        """This picture with other colours uint8 (3, H, W) and transparency, and all that it has beside."""
+        return replace(self, pixels=pixels, alpha=alpha)
+
+
+def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
+    """The photograph in the file `path`. Sixteen bits become eight.
+
+    Raises UserError, with the reason, where it is none, has more than `limit_pixels` pixels, or is an animation.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        shown = decode_photo(data, limit_pixels)
+        with strict_pillow(), Image.open(BytesIO(data), formats=_formats()) as img:
+            if getattr(img, "n_frames", 1) > 1 and img.format != "TIFF":
+                raise UserError(f"{path} is an animation, {img.format} with several pictures: save it as an mp4 first")
+            turn = _UPRIGHT.get(_orientation(img))
+            profile, grey = img.info.get("icc_profile"), img.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
+            pixels, alpha = shown, None
+            if img.has_transparency_data:
+                rgba = to_array(_turned(img.convert("RGBA"), turn))
+                pixels, alpha = torch.from_numpy(rgba[:3].copy()), torch.from_numpy(rgba[3:].copy())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except BadImage as bad:
+        raise UserError(f"{path} cannot be used: {bad}") from None
+    # A profile of grey or of inks does not belong to the colours that are written.
+    keep = profile if isinstance(profile, bytes) and profile[16:20] == (b"GRAY" if grey else b"RGB ") else None
+    return Picture(pixels, shown, alpha, grey, keep)
+
+
+def encode(picture: Picture, suffix: str) -> bytes:
+    """The picture as a file of that kind: PNG and WebP to the last bit, JPEG at quality 95.
+
+    Raises UserError where JPEG would lose the transparency, RunError where the format cannot hold so many pixels.
+    """
+    form = _FORMAT[suffix]
+    channels = [picture.pixels[:1] if picture.grey else picture.pixels]
+    if picture.alpha is not None:
+        if form == "JPEG":
+            raise UserError("JPEG keeps no transparency and the target has some: write a .png or a .webp")
+        channels.append(picture.alpha)
+    array = np.ascontiguousarray(torch.cat(channels).permute(1, 2, 0).numpy())
+    out = BytesIO()
+    image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    try:
+        image.save(out, form, icc_profile=picture.profile, **_OPTIONS[form])
+    except (OSError, ValueError) as error:
+        height, width = array.shape[:2]
+        raise RunError(f"cannot write {width}x{height} pixels as {form}: {error}; a .png takes any size") from None
+    return out.getvalue()
+
+
+def _turned(img: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return img if turn is None else img.transpose(turn)

@@ -1,0 +1,209 @@
+"""Diffusers' models as denoisers, and pipeline folders read and written.
+
+A discrete model knows its timesteps k = 0 ... T-1. On the chain `schedules.Discrete(betas)` that is t = (k + 1)/T, and
+a time between two of them is told to the model as the fraction that it is: the log-SNR decides, at any t.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.denoiser import Data, Denoiser, Denoises, Kind
+from ornstein.errors import UserError
+from ornstein.files import atomic_write, read_json
+from ornstein.noise import Identity
+from ornstein.process import Prediction, Process
+from ornstein.schedules import Discrete, Times
+
+_PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_MODELS = ("UNet2DModel", "DiTTransformer2DModel")
+# A log-SNR in float32 tells a timestep to about this.
+_NEAR = 1e-2
+
+
+class DiffusersNet(nn.Module):
+    """A network `(x, log_snr, label) -> output` from a diffusers UNet2DModel or DiTTransformer2DModel.
+
+    `betas` (T,) is the chain that it was trained on. A label (B,) goes to a model with classes; -1, or no label, is
+    the null class of a model that has one, which a DiT's last is. Raises UserError for another model, or a UNet whose
+    time embedding is not sinusoidal. Source: Ho et al. 2020; Peebles & Xie 2023.
+    """
+
+    def __init__(self, model: nn.Module | dict[str, Any], betas: list[float] | tuple[float, ...]) -> None:
+        super().__init__()
+        if isinstance(model, dict):
+            model = _class(str(model.get("_class_name"))).from_config(model)
+        self.model: Any = model
+        settings = dict(self.model.config)
+        name = type(model).__name__
+        if name not in _MODELS:
+            raise UserError(f"a diffusers model is one of {', '.join(_MODELS)}, got {name}")
+        if settings.get("time_embedding_type", "positional") != "positional":
+            raise UserError(f"{name} embeds its time by {settings['time_embedding_type']!r}; only 'positional' is read")
+        self.schedule = Discrete(betas)
+        count = settings.get("num_class_embeds" if name == "UNet2DModel" else "num_embeds_ada_norm")
+        self.classes: int = count or 0
+        self.null: int | None = self.classes if name == "DiTTransformer2DModel" else None
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items() if _stored(k)}
+        self.config: dict[str, Any] = {"model": {**plain, "_class_name": name}, "betas": list(self.schedule.steps)}
+
+    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+        """The model's own output for x (B, C, H, W), log_snr (B,) and label (B,)."""
+        place = self.schedule.time(log_snr.double()) * len(self.schedule.steps) - 1
+        nearest = place.round()
+        k = torch.where((place - nearest).abs() < _NEAR, nearest, place).clamp(min=0).to(torch.float32)
+        return self.model(x, k, class_labels=self._labels(x, label)).sample
+
+    def _labels(self, x: Tensor, label: Tensor | None) -> Tensor | None:
+        if not self.classes:
+            if label is not None:
+                raise ValueError("a label was given, but this model is unconditional: leave label out")
+            return None
+        if label is None:
+            label = torch.full((len(x),), -1, device=x.device)
+        if self.null is None and bool((label < 0).any()):
+            raise ValueError("this model has no null class: give each sample a label, and no guidance")
+        return label if self.null is None else torch.where(label < 0, self.null, label)
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A denoiser whose x0 is kept within `limit` while eps stays, as `clip_sample` of diffusers' schedulers does.
+
+    Guidance on the data's range (Ho et al. 2020); with it DDIM and DDPM make what a pipeline that clips makes.
+    """
+
+    denoiser: Denoises
+    limit: float = 1.0
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        out = self.denoiser(x_t, t, **cond)
+        return replace(out, x0=out.x0.clamp(-self.limit, self.limit))
+
+
+def wrap(model: nn.Module, scheduler: Any) -> Denoiser:
+    """A denoiser of a diffusers model and a scheduler, or its config, that has the betas it was trained on.
+
+    Raises UserError for a scheduler without betas (flow matching, EDM), another prediction, and another model.
+    """
+    betas, kind = _chain(scheduler)
+    net = DiffusersNet(model, betas)
+    settings = net.config["model"]
+    size = settings["sample_size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    names = tuple(str(i) for i in range(net.classes))
+    data = Data((settings["in_channels"], *size), names) if settings["sample_size"] else None
+    return Denoiser(net, Process(net.schedule), kind, data=data).eval()
+
+
+def load_pipeline(path: str | Path) -> Denoiser:
+    """The denoiser of a pipeline folder with a network and a scheduler (DDPM, DDIM), in evaluation mode.
+
+    Its weights are read from safetensors alone. Raises UserError where the folder is no such pipeline.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no pipeline: there is no such folder")
+    index = read_json(folder / "model_index.json")
+    if "vae" in index:
+        raise UserError(f"{folder} makes latents for a decoder (vae), which is not read: wrap its network by itself")
+    parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    part = next((name for name in ("unet", "transformer") if name in parts), None)
+    if part is None or "scheduler" not in parts:
+        raise UserError(f"{folder} is no pipeline of a network and a scheduler: it has {', '.join(parts) or 'nothing'}")
+    try:
+        model = _class(parts[part]).from_pretrained(
+            folder / part, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+        scheduler = _class(parts["scheduler"]).from_pretrained(folder / "scheduler", local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{folder} cannot be read as a pipeline: {e}") from e
+    return wrap(model, scheduler)
+
+
+def save_pipeline(denoiser: Denoiser, path: str | Path) -> None:
+    """Write a denoiser made by `wrap` or `load_pipeline` as a DDIM pipeline folder that diffusers reads.
+
+    Raises UserError where its network is not one of diffusers', or its noise not white.
+    """
+    net = denoiser.net
+    if not isinstance(net, DiffusersNet):
+        raise UserError(f"a pipeline holds a network of diffusers; {type(net).__name__} is not one")
+    theirs = next((name for name, kind in _PREDICTIONS.items() if kind == denoiser.prediction), None)
+    if theirs is None or not isinstance(denoiser.process.noise, Identity):
+        raise UserError("a pipeline of diffusers predicts eps, x0 or v of white noise; this model does not")
+    schedule = denoiser.process.schedule
+    if not isinstance(schedule, Discrete):
+        raise UserError(f"a pipeline of diffusers has a chain of betas, not {type(schedule).__name__}")
+    folder = Path(path)
+    scheduler = _class("DDIMScheduler")(
+        num_train_timesteps=len(schedule.steps),
+        trained_betas=list(schedule.steps),
+        prediction_type=theirs,
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    part, pipeline = ("unet", "DDIMPipeline") if net.null is None else ("transformer", "DiTPipeline")
+    net.model.save_pretrained(folder / part, safe_serialization=True)
+    scheduler.save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": pipeline,
+        "_diffusers_version": importlib.import_module("diffusers").__version__,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        part: ["diffusers", type(net.model).__name__],
+    }
+    atomic_write(folder / "model_index.json", (json.dumps(index, indent=2) + "\n").encode())
+
+
+def times(scheduler: Any, steps: int) -> list[float]:
+    """The times at which a scheduler of `steps` inference steps asks its model, and its end: a grid for `sample`.
+
+    A scheduler that begins below its last timestep begins below t = 1 (`timestep_spacing`), and one without
+    `set_alpha_to_one` ends at 1/T. (On "linspace" DDIM of diffusers steps as though its times were equally spaced from
+    another start; it is the grid that is returned.)
+    """
+    scheduler.set_timesteps(steps)
+    length = scheduler.config["num_train_timesteps"]
+    end = 0.0 if scheduler.config.get("set_alpha_to_one", True) else 1 / length
+    asked = [(int(k) + 1) / length for k in scheduler.timesteps]
+    return [*(t for t in asked if t > end), end]
+
+
+def _chain(scheduler: Any) -> tuple[list[float], Kind]:
+    betas = getattr(scheduler, "betas", None)
+    if betas is None and isinstance(scheduler, dict):
+        scheduler = _class(str(scheduler.get("_class_name", "DDPMScheduler"))).from_config(scheduler)
+        betas = getattr(scheduler, "betas", None)
+    if betas is None:
+        raise UserError(f"{type(scheduler).__name__} has no chain of betas: only models of a discrete chain are read")
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if kind not in _PREDICTIONS:
+        raise UserError(f"prediction_type {kind!r} is not read; known: {', '.join(_PREDICTIONS)}")
+    return betas.double().tolist(), _PREDICTIONS[kind]
+
+
+def _class(name: str) -> Any:
+    try:
+        library = importlib.import_module("diffusers")
+    except ImportError as e:
+        raise UserError("this needs diffusers: pip install 'ornstein[interop]'") from e
+    found: Callable[..., Any] | None = getattr(library, name, None) if name.isidentifier() else None
+    if found is None:
+        raise UserError(f"diffusers has no {name!r}")
+    return found
+
+
+def _stored(key: str) -> bool:
+    return not key.startswith("_")

@@ -1,0 +1,94 @@
+"""A solver with times and coefficients of its own, learned for one model (see `ornstein.tuning`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.denoiser import Denoises
+from ornstein.process import Prediction
+from ornstein.solvers.coefficients import Level
+from ornstein.solvers.multistep import combine
+from ornstein.solvers.stepping import Noise, pairs
+
+
+@dataclass(frozen=True)
+class Step:
+    """x_s = (1 + scale_0) a_s x0_t + (1 + scale_1) s_s eps_t + a_s sum_j past_j (x0_j - x0_t), newest past first."""
+
+    scale: tuple[Level, Level]
+    past: tuple[Level, ...]
+
+    def apply(self, base: Prediction, s: float | Tensor, before: Sequence[Tensor]) -> Tensor:
+        """The state at s from the prediction at t, and the x0 (B, *) of the steps before it, newest first."""
+        out = combine(base, s, "x0", list(zip(self.past, before, strict=False)))
+        a, std = base.process.coefficients(s, base.x_t)
+        return out + (a * self.scale[0]) * base.x0 + (std * self.scale[1]) * base.eps
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A solver of len(steps) evaluations on its own times, from 1 to 0. Calling it solves, as with any solver.
+
+    `guidance` is the scale of classifier-free guidance that it was tuned under. `error` and `untuned` are root mean
+    square distances to the fine solution, of this solver and of the untuned one, from noise it was not tuned on.
+    """
+
+    times: tuple[float, ...]
+    steps: tuple[Step, ...]
+    guidance: float = 1.0
+    error: float = 0.0
+    untuned: float = 0.0
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers were learned."""
+        return len(self.times) - 2 + sum(2 + len(step.past) for step in self.steps)
+
+    def __call__(self, d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
+        """Raises ValueError for times that are not its own."""
+        if len(times) != len(self.times) or not torch.allclose(times.double().cpu(), torch.tensor(self.times).double()):
+            raise ValueError(f"this solver was tuned for {len(self.steps)} steps at its own times: give no other grid")
+        before: list[Tensor] = []
+        for (t, s), step in zip(pairs(times, down=True), self.steps, strict=True):
+            now = d(x, t)
+            x = step.apply(now, s, before)
+            before.insert(0, now.x0)
+            del before[PAST:]
+            yield x
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return {
+            "times": list(self.times),
+            "steps": [{"scale": list(step.scale), "past": list(step.past)} for step in self.steps],
+            "guidance": self.guidance,
+            "error": self.error,
+            "untuned": self.untuned,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Tuned:
+        """What `to_config` described; ValueError where it is not a solver."""
+        try:
+            times = tuple(float(t) for t in config["times"])
+            steps = tuple(
+                Step((float(s["scale"][0]), float(s["scale"][1])), tuple(float(w) for w in s["past"]))
+                for s in config["steps"]
+            )
+            numbers = {k: float(config[k]) for k in ("guidance", "error", "untuned")}
+        except (KeyError, IndexError, TypeError) as e:
+            raise ValueError(f"no tuned solver: {e!r} is missing or wrong") from e
+        fall = all(a > b for a, b in pairwise(times))
+        if len(times) != len(steps) + 1 or not fall or not steps or (times[0], times[-1]) != (1.0, 0.0):
+            raise ValueError("no tuned solver: its times do not fall from 1 to 0, one for each step and the end")
+        return cls(times, steps, **numbers)
+
+
+PAST = 6
+"""How many earlier predictions a step may use."""

@@ -1,0 +1,62 @@
+"""What can go wrong within a step, in one line with the way out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ornstein.errors import RunError
+from ornstein.training.config import TrainConfig
+from ornstein.training.processes import Processes
+from ornstein.training.state import has_state
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def kept(out: Path) -> str:
+    """What is left of a run that fails."""
+    return f"the last checkpoint is kept in {out}" if has_state(out) else "no checkpoint"
+
+
+def of_step(
+    error: RuntimeError | MemoryError, step: int, config: TrainConfig, processes: Processes, out: Path
+) -> RunError | None:
+    """The error of a step that ran out of memory or lost another process; None for any other."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text.lower() for word in _NO_MEMORY):
+        return _memory(text, step, config, processes, out)
+    if processes.lost(error):
+        return RunError(
+            f"step {step}: another of the {processes.world} processes has ended, see what it said; {kept(out)}. Go on "
+            "with --resume, on any number of processes"
+        )
+    return None
+
+
+def _memory(text: str, step: int, config: TrainConfig, processes: Processes, out: Path) -> RunError:
+    wanted = re.search(r"[Tt]ried to allocate ([\d.]+ ?\w+)", text)
+    asked = f", where {wanted[1]} more were asked for" if wanted else ""
+    at_once = config.batch // processes.world // config.accumulate
+    if at_once > 1:
+        advice = (
+            f"halve what is computed at once with --accumulate {2 * config.accumulate} (the same training to "
+            f"rounding), or the batch with --batch {max(1, config.batch // 2)}"
+        )
+    else:
+        advice = "it is down to one at once: take a smaller --net or --size"
+    return RunError(f"step {step}: out of memory with {at_once} images at once{asked}; {kept(out)}. {advice}")
+
+
+def not_finite_rows(x0: Tensor, indices: Sequence[int], names: Sequence[str] | None) -> str | None:
+    """Which of the images x0 (B, *) have values that are not finite, by name where they have one; None if none has."""
+    bad = (~x0.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    if not bad:
+        return None
+    first = indices[bad[0]]
+    name = names[first] if names is not None else f"number {first}"
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"the data have values that are not finite: image {name}{more}"

@@ -1,0 +1,109 @@
+"""One trainer a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from ornstein.errors import UserError
+from ornstein.files import write_error
+
+LOCK = ".lock"
+
+_held: dict[tuple[int, Path], IO[str]] = {}  # by process: a fork inherits the dictionary, not the lock
+
+
+def hold(out: Path) -> bool:
+    """Make `out` this process's own until `release`, or its end; False where it already is.
+
+    The lock is the system's (flock), on a file that says who has it: it goes with its process, however that ends.
+    Where the system has none, as on some network disks, the process that the file names decides: if it is gone the lock
+    is stale.
+
+    Raises:
+        UserError: another process has it. RunError: nothing can be written in `out`.
+    """
+    path = out / LOCK
+    if _key(out) in _held:
+        return False
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise write_error(out, error) from error
+    try:
+        _lock(file, out)
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n")
+        file.flush()
+    except OSError as error:
+        file.close()
+        raise write_error(path, error) from error
+    except UserError:
+        file.close()
+        raise
+    _held[_key(out)] = file
+    return True
+
+
+def release(out: Path) -> None:
+    """Let another process have `out`."""
+    file = _held.pop(_key(out), None)
+    if file is not None:
+        with contextlib.suppress(OSError):
+            # Not deleted: who waits to open the old file and who makes a new one would both have a lock.
+            file.truncate(0)
+        file.close()
+
+
+def _key(out: Path) -> tuple[int, Path]:
+    return os.getpid(), out.resolve()
+
+
+def _lock(file: IO[str], out: Path) -> None:
+    file.seek(0)
+    holder = _holder(file.read())
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        pass
+    except (ImportError, OSError):
+        if holder is None or _gone(holder):
+            return
+    who = "another process" if holder is None else f"process {holder[0]} on {holder[1]}"
+    raise UserError(
+        f"{out} is being trained by {who}: stop that one first (it saves), or give another folder"
+        + (f"; if it is long gone, delete {out / LOCK}" if holder is not None and holder[1] != _host() else "")
+    )
+
+
+def _holder(text: str) -> tuple[int, str] | None:
+    try:
+        record = json.loads(text)
+        return int(record["pid"]), str(record["host"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _gone(holder: tuple[int, str]) -> bool:
+    pid, host = holder
+    if host != _host():
+        return False  # not to be known from here
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return pid == os.getpid()
+
+
+def _host() -> str:
+    return socket.gethostname()

@@ -1,0 +1,144 @@
+"""The processes of a launch, `accelerate launch -m ornstein ...` or `torchrun -m ornstein ...`, and what they share.
+
+Hugging Face Accelerate starts the process group and wraps the model in PyTorch's DistributedDataParallel; it is
+imported only where a launcher started more than one process. The plain command is one process and needs no Accelerate.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.errors import RunError, UserError
+
+T = TypeVar("T")
+
+# What launchers set for engines that split the model itself: the averaged weights here are of whole ones.
+_SPLITTING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+# How the engines' errors name a peer that is gone. They have no class of their own for it.
+_LOST = ("closed by peer", "reset by peer", "broken pipe", "socket", "pair closure", "nccl", "timed out waiting")
+
+
+class Processes:
+    """This process, number `rank` of `world`; with a world of 1 nothing is communicated."""
+
+    def __init__(self, accelerator: Any = None) -> None:
+        self.accelerator = accelerator
+        self.rank: int = 0 if accelerator is None else accelerator.process_index
+        self.world: int = 1 if accelerator is None else accelerator.num_processes
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes files and speaks."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module, varying: bool) -> nn.Module:
+        """The module whose backward pass averages the gradients over the processes.
+
+        `varying`: some parameters may have no part in a step, which takes a search through the graph each time.
+        """
+        if self.accelerator is None:
+            return module
+        self.accelerator.ddp_handler.find_unused_parameters = varying
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # Accelerate names one of its options as of old
+            return self.accelerator.prepare(module)
+
+    def apart(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Within it a backward pass of the wrapped module adds to this process's gradients and averages nothing."""
+        return nullcontext() if self.accelerator is None else self.accelerator.no_sync(module)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over the processes."""
+        if self.accelerator is not None:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows (B, *) of all processes in their order, (world B, *), without a gradient."""
+        if self.accelerator is None:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, rows.detach().contiguous())
+        return torch.cat(parts)
+
+    def agreed(self, f: Callable[[], T]) -> T:
+        """What `f` returns or raises in the main process, in all of them; the others do not call it.
+
+        What it returns is pickled on its way between the processes of one launch, which trust each other.
+        """
+        if self.accelerator is None:
+            return f()
+        told: list[Any] = [None, None]
+        failure: Exception | None = None
+        if self.main:
+            try:
+                told[0] = f()
+            except (UserError, RunError) as error:
+                failure = error
+                told[1] = (type(error), str(error))
+        torch.distributed.broadcast_object_list(told, src=0)
+        if failure is not None:
+            raise failure
+        if told[1] is not None:
+            kind, message = told[1]
+            raise kind(message)
+        return told[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def end(self) -> None:
+        """Leave the group, at the end of a command."""
+        if self.accelerator is not None and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def lost(self, error: RuntimeError) -> bool:
+        """Whether `error` of a communication says that another process is gone."""
+        network = isinstance(error, torch.distributed.DistError) if self.world > 1 else False
+        return network or (self.world > 1 and any(word in str(error).lower() for word in _LOST))
+
+
+def launched() -> int:
+    """The number of processes that a launcher says there are; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """The number of this process as its launcher says it; 0 without one."""
+    return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
+
+
+@lru_cache(maxsize=1)
+def current() -> Processes:
+    """The processes that this one was launched with. The first call starts their group, and waits for all of them.
+
+    Raises:
+        UserError: more than one and no Accelerate, or an engine that splits the model over the processes.
+    """
+    world = launched()
+    if world == 1:
+        return Processes()
+    for variable, engine in _SPLITTING.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            raise UserError(f"{engine} splits the model, which is not supported: launch with --multi_gpu or --cpu")
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+    except ImportError:
+        raise UserError(f"{world} processes need Accelerate: pip install 'ornstein[distributed]'") from None
+    # Buffers are the same everywhere as it is.
+    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision="no", dynamo_backend="no", kwargs_handlers=[kwargs]
+    )
+    return Processes(accelerator)

@@ -1,0 +1,210 @@
+"""Learning a solver for one model: its times and coefficients, from the model's own fine trajectories.
+
+A solver of N evaluations can do no more than combine its start and its predictions linearly, at times of its choice
+(Shaul et al. 2024, bespoke non-stationary solvers). Those few numbers are found by the gradient of the distance
+between its end and the fine solution's, through all of its steps; the network's weights stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ornstein.denoiser import Denoiser, Denoises
+from ornstein.guidance import ClassifierFree
+from ornstein.randomness import normal
+from ornstein.sampling import Conditioned, device_of
+from ornstein.schedules import Schedule
+from ornstein.solvers import grids
+from ornstein.solvers.coefficients import weights
+from ornstein.solvers.multistep import multistep
+from ornstein.solvers.tuned import PAST, Step, Tuned
+
+MOST_STEPS = 24
+"""Past these a tuned solver would have 200 numbers and more, and little left to gain."""
+
+_FINE_STEPS = 100
+_ORDER = 3
+_HISTORY = 30
+
+# Noise that no sample of the model is made from.
+_STREAM = 0x54554E45
+
+Progress = Callable[[int, float], object]
+Trajectories = list[tuple[Denoises, Tensor, Tensor]]
+"""Batches of (denoiser with its conditions, start x_1 (B, *), fine end x_0 (B, *))."""
+
+
+def fine(d: Denoises, x: Tensor, steps: int = _FINE_STEPS) -> Tensor:
+    """The end of the probability-flow ODE from x (B, *) at t = 1, by many steps: what a tuned solver aims at."""
+    times = grids.make("logistic", d.process.schedule, (1.0, 0.0), steps)
+    with torch.no_grad():
+        *_, end = multistep(d, x, times, _no_noise, order=_ORDER)
+    return end
+
+
+def trajectories(
+    model: Denoiser,
+    count: int,
+    first: int = 0,
+    guidance: float = 1.0,
+    batch: int = 64,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Trajectories:
+    """`count` trajectories of a model from number `first`, over its classes in turn.
+
+    progress(done) is told how many there are so far. Raises ValueError for a model that does not describe its data.
+    """
+    if model.data is None:
+        raise ValueError("the model does not say what its samples are (data): there is nothing to start from")
+    out: Trajectories = []
+    for low in range(first, first + count, batch):
+        index = torch.arange(low, min(low + batch, first + count))
+        labels = (index % len(model.data.classes)).to(device_of(model)) if model.data.classes else None
+        d: Denoises = Conditioned(model if guidance == 1 else ClassifierFree(model, guidance), _given(label=labels))
+        shape, device = (len(index), *model.data.shape), device_of(model)
+        z = normal(shape, 0, index, 0, stream=_STREAM, device=device)
+        x = model.process.prior(shape, device=device).sample(z)
+        out.append((d, x, fine(d, x)))
+        progress(low - first + len(index))
+    return out
+
+
+def _given(**cond: Tensor | None) -> dict[str, Tensor]:
+    return {name: value for name, value in cond.items() if value is not None}
+
+
+def tune(
+    parts: Trajectories,
+    steps: int,
+    iterations: int = 100,
+    progress: Progress = lambda done, error: None,
+) -> Tuned:
+    """The solver of `steps` evaluations that ends nearest to the fine solutions: L-BFGS from `dpmpp-3m`.
+
+    iterations: how often, about, all trajectories are run forwards and back; 0 returns the start. progress(done, error)
+    is told how many are done and the error as a share of the untuned solver's.
+    Raises ValueError for steps out of 2 to 24, or without a trajectory.
+    """
+    if not 2 <= steps <= MOST_STEPS:
+        raise ValueError(f"a solver is tuned for 2 to {MOST_STEPS} steps, got {steps}")
+    if not parts or min(len(x) for _, x, _ in parts) == 0:
+        raise ValueError("a solver is tuned on trajectories of the model; none were given")
+    schedule = parts[0][0].process.schedule
+    guess = _Guess(schedule, steps)
+    count = sum(end.numel() for _, _, end in parts)
+
+    def loss(backward: bool) -> float:
+        total = 0.0
+        for d, x, end in parts:
+            times, table = guess.solver()
+            error = (_run(d, x, times, table) - end).double().square().sum() / count
+            if backward:
+                for p, g in zip(guess.parameters, torch.autograd.grad(error / scale, guess.parameters), strict=True):
+                    p.grad = g if p.grad is None else p.grad + g
+            total += float(error.detach())
+        return total
+
+    scale = 1.0
+    with torch.no_grad():
+        scale = max(loss(backward=False), 1e-30)
+    done, best = 0, (1.0, guess.freeze())
+    optimizer = torch.optim.LBFGS(
+        guess.parameters,
+        max_iter=iterations,
+        max_eval=iterations,
+        history_size=_HISTORY,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
+    )
+
+    def closure() -> float:
+        nonlocal best, done
+        for p in guess.parameters:
+            p.grad = None
+        value = loss(backward=True) / scale
+        if value < best[0]:
+            best = value, guess.freeze()
+        done += 1
+        progress(min(done, iterations), math.sqrt(best[0]))
+        return value if math.isfinite(value) else 1e10
+
+    if iterations > 0:
+        optimizer.step(closure)
+    progress(iterations, math.sqrt(best[0]))
+    return best[1]
+
+
+def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
+    """The solver with its error, and the untuned one's, on trajectories of `guidance` that it has not seen."""
+    times = torch.tensor(tuned.times, dtype=torch.float64)
+    schedule = parts[0][0].process.schedule
+    grid = grids.make("logistic", schedule, (1.0, 0.0), len(tuned.steps))
+    own, other, count = 0.0, 0.0, 0
+    with torch.no_grad():
+        for d, x, end in parts:
+            *_, ours = tuned(d, x, times, _no_noise)
+            *_, theirs = multistep(d, x, grid, _no_noise, order=_ORDER)
+            own += float((ours - end).double().square().sum())
+            other += float((theirs - end).double().square().sum())
+            count += end.numel()
+    return replace(tuned, guidance=guidance, error=math.sqrt(own / count), untuned=math.sqrt(other / count))
+
+
+class _Guess:
+    """The numbers being learned, as departures from `dpmpp-3m`: its grid, and its weights on the grid of the moment."""
+
+    def __init__(self, schedule: Schedule, steps: int) -> None:
+        self.schedule, self.count = schedule, steps
+        self.spacing = torch.zeros(steps, dtype=torch.float64, requires_grad=True)
+        self.scale = torch.zeros(steps, 2, dtype=torch.float64, requires_grad=True)
+        self.past = [torch.zeros(min(k, PAST), dtype=torch.float64, requires_grad=True) for k in range(1, steps)]
+        self.parameters = [self.spacing, self.scale, *self.past]
+
+    def solver(self) -> tuple[Tensor, list[Step]]:
+        """Times (N + 1,) and the steps, differentiable in the parameters."""
+        schedule = self.schedule
+        first = grids.position(schedule.log_snr(torch.ones((), dtype=torch.float64)))
+        u = first * (1 - torch.softmax(self.spacing, 0).cumsum(0)[:-1])
+        times = torch.cat([torch.ones(1), schedule.time(grids.log_snr_at(u)), torch.zeros(1)])
+        rho = torch.cat([torch.exp(-schedule.log_snr(times[:-1]) / 2), torch.zeros(1)])
+        table = []
+        for k in range(self.count):
+            nodes = [rho[j] for j in range(k, max(k - _ORDER, -1), -1) if j == k or bool(rho[j].isfinite())]
+            w = weights(rho[k], rho[k + 1], nodes)[1:]
+            if k == 1:  # the second prediction corrects the first step
+                known = [rho[1], rho[0]] if bool(rho[0].isfinite()) else [rho[1]]
+                back = weights(rho[0], rho[1], known)[0] * rho[2] / rho[1]
+                w = -back[None] if len(w) == 0 else w - back
+            own = torch.zeros(min(k, PAST), dtype=torch.float64)
+            if k:
+                own = self.past[k - 1] + torch.cat([w, own[len(w) :]])
+            table.append(Step((self.scale[k, 0], self.scale[k, 1]), tuple(own)))
+        return times, table
+
+    def freeze(self) -> Tuned:
+        with torch.no_grad():
+            times, table = self.solver()
+        numbers = [[float(torch.as_tensor(v).detach()) for v in (*s.scale, *s.past)] for s in table]
+        steps = tuple(Step((n[0], n[1]), tuple(n[2:])) for n in numbers)
+        return Tuned(tuple(times.tolist()), steps)
+
+
+def _run(d: Denoises, x: Tensor, times: Tensor, table: list[Step]) -> Tensor:
+    """`Tuned.__call__` on times that carry a gradient."""
+    before: list[Tensor] = []
+    for k, step in enumerate(table):
+        now = d(x, times[k])
+        x = step.apply(now, times[k + 1], before)
+        before.insert(0, now.x0)
+        del before[PAST:]
+    return x
+
+
+def _no_noise(step: int, draw: int = 0) -> Tensor:
+    raise AssertionError("the solvers here are deterministic")

@@ -1,0 +1,99 @@
+"""`ornstein bench`, and sampling in another precision."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from torch import nn
+from typer.testing import CliRunner
+
+from ornstein import Data, Denoiser, Process, sample
+from ornstein.cli import app
+from ornstein.cli.bench import timed
+from ornstein.nets import UNet
+from ornstein.noise import AR1
+from ornstein.oracles import GaussianMixture
+from ornstein.schedules import Cosine
+
+
+def ornstein(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    torch.manual_seed(0)
+    net = UNet(1, 8, 2, width=8, multipliers=(1, 2), depths=(1, 1), attention=())
+    for parameter in net.parameters():
+        if bool((parameter == 0).all()):
+            nn.init.normal_(parameter, std=0.2)
+    return Denoiser(net, Process(Cosine()), "v", data=Data((1, 8, 8), ("a", "b"))).eval()
+
+
+@pytest.fixture(scope="module")
+def model(denoiser: Denoiser, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "model"
+    denoiser.save(run)
+    return run
+
+
+def test_a_row_for_every_case(model: Path) -> None:
+    result = ornstein(
+        "bench", model, "--solvers", "ddim,heun", "--steps", "2,3", "--batch", 1, "--precision", "float32,bf16",
+        "--repeats", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.output.splitlines() if "%" in line]
+    assert len(rows) == 8 and "images/s" in result.output
+    assert sum("bf16" in row for row in rows) == 4 and sum("heun" in row for row in rows) == 4
+
+
+def test_the_time_in_the_network_is_told_from_the_rest(denoiser: Denoiser) -> None:
+    t = timed(denoiser, "heun", 3, 2)
+    assert t.calls == 5  # two a step, one in the last
+    assert 0 < t.network < t.total and 0 < t.outside < 1
+    assert not denoiser.net._forward_hooks and not denoiser.net._forward_pre_hooks
+
+
+def test_mistakes(model: Path, tmp_path: Path) -> None:
+    refused(ornstein("bench", model, "--solvers", "eular"), "unknown solver 'eular'")
+    refused(ornstein("bench", model, "--steps", "a"), "--steps takes numbers", "'a'")
+    refused(ornstein("bench", model, "--batch", "0"), "--batch", "from 1 up")
+    refused(ornstein("bench", model, "--precision", "half"), "--precision 'half' is unknown")
+    refused(ornstein("sample", model, "--precision", "half"), "--precision 'half' is unknown")
+    refused(ornstein("bench", tmp_path / "none"), "no such folder")
+
+
+def test_bf16_is_near_and_leaves_the_network_as_it_was(denoiser: Denoiser) -> None:
+    options = {"shape": (3, 1, 8, 8), "steps": 4, "cond": {"label": torch.tensor([0, 1, 0])}}
+    whole, half = sample(denoiser, **options), sample(denoiser, precision=torch.bfloat16, **options)
+    assert half.dtype == torch.float32
+    assert 0 < float((whole - half).abs().max()) < 0.2
+    assert torch.equal(sample(denoiser, **options), whole)
+    with pytest.raises(ValueError, match="label"):
+        sample(denoiser, **options | {"cond": {"label": torch.tensor([0, 9, 0])}}, precision=torch.bfloat16)
+    assert "forward" not in vars(denoiser.net)
+    assert torch.equal(sample(denoiser, **options), whole)
+
+
+def test_the_noise_stays_in_the_precision_of_the_samples(denoiser: Denoiser) -> None:
+    """Correlated noise is made by a matrix product, which autocast would round as well."""
+    d, states = Denoiser(denoiser.net, Process(Cosine(), AR1(8, 0.9)), "v"), []
+    sample(d, (2, 1, 8, 8), steps=1, callback=lambda s: states.append(s.x), precision=torch.bfloat16)
+    sample(d, (2, 1, 8, 8), steps=1, callback=lambda s: states.append(s.x))
+    assert torch.equal(states[0], states[2])
+
+
+def test_what_has_no_network_has_no_precision() -> None:
+    oracle = GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(Process(Cosine()))
+    with pytest.raises(ValueError, match="this denoiser has none"):
+        sample(oracle, (2, 1), precision=torch.bfloat16)

@@ -1,0 +1,130 @@
+"""`ornstein tune` and what `ornstein sample` makes of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from torch import nn
+from typer.testing import CliRunner
+
+from ornstein import Data, Denoiser, Process, checkpoint, sample
+from ornstein.cli import app
+from ornstein.nets import UNet
+from ornstein.schedules import Cosine
+
+
+def ornstein(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def model(seed: int = 0, classes: int = 2) -> Denoiser:
+    """Every layer of the network does something: those that start at zero are drawn."""
+    torch.manual_seed(seed)
+    net = UNet(1, 8, classes, width=8, multipliers=(1, 2), depths=(1, 1), attention=())
+    for parameter in net.parameters():
+        if bool((parameter == 0).all()):
+            nn.init.normal_(parameter, std=0.2)
+    names = tuple(f"class-{i}" for i in range(classes))
+    return Denoiser(net, Process(Cosine()), "v", data=Data((1, 8, 8), names)).eval()
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "model"
+    model().save(run)
+    result = ornstein("tune", run, "--steps", "3,4", "--trajectories", 8, "--iterations", 15)
+    assert result.exit_code == 0, result.output
+    for word in ("3 steps: ", "4 steps: ", "untuned; ", "tuned.json"):
+        assert word in " ".join(result.output.split()), result.output
+    return run
+
+
+def test_what_is_stored_is_better_on_noise_it_was_not_tuned_on(tuned: Path) -> None:
+    solvers = checkpoint.load_tuned(tuned)
+    assert [len(t.steps) for t in solvers] == [3, 4]
+    assert all(0 < t.error < t.untuned for t in solvers)
+    assert [len(t.steps) for t in checkpoint.load_tuned(tuned, 4)] == [4]
+    # And so it is on the noise of its samples, which is other noise again.
+    d, shape = checkpoint.load(tuned), (16, 1, 8, 8)
+    labels = {"label": torch.arange(16) % 2}
+    end = sample(d, shape, solver="dpmpp-3m", steps=100, cond=labels)
+    for t in solvers:
+        own = sample(d, shape, solver=t, cond=labels) - end
+        untuned = sample(d, shape, solver="dpmpp-3m", steps=len(t.steps), cond=labels) - end
+        assert float(own.square().mean()) < float(untuned.square().mean())
+
+
+def test_sample_uses_it_and_says_so(tuned: Path, tmp_path: Path) -> None:
+    said = ornstein("sample", tuned, "-n", 2, "--steps", 3, "--out", tmp_path / "a")
+    assert said.exit_code == 0 and "tuned solver: 3 steps" in said.output, said.output
+    asked = ornstein("sample", tuned, "-n", 2, "--steps", 3, "--solver", "tuned", "--out", tmp_path / "b")
+    assert asked.exit_code == 0, asked.output
+    plain = ornstein("sample", tuned, "-n", 2, "--steps", 3, "--solver", "dpmpp-3m", "--out", tmp_path / "c")
+    assert plain.exit_code == 0 and "tuned solver" not in plain.output
+    other = ornstein("sample", tuned, "-n", 2, "--steps", 5, "--out", tmp_path / "d")
+    assert other.exit_code == 0 and "tuned solver" not in other.output
+    a, b, c = ((tmp_path / f / "00000.png").read_bytes() for f in "abc")
+    assert a == b != c
+
+
+def test_mistakes(tuned: Path, tmp_path: Path) -> None:
+    refused(ornstein("tune", tuned, "--steps", "5,x"), "--steps takes numbers", "'5,x'")
+    refused(ornstein("tune", tuned, "--steps", "1"), "2 to 24", "got 1")
+    refused(ornstein("tune", tmp_path / "none"), "no such folder")
+    refused(
+        ornstein("sample", tuned, "--solver", "tuned", "--steps", 7), "no solver tuned for 7 steps", "3 (guidance 1)"
+    )
+    refused(ornstein("sample", tuned, "--solver", "tuned", "--steps", 3, "--guidance", 2), "with guidance 2")
+    refused(ornstein("sample", tuned, "--solver", "tuned", "--steps", 3, "--grid", "uniform"), "leave out --grid")
+    refused(ornstein("sample", tuned, "--steps", 3, "--grid", "cosine"), "unknown grid 'cosine'")
+    plain = tmp_path / "plain"
+    model(classes=0).save(plain)
+    refused(ornstein("tune", plain, "--guidance", 2), "without classes")
+    refused(ornstein("sample", plain, "--guidance", 2), "without classes")
+
+
+def test_a_solver_tuned_for_another_model_is_refused(tuned: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    model(seed=1).save(other)
+    (other / "tuned.json").write_bytes((tuned / "tuned.json").read_bytes())
+    for arguments in (("--solver", "tuned"), ()):
+        refused(ornstein("sample", other, "--steps", 3, *arguments), "another model", "ornstein tune")
+    named = ornstein("sample", other, "-n", 1, "--steps", 3, "--solver", "ddim", "--out", tmp_path / "out")
+    assert named.exit_code == 0, named.output
+    # Tuning again replaces what was not this model's.
+    assert ornstein("tune", other, "--steps", 3, "--trajectories", 4, "--iterations", 15).exit_code == 0
+    assert [len(t.steps) for t in checkpoint.load_tuned(other)] == [3]
+
+
+def test_another_schedule_is_another_model(tuned: Path, tmp_path: Path) -> None:
+    d = checkpoint.load(tuned)
+    Denoiser(d.net, Process(Cosine(-8.0)), "v", data=d.data).save(tmp_path / "m")
+    assert checkpoint.fingerprint(tmp_path / "m") != checkpoint.fingerprint(tuned)
+
+
+def test_a_damaged_file(tuned: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint.load(tuned).save(run)
+    stored = json.loads((tuned / "tuned.json").read_text())
+    for content in ("{", "[]", json.dumps(stored | {"format": 9}), json.dumps({**stored, "solvers": [{}]})):
+        (run / "tuned.json").write_text(content)
+        refused(ornstein("sample", run, "--steps", 3), "tuned.json")
+
+
+def test_what_is_no_better_is_not_stored(tmp_path: Path) -> None:
+    """A network that answers 0: x0 is linear in x, and no solver of any steps can miss; nothing is left to gain."""
+    net = UNet(1, 8, width=8, multipliers=(1, 2), depths=(1, 1), attention=())
+    Denoiser(net, Process(Cosine()), "x0", data=Data((1, 8, 8))).save(tmp_path / "zero")
+    result = ornstein("tune", tmp_path / "zero", "--steps", 2, "--trajectories", 2, "--iterations", 2)
+    assert result.exit_code == 0 and "no better, not stored" in result.output, result.output
+    assert not (tmp_path / "zero" / "tuned.json").exists()

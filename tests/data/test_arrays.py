@@ -1,0 +1,105 @@
+"""Images in NumPy files."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ornstein.data import open_images, to_unit
+from ornstein.errors import UserError
+
+
+def pixels(n: int = 300, c: int = 3, side: int = 6) -> np.ndarray:
+    return np.random.default_rng(n + c).integers(0, 256, (n, side, side, c), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("c", [1, 3])
+def test_bytes_in_either_layout_are_the_pixels(tmp_path: Path, layout: str, c: int) -> None:
+    x = pixels(c=c)
+    np.save(tmp_path / "x.npy", x if layout == "NHWC" else x.transpose(0, 3, 1, 2).copy())
+    images = open_images(tmp_path / "x.npy")
+    assert images.shape == (c, 6, 6) and len(images) == 300 and images.labels is None
+    assert torch.equal(images.images, torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    assert "uint8" in images.source
+
+
+def test_greys_without_an_axis_of_channels_and_a_size(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.full((5, 9, 6), 77, np.uint8))  # 9 high, 6 wide
+    images = open_images(tmp_path / "x.npy", size=4)
+    assert images.shape == (1, 4, 4) and bool((images.images == 77).all())
+    assert open_images(tmp_path / "x.npy", channels=3).shape == (3, 6, 6)
+    with pytest.raises(UserError, match="too small: 6 pixels a side, size 64"):
+        open_images(tmp_path / "x.npy", size=64)
+
+
+@pytest.mark.parametrize(("low", "about"), [(0.0, "floats in [0, 1]"), (-1.0, "floats in [-1, 1]")])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_of_both_ranges_come_out_as_they_went_in(tmp_path: Path, low: float, about: str, dtype: type) -> None:
+    x = np.linspace(low, 1, 300 * 4, dtype=dtype).reshape(300, 2, 2, 1)
+    np.save(tmp_path / "x.npy", x)
+    images = open_images(tmp_path / "x.npy")
+    assert about in images.source
+    back = to_unit(images.images)[:, 0].numpy()
+    expected = x[..., 0].astype(np.float64) * (2 if low == 0 else 1) - (1 if low == 0 else 0)
+    assert np.abs(back - expected).max() <= 1 / 255 + 2e-3 * (dtype == np.float16)
+
+
+def test_an_archive_with_labels(tmp_path: Path) -> None:
+    x, y = pixels(20), np.arange(20) % 3 + 5
+    for name in ("plain", "packed"):
+        save = np.savez if name == "plain" else np.savez_compressed
+        save(tmp_path / f"{name}.npz", x=x, y=y[:, None], other=np.zeros(3))
+        images = open_images(tmp_path / f"{name}.npz")
+        assert images.classes == ["5", "6", "7"]
+        assert images.labels is not None and images.labels.tolist() == (y - 5).tolist()
+        assert torch.equal(images.images, torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+
+
+def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+    def refused(name: str, array: object, *words: str) -> None:
+        path = tmp_path / name
+        if path.suffix == ".npz":
+            np.savez(path, **array)  # pyright: ignore[reportCallIssue]
+        else:
+            np.save(path, array, allow_pickle=True)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(UserError) as error:
+            open_images(path)
+        for word in (name, *words):
+            assert word in str(error.value), str(error.value)
+        assert "\n" not in str(error.value)
+
+    x = np.zeros((300, 4, 4, 3), np.float32)
+    x[270, 1, 1, 1] = np.nan
+    refused("nan.npy", x, "nan.npy[270]", "not finite")
+    x[270, 1, 1, 1] = 200
+    refused("far.npy", x, "from 0 to 200", "[0, 1]")
+    refused("int.npy", x.astype(np.int32), "int32")
+    refused("flat.npy", np.zeros((3, 4), np.uint8), "(3, 4)")
+    refused("four.npy", np.zeros((3, 4, 4, 4), np.uint8), "(3, 4, 4, 4)", "channels")
+    refused("objects.npy", np.array([{"a": 1}], dtype=object), "Python objects")
+    refused("fortran.npy", np.asfortranarray(np.zeros((5, 4, 4, 3), np.uint8)), "column by column")
+    refused("two.npz", {"a": pixels(2), "b": pixels(2)}, "several, a, b", "images")
+    refused("none.npz", {"a": np.zeros(3)}, "none")
+    (tmp_path / "junk.npy").write_bytes(b"\x93NUMPY nothing of the kind")
+    (tmp_path / "junk.npz").write_bytes(b"PK nothing of the kind")
+    for name in ("junk.npy", "junk.npz"):
+        with pytest.raises(UserError, match=name):
+            open_images(tmp_path / name)
+
+
+def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 32, 32, 3)})
+    (tmp_path / "bomb.npy").write_bytes(head.getvalue() + b"\0" * 5000)
+    with pytest.raises(UserError, match="cut short"):
+        open_images(tmp_path / "bomb.npy")
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", head.getvalue() + b"\0" * 5000)
+    from ornstein.errors import RunError
+
+    with pytest.raises((UserError, RunError), match=r"cut short|free"):
+        open_images(tmp_path / "bomb.npz")

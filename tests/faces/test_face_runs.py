@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from ornstein.errors import UserError
+from ornstein.faces.face_set import FaceSet
+from ornstein.faces.runs import people_split, train_recogniser, train_swap
+from ornstein.faces.sampling import FaceModel
+from ornstein.training import TrainConfig
+
+LANDMARKS = torch.tensor([[22.0, 13], [18, 13], [9, 13], [13, 13], [15.5, 20]])
+
+
+def faces(n: int = 20, size: int = 32) -> FaceSet:
+    draw = torch.Generator().manual_seed(0)
+    return FaceSet(
+        source="made up",
+        images=torch.randint(256, (n, 3, size, size), generator=draw, dtype=torch.uint8),
+        embeddings=torch.randn(n, 4, generator=draw),
+        landmarks=LANDMARKS.expand(n, 5, 2),
+        transforms=torch.zeros(n, 2, 3),
+        scores=torch.ones(n),
+        people=[f"p{i}" for i in range(n // 2)],
+        person=torch.arange(n) // 2,
+        names=[f"p{i // 2}/{i}.jpg" for i in range(n)],
+    )
+
+
+def test_nobody_is_trained_on_and_held_out():
+    train, held = people_split(faces())
+    assert not set(train.people) & set(held.people) and len(held.people) == 1
+    assert people_split(faces())[1].people == held.people
+
+
+def test_first_the_recogniser_then_the_swap(tmp_path):
+    config = TrainConfig(steps=2, batch=4, precision="float32")
+    with pytest.raises(UserError, match="no recogniser yet"):
+        train_swap(faces(), tmp_path / "run", config)
+    assert [state.step for state in train_recogniser(faces(), tmp_path / "run", config, width=8)] == [1, 2]
+    states = train_swap(faces(), tmp_path / "run", config, preset="xs", resume=True)
+    assert [state.step for state in states] == [1, 2]
+    model = FaceModel.load(tmp_path / "run")
+    # what the swap is told is the teacher's embedding, with the mean and scale of those that were trained on
+    torch.testing.assert_close(model.recogniser.mean, faces().embeddings.mean(0))
+    with pytest.raises(UserError, match="already holds a run"):
+        train_swap(faces(), tmp_path / "run", config, preset="xs")

@@ -1,0 +1,116 @@
+"""A tuned solver as a solver: what it starts from, its times, and its form on disk."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+import ornstein as orn
+from ornstein import Process
+from ornstein.noise import AR1
+from ornstein.oracles import GaussianMixture
+from ornstein.schedules import Cosine, Discrete, LinearBeta, Schedule
+from ornstein.solvers import Counted, Tuned, grids, multistep
+from ornstein.tuning import fine, judged, trajectories, tune
+
+C = AR1(3, 0.7)
+
+
+def batch(d, n: int, seed: int) -> list[tuple]:
+    z = torch.randn(n, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = d.process.prior((n, 3), dtype=torch.float64).sample(z)
+    return [(d, x, fine(d, x, 100))]
+
+
+def no_noise(step: int, draw: int = 0) -> Tensor:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [LinearBeta(), Cosine(), Cosine(None), Discrete.linear(1000)],
+    ids=lambda s: f"{type(s).__name__}{s.zero_terminal_snr:d}",
+)
+@pytest.mark.parametrize("steps", [2, 3, 9])
+def test_untouched_it_is_the_solver_it_starts_from(mixture: GaussianMixture, schedule: Schedule, steps: int):
+    """Its coefficients at the start are those of dpmpp-3m, the correction of the first step included."""
+    d = mixture.denoiser(Process(schedule, C))
+    parts = batch(d, 4, 0)
+    start = tune(parts, steps, iterations=0)
+    assert start.times == pytest.approx(grids.make("logistic", schedule, (1.0, 0.0), steps).tolist(), abs=1e-9)
+    x = parts[0][1]
+    times = torch.tensor(start.times, dtype=torch.float64)
+    for ours, theirs in zip(start(d, x, times, no_noise), multistep(d, x, times, no_noise, order=3), strict=True):
+        # The two correct the first state at different moments: the first of them is told only at the second step.
+        last = ours, theirs
+    torch.testing.assert_close(*last, rtol=0, atol=1e-8)
+
+
+@pytest.fixture(scope="module")
+def oracle(mixture: GaussianMixture):
+    return mixture.denoiser(Process(LinearBeta(), C))
+
+
+@pytest.fixture(scope="module")
+def tuned(oracle) -> Tuned:
+    return tune(batch(oracle, 400, 1), 5, iterations=50)
+
+
+def test_half_the_error_at_equal_evaluations(oracle, tuned: Tuned):
+    """On noise that it has not seen."""
+    result = judged(tuned, batch(oracle, 400, 2))
+    assert 0 < result.error < 0.5 * result.untuned
+    d, x = Counted(oracle), torch.zeros(7, 3, dtype=torch.float64)
+    orn.sample(d, (7, 3), solver=tuned, start=x)
+    assert d.calls == 5
+    assert tuned.numbers == 4 + 10 + (0 + 1 + 2 + 3 + 4) < 200
+
+
+def test_the_most_steps_have_fewer_than_two_hundred_numbers(oracle):
+    assert tune(batch(oracle, 2, 0), 24, iterations=0).numbers < 200
+
+
+def test_sample_uses_its_times(oracle, tuned: Tuned):
+    start = torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    seen: list[float] = []
+    out = orn.sample(oracle, (6, 3), solver=tuned, steps=99, start=start, callback=lambda s: seen.append(s.t))
+    assert seen == list(tuned.times)
+    torch.testing.assert_close(orn.sample(oracle, (6, 3), solver=tuned, start=start, batch=4), out, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="tuned for 5 steps at its own times"):
+        list(tuned(oracle, start, torch.linspace(1, 0, 6, dtype=torch.float64), no_noise))
+
+
+def test_it_survives_json(tuned: Tuned):
+    again = Tuned.from_config(json.loads(json.dumps(replace(tuned, guidance=2.0, error=0.1, untuned=0.3).to_config())))
+    assert again.times == tuned.times and again.steps == tuned.steps
+    assert (again.guidance, again.error, again.untuned) == (2.0, 0.1, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"times": [1.0, 0.5, 0.6, 0.3, 0.1, 0.0]}, "do not fall from 1 to 0"),
+        ({"times": [1.0, 0.0]}, "do not fall"),
+        ({"times": [0.9, 0.5, 0.4, 0.3, 0.1, 0.0]}, "do not fall"),
+        ({"steps": None}, "missing or wrong"),
+        ({"guidance": None}, "missing or wrong"),
+    ],
+)
+def test_what_is_no_solver(tuned: Tuned, change: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Tuned.from_config(tuned.to_config() | change)
+
+
+@pytest.mark.parametrize("steps", [1, 25])
+def test_steps_that_are_not_tuned_for(oracle, steps: int):
+    with pytest.raises(ValueError, match=f"2 to 24 steps, got {steps}"):
+        tune(batch(oracle, 2, 0), steps)
+
+
+def test_no_trajectories(oracle):
+    with pytest.raises(ValueError, match="none were given"):
+        tune([], 5)
+    with pytest.raises(ValueError, match="does not say what its samples are"):
+        trajectories(orn.Denoiser(torch.nn.Identity(), Process(Cosine())), 3)
