@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench evidence evidence-noise evidence-likelihood evidence-latent evidence-features clean
+.PHONY: setup demo demo-swap test check bench evidence evidence-noise evidence-likelihood evidence-latent evidence-features clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/ornstein demo $(ARGS)
+
+demo-swap: setup
+	$(BIN)/ornstein faces demo $(ARGS)
 
 # One thread a worker: two workers of two threads each would fight for two cores.
 test: setup

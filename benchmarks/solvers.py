@@ -102,6 +102,8 @@ def compare(title: str, judge: Trajectories, learn: Trajectories, counts: list[i
         tuned = tuning.judged(tuning.tune(learn, steps, iterations), judge)
         best, ours = (min(v.items(), key=lambda kv: kv[1]) for v in (theirs, own))
         ratio = tuned.error / best[1]
+        note = f"{steps}: {best[1]:.4f} {best[0]}; {ours[1]:.4f} {ours[0]}; tuned {tuned.error:.4f} ({ratio:.2f})"
+        Console(stderr=True, width=200).print(note)
         table.add_row(
             *(str(steps), f"{best[1]:.4f}", best[0], f"{ours[1]:.4f}", ours[0], f"{own['dpmpp-3m logistic']:.4f}"),
             *(f"{tuned.error:.4f}", f"{ratio:.2f}"),
@@ -148,7 +150,8 @@ def main() -> None:
         "mixture, linear chain": orn.Process(orn.schedules.Discrete.linear(CHAIN)),
         "mixture, linear chain, AR1 noise": orn.Process(orn.schedules.Discrete.linear(CHAIN), orn.noise.AR1(3, 0.7)),
     }.items():
-        compare(name, mixture_trajectories(p, 10_000, 2048), mixture_trajectories(p, 0, 2048), counts, 250)
+        judge, learn = (mixture_trajectories(p, first, 8 * arguments.trajectories) for first in (0, 1 << 20))
+        compare(name, judge, learn, counts, 2 * arguments.iterations)
 
 
 if __name__ == "__main__":

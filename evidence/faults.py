@@ -34,7 +34,8 @@ from ornstein.sampling import sample
 from ornstein.training import TrainConfig, train
 from ornstein.training.state import STATE
 
-STEPS, SAMPLES = 60, 24
+STEPS, SAMPLES = 30, 16
+IMAGES = open_images("digits")  # read once, by the parent of all
 KINDS = ("training", "checkpointing", "sampling")
 
 
@@ -47,7 +48,7 @@ def net() -> orn.Denoiser:
 def training(out: Path) -> None:
     """The training to the end, from wherever it stopped."""
     config = TrainConfig(steps=STEPS, batch=8, checkpoint_every=5, warmup=3)
-    for _ in train(net(), open_images("digits"), config, out, resume=out.exists()):
+    for _ in train(net(), IMAGES, config, out, resume=out.exists()):
         pass
 
 
@@ -113,15 +114,18 @@ def same_files(a: Path, b: Path) -> bool:
     return names[0] == names[1] and all((a / name).read_bytes() == (b / name).read_bytes() for name in names[0])
 
 
-def killed(kind: str, root: Path, whole: Path, pictures: Path, chance: random.Random, most: int) -> tuple[int, bool]:
-    """A run that is killed up to `most` times and then left alone: how often it was, and whether it is the same."""
+def killed(
+    kind: str, root: Path, whole: Path, pictures: Path, chance: random.Random, most: int, length: float
+) -> tuple[int, bool]:
+    """A run that is killed up to `most` times and then left alone: how often it was, and whether it is the same.
+
+    length: the seconds that the undisturbed one takes.
+    """
     out, kills = root / kind, 0
     shutil.rmtree(out, ignore_errors=True)
     arguments = (sampling, whole, out) if kind == "sampling" else (training, out)
-    length = 0.4
     try:
         while kills < most:
-            began = time.monotonic()
             if kind == "checkpointing":
                 # six a checkpoint: the state, the model and the config, each and its folder
                 pid = fork(*arguments, die_at_sync=chance.randrange(1, 25))
@@ -132,7 +136,6 @@ def killed(kind: str, root: Path, whole: Path, pictures: Path, chance: random.Ra
             if not wait(pid):
                 break
             kills += 1
-            length = max(length, 2 * (time.monotonic() - began) if kills % 4 == 0 else length)
         wait(fork(*arguments))
     except RuntimeError as error:
         print(f"{kind}: {error}", file=sys.stderr)
@@ -173,20 +176,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         whole, half, pictures = root / "whole", root / "half", root / "pictures"
-        open_images("digits")  # imports what is imported late, once
-        assert not wait(fork(training, whole)) and not wait(fork(sampling, whole, pictures))
+        began = time.monotonic()
+        wait(fork(training, whole))
+        trained = time.monotonic()
+        wait(fork(sampling, whole, pictures))
+        lengths = {"training": trained - began, "checkpointing": 0.0, "sampling": time.monotonic() - trained}
         while sum(tried[kind] for kind in KINDS) < given.n:
             kind = min(KINDS, key=lambda k: tried[k])
-            kills, same = killed(kind, root, whole, pictures, chance, min(7, given.n - sum(tried.values())))
+            most = min(7, given.n - sum(tried.values()))
+            kills, same = killed(kind, root, whole, pictures, chance, most, lengths[kind])
             tried[kind] += kills
             survived[kind] += kills * same
             print(f"{sum(tried.values())} of {given.n} kills", file=sys.stderr)
-        # a run that stopped after two checkpoints
-        while not (half / "state" / "previous.safetensors").exists():
-            pid = fork(training, half)
-            time.sleep(0.3)
-            os.kill(pid, signal.SIGKILL)
-            wait(pid)
+        wait(fork(training, half, die_at_sync=19))  # right after its third checkpoint
         for i in range(given.damaged):
             kind = ("state with a bit flipped", "state cut short")[i % 2]
             tried[kind] += 1

@@ -113,8 +113,9 @@ def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
 
             space = LatentSpace.from_config(config["latent"], folder)
         denoiser = Denoiser(net, process, config["prediction"], config["data_std"], data, covariance, space)
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{folder / CONFIG} does not describe a model: {e}") from e
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+        # a network of nonsense arguments fails in many ways, some of them PyTorch's
+        raise UserError(f"{folder / CONFIG} does not describe a model: {' '.join(str(e).split())}") from e
     load_weights(net, folder / MODEL)
     return denoiser.eval()
 

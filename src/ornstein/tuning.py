@@ -88,7 +88,7 @@ def tune(
 
     iterations: how often, about, all trajectories are run forwards and back; 0 returns the start. progress(done, error)
     is told how many are done and the error as a share of the untuned solver's.
-    Raises ValueError for steps out of 2 to 24, or without a trajectory.
+    The network is one in evaluation mode. Raises ValueError for steps out of 2 to 24, or without a trajectory.
     """
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"a solver is tuned for 2 to {MOST_STEPS} steps, got {steps}")

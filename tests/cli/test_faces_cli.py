@@ -63,3 +63,18 @@ def test_the_missing_extra_is_named(photos: Path, tmp_path: Path, monkeypatch: p
 
 def test_help_shows_an_example() -> None:
     assert "ornstein faces prepare photos.zip" in " ".join(prepare("--help").output.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (("train", "nowhere", "--out", "run"), ("nowhere",)),
+        (("train", "nowhere", "--out", "run", "--net", "huge"), ("huge", "xs")),
+        (("train", "nowhere", "--out", "run", "--minutes", "-1"), ("minutes",)),
+        (("evaluate", "nowhere", "--data", "nowhere"), ("nowhere",)),
+    ],
+)
+def test_wrong_trainings_and_judgements_are_refused(command: tuple[str, ...], words: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["faces", *command])
+    assert result.exit_code == 2, result.output
+    assert all(word in result.stderr for word in words), result.stderr

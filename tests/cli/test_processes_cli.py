@@ -77,6 +77,16 @@ def test_samples_are_the_same_on_two_processes_and_only_made_where_missing(run: 
     assert files(tmp_path / "one") == files(tmp_path / "fresh")
 
 
+def test_two_processes_judge_as_one(run: Path, tmp_path: Path) -> None:
+    options = ("-n", 70, "--solvers", "ddim", "--steps", 2, "--features", "pixels", "--seeds", 1, "--batch", 16)
+    options += ("--likelihood", "none")
+    done = torchrun("evaluate", run, *options, "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    ornstein("evaluate", run, *options, "--out", tmp_path / "one")
+    two, one = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("two", "one"))
+    assert two == one
+
+
 def test_an_error_is_told_in_a_line_by_each_process(tmp_path: Path) -> None:
     done = torchrun("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert done.returncode != 0

@@ -91,6 +91,15 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
             open_images(tmp_path / name)
 
 
+def test_a_damaged_archive_is_one_line(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=pixels(40), y=np.arange(40))
+    whole = (tmp_path / "x.npz").read_bytes()
+    for place in range(30, 400, 37):  # in the name, the header and the packed numbers
+        (tmp_path / "x.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0x18]) + whole[place + 1 :])
+        with pytest.raises(UserError, match=r"x.npz"):
+            open_images(tmp_path / "x.npz")
+
+
 def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path: Path) -> None:
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 32, 32, 3)})

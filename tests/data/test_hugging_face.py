@@ -1,6 +1,5 @@
 """Data sets that Hugging Face's `datasets` saved on disk."""
 
-import io
 import json
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import torch
 from PIL import Image
 
 from ornstein.data import open_images
+from ornstein.data.decode import BadImage
+from ornstein.data.hugging_face import read_image
 from ornstein.errors import UserError
 
 datasets = pytest.importorskip("datasets")
@@ -53,16 +54,9 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_path_instead_of_an_image_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # saving would put the file into the set
-    monkeypatch.setattr(datasets.arrow_dataset, "embed_table_storage", lambda table, **_: table)
+def test_a_path_instead_of_an_image_is_not_followed(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "outside.png")
-    buffer = io.BytesIO()
-    picture(1).save(buffer, "PNG")
-    rows = [{"bytes": None, "path": str(tmp_path / "outside.png")}, {"bytes": buffer.getvalue(), "path": None}]
-    stored = datasets.Dataset.from_dict(
-        {"img": rows}, features=datasets.Features({"img": datasets.Image(decode=False)})
-    )
-    stored.save_to_disk(tmp_path / "set")
-    images = open_images(tmp_path / "set")
-    assert images.names == ["1"] and "only its path" in images.skipped[0][1]
+    with pytest.raises(BadImage, match="only its path"):
+        read_image([{"img": {"bytes": None, "path": str(tmp_path / "outside.png")}}], 0, "img", 10**6)
+    with pytest.raises(BadImage, match="more than the limit"):
+        read_image([{"img": {"bytes": b"x" * (2**20 + 1), "path": None}}], 0, "img", 2**20)

@@ -282,7 +282,11 @@ def test_odd_sides_and_uneven_times(stubs: SimpleNamespace, tmp_path: Path) -> N
     assert out.shape == (3, 32, 46, 3)
     assert float((out[:, :31, 2:43].permute(0, 3, 1, 2).float() - picture[:, :, 2:43]).abs().mean()) < 6
     with av.open(str(tmp_path / "out.mp4")) as container:
-        assert [f.time for f in container.decode(video=0)] == pytest.approx([0.04, 0.077, 0.5])
+        frames = list(container.decode(video=0))
+    assert [frame.time for frame in frames] == pytest.approx([0.04, 0.077, 0.5])
+    # BT.601, as it is coded: it must be said, for a player takes BT.709 for a large picture that says nothing
+    assert frames[0].colorspace == 6
+    assert int(frames[0].to_ndarray(format="yuv420p")[4, 40]) == pytest.approx(16 + 0.299 * 200 * 219 / 255, abs=3)
 
 
 def test_settings_of_videos() -> None:

@@ -39,8 +39,8 @@ def load(path: str | Path) -> Autoencoder:
         if kind not in AUTOENCODERS:
             raise ValueError(f"unknown autoencoder {kind!r}; known: {', '.join(AUTOENCODERS)}")
         model = AUTOENCODERS[kind](**arguments)
-    except (KeyError, TypeError, ValueError) as e:
-        raise UserError(f"{folder / CONFIG} does not describe an autoencoder: {e}") from e
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+        raise UserError(f"{folder / CONFIG} does not describe an autoencoder: {' '.join(str(e).split())}") from e
     load_weights(model, folder / MODEL)
     return model.eval()
 

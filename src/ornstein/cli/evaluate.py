@@ -26,6 +26,7 @@ from ornstein.evaluation.matched import check_images, image_shape
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.files import atomic_write, read_json, write_error
 from ornstein.solvers import SOLVERS
+from ornstein.training import processes
 
 JSON = "evaluation.json"
 REPORT = "report.html"
@@ -52,6 +53,8 @@ def evaluate(
 ) -> None:
     """Judge a model by images it was not trained on; of an autoencoder, its reconstructions and rates.
 
+    `torchrun --nproc-per-node 8 -m ornstein evaluate ...` shares the samples out among processes.
+
     Example: ornstein evaluate runs/photos -n 1000 --steps 10,50 --seeds 2
     """
     plan = Plan(
@@ -65,8 +68,11 @@ def evaluate(
     )
     folder = run / "evaluation" if out is None else out
     if "autoencoder" in checkpoint.read_config(run):
+        if processes.launched() > 1:
+            raise UserError("autoencoders are judged by one process: leave out the launcher")
         _evaluate_autoencoder(run, data, held_out, folder)
         return
+    group = processes.current()
     denoiser = checkpoint.load(run)
     shape = image_shape(denoiser)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,6 +90,9 @@ def evaluate(
             extractor,
             lambda what, done, total: bar.update(task, completed=done, total=total, note=what),
         )
+    group.end()
+    if not group.main:
+        return  # it has made its share of the samples
     command = _command(run, data, plan, features, held_out)
     for table in tables(found, material.about):
         rich = RichTable(*table.columns, title=table.title, title_justify="left", title_style="bold", show_edge=False)

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from ornstein.cli.command import console, progress, run
+from ornstein.cli.faces_train import demo, evaluate, train
 from ornstein.errors import UserError
 
 faces = typer.Typer(
-    help="Faces in photographs: prepared for training; and the provenance of swaps.", no_args_is_help=True
+    help="Faces in photographs: prepared, trained on, judged; and the provenance of swaps.", no_args_is_help=True
 )
 
 # Names of files that were skipped.
@@ -169,5 +170,5 @@ def card(
     console.print(f"{run}: {read_card(run)}", markup=False)
 
 
-for command in (prepare, verify, protect, card):
+for command in (prepare, train, evaluate, demo, verify, protect, card):
     faces.command()(run(command))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ SUFFIXES = {".npy", ".npz"}
 _IMAGES = ("images", "image", "x", "data", "train_images", "x_train")
 _LABELS = ("labels", "label", "y", "targets", "train_labels", "y_train")
 _CHUNK = 256  # images at a time
-_BROKEN = (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError, SyntaxError)
+# what zipfile, its decompressors and NumPy's parser of headers raise
+_BROKEN = (OSError, ValueError, EOFError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,14 @@ def open_dataset(path: Path, suffixes: Collection[str], limit_bytes: int) -> Ite
     width = len(str(max(len(found) - 1, 0)))
     listing = Listing()
     for i in range(len(found)):
-        read = partial(_read, found, i, column, limit_bytes)
+        read = partial(read_image, found, i, column, limit_bytes)
         label = printable(str(names[marks[i] or 0])) if known else None
         listing.entries.append(Entry(f"{i:0{width}d}", 1, read, partial(_stream, read), label))
     yield listing
 
 
-def _read(table: Any, row: int, column: str, limit: int) -> bytes:
+def read_image(table: Any, row: int, column: str, limit: int) -> bytes:
+    """The bytes of an image that is stored in the set. Raises BadImage where it is not, or too large."""
     try:
         data = table[row][column]["bytes"]
     except Exception as error:  # Arrow has errors of its own for damaged files

@@ -22,8 +22,9 @@ from ornstein.evaluation.matched import check_images, choose, class_numbers, ima
 from ornstein.evaluation.neighbours import CopyReport, copy_report, nearest
 from ornstein.evaluation.precision import precision_recall
 from ornstein.likelihood import Dequantiser, fit_dequantiser
-from ornstein.sampling import State, sample
+from ornstein.sampling import State, device_of, sample
 from ornstein.solvers import SOLVERS
+from ornstein.training import processes
 
 ENOUGH = 8  # images on either side, below which no figure says anything
 METRICS = ("frechet", "kernel", "precision", "recall")
@@ -274,13 +275,15 @@ def _dequantiser(d: Denoiser, train: ImageSet, work: _Work) -> Dequantiser:
 def _samples(
     d: Denoiser, plan: Plan, solver: str, steps: int, seed: int, labels: Tensor | None, work: _Work
 ) -> Iterator[Tensor]:
-    """uint8 samples, a batch at a time."""
-    assert d.data is not None
+    """uint8 samples, a batch at a time; of several processes each makes every so many batches, and all get all."""
+    assert d.data is not None and d.shape is not None
     seen = work.start(f"{solver}, {steps} steps, seed {seed}", 1)
-    for first in range(0, plan.count, plan.batch):
+    group = processes.current()
+
+    def make(first: int) -> Tensor:
         count = min(plan.batch, plan.count - first)
 
-        def advance(state: State, first: int = first, count: int = count) -> None:
+        def advance(state: State) -> None:
             seen(first * steps + count * state.step)
 
         try:
@@ -296,7 +299,15 @@ def _samples(
             )
         except ValueError as error:
             raise ValueError(f"{solver} with {steps} steps: {error}") from error
-        yield to_uint8(d.decode(images).cpu())
+        return to_uint8(d.decode(images))
+
+    for first in range(0, plan.count, group.world * plan.batch):
+        own = first + group.rank * plan.batch
+        made = make(own) if own < plan.count else torch.empty(0, *d.shape, dtype=torch.uint8, device=device_of(d))
+        if group.world > 1:
+            made = group.gather(torch.cat([made, made.new_zeros(plan.batch - len(made), *made.shape[1:])]))
+            made = made[: plan.count - first]
+        yield from made.cpu().split(plan.batch)
 
 
 def _compare(samples: Tensor, real: Tensor) -> dict[str, float]:

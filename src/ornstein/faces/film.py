@@ -23,6 +23,7 @@ from ornstein.data.video_read import DEMUXER, VIDEO_SUFFIXES, decoded, upright
 from ornstein.errors import RunError, UserError
 
 SUFFIXES = (".mp4", ".m4v", ".mov")  # that are written
+_MATRIX, _LIMITED = 6, 1  # ITU-T H.273: the matrix of BT.601, luma from 16 to 235
 _THREADS = 2  # of the encoder: another number gives other bytes
 # Without B-frames the packets of a segment are its frames in order, and segments can be set one behind another.
 _OPTIONS = {"crf": "16", "preset": "medium", "bf": "0"}
@@ -110,6 +111,8 @@ class Encoder:
         stream.width, stream.height = width + width % 2, height + height % 2
         stream.pix_fmt, stream.options = "yuv420p", dict(_OPTIONS)
         stream.codec_context.thread_count = _THREADS
+        # How the colours are coded is said: players guess it by the size else, and large pictures come out too red.
+        stream.codec_context.colorspace, stream.codec_context.color_range = _MATRIX, _LIMITED
         self._stream = stream
 
     def write(self, pixels: Tensor) -> None:
