@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-swap test check bench evidence evidence-noise evidence-likelihood evidence-latent evidence-features clean
+.PHONY: setup demo demo-swap test check bench evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features clean
 
 setup: $(STAMP)
 
@@ -26,7 +26,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope $(ARGS)
 
 # Slow measurements whose results stand in docs/; each can be stopped and gone on with.
-evidence: evidence-noise evidence-likelihood evidence-latent evidence-features
+evidence: evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features
 
 evidence-noise: setup
 	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise
@@ -42,12 +42,17 @@ evidence-likelihood: setup
 evidence-latent: setup
 	$(BIN)/python evidence/latent.py $(if $(FACES),--faces $(FACES))
 
+evidence-faults: setup
+	$(BIN)/python evidence/faults.py -n 100
+
 evidence-features: setup
 	$(BIN)/pytest -s -m slow tests/evaluation/test_features.py
 
 # Ratios against peers measured in the same process.
 bench: setup
 	$(BIN)/python benchmarks/noise.py
+	$(BIN)/python benchmarks/solvers.py
+	$(BIN)/python benchmarks/sampling.py
 
 check: setup
 	$(BIN)/ruff check

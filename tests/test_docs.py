@@ -22,9 +22,8 @@ def test_every_test_that_the_equations_name_exists() -> None:
 
 def test_every_symbol_that_the_equations_name_exists() -> None:
     text = (ROOT / "docs" / "equations.md").read_text()
-    symbols = set(
-        re.findall(r"`((?:process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders)\.[\w.]+)`", text)
-    )
+    floors = "process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders"
+    symbols = set(re.findall(rf"`((?:{floors})\.[\w.]+)`", text))
     assert len(symbols) > 20
     for symbol in symbols:
         module, *path = symbol.split(".")

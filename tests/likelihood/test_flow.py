@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ornstein import Denoiser, Process
 from ornstein.likelihood import bits_per_dim, ode
 from ornstein.likelihood.dequantise import dequantise
-from ornstein.solvers.runge_kutta import _ERROR, _NODES, _STAGES
 from ornstein.noise import AR1, Identity, Matrix
 from ornstein.oracles import GaussianMixture, Oracle
 from ornstein.schedules import EDM, VE, Cosine, Discrete, LinearBeta, Rectified, Schedule
+from ornstein.solvers.runge_kutta import _ERROR, _NODES, _STAGES
 
 MIXTURE = GaussianMixture(
     [0.3, 0.7], [[1.0, 0.0], [-1.0, 0.5]], [[[0.2, 0.05], [0.05, 0.3]], [[0.3, 0.0], [0.0, 0.15]]]

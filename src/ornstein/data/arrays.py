@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,7 +22,17 @@ _IMAGES = ("images", "image", "x", "data", "train_images", "x_train")
 _LABELS = ("labels", "label", "y", "targets", "train_labels", "y_train")
 _CHUNK = 256  # images at a time
 # what zipfile, its decompressors and NumPy's parser of headers raise
-_BROKEN = (OSError, ValueError, EOFError, SyntaxError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    SyntaxError,
+    NotImplementedError,
+    RuntimeError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ def _streamed(path: Path, name: str) -> Iterator[np.ndarray]:
     with _member(path, f"{name}.npy") as (stream, shape, dtype):
         for first in range(0, shape[0], _CHUNK):
             part = (min(_CHUNK, shape[0] - first), *shape[1:])
-            size = int(np.prod(part, dtype=np.int64)) * dtype.itemsize
+            size = math.prod(part) * dtype.itemsize
             data = stream.read(size)
             if len(data) < size:
                 raise UserError(f"{path}: {name} is cut short after {first} images")

@@ -34,7 +34,7 @@ def open_dataset(path: Path, suffixes: Collection[str], limit_bytes: int) -> Ite
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{path} is a data set of Hugging Face: pip install datasets") from None
+        raise UserError(f"{path} is a data set of Hugging Face: pip install 'ornstein[datasets]'") from None
     datasets.disable_progress_bars()
     try:
         found: Any = datasets.load_from_disk(str(path))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,15 +35,17 @@ class RowFile:
             self._file = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
-        except (ValueError, EOFError) as error:
+        except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:  # NumPy's parser of headers
             raise UserError(f"{self.path} is no .npy file: {' '.join(str(error).split())}") from None
         if dtype.hasobject:
             raise UserError(f"{self.path} holds Python objects, which are not read: save an array of numbers")
-        if not shape or columns_first:
+        if not shape or min(shape) < 0:
+            raise UserError(f"{self.path} has shape {shape}: save an array of one row each")
+        if columns_first:
             raise UserError(f"{self.path} is stored column by column: save it with np.ascontiguousarray")
         self.shape: tuple[int, ...] = tuple(shape)
         self.dtype: np.dtype = dtype
-        self._row = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        self._row = math.prod(shape[1:]) * dtype.itemsize
         size = os.fstat(self._file).st_size
         if size < self._offset + len(self) * self._row:
             raise UserError(

@@ -277,6 +277,7 @@ def _samples(
 ) -> Iterator[Tensor]:
     """uint8 samples, a batch at a time; of several processes each makes every so many batches, and all get all."""
     assert d.data is not None and d.shape is not None
+    shape = d.data.shape
     seen = work.start(f"{solver}, {steps} steps, seed {seed}", 1)
     group = processes.current()
 
@@ -289,7 +290,7 @@ def _samples(
         try:
             images = sample(
                 d,
-                (count, *d.data.shape),
+                (count, *shape),
                 solver=solver,
                 steps=steps,
                 seed=seed,
