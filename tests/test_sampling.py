@@ -72,15 +72,17 @@ def net() -> Denoiser:
 @each
 def test_an_image_of_a_network_is_the_same_in_any_batch(net: Denoiser, solver: str):
     whole = sample(net, (64, 1, 8, 8), solver=solver, steps=3)
-    # Three Euler-Maruyama steps overshoot to values of 30: hence a relative part.
+    # A network rounds by the shape of its batch. Three steps overshoot with some solvers, to values of 100 with iPNDM:
+    # hence relative to the largest. The steps that rk45 chooses move with the rounding, within its tolerance of 1e-3.
+    close = {"rtol": 0, "atol": (1e-4 if solver == "rk45" else 1e-5) * max(1.0, float(whole.abs().max()))}
     assert whole.dtype == torch.float32 and float(whole.std()) > 0.1
     assert not torch.allclose(whole[0], whole[1], atol=0.1)
     parts = sample(net, (64, 1, 8, 8), solver=solver, steps=3, batch=5)
-    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(parts, whole, **close)
     alone = sample(net, (8, 1, 8, 8), solver=solver, steps=3, batch=1)
-    torch.testing.assert_close(alone, whole[:8], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(alone, whole[:8], **close)
     seventh = sample(net, (1, 1, 8, 8), solver=solver, steps=3, first=7)
-    torch.testing.assert_close(seventh, whole[7:8], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(seventh, whole[7:8], **close)
 
 
 @each

@@ -70,12 +70,13 @@ def rk45(d: Denoises, x: Tensor, times: Tensor, noise: Noise, tolerance: float =
         start, end = angle(t), max(angle(s), _LAST)
         now = t
         if start > end:
-            norm = expand(torch.sqrt(p.schedule.alpha(t) ** 2 + p.schedule.sigma(t) ** 2).double(), x)
-            field = _Rotation(d, x / norm)
-            y, _, _ = dormand_prince(field, x / norm, -start, -end, tolerance, whitened)
+            norm = expand(torch.sqrt(p.schedule.alpha(t) ** 2 + p.schedule.sigma(t) ** 2), x.double())
+            # in float64: a step is accepted or not by a difference of nearly equal numbers
+            field = _Rotation(d, x.double() / norm)
+            y, _, _ = dormand_prince(field, field.rows, -start, -end, tolerance, whitened)
             now = s if end > _LAST else float(field.time(torch.tensor([-end], dtype=torch.float64)))
-            a, std = p.coefficients(now, x)
-            x = torch.sqrt(a**2 + std**2) * y
+            a, std = p.coefficients(now, y)
+            x = (torch.sqrt(a**2 + std**2) * y).to(x.dtype)
         if now > s:
             ahead = d(x, now)
             a, std = p.coefficients(s, x)
