@@ -32,7 +32,7 @@ def open_dataset(path: Path, suffixes: Collection[str], limit_bytes: int) -> Ite
         UserError: `datasets` is not installed, the set cannot be read, or it has no column of images.
     """
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
         raise UserError(f"{path} is a data set of Hugging Face: pip install 'ornstein[datasets]'") from None
     datasets.disable_progress_bars()
