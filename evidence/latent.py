@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/evidence-latent"))
     parser.add_argument("--faces", type=Path, help="a zip or folder of photographs; without it, digits only")
     parser.add_argument("--parts", default="priors,rates,speed")
-    parser.add_argument("--steps", type=int, default=400, help="of each autoencoder of `rates`, 32 images each")
+    parser.add_argument("--steps", type=int, default=250, help="of each autoencoder of `rates`, 32 images each")
     parser.add_argument("--minutes", type=float, default=12, help="of one core, of each training of `speed`")
     parser.add_argument("--plot", type=Path, default=Path("docs/latent-rates.png"))
     parser.add_argument("--report", action="store_true", help="only print the tables of what is there")
