@@ -155,7 +155,7 @@ def _joint(
     d: Denoiser, space: LatentSpace, x0: Tensor, method: str, cond: dict[str, Tensor] | None, seed: int, first: int
 ) -> JointBound:
     def prior(y: Tensor, first: int) -> Tensor:
-        if method in ("ode", "ode-variational"):
+        if method == "ode":
             found = likelihood.ode(
                 d, y, "hutchinson", steps=FLOW_STEPS, probes=1, seed=seed, first=first, batch=_BATCH, cond=cond
             )
