@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from ornstein.data import save_grid
-from ornstein.faces.demo import demo
+from ornstein.faces.demo import PHOTOS, demo
 from ornstein.faces.detect import Detector
 from ornstein.faces.evaluate import Held, photos_of, score_swaps, swap_held
 from ornstein.faces.face_set import open_faces
@@ -52,7 +52,7 @@ def world(args: argparse.Namespace) -> None:
         print(f"\r{stage:<28}{done:6.1%}", end="", file=sys.stderr, flush=True)
 
     began = time.monotonic()
-    finished = demo(out, minutes=args.minutes, tell=tell)
+    finished = demo(out, args.minutes, photos=args.photos, preset=args.preset, tell=tell)
     scores = {name: asdict(score) for name, score in finished.scores.items()}
     seconds = time.monotonic() - began
     atomic_write(out / "scores.json", json.dumps({"seconds": seconds, "scores": scores}, indent=1).encode())
@@ -104,6 +104,8 @@ def main() -> None:
             command.add_argument("--faces", type=Path, required=True, help="what `ornstein faces prepare` made")
         if run is world:
             command.add_argument("--minutes", type=float, default=6.0)
+            command.add_argument("--photos", type=int, default=PHOTOS)
+            command.add_argument("--preset", default="xs")
         if run is photos:
             command.add_argument("--recogniser", type=float, default=8.0, help="minutes for the recogniser")
             command.add_argument("--minutes", type=float, default=120.0, help="minutes for the swap")

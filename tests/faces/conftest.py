@@ -13,7 +13,9 @@ from ornstein.denoiser import Data
 from ornstein.faces.align import TEMPLATE
 from ornstein.faces.detect import Face
 from ornstein.faces.identity import IdentityNet
+from ornstein.faces.photos import SourceFaces
 from ornstein.faces.sampling import FaceModel
+from ornstein.faces.swap import Source
 from ornstein.nets import FaceUNet
 
 
@@ -80,10 +82,20 @@ def untrained(size: int = 16) -> FaceModel:
     return FaceModel(orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=data), recogniser)
 
 
+def someone(identity: Sequence[float], name: str = "s", size: int = 16) -> Source:
+    """A source of that identity, in a grey picture."""
+    who = torch.tensor([list(identity)])
+    points = torch.tensor([TEMPLATE]) * size - 0.5
+    faces = SourceFaces(who, torch.zeros(1, 3, size, size), torch.ones(1, 1, size, size), points)
+    return Source((name,), torch.zeros(who.shape[1]), faces)
+
+
 @pytest.fixture(scope="session")
 def stubs() -> SimpleNamespace:
     """The stand-ins of this file, for tests of everything around the model."""
-    return SimpleNamespace(scenery=scenery, Squares=Squares, Colours=Colours, untrained=untrained, PEOPLE=PEOPLE)
+    return SimpleNamespace(
+        scenery=scenery, Squares=Squares, Colours=Colours, untrained=untrained, someone=someone, PEOPLE=PEOPLE
+    )
 
 
 @pytest.fixture

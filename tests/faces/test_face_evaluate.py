@@ -62,8 +62,8 @@ def test_a_perfect_swap_and_none_at_all(two):
 
 
 def test_masks_of_photos_are_those_of_their_landmarks(two):
-    photos = photos_of(two, own=0.5)
-    assert photos.own == 0.5 and photos.masks.dtype == torch.uint8
+    photos = photos_of(two)
+    assert photos.masks.dtype == torch.uint8
     masks = face_masks(two.landmarks, SIZE)
     torch.testing.assert_close(photos.masks / 255, masks, atol=1 / 255, rtol=0)
     for mask, points in zip(masks, two.landmarks, strict=True):

@@ -43,7 +43,7 @@ def test_it_learns_and_is_saved_with_its_recogniser(tmp_path):
     assert sum(losses[12:22]) < 0.9 * sum(losses[:10])
     model = FaceModel.load(tmp_path)
     p = task.photos
-    out = swap_crops(model, p.batch([0])[0], p.masks[:1] / 255, p.landmarks[:1], p.embeddings[4], steps=3)
+    out = swap_crops(model, p.batch([0])[0], p.masks[:1] / 255, p.landmarks[:1], p.faces(torch.tensor([4])), steps=3)
     assert bool(out.isfinite().all()) and model.size == 16
 
 

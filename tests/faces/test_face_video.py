@@ -25,7 +25,7 @@ from ornstein.faces.card import ModelCard
 from ornstein.faces.consent import Consent
 from ornstein.faces.film import Encoder, Film, is_video
 from ornstein.faces.photo_swap import Order
-from ornstein.faces.swap import Choice, Source, SwapModel, Swapper, SwapSettings
+from ornstein.faces.swap import Choice, SwapModel, Swapper, SwapSettings
 from ornstein.faces.video_swap import VideoReport, VideoSettings, swap_video
 
 HEIGHT, WIDTH = 64, 96
@@ -35,15 +35,15 @@ SHORT = VideoSettings(segment=6, batch=4, gap=2, noise="ar1:0.7")
 class Slow(Swapper):
     """Waits before it paints: there is time to kill it."""
 
-    def painted(self, faces: Sequence, identities: Tensor, start: Tensor | None = None, first: int = 0) -> list[Tensor]:
+    def painted(self, faces: Sequence, sources: Sequence, start: Tensor | None = None, first: int = 0) -> list[Tensor]:
         time.sleep(0.25)
-        return super().painted(faces, identities, start, first)
+        return super().painted(faces, sources, start, first)
 
 
 class Idle(Swapper):
     """Paints nothing."""
 
-    def painted(self, faces: Sequence, identities: Tensor, start: Tensor | None = None, first: int = 0) -> list[Tensor]:
+    def painted(self, faces: Sequence, sources: Sequence, start: Tensor | None = None, first: int = 0) -> list[Tensor]:
         return [face.crop / 255 for face in faces]
 
     def put_back(self, pixels: Tensor, faces: Sequence, made: Sequence[Tensor]) -> Tensor:
@@ -88,7 +88,7 @@ def packets(path: Path) -> list[tuple[Fraction | None, bytes]]:
 def parts(stubs: SimpleNamespace, kind: type[Swapper] = Swapper) -> tuple[Swapper, SwapModel, Choice]:
     settings = SwapSettings(steps=1, guidance=1.0, label=False)
     swapper = kind(stubs.untrained(), settings, stubs.Squares(), stubs.Colours())
-    source = Source(("s",), torch.zeros(3), torch.tensor([1.0, -2.0, 0.5]))
+    source = stubs.someone([1.0, -2.0, 0.5])
     return swapper, SwapModel(swapper.model, ModelCard(), "ab" * 32), Choice([source])
 
 

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 import ornstein as orn
-from ornstein.faces.conditions import blurred, scene
+from ornstein.faces.conditions import appearance, blurred, scene
 from ornstein.faces.identity import IdentityNet, likeness
-from ornstein.faces.sampling import FaceModel, Inside, Towards, swap_crops
+from ornstein.faces.photos import SourceFaces
+from ornstein.faces.sampling import Between, FaceModel, Inside, Towards, swap_crops
 from ornstein.guidance import ClassifierFree
 from ornstein.nets import FaceUNet
 from ornstein.sampling import Conditioned
 
+SPREAD = torch.tensor([[12.0, 6.0], [9.0, 6.0], [3.0, 6.0], [6.0, 6.0], [8.0, 10.0]])
 PROCESS = orn.Process(orn.schedules.Cosine())
 
 
@@ -32,6 +34,13 @@ def targets(n: int = 3):
     mask[:, :, 4:12, 4:12] = 1
     mask[:, :, 3, 4:12] = 0.5
     return target, mask, torch.full((n, 5, 2), 8.0)
+
+
+def sources(identity: torch.Tensor) -> SourceFaces:
+    """Faces of these identities (B, K); of the pictures the painter takes no notice."""
+    n = len(identity)
+    image = torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    return SourceFaces(identity, image, torch.ones(n, 1, 16, 16), SPREAD.expand(n, -1, -1))
 
 
 def model(painter: bool = True) -> FaceModel:
@@ -67,7 +76,7 @@ def test_a_scene_shows_the_surroundings_and_of_the_face_a_blur():
 def test_the_swap_is_the_identitys_inside_and_the_target_outside():
     target, mask, landmarks = targets()
     identity = torch.tensor([[0.5, -0.5, 0.0], [0.1, 0.2, 0.3], [-0.9, 0.0, 0.9]])
-    out = swap_crops(model(), target, mask, landmarks, identity, steps=5, guidance=1)
+    out = swap_crops(model(), target, mask, landmarks, sources(identity), steps=5, guidance=1)
     assert torch.equal(out[mask.expand_as(out) == 0], target[mask.expand_as(out) == 0])
     want = torch.lerp(target, identity[:, :, None, None].expand_as(target), mask)
     torch.testing.assert_close(out, want, atol=1e-4, rtol=0)
@@ -77,7 +86,7 @@ def test_guidance_drops_the_identity_alone():
     """The unconditional painter answers 0: at scale w the colour is w times the identity's."""
     target, mask, landmarks = targets()
     who = torch.tensor([[0.2, -0.1, 0.3]])
-    out = swap_crops(model(), target, mask, landmarks, who.expand(3, -1), steps=4, guidance=2.5)
+    out = swap_crops(model(), target, mask, landmarks, sources(who), steps=4, guidance=2.5)
     torch.testing.assert_close(out[:, :, 8, 8], (2.5 * who).expand(3, -1), atol=1e-4, rtol=0)
 
 
@@ -86,35 +95,68 @@ def test_strength_goes_from_the_targets_identity_to_the_sources_and_beyond():
     own, who = torch.tensor([0.1, 0.1, 0.1]), torch.tensor([0.5, 0.3, -0.1])
     for strength in (0.0, 0.5, 1.0, 1.5):
         out = swap_crops(
-            model(), target, mask, landmarks, who, steps=3, guidance=1, strength=strength, own=own.expand(3, -1)
+            model(),
+            target,
+            mask,
+            landmarks,
+            sources(who[None]),
+            steps=3,
+            guidance=1,
+            strength=strength,
+            own=own.expand(3, -1),
         )
         want = own + strength * (who - own)
         torch.testing.assert_close(out[:, :, 8, 8], want.expand(3, -1), atol=1e-4, rtol=0)
     m = model()
-    alone = swap_crops(m, target, mask, landmarks, who, steps=3, guidance=1, strength=0.0)
+    alone = swap_crops(m, target, mask, landmarks, sources(who[None]), steps=3, guidance=1, strength=0.0)
     torch.testing.assert_close(alone[:, :, 8, 8], m.recogniser.embed(target).clamp(-1, 1), atol=1e-4, rtol=0)
 
 
-def test_several_photos_of_a_source_are_averaged():
-    target, mask, landmarks = targets()
-    photos = torch.tensor([[0.2, 0.4, 0.0], [0.4, 0.0, 0.6]]).expand(3, -1, -1)
-    out = swap_crops(model(), target, mask, landmarks, photos, steps=3, guidance=1)
-    torch.testing.assert_close(out[:, :, 8, 8], torch.tensor([0.3, 0.2, 0.3]).expand(3, -1), atol=1e-4, rtol=0)
-
-
 def test_a_sample_does_not_depend_on_its_batch_and_starts_where_it_is_told():
-    m, (target, mask, landmarks), who = model(painter=False), targets(), torch.randn(3, 3)
+    m, (target, mask, landmarks), who = model(painter=False), targets(), sources(torch.randn(3, 3))
     settings = {"steps": 3, "guidance": 2.0, "seed": 5}
     out = swap_crops(m, target, mask, landmarks, who, **settings)
     one_by_one = swap_crops(m, target, mask, landmarks, who, batch=1, **settings)
     torch.testing.assert_close(one_by_one, out, atol=1e-4, rtol=0)
-    alone = swap_crops(m, target[2:], mask[2:], landmarks[2:], who[2:], first=2, **settings)
+    alone = swap_crops(m, target[2:], mask[2:], landmarks[2:], who.select(slice(2, 3)), first=2, **settings)
     torch.testing.assert_close(alone, out[2:], atol=1e-4, rtol=0)
-    same = [t[:1].expand(3, *t.shape[1:]) for t in (target, mask, landmarks, who)]
+    same = [t[:1].expand(3, *t.shape[1:]) for t in (target, mask, landmarks)] + [who.select(slice(1))]
     start = torch.randn(1, 3, 16, 16).expand(3, -1, -1, -1)
     shared = swap_crops(m, *same, start=start, **settings)
     torch.testing.assert_close(shared[1:], shared[:1].expand(2, -1, -1, -1), atol=1e-4, rtol=0)
     assert float((swap_crops(m, *same, **settings)[0] - shared[0]).abs().max()) > 1e-2
+
+
+def test_a_source_is_shown_where_the_target_is():
+    """A picture that is linear in x and y stays so: its value at p is the one of the source at the point moved to p."""
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    image = torch.stack([x / 16, y / 16, torch.ones_like(x)])[None]
+    # the source is the target turned by 90 degrees about (8, 7), half as large, and moved
+    moved = torch.stack([8 - 0.5 * (SPREAD[:, 1] - 7) + 0.5, 7 + 0.5 * (SPREAD[:, 0] - 8) - 0.25], 1)
+    seen = appearance(image, torch.ones(1, 1, 16, 16), moved[None], SPREAD[None])
+    want_x, want_y = 8 - 0.5 * (y - 7) + 0.5, 7 + 0.5 * (x - 8) - 0.25
+    inner = (slice(None), slice(2, 14), slice(2, 14))
+    torch.testing.assert_close(seen[0][inner], torch.stack([want_x / 16, want_y / 16, x * 0 + 1, x * 0 + 1])[inner])
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    still = appearance(image, mask, SPREAD[None], SPREAD[None])
+    torch.testing.assert_close(still, torch.cat([image * mask, mask], 1))  # nothing of what is around the face
+    with pytest.raises(ValueError, match="the same landmarks"):
+        appearance(image, mask, SPREAD[None, :4], SPREAD[None])
+    with pytest.raises(ValueError, match="its mask"):
+        appearance(image, mask[..., 1:], SPREAD[None], SPREAD[None])
+
+
+def test_between_two_faces_without_either_is_the_plain_model():
+    target, mask, landmarks = targets()
+    plain = Conditioned(Painter(), {"scene": scene(target, mask, landmarks)})
+    x = torch.randn(3, 3, 16, 16)
+    d = Between(plain, {"identity": torch.ones(3, 3)}, 0.25)
+    torch.testing.assert_close(d(x, 0.5).x0, torch.zeros_like(x))
+    mixed = d(x, 0.5, identity=torch.zeros(3, 3))
+    torch.testing.assert_close(mixed.x0, torch.full_like(x, 0.75))
+    a, s = PROCESS.coefficients(0.5, x)
+    torch.testing.assert_close(a * mixed.x0 + s * mixed.eps, x)
 
 
 def test_the_state_outside_the_mask_is_the_target_noised():
@@ -146,10 +188,10 @@ def test_guidance_by_the_recogniser_finds_the_face_more_alike():
     torch.testing.assert_close(none, before * 0)  # pure noise: nothing to recognise
 
 
-def test_as_many_identities_as_targets():
+def test_as_many_sources_as_targets():
     target, mask, landmarks = targets()
-    with pytest.raises(ValueError, match="2 identities for 3 targets"):
-        swap_crops(model(), target, mask, landmarks, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="2 sources for 3 targets"):
+        swap_crops(model(), target, mask, landmarks, sources(torch.zeros(2, 3)))
 
 
 def test_a_model_is_loaded_with_its_recogniser(tmp_path):

@@ -81,7 +81,7 @@ def test_a_photo_comes_out_with_its_background_bit_for_bit(
 
 def test_the_face_has_the_targets_colours(swapper: Swapper, scene: Tensor, source: Path) -> None:
     face = swapper.aligned(scene, swapper.detector(scene)[0])
-    (made,) = swapper.painted([face], swapper.source([source]).identity[None])
+    (made,) = swapper.painted([face], [swapper.source([source])])
     inside = face.mask / face.mask.sum()
     means = [(to_lab(each.double()) * inside).sum((1, 2)) for each in (made, face.crop / 255)]
     torch.testing.assert_close(means[0], means[1], atol=1.5, rtol=0)  # but for colours that a screen does not have
@@ -101,7 +101,7 @@ def test_the_same_seed_is_the_same_file_but_for_its_signature(
 
 
 def test_which_faces(swapper: Swapper, scene: Tensor, stubs: SimpleNamespace) -> None:
-    one = Source(("s",), torch.zeros(3), torch.zeros(3))
+    one = stubs.someone([0.0] * 3)
     everyone = swapper.choose(scene, Choice([one]), "t.png")
     assert [who for _, who in everyone] == [0, 0]
     ((largest, _),) = swapper.choose(scene, Choice([one], "largest"), "t.png")
@@ -118,8 +118,8 @@ def test_which_faces(swapper: Swapper, scene: Tensor, stubs: SimpleNamespace) ->
         swapper.choose(scene, Choice([one], references=known["green"][None]), "t.png")
 
 
-def test_each_reference_is_given_once() -> None:
-    one = Source(("s",), torch.zeros(2), torch.zeros(2))
+def test_each_reference_is_given_once(stubs: SimpleNamespace) -> None:
+    one = stubs.someone([0.0] * 3)
     choice = Choice([one, one], references=torch.tensor([[0.0, 0.0], [0.3, 0.0]]))
     faces = torch.tensor([[0.1, 0.0], [0.14, 0.0], [5.0, 5.0], [0.05, 0.0]])
     assert choice.who(faces) == [-1, 1, -1, 0]
@@ -128,13 +128,14 @@ def test_each_reference_is_given_once() -> None:
 def test_each_face_gets_its_own_source(
     swapper: Swapper, scene: Tensor, stubs: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources = [Source((str(i),), torch.zeros(3), torch.full((3,), float(i))) for i in range(2)]
+    sources = [stubs.someone([float(i)] * 3, str(i)) for i in range(2)]
     references = torch.stack([torch.tensor(stubs.PEOPLE[name]) / 50 for name in ("blue", "red")])
     choice = Choice(sources, references=references)
     given = {}
 
-    def painted(faces: list, identities: Tensor) -> list[Tensor]:
-        given.update({float(i[0]): face.transform.inverse().b.real for face, i in zip(faces, identities, strict=True)})
+    def painted(faces: list, people: list[Source]) -> list[Tensor]:
+        for face, person in zip(faces, people, strict=True):
+            given[float(person.faces.identity[0, 0])] = face.transform.inverse().b.real
         return [face.crop / 255 for face in faces]
 
     monkeypatch.setattr(swapper, "painted", painted)
@@ -151,7 +152,14 @@ def test_several_photos_are_averaged(swapper: Swapper, stubs: SimpleNamespace, t
     photos = photos_in(folder)
     both, each = swapper.source(photos), [swapper.source([path]) for path in photos]
     torch.testing.assert_close(both.embedding, (each[0].embedding + each[1].embedding) / 2)
-    torch.testing.assert_close(both.identity, (each[0].identity + each[1].identity) / 2)
+    mean = (each[0].faces.identity + each[1].faces.identity) / 2
+    torch.testing.assert_close(both.faces.identity, mean.expand(2, -1))
+    for one, i in zip(each, range(2), strict=True):  # each of its pictures is still there, for a target turned as it is
+        torch.testing.assert_close(both.faces.image[i], one.faces.image[0])
+    landmarks = torch.stack([both.faces.landmarks[0] - 1, both.faces.landmarks[1] + 1])
+    both = replace(both, faces=replace(both.faces, landmarks=landmarks))
+    assert torch.equal(both.facing(landmarks[1] + 0.3).image[0], each[1].faces.image[0])
+    assert torch.equal(both.facing(landmarks[0]).image[0], each[0].faces.image[0])
     assert repr(both) == "Source(0.png, 1.png)"
     (tmp_path / "empty").mkdir()
     for path, message in ((tmp_path / "empty", "no photo in the folder"), (tmp_path / "none", "there is no file")):

@@ -1,4 +1,4 @@
-"""What of the target picture a swap is shown: all around the face, and of the face a blur, its place and its pose."""
+"""What a swap is shown: of the target all around the face, a blur of it, its place and pose; of the source its face."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHANNELS = 5  # of a scene: the picture, the mask, the landmarks
+POINTS = 5  # of the landmarks, the first ones: those that dlib gives
 BLUR = 8  # cells a side that are left of the face
 _POINT = 1 / 32  # deviation of a landmark's spot, as a share of the side
 
@@ -43,3 +44,31 @@ def spots(landmarks: Tensor, size: int) -> Tensor:
     x, y = (torch.exp(-((at - landmarks[..., i, None]) / (_POINT * size)).square() / 2) for i in (0, 1))
     # a Gaussian is the product of one along each axis: K of them are a product of matrices
     return (y.mT @ x).clamp(max=1)[:, None].to(landmarks.dtype)
+
+
+def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) -> Tensor:
+    """The channels (B, 4, H, W) that show `FaceUNet` the source's face, at the place of the target's.
+
+    The source crop (B, 3, H, W) in [-1, 1] where its `mask` (B, 1, H, W) is, 0 elsewhere, and the mask; moved by the
+    least-squares similarity that takes its `landmarks` (B, K, 2) to those of the target, `onto`.
+
+    Raises ValueError where the shapes do not fit.
+    """
+    b, _, height, width = source.shape
+    if source.shape[1] != 3 or mask.shape != (b, 1, height, width):
+        raise ValueError(f"a source (B, 3, H, W) and its mask (B, 1, H, W), not {source.shape} and {mask.shape}")
+    if landmarks.shape != onto.shape or len(onto) != b or landmarks.shape[1] < 2:
+        raise ValueError(f"the same landmarks, 2 or more, of {b} faces each, not {landmarks.shape} and {onto.shape}")
+    # from the target back to the source, which is what a resampler asks for, over the complex plane: p -> a p + c
+    p, q = (torch.view_as_complex(each.double().contiguous()) for each in (onto, landmarks))
+    mp, mq = p.mean(1, keepdim=True), q.mean(1, keepdim=True)
+    power = (p - mp).abs().square().sum(1).clamp(min=1e-6)
+    a = ((p - mp).conj() * (q - mq)).sum(1) / power
+    c = (mq - a[:, None] * mp)[:, 0]
+    x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
+    at = torch.complex(x.double(), y.double()).to(a.device)
+    at = a[:, None, None] * at + c[:, None, None]
+    size = torch.tensor([width, height], device=a.device)
+    grid = ((2 * torch.view_as_real(at) + 1) / size - 1).to(source)
+    shown = torch.cat([source * mask, mask], dim=1)
+    return F.grid_sample(shown, grid, align_corners=False)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ornstein.data import save_grid, save_mp4, to_uint8
-from ornstein.data.faces import attributes, identities, motion, render
+from ornstein.data.faces import Rendered, attributes, identities, motion, render
 from ornstein.denoiser import Denoiser
 from ornstein.evaluation import Clips, Panel, Report, write_report
 from ornstein.evaluation.tables import Table
 from ornstein.faces.identity import Distillation, IdentityNet
-from ornstein.faces.photos import Photos
+from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.sampling import FaceModel, swap_crops
 from ornstein.faces.training import FaceSettings, FaceTask, face_denoiser
 from ornstein.faces.world import Cases, cases, region, world_photos
@@ -26,8 +26,8 @@ from ornstein.training import TrainConfig, run_task
 
 PHOTOS = 8192
 # of the time: the recogniser, the swap; the rest is for rendering and judging
-_RECOGNISER, _SWAP = 0.22, 0.5
-_PEOPLE, _STEPS, _FRAMES, _SHOWN = 100, 4, 48, 12
+_RECOGNISER, _SWAP = 0.1, 0.6
+_PEOPLE, _STEPS, _FRAMES, _SHOWN = 100, 1, 48, 12
 _TRAINED, _UNSEEN = 0, 1  # seeds of the people that are trained on, and of those that are not
 
 Tell = Callable[[str, float], object]
@@ -48,14 +48,15 @@ def demo(
     size: int = 64,
     people: int = _PEOPLE,
     photos: int = PHOTOS,
+    preset: str = "xs",
     frames: int = _FRAMES,
     seed: int = 0,
     tell: Tell = lambda stage, done: None,
 ) -> Demo:
     """Train on procedural faces, swap people that were not trained on, and write a report into the folder `out`.
 
-    The source is a picture: a small net learns from renders what their people look like from the front, and what it
-    says of a new picture is all the swap knows of its source. About `minutes` of wall-clock time on two cores. A demo
+    The source is a picture: the swap is shown its face, and what a small net, which learns from renders what their
+    people look like from the front, says of it. About `minutes` of wall-clock time on two cores. A demo
     that was interrupted goes on where it was. `tell(stage, fraction)` is called as it goes.
 
     Raises UserError where `out` holds a run of other settings, RunError where it cannot be written.
@@ -65,7 +66,7 @@ def demo(
     train = world_photos(photos, size, _TRAINED)
     recogniser = _recogniser(train, out / "recogniser", minutes * _RECOGNISER, seed, tell)
     known = train.known_as(recogniser.embed(train.batch(torch.arange(len(train)))[0]))
-    denoiser = _swap(known, recogniser, out, minutes * _SWAP, seed, tell)
+    denoiser = _swap(known, recogniser, out, minutes * _SWAP, preset, seed, tell)
     model = FaceModel(denoiser, recogniser)
     tell("swapping", 0.0)
     unseen = cases(people, size, _UNSEEN)
@@ -88,7 +89,7 @@ def swap_cases(model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STE
         unseen.target.image,
         unseen.mask,
         unseen.target.landmarks,
-        model.recogniser.embed(unseen.source.image),
+        shown(model, unseen.source),
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -100,7 +101,7 @@ def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
     source, target = identities(2, _UNSEEN, first=2 * _PEOPLE)
     states = motion(1, frames, _UNSEEN)[0]
     filmed, truth = (render(who.expand(frames, -1), states, size) for who in (target, source))
-    still = render(source[None], attributes(1, _UNSEEN, first=2 * _PEOPLE), size).image
+    still = render(source[None], attributes(1, _UNSEEN, first=2 * _PEOPLE), size)
     shape = (1, 3, size, size)
     z = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     start = model.denoiser.process.prior(shape, t=1.0).sample(z).expand(frames, -1, -1, -1)
@@ -109,13 +110,19 @@ def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
         filmed.image,
         region(filmed.mask),
         filmed.landmarks,
-        model.recogniser.embed(still)[0],
+        shown(model, still),
         steps=_STEPS,
         guidance=1.0,
         start=start,
     )
-    wide = torch.cat([still.expand(frames, -1, -1, -1), filmed.image, swapped, truth.image], dim=3)
+    wide = torch.cat([still.image.expand(frames, -1, -1, -1), filmed.image, swapped, truth.image], dim=3)
     return wide.transpose(0, 1)
+
+
+def shown(model: FaceModel, pictures: Rendered) -> SourceFaces:
+    """Rendered faces as the sources of swaps: all that a swap is given of a person is a picture."""
+    identity = model.recogniser.embed(pictures.image)
+    return SourceFaces(identity, pictures.image, region(pictures.mask), pictures.landmarks)
 
 
 def _recogniser(photos: Photos, out: Path, minutes: float, seed: int, tell: Tell) -> IdentityNet:
@@ -129,9 +136,11 @@ def _recogniser(photos: Photos, out: Path, minutes: float, seed: int, tell: Tell
     return task.model.eval().requires_grad_(False)
 
 
-def _swap(photos: Photos, recogniser: IdentityNet, out: Path, minutes: float, seed: int, tell: Tell) -> Denoiser:
+def _swap(
+    photos: Photos, recogniser: IdentityNet, out: Path, minutes: float, preset: str, seed: int, tell: Tell
+) -> Denoiser:
     torch.manual_seed(seed)
-    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], "xs")
+    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset)
     # every pair's truth is known here: nothing has to be told by the recogniser
     settings = FaceSettings(outside=0.02, tint=0.0, identity=0.0, swap=0.0, swaps=0.0, colour=0.0, begins=1.0)
     task = FaceTask(denoiser, recogniser, photos, settings)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.data import to_uint8, to_unit
+from ornstein.data import to_uint8
 from ornstein.evaluation import frechet_distance, open_features
 from ornstein.faces import align
 from ornstein.faces.detect import Detector, Face
@@ -27,11 +27,11 @@ def face_masks(landmarks: Tensor, size: int) -> Tensor:
     return align.mask(landmarks, size, _SOFT)
 
 
-def photos_of(faces: FaceSet, own: float = 0.0) -> Photos:
-    """A prepared set of faces as photos to train swaps on; see `Photos` for `own`."""
+def photos_of(faces: FaceSet) -> Photos:
+    """A prepared set of faces as photos to train swaps on."""
     size = faces.images.shape[-1]
     masks = torch.cat([(255 * face_masks(part, size)).round().to(torch.uint8) for part in faces.landmarks.split(512)])
-    return Photos(faces.images, masks, faces.landmarks, faces.person, faces.embeddings, own=own)
+    return Photos(faces.images, masks, faces.landmarks, faces.person, faces.embeddings)
 
 
 def embed_crops(recogniser: Recogniser, crops: Tensor, landmarks: Tensor) -> Tensor:
@@ -112,17 +112,17 @@ class Held:
 
 def swap_held(model: FaceModel, held: Held, **settings: float) -> tuple[Tensor, float]:
     """Person i into the photo of person i + 1: uint8 (N, 3, S, S), and the seconds a face took."""
-    target = to_unit(held.crops.roll(-1, 0))
-    mask = held.photos.masks.roll(-1, 0).float() / 255
-    identity = model.recogniser.normalised(held.embeddings)
+    known = held.photos.known_as(model.recogniser.normalised(held.embeddings))
+    sources = known.faces(torch.arange(len(known)))
+    target = sources.roll(-1)
     began = time.perf_counter()
     out = swap_crops(
         model,
-        target,
-        mask,
-        held.landmarks.roll(-1, 0),
-        identity,
-        own=identity.roll(-1, 0),
+        target.image,
+        target.mask,
+        target.landmarks,
+        sources,
+        own=target.identity if settings.get("strength", 1) != 1 else None,
         **settings,  # pyright: ignore[reportArgumentType]  (numbers by name)
     )
     return to_uint8(out), (time.perf_counter() - began) / len(target)

@@ -9,32 +9,81 @@ import torch
 from torch import Tensor
 
 from ornstein.data import to_unit
+from ornstein.faces.conditions import POINTS, appearance
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SourceFaces:
+    """What a swap is given of its sources: identity (B, D), and of one picture of each the image, mask and landmarks.
+
+    image (B, 3, H, W) in [-1, 1], mask (B, 1, H, W) of its face, landmarks (B, K, 2) in pixels.
+    """
+
+    identity: Tensor
+    image: Tensor
+    mask: Tensor
+    landmarks: Tensor
+
+    def __len__(self) -> int:
+        return len(self.identity)
+
+    @classmethod
+    def cat(cls, faces: Sequence[SourceFaces]) -> SourceFaces:
+        """The rows of all of them."""
+        return cls(*(torch.cat(parts) for parts in zip(*(each._parts for each in faces), strict=True)))
+
+    def to(self, device: torch.device) -> SourceFaces:
+        return SourceFaces(*(part.to(device, non_blocking=True) for part in self._parts))
+
+    def select(self, rows: Tensor | slice) -> SourceFaces:
+        """These faces alone."""
+        return SourceFaces(*(part[rows] for part in self._parts))
+
+    def repeat(self, n: int) -> SourceFaces:
+        """One face n times."""
+        return SourceFaces(*(part.expand(n, *part.shape[1:]) for part in self._parts))
+
+    def roll(self, n: int) -> SourceFaces:
+        """Row i is row i - n."""
+        return SourceFaces(*(part.roll(n, 0) for part in self._parts))
+
+    def known(self, onto: Tensor) -> dict[str, Tensor]:
+        """The conditions of `FaceUNet` for targets with the landmarks `onto` (B, K, 2)."""
+        return {
+            "identity": self.identity,
+            "appearance": appearance(self.image, self.mask, self.landmarks, onto),
+        }
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.identity, self.image, self.mask, self.landmarks
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """What swaps are trained on: paint `identity` into `target`, and it should look as `truth`.
+    """What swaps are trained on: paint the face of `source` into `target`, and it should look as `truth`.
 
     truth, target (B, 3, H, W) in [-1, 1], mask (B, 1, H, W) of the target's face, landmarks (B, K, 2) of the target in
-    pixels, identity (B, D).
+    pixels.
     """
 
     truth: Tensor
     target: Tensor
     mask: Tensor
     landmarks: Tensor
-    identity: Tensor
+    source: SourceFaces
 
     def to(self, device: torch.device) -> Pairs:
-        return Pairs(*(part.to(device, non_blocking=True) for part in self._parts))
+        parts = (part.to(device, non_blocking=True) for part in self._parts)
+        return Pairs(*parts, source=self.source.to(device))
 
     def select(self, rows: Tensor) -> Pairs:
         """These pairs alone."""
-        return Pairs(*(part[rows] for part in self._parts))
+        return Pairs(*(part[rows] for part in self._parts), source=self.source.select(rows))
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
-        return self.truth, self.target, self.mask, self.landmarks, self.identity
+        return self.truth, self.target, self.mask, self.landmarks
 
 
 class Photos:
@@ -45,8 +94,8 @@ class Photos:
     exactly the same pose, expression and light; then a target is another one of the truth's state. Without it the truth
     of a swap is known where source and target are one person: the target is the truth itself.
 
-    `own` is the probability that the source is the truth itself and not another photo of that person, which is used
-    where there is one. Raises ValueError where the numbers of rows differ.
+    The source of a pair is another photo of that person, which cannot tell how the face is turned and lit; where there
+    is no other one, the same in a mirror. Raises ValueError where the numbers of rows differ.
     """
 
     def __init__(
@@ -57,10 +106,9 @@ class Photos:
         person: Tensor,
         embeddings: Tensor,
         state: Tensor | None = None,
-        own: float = 0.0,
     ) -> None:
         self.images, self.masks, self.landmarks, self.person = images, masks, landmarks.float(), person
-        self.embeddings, self.state, self.own = embeddings.float(), state, own
+        self.embeddings, self.state = embeddings.float(), state
         lengths = {len(part) for part in (images, masks, landmarks, person, embeddings)}
         if len(lengths) != 1 or not len(images):
             raise ValueError(f"photos, masks, landmarks, people and embeddings must be equally many, not {lengths}")
@@ -82,26 +130,42 @@ class Photos:
     def select(self, rows: Tensor) -> Photos:
         """These photos alone."""
         parts = (p[rows] for p in (self.images, self.masks, self.landmarks, self.person, self.embeddings))
-        return Photos(*parts, state=None if self.state is None else self.state[rows], own=self.own)
+        return Photos(*parts, state=None if self.state is None else self.state[rows])
 
     def known_as(self, embeddings: Tensor) -> Photos:
         """The same photos with other embeddings (N, D)."""
         parts = (self.images, self.masks, self.landmarks, self.person)
-        return Photos(*parts, embeddings, state=self.state, own=self.own)
+        return Photos(*parts, embeddings, state=self.state)
+
+    def faces(self, rows: Tensor, mirrored: Tensor | None = None) -> SourceFaces:
+        """These photos as sources, in a mirror where `mirrored` (B,) is true."""
+        image, mask, landmarks = self._seen(rows, mirrored)
+        return SourceFaces(self.embeddings[rows], image, mask, landmarks)
 
     def pairs(self, rows: Tensor, draw: torch.Generator) -> Pairs:
         """One pair for each truth in `rows` (B,): another photo of that person as the source; half of them mirrored."""
-        u = torch.rand(4, len(rows), generator=draw, device=draw.device).cpu()
-        source = torch.where(u[0] < self.own, rows, self._same_person.other(rows, u[1]))
-        target = rows if self._same_state is None else self._same_state.other(rows, u[2])
-        mirrored = u[3] < 0.5
-        truth, picture = to_unit(self.images[rows]), to_unit(self.images[target])
-        mask, landmarks = self.masks[target].float() / 255, self.landmarks[target].clone()
-        landmarks[mirrored, :, 0] = self.size - 1 - landmarks[mirrored, :, 0]
-        truth, picture, mask = (
-            torch.where(mirrored[:, None, None, None], each.flip(3), each) for each in (truth, picture, mask)
-        )
-        return Pairs(truth, picture, mask, landmarks, self.embeddings[source])
+        u = torch.rand(3, len(rows), generator=draw, device=draw.device).cpu()
+        source = self._same_person.other(rows, u[0])
+        target = rows if self._same_state is None else self._same_state.other(rows, u[1])
+        mirrored = u[2] < 0.5
+        truth = self._seen(rows, mirrored)[0]
+        return Pairs(truth, *self._seen(target, mirrored), source=self.faces(source, mirrored ^ (source == rows)))
+
+    def _seen(self, rows: Tensor, mirrored: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        image, mask, landmarks = to_unit(self.images[rows]), self.masks[rows].float() / 255, self.landmarks[rows]
+        if mirrored is None:
+            return image, mask, landmarks
+        image, mask = (torch.where(mirrored[:, None, None, None], each.flip(3), each) for each in (image, mask))
+        return image, mask, torch.where(mirrored[:, None, None], mirror(landmarks, self.size), landmarks)
+
+
+def mirror(landmarks: Tensor, size: int) -> Tensor:
+    """Landmarks (B, K, 2) of the mirrored picture, of which the first five keep their order: right eye, left eye, nose.
+
+    Those beyond the first five change places with nobody: where they are is looked at, and not which is which.
+    """
+    out = torch.stack([size - 1 - landmarks[..., 0], landmarks[..., 1]], -1)
+    return torch.cat([out[:, [2, 3, 0, 1, 4]], out[:, POINTS:]], 1)
 
 
 class _Groups:

@@ -17,7 +17,6 @@ from ornstein.training import TrainConfig, TrainState, run_task
 
 RECOGNISER = "recogniser"  # the run folder of the recogniser, inside the swap's
 HELD_OUT, SPLIT_SEED = 0.1, 0  # of the people, who are never trained on
-OWN = 0.5  # of the pairs have the truth's own embedding: an average photo says less of a face than its own
 
 
 def people_split(faces: FaceSet) -> tuple[FaceSet, FaceSet]:
@@ -45,7 +44,6 @@ def train_swap(
     config: TrainConfig,
     settings: FaceSettings | None = None,
     preset: str = "s",
-    own: float = OWN,
     resume: bool = False,
 ) -> Iterator[TrainState[Denoiser]]:
     """Train a swap on `faces` in the run folder `out`, whose recogniser is trained, one state a step.
@@ -55,7 +53,7 @@ def train_swap(
     if not (Path(out) / RECOGNISER / MODEL).exists():
         raise UserError(f"{out} has no recogniser yet: train it first, train_recogniser does")
     recogniser = IdentityNet.load(Path(out) / RECOGNISER)
-    photos = photos_of(faces, own)
+    photos = photos_of(faces)
     photos = photos.known_as(recogniser.normalised(photos.embeddings))
     torch.manual_seed(config.seed)
     denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset)

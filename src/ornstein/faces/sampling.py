@@ -14,10 +14,16 @@ from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.faces.conditions import scene
 from ornstein.faces.identity import IdentityNet, likeness
+from ornstein.faces.photos import SourceFaces
 from ornstein.faces.training import IDENTITY
 from ornstein.process import Prediction, Process
 from ornstein.sampling import Conditioned
 from ornstein.schedules import Times
+from ornstein.solvers import grids
+
+# The last step goes from here to the data. What little noise is left below it a net that was trained for hours does not
+# take away, and hands on as grain; a prediction of x0 from here has none.
+_LAST = 0.25
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,31 @@ class Inside:
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         guess = self.denoiser(x_t, t, **cond)
         return _with_x0(guess, torch.lerp(self.target.to(x_t), guess.x0, self.mask.to(x_t)))
+
+
+@dataclass(frozen=True)
+class Between:
+    """A denoiser between the target's own identity and the source's: x0 = own + strength (source - own).
+
+    `own` are the conditions of the target's own face. Strength 0 keeps it, 1 is the source's, beyond 1 it goes further
+    away from the target's. Without conditions it is the denoiser.
+    """
+
+    denoiser: Denoises
+    own: dict[str, Tensor]
+    strength: float
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        source = self.denoiser(x_t, t, **cond)
+        if not cond:
+            return source
+        own = self.denoiser(x_t, t, **self.own)
+        mixed = {name: torch.lerp(getattr(own, name), getattr(source, name), self.strength) for name in ("x0", "eps")}
+        return replace(source, **mixed)
 
 
 @dataclass(frozen=True)
@@ -109,7 +140,7 @@ def swap_crops(
     target: Tensor,
     mask: Tensor,
     landmarks: Tensor,
-    identity: Tensor,
+    source: SourceFaces,
     *,
     steps: int = 20,
     guidance: float = 1.5,
@@ -119,7 +150,7 @@ def swap_crops(
     start: Tensor | None = None,
     seed: int = 0,
     first: int = 0,
-    solver: str = "dpmpp-2m",
+    solver: str = "ddim",
     batch: int = 64,
 ) -> Tensor:
     """Target crops (B, 3, H, W) in [-1, 1] with their faces swapped: the same outside the mask to the last bit.
@@ -127,8 +158,7 @@ def swap_crops(
     Args:
         mask: (B, 1, H, W) in [0, 1], where the target's face is.
         landmarks: (B, K, 2) of the target, in pixels of the crop.
-        identity: (B, K), (K,) or (B, S, K): the recogniser's normalised embedding of the source, or of S photos of it,
-            whose mean is taken.
+        source: B faces, or one for all; the identities are normalised as the recogniser's.
         steps: of the solver, each one or two evaluations of the network.
         guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it.
         strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
@@ -140,29 +170,29 @@ def swap_crops(
     Raises ValueError where the shapes do not fit.
     """
     b = len(target)
-    if identity.ndim == 3:
-        identity = identity.mean(1)
-    identity = identity.expand(b, -1) if identity.ndim == 1 else identity
-    if identity.shape[0] != b:
-        raise ValueError(f"{len(identity)} identities for {b} targets: give one each, or one for all")
-    if strength != 1:
-        own = model.recogniser.embed(target) if own is None else own
-        identity = own + strength * (identity - own)
+    if len(source) not in (1, b):
+        raise ValueError(f"{len(source)} sources for {b} targets: give one each, or one for all")
+    source = source.repeat(b) if len(source) == 1 else source
+    own = model.recogniser.embed(target) if strength != 1 and own is None else own
+    schedule = model.denoiser.process.schedule
+    grid = [1.0, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (1.0, _LAST), steps - 1), 0.0]
     out = []
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
-        y, m, who = target[rows], mask[rows], identity[rows]
+        y, m, points, who = target[rows], mask[rows], landmarks[rows], source.select(rows)
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
-        d: Denoises = Conditioned(model.denoiser, {"scene": scene(y, m, landmarks[rows])})
+        d: Denoises = Conditioned(model.denoiser, {"scene": scene(y, m, points)})
+        if own is not None:
+            d = Between(d, SourceFaces(own[rows], y, m, points).known(points), strength)
         if guidance != 1:
             d = orn.guidance.ClassifierFree(d, guidance)
         d = Inside(d, y, m)
         if towards > 0:
-            d = Towards(d, model.recogniser, who, m, towards)
+            d = Towards(d, model.recogniser, who.identity, m, towards)
         begin = None if start is None else start[rows]
         x = orn.sample(
-            d, tuple(y.shape), solver, steps, seed=seed, cond={"identity": who}, start=begin, first=first + low
+            d, tuple(y.shape), solver, grid=grid, seed=seed, cond=who.known(points), start=begin, first=first + low
         )
-        # the last step leaves rounding outside the mask, and a mask of 0 is a promise
+        # rounding is left outside the mask, and a mask of 0 is a promise
         out.append(torch.where(m > 0, x.clamp(-1, 1), y))
     return torch.cat(out)

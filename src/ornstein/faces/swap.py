@@ -20,12 +20,14 @@ from ornstein.faces.card import ModelCard, read_card
 from ornstein.faces.colour import match_colour
 from ornstein.faces.detect import Detector, Face, FaceDetector, find_faces, subject
 from ornstein.faces.evaluate import face_masks
+from ornstein.faces.photos import SourceFaces
 from ornstein.faces.read import read_photo
 from ornstein.faces.recognise import SAME_PERSON, FaceRecogniser, Recogniser
 from ornstein.faces.sampling import FaceModel, swap_crops
 from ornstein.nets import FaceUNet
 
 ALL, LARGEST = "all", "largest"
+_PARTS = ("crop", "mask", "landmarks")
 _SMALLEST = 60  # pixels: the side of the smallest faces that are looked for in a video
 
 
@@ -100,11 +102,19 @@ def load_model(run: str | Path) -> SwapModel:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Source:
-    """Whose face it becomes: the mean embedding (D,) of some photos, and the model's identity (K,) of them."""
+    """Whose face it becomes: the mean embedding (D,) of some photos, and the faces in them as the model takes them.
+
+    The identity of each face is that of all photos together.
+    """
 
     names: tuple[str, ...]
     embedding: Tensor
-    identity: Tensor
+    faces: SourceFaces
+
+    def facing(self, landmarks: Tensor) -> SourceFaces:
+        """The face, of the photos', that is turned most as one with these landmarks (K, 2) of an aligned crop."""
+        nearest = (self.faces.landmarks - landmarks).square().sum((1, 2)).argmin()
+        return self.faces.select(nearest[None])
 
     def __repr__(self) -> str:
         return f"Source({', '.join(self.names)})"  # embeddings of real people belong in no log
@@ -173,7 +183,7 @@ class Swapper:
         Of several faces in a photo the one it is of is taken. Raises UserError, which names the file, where there is no
         face, no photo, or the person is protected.
         """
-        embeddings, crops = [], []
+        embeddings, seen = [], []
         for path in photos:
             image = read_photo(path)
             face = subject(find_faces(self.detector, image, str(path)), image)
@@ -181,15 +191,17 @@ class Swapper:
             if self.protected is not None:
                 self.protected.check(embedding, str(path))
             embeddings.append(embedding[0])
-            crops.append(self.aligned(image, face).crop)
+            seen.append(self.aligned(image, face))
         if not embeddings:
             raise UserError("no photo of the source was given")
         mean = torch.stack(embeddings).mean(0)
         net = self.model.recogniser
         # A recogniser that was taught these embeddings takes them as they are; another one looks for itself.
         taught = isinstance(self.recogniser, Recogniser) and net.config["embedding"] == len(mean)
-        identity = net.normalised(mean) if taught else net.embed(to_unit(torch.stack(crops))).mean(0)
-        return Source(tuple(Path(path).name for path in photos), mean, identity)
+        crops, masks, landmarks = (torch.stack([getattr(each, part) for each in seen]) for part in _PARTS)
+        identity = net.normalised(mean) if taught else net.embed(to_unit(crops)).mean(0)
+        faces = SourceFaces(identity.expand(len(seen), -1), to_unit(crops), masks, landmarks)
+        return Source(tuple(Path(path).name for path in photos), mean, faces)
 
     def reference(self, photo: str | Path) -> Tensor:
         """The embedding (D,) of the person a photo is of. Raises UserError, which names the file, as `source` does."""
@@ -226,21 +238,21 @@ class Swapper:
         return Aligned(crop(image, transform, size), face_masks(points[None], size)[0], points.float(), transform)
 
     def painted(
-        self, faces: Sequence[Aligned], identities: Tensor, start: Tensor | None = None, first: int = 0
+        self, faces: Sequence[Aligned], sources: Sequence[Source], start: Tensor | None = None, first: int = 0
     ) -> list[Tensor]:
-        """The faces as those of identities (N, K): float (3, S, S) in [0, 1] each, in the target's colours.
+        """The faces as those of the sources, one each: float (3, S, S) in [0, 1], in the target's colours.
 
         start: (N, 3, S, S), the state at t = 1; without it face i has the noise of (seed, first + i).
         """
         s = self.settings
-        crops = torch.stack([face.crop for face in faces])
-        masks = torch.stack([face.mask for face in faces])
+        crops, masks, landmarks = (torch.stack([getattr(face, part) for face in faces]) for part in _PARTS)
+        people = [source.facing(face.landmarks) for source, face in zip(sources, faces, strict=True)]
         made = swap_crops(
             self.model,
             to_unit(crops),
             masks,
-            torch.stack([face.landmarks for face in faces]),
-            identities,
+            landmarks,
+            SourceFaces.cat(people),
             steps=s.steps,
             guidance=s.guidance,
             strength=s.identity,
@@ -264,5 +276,5 @@ class Swapper:
     def picture(self, pixels: Tensor, shown: Tensor, chosen: Sequence[tuple[Face, int]], choice: Choice) -> Tensor:
         """`pixels` uint8 (3, H, W) with the chosen faces, cut out of `shown`, swapped."""
         faces = [self.aligned(shown, face) for face, _ in chosen]
-        identities = torch.stack([choice.sources[number].identity for _, number in chosen])
-        return self.put_back(pixels, faces, self.painted(faces, identities))
+        sources = [choice.sources[number] for _, number in chosen]
+        return self.put_back(pixels, faces, self.painted(faces, sources))

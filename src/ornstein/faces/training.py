@@ -1,4 +1,4 @@
-"""Training of a face swap: rebuild a face from its blur and somebody's embedding, then be told whose it became."""
+"""Training of a face swap: rebuild a face from its blur and a source of it, then be told whose it became."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class FaceSettings:
 
     dropout: float = 0.15
     outside: float = 0.05
-    noise: float = 2.0
+    noise: float = 1.5
     tint: float = 0.05
     identity: float = 0.1
     swap: float = 0.1
     swaps: float = 0.25
     colour: float = 1.0
-    begins: float = 0.4
+    begins: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("dropout", "swaps", "begins"):
@@ -76,7 +76,7 @@ class FaceTask(Task[Denoiser]):
 
     On each pair the squared error of v, more inside the mask than outside. From `settings.begins` on also whose face
     the prediction is, by the recogniser: on the pairs themselves at middling noise, weighted by a^2; and on a part of
-    the batch that gets another row's identity, where no truth is known. There the model first guesses from pure noise,
+    the batch that gets another row's source, where no truth is known. There the model first guesses from pure noise,
     the guess is noised to a time in (0.3, 0.85), and what it makes of that is judged: the model's own swap and not
     somebody else's photo. The recogniser sees it moved, blurred and noisy. It is not trained.
 
@@ -105,7 +105,8 @@ class FaceTask(Task[Denoiser]):
         shown = scene(pairs.target, pairs.mask, pairs.landmarks, settings.tint * normal(n, 3, 1, 1))
         z = normal(*pairs.truth.shape)
         x_t = self.model.process.add_noise(pairs.truth, t, z)
-        guess = self.model(x_t, t, scene=shown, identity=pairs.identity, dropped=dropped)
+        known = pairs.source.known(pairs.landmarks)
+        guess = self.model(x_t, t, scene=shown, **known, dropped=dropped)
         truth = Prediction(self.model.process, x_t, t, pairs.truth, self.model.process.noise.color(z))
         weight = torch.lerp(torch.full_like(pairs.mask, settings.outside), torch.ones_like(pairs.mask), pairs.mask)
         error = (weight * (guess.v - truth.v).square()).mean() / weight.mean()
@@ -123,16 +124,16 @@ class FaceTask(Task[Denoiser]):
     def unlike(self, x0: Tensor, pairs: Pairs, draw: torch.Generator) -> Tensor:
         """1 - cosine of whose face x0 is in the target picture and the pairs' identity, (B,)."""
         picture = torch.lerp(pairs.target, x0, pairs.mask)
-        return 1 - likeness(self.recogniser(augmented(picture, draw, 0.5, mirror=False)), pairs.identity)
+        return 1 - likeness(self.recogniser(augmented(picture, draw, 0.5, mirror=False)), pairs.source.identity)
 
     def swapped(self, pairs: Pairs, shown: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        """On the first rows, with the identity of the next: 1 - cosine, and the squared error of the 8x8 blur."""
+        """On the first rows, with the source of the one before: 1 - cosine, and the squared error of the 8x8 blur."""
         n = round(self.settings.swaps * len(shown))
         if n == 0 or not (self.settings.swap or self.settings.colour):
             return shown.new_zeros(()), shown.new_zeros(())
-        some = replace(pairs, identity=pairs.identity.roll(1, 0)).select(torch.arange(n, device=shown.device))
+        some = replace(pairs, source=pairs.source.roll(1)).select(torch.arange(n, device=shown.device))
         process = self.model.process
-        known = {"scene": shown[:n], "identity": some.identity}
+        known = {"scene": shown[:n]} | some.source.known(some.landmarks)
 
         def noise() -> Tensor:
             return torch.randn(some.target.shape, generator=draw, device=shown.device)
@@ -146,7 +147,7 @@ class FaceTask(Task[Denoiser]):
         return self.unlike(guess, some, draw).mean(), F.mse_loss(blurred(picture), blurred(some.target))
 
     def config(self) -> dict[str, Any]:
-        faces = asdict(self.settings) | {"own": self.photos.own, "recogniser": fingerprint(self.recogniser)}
+        faces = asdict(self.settings) | {"recogniser": fingerprint(self.recogniser)}
         return checkpoint.to_config(self.model) | {"faces": faces}
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:

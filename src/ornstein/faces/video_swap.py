@@ -300,8 +300,7 @@ def _swapped(
     process = swapper.model.denoiser.process
     z = torch.cat(starts)
     start = process.prior(tuple(z.shape), t=1.0).sample(z)
-    identities = torch.stack([choice.sources[number].identity for number in sources])
-    made = swapper.painted(faces, identities, start)
+    made = swapper.painted(faces, [choice.sources[number] for number in sources], start)
     out = list(images)
     for i, face, new in zip(places, faces, made, strict=True):
         out[i] = swapper.put_back(out[i], [face], [new])

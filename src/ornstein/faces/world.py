@@ -12,7 +12,6 @@ from ornstein.data import to_uint8
 from ornstein.data.faces import ATTRIBUTES, Rendered, attributes, identities, render
 from ornstein.faces.photos import Photos
 
-POINTS = 5  # of the world's landmarks: the first ones are those that dlib gives of a photograph
 _BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose answer is among them
 _MARGIN = 0.08  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
 _SOURCES = 10_000_019  # states of the source pictures of cases, far from those of their targets

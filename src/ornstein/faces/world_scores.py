@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from ornstein.data.faces import ATTRIBUTES, render
 from ornstein.faces.align import Similarity, warp
 from ornstein.faces.colour import match_colour
-from ornstein.faces.world import POINTS, Cases
+from ornstein.faces.conditions import POINTS
+from ornstein.faces.world import Cases
 
 ANGLES = ("yaw", "pitch", "roll")
 EXPRESSION = ("mouth_open", "smile", "eyes_closed", "brows_raised")

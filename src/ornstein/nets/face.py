@@ -21,10 +21,12 @@ PRESETS = {
 
 # the answer's deviation where the scene's picture stays, and how far x_t is taken at its word, as shares of `spread`
 _STAYS, _TRUST = 0.1, 0.25
+_CELLS = 8  # a side of the blur that tells the colours of a face from its detail
+_REACH = 0.2  # half sides by which what is shown of a face moves, for a plan of 1
 
 
 class FaceUNet(nn.Module):
-    """Network `(x, log_snr, scene, identity, dropped) -> v` (E8) for square face crops and a^2 + s^2 = 1.
+    """Network `(x, log_snr, scene, identity, appearance, dropped) -> v` (E8) for square crops and a^2 + s^2 = 1.
 
     `scene` (B, S, H, W) tells of the target, in further input channels: a picture c near the answer (C channels), where
     it is to change (one channel, 1 there and -1 where it stays), and whatever else. What is learned is how the answer
@@ -39,9 +41,12 @@ class FaceUNet(nn.Module):
     minutes that is the difference between a smooth face and a noisy one.
 
     `identity` (B, K) is a vector, an embedding say. It modulates the second norm of each block together with the
-    log-SNR, and makes a few tokens that every attention looks at beside the pixels. Image and scene enter as patches of
-    `patch` pixels, so that a convolution at full resolution, which costs the most, is not needed. Without identity
-    (None, or where `dropped` is true) a learned vector stands for it: for guidance.
+    log-SNR, and makes a few tokens that every attention looks at beside the pixels. `appearance` (B, C + 1, H, W) shows
+    the same person's face, and in its last channel where it does (1; all are 0 elsewhere). The U-Net also says how that
+    face is to be moved and how much of its colours and of its detail belongs into c, which then stands for c above: a
+    face need not pass through the U-Net to be seen. Image, scene and appearance enter as patches of `patch` pixels, so
+    that a convolution at full resolution, which costs the most, is not needed. Without identity (None, or where
+    `dropped` is true) a learned vector stands for it and nothing is shown: for guidance.
 
     Args:
         channels: C of the images.
@@ -114,7 +119,7 @@ class FaceUNet(nn.Module):
         self.who = nn.Sequential(nn.Linear(identity, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.tokens = nn.Linear(embedding, tokens * embedding)
         self.nobody = nn.Parameter(torch.zeros(embedding))
-        self.stem = nn.Conv2d((channels + scene) * patch**2, width, 3, padding=1)
+        self.stem = nn.Conv2d((channels + scene + channels + 1) * patch**2, width, 3, padding=1)
         side = size // patch
 
         def stage(level: int, inputs: int, down: bool) -> nn.ModuleList:
@@ -130,6 +135,7 @@ class FaceUNet(nn.Module):
         self.up = nn.ModuleList(nn.Conv2d(widths[i + 1], widths[i], 1) for i in reversed(range(levels - 1)))
         last = zeroed(nn.Conv2d(width, channels * patch**2, 3, padding=1))
         self.head = nn.Sequential(group_norm(width), nn.SiLU(), last)
+        self.carry = nn.Sequential(group_norm(width), nn.SiLU(), zeroed(nn.Conv2d(width, 4, 3, padding=1)))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @classmethod
@@ -164,32 +170,35 @@ class FaceUNet(nn.Module):
         log_snr: Tensor,
         scene: Tensor | None = None,
         identity: Tensor | None = None,
+        appearance: Tensor | None = None,
         dropped: Tensor | None = None,
     ) -> Tensor:
         """v (B, C, H, W), in x's dtype, from x (B, C, H, W) and log_snr (B,), which is log a^2/s^2.
 
-        scene (B, S, H, W) must be given; identity (B, K); dropped (B,) bool, the rows whose identity is not looked at.
+        scene (B, S, H, W) must be given; identity (B, K) and appearance (B, C + 1, H, W) together or not at all;
+        dropped (B,) bool, the rows in which they are not looked at.
 
         Raises:
             ValueError: no scene, or shapes that do not fit the net.
         """
-        scene = self.check(x, log_snr, scene, identity, dropped).to(x.dtype)
-        dtype = self.stem.weight.dtype
-        if identity is None:
+        scene = self.check(x, log_snr, scene, identity, appearance, dropped).to(x.dtype)
+        channels, dtype = x.shape[1], self.stem.weight.dtype
+        if identity is None or appearance is None:
             who = self.nobody.expand(len(x), -1)
+            appearance = x.new_zeros(len(x), channels + 1, *x.shape[2:])
         else:
             who = self.who(identity.to(dtype))
             if dropped is not None:
                 who = torch.where(dropped[:, None], self.nobody.to(who.dtype), who)
+                appearance = appearance * ~dropped[:, None, None, None]
         embedding = self.embedding(log_snr, None) + F.silu(who)
         tokens = self.tokens(F.silu(who)).unflatten(1, (-1, embedding.shape[1]))
-        channels = x.shape[1]
         level = log_snr.to(x.dtype).clamp(*LOG_SNR_RANGE)[:, None, None, None]
         a, s = torch.sigmoid(level).sqrt(), torch.sigmoid(-level).sqrt()
         picture, changes = scene[:, :channels], (scene[:, channels, None] + 1) / 2
         r = self.spread * torch.lerp(torch.full_like(changes, _STAYS), torch.ones_like(changes), changes)
         y, d = x - a * picture, (a.square() * r.square() + s.square()).sqrt()
-        h = F.pixel_unshuffle(torch.cat([y / d, scene], dim=1).to(dtype), self.patch)
+        h = F.pixel_unshuffle(torch.cat([y / d, scene, appearance], dim=1).to(dtype), self.patch)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
         across = []
         for stage in self.encoder:
@@ -201,13 +210,37 @@ class FaceUNet(nn.Module):
                 h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + across.pop()
             h = _through(stage, h, embedding, tokens)
         residual = F.pixel_shuffle(self.head(h), self.patch).to(x.dtype)
+        picture = self.carried(self.carry(h).to(x.dtype), appearance.to(x.dtype), picture)
+        y = x - a * picture
         q = (_TRUST * r).square()
         square = a.square() * q + s.square()
         scale = (r.square() * s.square() + a.square() * q.square()).sqrt() / square  # g / s
         return (a * s * (1 - q) / square) * y - s * picture - scale * residual
 
+    def carried(self, plan: Tensor, appearance: Tensor, picture: Tensor) -> Tensor:
+        """The picture (B, C, H, W) with the face that is shown laid over it, moved by the last two channels of `plan`.
+
+        The first two say how much of the colours of its 8x8 blur is laid over, and how much of its detail beyond that.
+        """
+        plan = F.interpolate(plan, scale_factor=float(self.patch), mode="bilinear", align_corners=False)
+        height, width = picture.shape[2:]
+        y, x = (torch.arange(n, device=picture.device) for n in (height, width))
+        still = torch.stack(torch.meshgrid((2 * x + 1) / width - 1, (2 * y + 1) / height - 1, indexing="xy"), -1)
+        grid = still.to(plan) + _REACH * plan[:, 2:].permute(0, 2, 3, 1)
+        moved = F.grid_sample(appearance, grid, align_corners=False)
+        low = F.interpolate(F.adaptive_avg_pool2d(moved, _CELLS), (height, width), mode="bilinear", align_corners=False)
+        face, blur = (each[:, : picture.shape[1]] / each[:, -1:].clamp(min=0.05) for each in (moved, low))
+        of_blur, of_detail = (moved[:, -1:] * torch.sigmoid(plan[:, :2])).split(1, dim=1)
+        return picture + of_blur * (blur - picture) + of_detail * (face - blur)
+
     def check(
-        self, x: Tensor, log_snr: Tensor, scene: Tensor | None, identity: Tensor | None, dropped: Tensor | None
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        scene: Tensor | None,
+        identity: Tensor | None,
+        appearance: Tensor | None,
+        dropped: Tensor | None,
     ) -> Tensor:
         c, size, s, k = (self.config[key] for key in ("channels", "size", "scene", "identity"))
         if x.ndim != 4 or x.shape[1:] != (c, size, size):
@@ -219,6 +252,10 @@ class FaceUNet(nn.Module):
             raise ValueError(f"scene is {given}; it must be {(len(x), s, size, size)}: see ornstein.faces.conditions")
         if identity is not None and identity.shape != (len(x), k):
             raise ValueError(f"identity is {tuple(identity.shape)}; it must be {(len(x), k)}")
+        if (identity is None) != (appearance is None):
+            raise ValueError("identity and appearance go together: give both, or neither")
+        if appearance is not None and appearance.shape != (len(x), c + 1, size, size):
+            raise ValueError(f"appearance is {tuple(appearance.shape)}; it must be {(len(x), c + 1, size, size)}")
         if dropped is not None and (identity is None or dropped.shape != x.shape[:1] or dropped.dtype != torch.bool):
             raise ValueError(f"dropped goes with an identity and is bool ({len(x)},)")
         return scene
