@@ -1,0 +1,78 @@
+"""What `mkdocs build` does beyond Markdown: formulas become MathML, and the commands list themselves.
+
+So the built site needs no script and no network. arithmatex finds the formulas; latex2mathml turns them into MathML,
+which every browser lays out by itself, given a font with a table of mathematics: STIX Two Math, which ziamath ships.
+"""
+
+import html
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from fontTools.ttLib import TTFont
+from latex2mathml.converter import convert
+
+from ornstein.cli import app
+
+FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
+FUNCTION = re.compile(r"\\(log|det)\b")
+NUMBER = re.compile(r"\\tag\{(E\d+)\}")
+COMMANDS = "<!-- commands -->"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The page with the options of all commands where it asks for them."""
+    if COMMANDS not in markdown:
+        return markdown
+    return markdown.replace(COMMANDS, "\n".join(_command("ornstein", typer.main.get_command(app))))
+
+
+def _command(name: str, command: Any) -> Iterator[str]:
+    if subcommands := getattr(command, "commands", None):
+        for sub, inner in subcommands.items():
+            yield from _command(f"{name} {sub}", inner)
+        return
+    text, _, example = (command.help or "").partition("Example:")
+    yield f"\n## {name}\n\n{text.strip()}\n"
+    if example:
+        yield f"```sh\n{' '.join(example.split())}\n```\n"
+    yield "| | | default |\n|---|---|---|"
+    for parameter in command.params:
+        if "--help" not in parameter.opts:
+            names = ", ".join(f"`{n if n.startswith('-') else n.upper()}`" for n in parameter.opts)
+            given = parameter.default if parameter.show_default and not getattr(parameter, "is_flag", False) else None
+            default = f"`{given}`" if isinstance(given, int | float | str | Path) else ""
+            yield f"| {names} | {(parameter.help or '').replace('|', '&#124;')} | {default} |"
+
+
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """The page with its formulas as MathML; a formula that cannot be read ends the build."""
+    if page.file.src_uri.startswith("reference/"):
+        content = re.sub("</?em>", "*", content)  # in a docstring a star is a shape
+    return FORMULA.sub(_mathml, content)
+
+
+def _mathml(found: re.Match[str]) -> str:
+    tag, source = found[1], html.unescape(found[2])
+    number = NUMBER.search(source)
+    source = source.replace(r"\bar", r"\overline")  # the accent of the font is hardly wider than a dot
+    source = FUNCTION.sub(r"\\\1\\,", NUMBER.sub("", source))  # the space that TeX puts after a function
+    formula = convert(source, display="block" if tag == "div" else "inline")
+    if "<mi>&</mi>" in formula or "<mtext>\\" in formula:
+        raise ValueError(f"a formula has what latex2mathml cannot read: {source}")
+    if tag == "span":
+        return formula
+    label = f'<span class="number">{number[1]}</span>' if number else ""
+    return f'<div class="formula">{formula}{label}</div>'
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """STIX Two Math in the format of the web."""
+    package = importlib.util.find_spec("ziamath")  # found, not imported: only its font is wanted
+    assert package is not None and package.origin is not None
+    font = TTFont(Path(package.origin).parent / "fonts" / "STIXTwoMath-Regular.ttf")
+    font.flavor = "woff"
+    font.save(Path(config["site_dir"]) / "assets" / "stix-two-math.woff")
