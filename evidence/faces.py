@@ -6,12 +6,14 @@ Everything is kept in --out, and gone on with where it is called again. The tabl
     ornstein faces prepare lfw-train.zip --out runs/lfw64
     python evidence/faces.py photos --faces runs/lfw64 --out runs/evidence-faces --recogniser 8 --minutes 120
     python evidence/faces.py scores --faces runs/lfw64 --out runs/evidence-faces
+    python evidence/faces.py flicker --faces runs/lfw64 --out runs/evidence-faces
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -20,28 +22,27 @@ from pathlib import Path
 import torch
 
 from ornstein.data import save_grid
+from ornstein.faces.align import Similarity, warp
 from ornstein.faces.demo import PHOTOS, demo
 from ornstein.faces.detect import Detector
 from ornstein.faces.evaluate import Held, photos_of, score_swaps, swap_held
+from ornstein.faces.face_noise import FaceNoise
 from ornstein.faces.face_set import open_faces
 from ornstein.faces.identity import agreement
 from ornstein.faces.recognise import Recogniser
 from ornstein.faces.runs import people_split, train_recogniser, train_swap
-from ornstein.faces.sampling import FaceModel
+from ornstein.faces.sampling import FaceModel, swap_crops
 from ornstein.faces.training import FaceSettings
 from ornstein.files import atomic_write
 from ornstein.training import TrainConfig
 
-# steps, guidance, strength, towards
+# first what the guidance does, then the number of steps, then the target's own identity and the recogniser
 SETTINGS = (
-    {"steps": 20, "guidance": 1.0},
-    {"steps": 20, "guidance": 2.0},
-    {"steps": 20, "guidance": 2.0, "strength": 1.3},
-    {"steps": 20, "guidance": 2.0, "towards": 0.02},
-    {"steps": 20, "guidance": 2.0, "strength": 1.3, "towards": 0.02},
-    {"steps": 20, "guidance": 2.0, "strength": 1.3, "towards": 0.05},
-    {"steps": 10, "guidance": 2.0, "strength": 1.3, "towards": 0.05},
-    {"steps": 30, "guidance": 2.0, "strength": 1.3, "towards": 0.05},
+    *({"steps": 20, "guidance": w} for w in (1.0, 2.0, 4.0, 6.0)),
+    *({"steps": n, "guidance": 4.0} for n in (1, 3, 6, 10, 30)),
+    {"steps": 20, "guidance": 4.0, "strength": 1.5},
+    {"steps": 20, "guidance": 4.0, "towards": 0.02},
+    {"steps": 20, "guidance": 4.0, "towards": 0.05},
 )
 
 
@@ -93,10 +94,47 @@ def scores(args: argparse.Namespace) -> None:
             save_grid(shown, args.sheet, columns=16, upscale=2)
 
 
+def flicker(args: argparse.Namespace) -> None:
+    """Stills of held-out people, moved smoothly: how much a swap changes from frame to frame where its target stays.
+
+    Differences of successive aligned frames inside the mask, root mean square, in grey levels.
+    """
+    held = Held.of(people_split(open_faces(args.faces))[1], args.among)
+    model = FaceModel.load(args.out / "photos")
+    known = held.photos.known_as(model.recogniser.normalised(held.embeddings))
+    sources = known.faces(torch.arange(len(known)))
+    target = sources.roll(-1)
+    size, frames, n = model.size, args.frames, len(sources)
+    still, at = size * (0.5 + 0.5j), torch.arange(frames) / frames
+    clips = []
+    for image in target.image:
+        places = [size * complex(0.75 + 0.1 * math.sin(6 * x), 0.75) for x in at.tolist()]
+        turns = zip(at.tolist(), places, strict=True)
+        moves = [Similarity.about(still, place, 1 + 0.1 * x, 8 * math.sin(4 * x)) for x, place in turns]
+        there = [warp(image, move, (3 * size // 2, 3 * size // 2)) for move in moves]
+        clips.append(torch.stack([warp(f, m.inverse(), (size, size)) for f, m in zip(there, moves, strict=True)]))
+    results = {}
+    for kind in ("target", "independent", "ar1:0.5", "ar1:0.9", "ar1:0.99", "shared"):
+        levels = []
+        for i, clip in enumerate(clips):
+            mask, points = (each[i : i + 1].expand(frames, *each.shape[1:]) for each in (target.mask, target.landmarks))
+            made = clip
+            if kind != "target":
+                z = FaceNoise(kind, seed=0)(i, range(frames), size, None)
+                start = model.denoiser.process.prior(tuple(z.shape), t=1.0).sample(z)
+                source = sources.select(torch.tensor([i]))
+                made = swap_crops(model, clip, mask, points, source, steps=6, start=start)
+            change = made.clamp(-1, 1).diff(dim=0).square().mean(1, keepdim=True)
+            levels.append(127.5 * float((change * mask[1:]).sum() / mask[1:].sum()) ** 0.5)
+        results[kind] = sum(levels) / n
+        print(f"{kind:<12}{results[kind]:7.2f}", flush=True)
+    atomic_write(args.out / "photos" / "flicker.json", json.dumps(results, indent=1).encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for run in (world, photos, scores):
+    for run in (world, photos, scores, flicker):
         command = commands.add_parser(run.__name__)
         command.set_defaults(run=run)
         command.add_argument("--out", type=Path, default=Path("runs/evidence-faces"))
@@ -113,6 +151,9 @@ def main() -> None:
             command.add_argument("--identity", type=float, default=FaceSettings.identity)
             command.add_argument("--swap", type=float, default=FaceSettings.swap)
             command.add_argument("--begins", type=float, default=FaceSettings.begins)
+        if run is flicker:
+            command.add_argument("--among", type=int, default=8)
+            command.add_argument("--frames", type=int, default=24)
         if run is scores:
             command.add_argument("--among", type=int, default=100)
             command.add_argument("--settings", type=int, default=len(SETTINGS), help="how many settings, in order")

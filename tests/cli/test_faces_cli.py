@@ -1,14 +1,18 @@
 """`ornstein faces` as a user types it."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
 from ornstein.cli import app
+from ornstein.faces.align import TEMPLATE
+from ornstein.faces.shards import Row, shard_name, write_shard
 
 
 def prepare(*arguments: object) -> Result:
@@ -78,3 +82,37 @@ def test_wrong_trainings_and_judgements_are_refused(command: tuple[str, ...], wo
     result = CliRunner().invoke(app, ["faces", *command])
     assert result.exit_code == 2, result.output
     assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_train_evaluate_and_go_on(tmp_path: Path) -> None:
+    pytest.importorskip("dlib", reason="the extra `faces` is not installed")
+    draw = torch.Generator().manual_seed(0)
+    crop = (torch.tensor(TEMPLATE) * 32 - 0.5).float()
+    rows = [
+        Row(
+            f"p{i // 2}/{i}.png",
+            f"p{i // 2}",
+            torch.randint(256, (3, 32, 32), generator=draw, dtype=torch.uint8),
+            torch.randn(128, generator=draw),
+            crop,
+            torch.eye(3, dtype=torch.float64)[:2],
+            1.0,
+        )
+        for i in range(40)
+    ]
+    faces, run = tmp_path / "faces", tmp_path / "run"
+    faces.mkdir()
+    write_shard(faces / shard_name(0, 1), rows, [], {"size": 32}, 128)
+    train = ("train", faces, "--out", run, "--recogniser", 0.01, "--net", "xs", "--batch", 4, "--research-only")
+    done = CliRunner().invoke(app, ["faces", *map(str, train), "--minutes", "0.01"])
+    assert done.exit_code == 0, done.output
+    assert "36 faces of 18 people; 2 people held out" in done.output
+    assert "FOR RESEARCH ONLY" in CliRunner().invoke(app, ["faces", "card", str(run)]).output
+    refused = CliRunner().invoke(app, ["faces", *map(str, train)])
+    assert refused.exit_code == 2 and "already holds a run" in refused.output
+    more = CliRunner().invoke(app, ["faces", *map(str, train), "--minutes", "0.02", "--resume"])
+    assert more.exit_code == 0, more.output
+    judged = CliRunner().invoke(app, ["faces", "evaluate", str(run), "--data", str(faces), "-n", "2", "--steps", "1"])
+    assert judged.exit_code == 0, judged.output
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["among"] == 2 and scores["background"] is None  # outside the masks nothing was touched

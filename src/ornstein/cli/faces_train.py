@@ -70,7 +70,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="What it was trained on: the people it held out are found again.")],
     people: Annotated[int, typer.Option("-n", help="Held-out people to swap with each other.", min=2)] = 100,
     steps: Annotated[int, typer.Option(help="Steps of the solver.", min=1)] = 20,
-    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 1.5,
+    guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance.")] = 4.0,
     strength: Annotated[float, typer.Option(help="0 the target's identity, 1 the source's, or beyond.")] = 1.0,
     towards: Annotated[float, typer.Option(help="A step of identity guidance, in units of the pixels.")] = 0.0,
 ) -> None:

@@ -143,7 +143,7 @@ def swap_crops(
     source: SourceFaces,
     *,
     steps: int = 20,
-    guidance: float = 1.5,
+    guidance: float = 4.0,
     strength: float = 1.0,
     towards: float = 0.0,
     own: Tensor | None = None,

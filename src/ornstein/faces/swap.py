@@ -50,7 +50,7 @@ class SwapSettings:
 
     steps: int = 20
     identity: float = 1.0
-    guidance: float = 1.5
+    guidance: float = 4.0
     towards: float = 0.0
     blend: str = "laplacian"
     label: bool = True
