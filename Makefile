@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-swap test check bench evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features clean
+.PHONY: setup demo demo-swap studio test check bench evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
 
 setup: $(STAMP)
 
@@ -20,6 +20,10 @@ demo: setup
 
 demo-swap: setup
 	$(BIN)/ornstein faces demo $(ARGS)
+
+# It opens the demo models, where `make demo` and `make demo-swap` have made them.
+studio: setup
+	$(BIN)/ornstein studio --open $(ARGS)
 
 # One thread a worker: two workers of two threads each would fight for two cores.
 test: setup
@@ -59,5 +63,9 @@ check: setup
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 
+# Into site/, readable from disk. A broken link or anchor, or a page out of the navigation, ends the build.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis

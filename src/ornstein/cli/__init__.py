@@ -9,6 +9,7 @@ from ornstein.cli.evaluate import evaluate
 from ornstein.cli.faces import faces
 from ornstein.cli.fit_noise import fit_noise
 from ornstein.cli.sample import sample
+from ornstein.cli.studio import studio
 from ornstein.cli.swap import swap
 from ornstein.cli.train import train
 from ornstein.cli.tune import tune
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sample, tune, bench, evaluate, fit_noise, swap):
+for command in (demo, train, sample, tune, bench, evaluate, fit_noise, swap, studio):
     app.command()(run(command))
 app.add_typer(faces, name="faces")
 

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from ornstein import autoencoders, checkpoint
 from ornstein.cli.command import console, progress, read_precision
-from ornstein.cli.shards import batches_of, record_of, write_images
+from ornstein.cli.shards import batches_of, write_images
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.run import SOLVER, STEPS
+from ornstein.evaluation.samples import choose_solver, class_number, record_of
 from ornstein.nets.video import frames_known
 from ornstein.sampling import State, device_of
 from ornstein.sampling import sample as draw_samples
@@ -76,12 +77,15 @@ def sample(
     batch = batch if batch is not None else 8 if clips else 64
     labels = None if given is not None else denoiser.data.labels(n)  # given videos have their own
     if label is not None:
-        labels = torch.full((n,), _class_number(label, denoiser.data, run))
+        labels = torch.full((n,), class_number(label, denoiser.data, run))
     if guidance != 1 and not denoiser.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
-    chosen = _solver(run, solver, steps, grid, guidance, own_noise)
+    chosen = choose_solver(run, solver, steps, grid, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
+    if isinstance(chosen, Tuned):
+        share = chosen.error / chosen.untuned
+        console.print(f"tuned solver: {steps} steps, {share:.0%} of the error of {SOLVER} where it was tuned")
     dtype = read_precision(precision, device_of(denoiser))
     if dtype is not None and not own_noise:
         raise UserError("--precision is for whole samples from noise, not for --given and --frames")
@@ -147,31 +151,6 @@ def _images(
         write_images(folder, record, n, batch, make)
 
 
-def _solver(run: Path, name: str | None, steps: int, grid: str | None, guidance: float, whole: bool) -> str | Tuned:
-    """The solver asked for; where none was, the one tuned for so many steps if the run has it.
-
-    It was tuned on whole samples from noise: with `whole` false, clips that go on from frames, it does not serve.
-    """
-    if name not in (None, "tuned") or (name is None and (grid is not None or not whole)):
-        return name or SOLVER
-    if not whole:
-        raise UserError("a tuned solver makes whole samples from noise: name another --solver for --given and --frames")
-    if grid is not None:
-        raise UserError("a tuned solver has its own times: leave out --grid")
-    for tuned in checkpoint.load_tuned(run, steps):
-        if tuned.guidance == guidance:
-            share = tuned.error / tuned.untuned
-            console.print(f"tuned solver: {steps} steps, {share:.0%} of the error of {SOLVER} where it was tuned")
-            return tuned
-    if name is None:
-        return SOLVER
-    known = ", ".join(f"{len(t.steps)} (guidance {t.guidance:g})" for t in checkpoint.load_tuned(run))
-    raise UserError(
-        f"{run} has no solver tuned for {steps} steps with guidance {guidance:g}; it has {known or 'none'}: "
-        f"`ornstein tune {run} --steps {steps} --guidance {guidance:g}`"
-    )
-
-
 def _from_autoencoder(run: Path, n: int, seed: int, folder: Path) -> None:
     """Images from an autoencoder's own prior; options of solvers have no part in it."""
     model = autoencoders.load(run)
@@ -226,14 +205,3 @@ def _long(denoiser: Denoiser, run: Path, n: int, frames: int, overlap: int | Non
     shared = max(1, window // 2) if overlap is None else overlap
     console.print(f"{n} clips of {frames} frames, {window} at a time")
     return sample_long(denoiser, (n, channels, frames, *size), window, shared, **options)
-
-
-def _class_number(label: str, data: Data, run: Path) -> int:
-    if not data.classes:
-        raise UserError(f"{run} was trained without classes: leave out --class")
-    if label in data.classes:
-        return data.classes.index(label)
-    if label.isdecimal() and int(label) < len(data.classes):
-        return int(label)
-    known = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
-    raise UserError(f"no class {label!r} in {run}: it knows {known}, or 0 to {len(data.classes) - 1}")

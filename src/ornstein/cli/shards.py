@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,26 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ornstein.checkpoint import CONFIG, MODEL
 from ornstein.cli.command import console
 from ornstein.data import save_grid
 from ornstein.data.decode import to_array
-from ornstein.errors import UserError
 from ornstein.files import atomic_write, write_error
 from ornstein.training import processes
 
 RECORD = "samples.json"  # what the samples in a folder were made with
-
-
-def record_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What decides which pictures the samples are: the model and the settings, in JSON types."""
-    digest = hashlib.sha256()
-    try:
-        for name in (CONFIG, MODEL):
-            digest.update((run / name).read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from None
-    return {"model": digest.hexdigest()} | json.loads(json.dumps(settings, default=str))
 
 
 def write_images(folder: Path, record: dict[str, Any], n: int, batch: int, make: Callable[[range], Tensor]) -> None:

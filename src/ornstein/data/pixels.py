@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,11 +59,19 @@ def grid(images: Tensor, columns: int | None = None, gap: int = 0) -> Tensor:
     return sheet[:, : rows * h - gap, : columns * w - gap]
 
 
-def save_grid(images: Tensor, path: str | Path, columns: int | None = None, upscale: int = 1, gap: int = 0) -> None:
+def save_grid(
+    images: Tensor,
+    path: str | Path,
+    columns: int | None = None,
+    upscale: int = 1,
+    gap: int = 0,
+    comment: str | None = None,
+) -> None:
     """Write `grid(images, columns, gap)` as a PNG, every pixel repeated `upscale` times in both directions.
 
-    Images (B, C, H, W) with C = 1 (grey) or 3 (RGB). The file is complete or absent: it is written beside its
-    place and renamed. Raises ValueError on wrong arguments, RunError where the file cannot be written.
+    Images (B, C, H, W) with C = 1 (grey) or 3 (RGB). `comment` is written into the file, as its text "Comment". The
+    file is complete or absent: it is written beside its place and renamed. Raises ValueError on wrong arguments,
+    RunError where the file cannot be written.
     """
     pixels = grid(images, columns, gap)
     if pixels.shape[0] not in (1, 3):
@@ -72,11 +81,14 @@ def save_grid(images: Tensor, path: str | Path, columns: int | None = None, upsc
     pixels = pixels.repeat_interleave(upscale, 1).repeat_interleave(upscale, 2)
     array = pixels[0] if pixels.shape[0] == 1 else pixels.permute(1, 2, 0)
     picture = Image.fromarray(array.contiguous().numpy())
+    said = PngInfo()
+    if comment is not None:
+        said.add_itxt("Comment", comment)
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, format="PNG")
+        picture.save(partial, format="PNG", pnginfo=said)
         partial.replace(path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error

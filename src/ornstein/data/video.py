@@ -43,12 +43,12 @@ def save_sheet(clips: Tensor, path: str | Path, most_frames: int = 16, upscale: 
     save_grid(F.pad(pixels, (0, 1, 0, 1), value=128), path, columns=shown, upscale=upscale)
 
 
-def save_mp4(clip: Tensor, path: str | Path, fps: float = 8, upscale: int = 1) -> None:
+def save_mp4(clip: Tensor, path: str | Path, fps: float = 8, upscale: int = 1, comment: str | None = None) -> None:
     """Write a clip (C, F, H, W), floats in [-1, 1] or uint8, as an mp4 (H.264, yuv420p; mpeg4 where there is no H.264).
 
     Every pixel is repeated `upscale` times in both directions; a side that is still odd gets its last row or column
-    twice, for the format takes even sizes only. Pixels change a little in the coding. The file is complete or absent.
-    Raises ValueError on wrong arguments, RunError where the file cannot be written.
+    twice, for the format takes even sizes only. Pixels change a little in the coding. `comment` is written into the
+    file. It is complete or absent. Raises ValueError on wrong arguments, RunError where the file cannot be written.
     """
     frames = _frames(clip, fps, upscale)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
@@ -56,6 +56,8 @@ def save_mp4(clip: Tensor, path: str | Path, fps: float = 8, upscale: int = 1) -
     buffer = io.BytesIO()
     try:
         with av.open(buffer, "w", format="mp4") as container:
+            if comment is not None:
+                container.metadata["comment"] = comment
             options: dict[str, object] = {"crf": "16"} if h264 else {"qscale": "2"}
             stream = container.add_stream("libx264" if h264 else "mpeg4", Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = frames.shape[1:3]

@@ -60,6 +60,27 @@ def release(out: Path) -> None:
         file.close()
 
 
+def holder(out: Path) -> int | None:
+    """The process on this machine that trains in `out`; None where there is none, or where that cannot be known."""
+    try:
+        file = (out / LOCK).open(encoding="utf-8")
+    except OSError:
+        return None
+    with file:
+        found = _holder(file.read())
+        if found is None or found[1] != _host() or _gone(found):
+            return None
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return found[0]
+        except (ImportError, OSError):
+            return None
+        return None  # it can be had: the number is of a process long gone
+
+
 def _key(out: Path) -> tuple[int, Path]:
     return os.getpid(), out.resolve()
 

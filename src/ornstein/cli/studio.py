@@ -1,0 +1,67 @@
+"""`ornstein studio`: everything as a web page on this computer."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ornstein.cli.command import console
+from ornstein.errors import UserError
+
+
+def studio(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to open, beside those in --home.")
+    ] = None,
+    home: Annotated[Path, typer.Option(help="The folder of runs; those trained here go there.")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Any other than this computer's own needs a user and a password.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int | None, typer.Option(help="(default: the first free one from 7860 on)")] = None,
+    user: Annotated[str | None, typer.Option(help="Who may come in; the password is asked for, or in a file.")] = None,
+    password_file: Annotated[
+        Path | None,
+        typer.Option(help="The file whose first line is the password. (As an option, others would see it.)"),
+    ] = None,
+    browse: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Open the studio: train, generate, video and noise, face swap, likelihood, in the browser.
+
+    Example: ornstein studio runs/photos --open
+    """
+    from ornstein.checkpoint import read_config
+    from ornstein.studio.launch import Address, serving
+
+    password = None
+    if password_file is not None:
+        password = _first_line(password_file)
+    elif user is not None:
+        if not sys.stdin.isatty():
+            raise UserError(f"give the password of {user} in a file: --password-file")
+        password = typer.prompt(f"password of {user}", hide_input=True)
+    address = Address(host, port, user, password)
+    for run in runs or []:
+        read_config(run)  # told now, not on a page
+    with serving(home, runs or [], address) as url:
+        console.print(f"the studio is at {url}; Ctrl-C ends it, and trainings go on")
+        if browse:
+            webbrowser.open(url)
+        end = threading.Event()
+        for name in ("SIGTERM", "SIGHUP"):  # told to end, it ends in order: what pages sent is deleted
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), lambda *_: end.set())
+        end.wait()
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    return lines[0].strip() if lines else ""

@@ -1,0 +1,148 @@
+"""The studio's server: on this computer alone unless it has a password, without telemetry, and with nothing kept."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ornstein.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from ornstein.faces.detect import FaceDetector
+    from ornstein.faces.recognise import FaceRecogniser
+
+MAX_FILE_SIZE = 4 * 2**30  # bytes of one upload
+_FIRST_PORT = 7860
+_SHORTEST = 8  # characters of a password
+# Read by Gradio when it is imported: it reports nothing, asks for nothing, and keeps uploads where they can be deleted.
+_QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_MODE": "False"}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the studio listens, and who may come in. Raises UserError where that would be open to others.
+
+    port: None for the first free one from 7860 on.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    user: str | None = None
+    password: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.user is None) != (self.password is None):
+            raise UserError("a user needs a password and a password a user: give --user and --password-file")
+        if self.user is None and not is_loopback(self.host):
+            raise UserError(
+                f"on {self.host} others can reach the studio, which reads and writes files: "
+                "give --user and --password-file, or leave out --host"
+            )
+        if self.user is not None and (not self.user.strip() or len(self.password or "") < _SHORTEST):
+            raise UserError(f"a user has a name, and a password of at least {_SHORTEST} characters")
+        if self.port is not None and not 0 < self.port < 65536:
+            raise UserError(f"a port is a number from 1 to 65535, not {self.port}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this computer reaches that address; a name other than localhost is taken to be reached by others."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def serving(
+    home: Path,
+    given: Sequence[Path] = (),
+    address: Address | None = None,
+    *,
+    detector: FaceDetector | None = None,
+    recogniser: FaceRecogniser | None = None,
+    max_file_size: int = MAX_FILE_SIZE,
+) -> Iterator[str]:
+    """The studio under its address, given as a URL, until the block is left; then all that pages sent is deleted.
+
+    home: the folder of runs that are trained here; given: further runs. detector, recogniser: of faces; dlib's unless
+    others are given. max_file_size: bytes of one upload. Raises UserError where the extra is missing or the port taken.
+    """
+    address = address or Address()
+    os.environ.update(_QUIET)
+    with tempfile.TemporaryDirectory(prefix="ornstein-studio-", ignore_cleanup_errors=True) as cache:
+        os.environ["GRADIO_TEMP_DIR"] = cache
+        try:
+            import gradio
+            import uvicorn
+            from fastapi import FastAPI
+        except ImportError:
+            raise UserError("gradio is not installed: pip install 'ornstein[studio]'") from None
+        from ornstein.studio.app import STYLE, build, theme
+        from ornstein.studio.studio import Studio
+
+        listening = _listen(address.host, address.port)
+        studio = Studio(home, Path(cache), given, detector, recogniser)
+        blocks = build(studio)
+        blocks.queue(max_size=None, default_concurrency_limit=8)
+        # Mounted, not launched: launching asks the page from itself, which fails behind a proxy and on a busy machine.
+        app = gradio.mount_gradio_app(
+            FastAPI(openapi_url=None),
+            blocks,
+            "/",
+            auth=None if address.user is None or address.password is None else (address.user, address.password),
+            allowed_paths=[str(path.resolve()) for path in (home, *given)],
+            show_error=False,
+            max_file_size=max_file_size,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=theme(),
+            css=STYLE,
+        )
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        try:
+            while not server.started:
+                if not thread.is_alive():
+                    raise RunError("the studio does not start; what it says stands above")
+                time.sleep(0.01)
+            host = f"[{address.host}]" if ":" in address.host else address.host
+            yield f"http://{host}:{listening.getsockname()[1]}/"
+        finally:
+            studio.sessions.close_all()
+            server.should_exit = True
+            thread.join(10)
+            listening.close()
+
+
+def _listen(host: str, port: int | None) -> socket.socket:
+    """A socket of that address, of the first free port from 7860 on where none is given."""
+    reason = ""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for number in [port] if port is not None else range(_FIRST_PORT, _FIRST_PORT + 100):
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host.strip("[]"), number))
+            listening.listen(128)
+            return listening
+        except OSError as error:
+            listening.close()
+            reason = error.strerror or str(error)
+    where = f"port {port}" if port is not None else f"every port from {_FIRST_PORT} on"
+    raise UserError(f"{where} of {host} cannot be used: {reason}; give another --port")

@@ -1,0 +1,103 @@
+"""What the pages share: the runs, the trainings, the open pages, and how long work is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from ornstein.studio.runs import Runs
+from ornstein.studio.sessions import Sessions
+from ornstein.studio.trainings import Trainings
+
+if TYPE_CHECKING:
+    from ornstein.faces.detect import FaceDetector
+    from ornstein.faces.recognise import FaceRecogniser
+
+
+class Studio:
+    """The studio of the runs in `home` and those given; what pages send and get lies under `cache` until they close.
+
+    detector, recogniser: of faces; dlib's unless others are given.
+    """
+
+    # Work for the processor: one at a time, the others wait in the order they came. None is ever refused or lost.
+    long: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1, "show_progress": "hidden"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        home: Path,
+        cache: Path,
+        given: Sequence[Path] = (),
+        detector: FaceDetector | None = None,
+        recogniser: FaceRecogniser | None = None,
+    ) -> None:
+        self.runs = Runs(home, given)
+        self.trainings = Trainings(home)
+        self.sessions = Sessions(cache)
+        self.detector, self.recogniser = detector, recogniser
+        self._loads: list[tuple[Callable[..., Any], gr.Dropdown, list[Any]]] = []
+        self._choosers: list[tuple[gr.Dropdown, tuple[str, ...]]] = []
+
+    def chooser(self, *kinds: str, label: str = "Model") -> gr.Dropdown:
+        """A menu of the runs of these kinds, brought up to date when a page is opened."""
+        names = self.runs.of(*kinds)
+        info = "A trained run." if names else "None yet: train one on the page Train."
+        menu = gr.Dropdown(names, value=names[0] if names else None, label=label, info=info, allow_custom_value=True)
+        self._choosers.append((menu, kinds))
+        return menu
+
+    def refreshed(self, chosen: Sequence[str | None]) -> list[Any]:
+        """The menus of runs as they are now, what was chosen staying so where it still can."""
+        out = []
+        for (_, kinds), value in zip(self._choosers, chosen, strict=True):
+            names = self.runs.of(*kinds)
+            info = "A trained run." if names else "None yet: train one on the page Train."
+            out.append(gr.update(choices=names, value=value if value in names else next(iter(names), None), info=info))
+        return out
+
+    def on_load(self, handler: Callable[..., Any], menu: gr.Dropdown, outputs: list[Any]) -> None:
+        """Call the handler with the run chosen whenever a page is opened, where there is one."""
+        self._loads.append((handler, menu, outputs))
+
+    def on_stop(self, button: gr.Button) -> None:
+        """The button stops all work of its page."""
+
+        def stop(request: gr.Request) -> None:
+            self.sessions.of(request).stop()
+
+        button.click(stop, None, None, queue=False, api_visibility="private", show_progress="hidden")
+
+    def sent(self, component: Any) -> None:
+        """Files that are sent by this component go when the page is closed, whether or not they were used."""
+
+        def keep(value: Any, request: gr.Request) -> None:
+            self.sessions.send(request, value if isinstance(value, list) else [value])
+
+        component.upload(keep, component, None, queue=False, api_visibility="private", show_progress="hidden")
+
+    def wire(self, blocks: gr.Blocks) -> None:
+        """What happens when a page is opened and closed."""
+        menus = [menu for menu, _ in self._choosers]
+
+        def opened(*chosen: str | None) -> list[Any]:
+            return self.refreshed(chosen)
+
+        first = blocks.load(
+            opened, menus, menus, queue=False, api_visibility="private", show_progress="hidden"
+        )  # fmt: skip
+        for handler, menu, outputs in self._loads:
+
+            def guarded(name: str | None, handler: Callable[..., Any] = handler, count: int = len(outputs)) -> Any:
+                return handler(name) if name else [gr.skip()] * count
+
+            first = first.then(
+                guarded, menu, outputs, queue=False, api_visibility="private", show_progress="hidden"
+            )  # fmt: skip
+
+        def closed(request: gr.Request) -> None:
+            self.sessions.close(request)
+
+        blocks.unload(closed)

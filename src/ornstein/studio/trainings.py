@@ -1,0 +1,170 @@
+"""Trainings as processes of their own: started, stopped, watched through their run folders; no page stays open."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ornstein import checkpoint
+from ornstein.errors import UserError
+from ornstein.files import read_json
+from ornstein.training import lock
+from ornstein.training.state import METRICS, has_state
+
+LOG = "studio.log"
+_UPLOAD = "data"  # the name that uploaded data get in the run folder
+_NAME = re.compile(r"[\w][\w .-]{0,79}")
+RUNNING, JUDGING, FINISHED, STOPPED, FAILED, WAITING = "training", "judging", "finished", "stopped", "failed", "reading"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is. share: in [0, 1], None where unknown; left: seconds; rate: images a second."""
+
+    state: str
+    step: int = 0
+    steps: int | None = None
+    share: float | None = None
+    left: float | None = None
+    rate: float | None = None
+    loss: float | None = None
+    reason: str = ""
+
+
+class Trainings:
+    """The trainings of the folder `home`, those of earlier studios and of the command line among them."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._own: dict[Path, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, data: str, options: Sequence[str], upload: Path | None = None) -> Path:
+        """Begin the training `ornstein train --data DATA --out HOME/NAME OPTIONS`; uploaded data are kept beside it.
+
+        Raises UserError where the name is no name, or is taken.
+        """
+        name = name.strip()
+        if not _NAME.fullmatch(name) or ".." in name:
+            raise UserError(f"{name!r} is no name for a run: use letters, digits, spaces, dots and dashes")
+        run = self.home / name
+        if run.exists():
+            raise UserError(f"there is a run {name!r} already: give another name, or choose it below and resume it")
+        if upload is None and not data.strip():
+            raise UserError("say what to train on: a folder or zip of images, `digits`, or upload a zip")
+        run.mkdir(parents=True)
+        if upload is not None:
+            kept = run / f"{_UPLOAD}{upload.suffix.lower()}"
+            shutil.copyfile(upload, kept)
+            data = str(kept)
+        self._begin(run, ["--data", data.strip(), *options])
+        return run
+
+    def resume(self, run: Path, options: Sequence[str] = ()) -> None:
+        """Go on with a training that was stopped. Raises UserError where it is under way, or has no checkpoint."""
+        if self.under_way(run):
+            raise UserError(f"{run.name} is under way: there is nothing to resume")
+        if not has_state(run):
+            raise UserError(f"{run.name} has no checkpoint to go on from: start it anew under another name")
+        self._begin(run, ["--resume", *options])
+
+    def _begin(self, run: Path, arguments: list[str]) -> None:
+        with (run / LOG).open("wb") as log:
+            self._own[run] = subprocess.Popen(
+                [sys.executable, "-m", "ornstein", "train", *arguments, "--out", str(run)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"COLUMNS": "1000"},
+                start_new_session=True,  # it goes on when the studio ends
+            )
+
+    def stop(self, run: Path) -> None:
+        """Ask it to save and end, as Ctrl-C does. Raises UserError where it is not under way."""
+        own = self._own.get(run)
+        number = own.pid if own is not None and own.poll() is None else lock.holder(run)
+        if number is None:
+            raise UserError(f"{run.name} is not under way: there is nothing to stop")
+        os.kill(number, signal.SIGINT)
+
+    def under_way(self, run: Path) -> bool:
+        own = self._own.get(run)
+        return (own is not None and own.poll() is None) or lock.holder(run) is not None
+
+    def progress(self, run: Path) -> Progress:
+        """How far the run is, from what its folder says."""
+        lines = metrics(run)
+        last = lines[-1] if lines else {}
+        step, loss = int(last.get("step", 0)), last.get("loss")
+        rate, elapsed = last.get("images_per_second"), float(last.get("elapsed", 0))
+        steps, share = self._share(run, step, elapsed)
+        under_way = self.under_way(run)
+        left = None if share in (None, 0) or not under_way else elapsed * (1 - share) / share
+        reason = "" if under_way else _reason(run)
+        if under_way:
+            state = WAITING if not lines else JUDGING if share == 1 else RUNNING
+        else:
+            own = self._own.get(run)
+            failed = reason and (own is None or own.returncode not in (0, 130))
+            done = (run / "report.html").is_file() and share in (None, 1)
+            state = FAILED if failed else FINISHED if done else STOPPED
+        return Progress(state, step, steps, share, left, rate, loss, reason)
+
+    def _share(self, run: Path, step: int, elapsed: float) -> tuple[int | None, float | None]:
+        try:
+            settings = read_json(run / "train.json")
+        except UserError:
+            return None, None
+        minutes, steps = settings.get("minutes"), settings.get("steps")
+        if minutes:
+            return None, min(1.0, elapsed / (60 * minutes))
+        if not steps:  # what it was asked for is in the model's description, once there is one
+            stored = _training(run).get("steps")
+            steps = int(stored) if stored else 20_000
+        return steps, min(1.0, step / steps)
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of the run's curve; those that are half written are left out."""
+    out = []
+    try:
+        text = (run / METRICS).read_text(encoding="utf-8")
+    except OSError:
+        return out
+    for line in text.splitlines():
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            continue
+    return out
+
+
+def looks(run: Path) -> list[Path]:
+    """Pictures of samples drawn on the way, the latest last; the finished run's own at the end."""
+    found = sorted((run / "progress").glob("step-*.png"))
+    return [*found, run / "samples.png"] if (run / "samples.png").is_file() else found
+
+
+def _training(run: Path) -> dict[str, Any]:
+    try:
+        return checkpoint.read_config(run).get("training") or {}
+    except UserError:
+        return {}
+
+
+def _reason(run: Path) -> str:
+    """The last error that the training told."""
+    try:
+        text = (run / LOG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = [line for line in text.splitlines() if line.startswith("error: ")]
+    return found[-1].removeprefix("error: ") if found else ""
