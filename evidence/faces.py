@@ -36,13 +36,13 @@ from ornstein.faces.training import FaceSettings
 from ornstein.files import atomic_write
 from ornstein.training import TrainConfig
 
-# first what the guidance does, then the number of steps, then the target's own identity and the recogniser
+# first what the guidance does, then the number of steps, the features, the target's own identity, the recogniser
 SETTINGS = (
-    *({"steps": 20, "guidance": w} for w in (1.0, 2.0, 4.0, 6.0)),
-    *({"steps": n, "guidance": 4.0} for n in (1, 3, 6, 10, 30)),
-    {"steps": 20, "guidance": 4.0, "strength": 1.5},
-    {"steps": 20, "guidance": 4.0, "towards": 0.02},
-    {"steps": 20, "guidance": 4.0, "towards": 0.05},
+    *({"steps": 20, "guidance": w} for w in (4.0, 1.0, 2.0, 6.0)),
+    *({"steps": n, "guidance": 4.0} for n in (1, 3, 6, 10)),
+    *({"steps": 6, "guidance": 4.0, "lend": share} for share in (0.0, 1.0)),
+    {"steps": 6, "guidance": 4.0, "strength": 1.5},
+    {"steps": 6, "guidance": 4.0, "towards": 0.02},
 )
 
 

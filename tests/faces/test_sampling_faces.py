@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import ornstein as orn
-from ornstein.faces.conditions import appearance, blurred, scene
+from ornstein.faces.conditions import appearance, blurred, lent, scene
 from ornstein.faces.identity import IdentityNet, likeness
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.sampling import Between, FaceModel, Inside, Towards, swap_crops
@@ -145,6 +145,28 @@ def test_a_source_is_shown_where_the_target_is():
         appearance(image, mask, SPREAD[None, :4], SPREAD[None])
     with pytest.raises(ValueError, match="its mask"):
         appearance(image, mask[..., 1:], SPREAD[None], SPREAD[None])
+
+
+def test_features_are_lent_and_the_light_is_not():
+    """Of pictures that are sums of a 4x4 and an 8x8 pattern the 8x8 one alone is lent, and where it is shown."""
+    draw = torch.Generator().manual_seed(0)
+
+    def pattern(cells: int) -> torch.Tensor:
+        return (
+            torch.rand(1, 3, cells, cells, generator=draw)
+            .repeat_interleave(16 // cells, 2)
+            .repeat_interleave(16 // cells, 3)
+        )
+
+    light, target, source = pattern(4), pattern(8), pattern(8)
+    whole = torch.ones(1, 1, 16, 16)
+    seen = torch.cat([light + source, whole], 1)
+    torch.testing.assert_close(lent(light + target, seen, 0.0), light + target)
+    alone = lent(light, seen, 1.0) - light
+    torch.testing.assert_close(alone, blurred(source) - blurred(source, 4))
+    torch.testing.assert_close(lent(light, seen, 0.5) - light, alone / 2)
+    nothing = torch.cat([light * 0, whole * 0], 1)
+    torch.testing.assert_close(lent(light + target, nothing, 1.0), light + target)
 
 
 def test_between_two_faces_without_either_is_the_plain_model():

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 CHANNELS = 5  # of a scene: the picture, the mask, the landmarks
 POINTS = 5  # of the landmarks, the first ones: those that dlib gives
 BLUR = 8  # cells a side that are left of the face
+LIGHT = 4  # cells a side at which a blur says how a face is lit and little of whose it is
 _POINT = 1 / 32  # deviation of a landmark's spot, as a share of the side
 
 
@@ -36,6 +37,20 @@ def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None =
     if tint is not None:
         face = face + tint
     return torch.cat([torch.lerp(target, face, mask), 2 * mask - 1, 2 * spots(landmarks, size) - 1], dim=1)
+
+
+def lent(target: Tensor, shown: Tensor, share: float) -> Tensor:
+    """The target (B, 3, H, W) with that share of its features, what an 8x8 blur has beyond a 4x4 one, from the source.
+
+    shown: the source's `appearance` (B, 4, H, W). A blur still tells whose face it was, and with 0 the target's own is
+    left in it; 1 takes over how the source holds its mouth and brows as well.
+    """
+    source = shown[:, :3] + (1 - shown[:, 3:]) * target
+
+    def features(images: Tensor) -> Tensor:
+        return blurred(images) - blurred(images, LIGHT)
+
+    return target + share * (features(source) - features(target))
 
 
 def spots(landmarks: Tensor, size: int) -> Tensor:

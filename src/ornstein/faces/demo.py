@@ -92,6 +92,7 @@ def swap_cases(model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STE
         shown(model, unseen.source),
         steps=steps,
         guidance=guidance,
+        lend=0.0,
         seed=seed,
     )
 
@@ -113,6 +114,7 @@ def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
         shown(model, still),
         steps=_STEPS,
         guidance=1.0,
+        lend=0.0,
         start=start,
     )
     wide = torch.cat([still.image.expand(frames, -1, -1, -1), filmed.image, swapped, truth.image], dim=3)

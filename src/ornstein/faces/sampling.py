@@ -12,7 +12,7 @@ from torch import Tensor
 import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, Denoises
-from ornstein.faces.conditions import scene
+from ornstein.faces.conditions import lent, scene
 from ornstein.faces.identity import IdentityNet, likeness
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.training import IDENTITY
@@ -24,6 +24,8 @@ from ornstein.solvers import grids
 # The last step goes from here to the data. What little noise is left below it a net that was trained for hours does not
 # take away, and hands on as grain; a prediction of x0 from here has none.
 _LAST = 0.25
+# Of photographs; beyond it swaps are found to be the source more often, and begin to hold their mouths as the source.
+LEND = 0.5
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def swap_crops(
     guidance: float = 4.0,
     strength: float = 1.0,
     towards: float = 0.0,
+    lend: float = LEND,
     own: Tensor | None = None,
     start: Tensor | None = None,
     seed: int = 0,
@@ -163,6 +166,7 @@ def swap_crops(
         guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it.
         strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
+        lend: share of the blurred face's features that are the source's: see `conditions.lent`.
         own: (B, K), the target's own identity for `strength`; by the model's recogniser where it is not given.
         start: (B, 3, H, W), the state at t = 1; one noise for all frames of a clip, say.
         seed, first: without it, sample i has the noise of (seed, first + i), whatever the batch.
@@ -180,8 +184,10 @@ def swap_crops(
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
         y, m, points, who = target[rows], mask[rows], landmarks[rows], source.select(rows)
+        known = who.known(points)
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
-        d: Denoises = Conditioned(model.denoiser, {"scene": scene(y, m, points)})
+        shown = scene(torch.lerp(y, lent(y, known["appearance"], lend), m), m, points)
+        d: Denoises = Conditioned(model.denoiser, {"scene": shown})
         if own is not None:
             d = Between(d, SourceFaces(own[rows], y, m, points).known(points), strength)
         if guidance != 1:
@@ -190,9 +196,7 @@ def swap_crops(
         if towards > 0:
             d = Towards(d, model.recogniser, who.identity, m, towards)
         begin = None if start is None else start[rows]
-        x = orn.sample(
-            d, tuple(y.shape), solver, grid=grid, seed=seed, cond=who.known(points), start=begin, first=first + low
-        )
+        x = orn.sample(d, tuple(y.shape), solver, grid=grid, seed=seed, cond=known, start=begin, first=first + low)
         # rounding is left outside the mask, and a mask of 0 is a promise
         out.append(torch.where(m > 0, x.clamp(-1, 1), y))
     return torch.cat(out)
