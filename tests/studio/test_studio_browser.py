@@ -225,9 +225,9 @@ def test_closing_a_tab_stops_its_work_and_the_next_has_its_turn(browser, served,
         assert own
     until(lambda: not all(path.exists() for path in own))  # the other pages' stay
     turn_to(page, "Generate")
+    page.locator("label:visible", has_text="Seed").locator("input").first.fill("5")
     press(page, "Generate")
-    page.locator("#generate-status", has_text="sampling").wait_for()
-    good(page, "#generate-status", "seed 0.")
+    good(page, "#generate-status", "seed 5.")
 
 
 def test_work_is_stopped_and_a_mistake_is_told_in_a_line(page) -> None:
