@@ -4,7 +4,7 @@ Everything is kept in --out, and gone on with where it is called again. The tabl
 
     python evidence/faces.py world --out runs/evidence-faces --minutes 6
     ornstein faces prepare lfw-train.zip --out runs/lfw64
-    python evidence/faces.py photos --faces runs/lfw64 --out runs/evidence-faces --recogniser 8 --minutes 120
+    python evidence/faces.py photos --faces runs/lfw64 --out runs/evidence-faces --recogniser 10 --minutes 80
     python evidence/faces.py scores --faces runs/lfw64 --out runs/evidence-faces
     python evidence/faces.py flicker --faces runs/lfw64 --out runs/evidence-faces
 """

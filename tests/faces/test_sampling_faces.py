@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -110,6 +111,16 @@ def test_strength_goes_from_the_targets_identity_to_the_sources_and_beyond():
     m = model()
     alone = swap_crops(m, target, mask, landmarks, sources(who[None]), steps=3, guidance=1, strength=0.0)
     torch.testing.assert_close(alone[:, :, 8, 8], m.recogniser.embed(target).clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+def test_at_strength_0_nothing_of_the_source_is_in_the_picture():
+    m, (target, mask, landmarks) = model(painter=False), targets()
+    a, b = sources(torch.randn(3, 3)), sources(torch.randn(3, 3))
+    b = replace(b, image=-b.image)
+    kept = [swap_crops(m, target, mask, landmarks, s, steps=3, guidance=1, strength=0.0) for s in (a, b)]
+    torch.testing.assert_close(kept[0], kept[1])
+    given = [swap_crops(m, target, mask, landmarks, s, steps=3, guidance=1) for s in (a, b)]
+    assert float((given[0] - given[1]).abs().max()) > 1e-2
 
 
 def test_a_sample_does_not_depend_on_its_batch_and_starts_where_it_is_told():

@@ -6,17 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ornstein.nets.face import blurred
+
 CHANNELS = 5  # of a scene: the picture, the mask, the landmarks
 POINTS = 5  # of the landmarks, the first ones: those that dlib gives
-BLUR = 8  # cells a side that are left of the face
 LIGHT = 4  # cells a side at which a blur says how a face is lit and little of whose it is
 _POINT = 1 / 32  # deviation of a landmark's spot, as a share of the side
-
-
-def blurred(images: Tensor, cells: int = BLUR) -> Tensor:
-    """Images (B, C, H, W) averaged over `cells` x `cells` squares and interpolated back."""
-    small = F.adaptive_avg_pool2d(images, cells)
-    return F.interpolate(small, images.shape[2:], mode="bilinear", align_corners=False)
 
 
 def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None = None) -> Tensor:
@@ -74,7 +69,8 @@ def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) ->
         raise ValueError(f"a source (B, 3, H, W) and its mask (B, 1, H, W), not {source.shape} and {mask.shape}")
     if landmarks.shape != onto.shape or len(onto) != b or landmarks.shape[1] < 2:
         raise ValueError(f"the same landmarks, 2 or more, of {b} faces each, not {landmarks.shape} and {onto.shape}")
-    # from the target back to the source, which is what a resampler asks for, over the complex plane: p -> a p + c
+    # `align.Similarity.fit` of a batch, over the complex plane p -> a p + c; from the target back to the source, which
+    # is what a resampler asks for
     p, q = (torch.view_as_complex(each.double().contiguous()) for each in (onto, landmarks))
     mp, mq = p.mean(1, keepdim=True), q.mean(1, keepdim=True)
     power = (p - mp).abs().square().sum(1).clamp(min=1e-6)

@@ -153,7 +153,6 @@ def swap_crops(
     start: Tensor | None = None,
     seed: int = 0,
     first: int = 0,
-    solver: str = "ddim",
     batch: int = 64,
 ) -> Tensor:
     """Target crops (B, 3, H, W) in [-1, 1] with their faces swapped: the same outside the mask to the last bit.
@@ -162,11 +161,12 @@ def swap_crops(
         mask: (B, 1, H, W) in [0, 1], where the target's face is.
         landmarks: (B, K, 2) of the target, in pixels of the crop.
         source: B faces, or one for all; the identities are normalised as the recogniser's.
-        steps: of the solver, each one or two evaluations of the network.
+        steps: of DDIM.
         guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it.
         strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
-        lend: share of the blurred face's features that are the source's: see `conditions.lent`.
+        lend: share of the blurred face's features that are the source's, less where strength is below 1, and none at 0:
+            see `conditions.lent`.
         own: (B, K), the target's own identity for `strength`; by the model's recogniser where it is not given.
         start: (B, 3, H, W), the state at t = 1; one noise for all frames of a clip, say.
         seed, first: without it, sample i has the noise of (seed, first + i), whatever the batch.
@@ -177,7 +177,10 @@ def swap_crops(
     if len(source) not in (1, b):
         raise ValueError(f"{len(source)} sources for {b} targets: give one each, or one for all")
     source = source.repeat(b) if len(source) == 1 else source
-    own = model.recogniser.embed(target) if strength != 1 and own is None else own
+    if strength == 1:
+        own = None
+    elif own is None:
+        own = model.recogniser.embed(target)
     schedule = model.denoiser.process.schedule
     grid = [1.0, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (1.0, _LAST), steps - 1), 0.0]
     out = []
@@ -186,7 +189,7 @@ def swap_crops(
         y, m, points, who = target[rows], mask[rows], landmarks[rows], source.select(rows)
         known = who.known(points)
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
-        shown = scene(torch.lerp(y, lent(y, known["appearance"], lend), m), m, points)
+        shown = scene(torch.lerp(y, lent(y, known["appearance"], lend * min(strength, 1.0)), m), m, points)
         d: Denoises = Conditioned(model.denoiser, {"scene": shown})
         if own is not None:
             d = Between(d, SourceFaces(own[rows], y, m, points).known(points), strength)
@@ -196,7 +199,7 @@ def swap_crops(
         if towards > 0:
             d = Towards(d, model.recogniser, who.identity, m, towards)
         begin = None if start is None else start[rows]
-        x = orn.sample(d, tuple(y.shape), solver, grid=grid, seed=seed, cond=known, start=begin, first=first + low)
+        x = orn.sample(d, tuple(y.shape), "ddim", grid=grid, seed=seed, cond=known, start=begin, first=first + low)
         # rounding is left outside the mask, and a mask of 0 is a promise
         out.append(torch.where(m > 0, x.clamp(-1, 1), y))
     return torch.cat(out)

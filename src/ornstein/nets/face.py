@@ -21,7 +21,7 @@ PRESETS = {
 
 # the answer's deviation where the scene's picture stays, and how far x_t is taken at its word, as shares of `spread`
 _STAYS, _TRUST = 0.1, 0.25
-_CELLS = 8  # a side of the blur that tells the colours of a face from its detail
+BLUR = 8  # cells a side of the blur that tells the colours of a face from its detail
 _REACH = 0.2  # half sides by which what is shown of a face moves, for a plan of 1
 
 
@@ -228,8 +228,7 @@ class FaceUNet(nn.Module):
         still = torch.stack(torch.meshgrid((2 * x + 1) / width - 1, (2 * y + 1) / height - 1, indexing="xy"), -1)
         grid = still.to(plan) + _REACH * plan[:, 2:].permute(0, 2, 3, 1)
         moved = F.grid_sample(appearance, grid, align_corners=False)
-        low = F.interpolate(F.adaptive_avg_pool2d(moved, _CELLS), (height, width), mode="bilinear", align_corners=False)
-        face, blur = (each[:, : picture.shape[1]] / each[:, -1:].clamp(min=0.05) for each in (moved, low))
+        face, blur = (each[:, : picture.shape[1]] / each[:, -1:].clamp(min=0.05) for each in (moved, blurred(moved)))
         of_blur, of_detail = (moved[:, -1:] * torch.sigmoid(plan[:, :2])).split(1, dim=1)
         return picture + of_blur * (blur - picture) + of_detail * (face - blur)
 
@@ -278,6 +277,12 @@ class TokenAttention(Attention):
         else:
             mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def blurred(images: Tensor, cells: int = BLUR) -> Tensor:
+    """Images (B, C, H, W) averaged over `cells` x `cells` squares and interpolated back."""
+    small = F.adaptive_avg_pool2d(images, cells)
+    return F.interpolate(small, images.shape[2:], mode="bilinear", align_corners=False)
 
 
 def _through(stage: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
