@@ -183,7 +183,7 @@ def speed(train_set: ImageSet, held_out: ImageSet, minutes: float, out: Path) ->
             states = run_task(LatentDiffusion(d, config), latents, config, folder)
         else:
             torch.manual_seed(0)
-            net = UNet.preset("s", channels=channels, size=size)
+            net = UNet.preset("s", channels=channels, size=size, patch=1)
             d = Denoiser(net, Process(schedules.Cosine(), noise.Identity()), "v", data=Data((channels, size, size)))
             states = train(d, train_set, config, folder)
         rows, spent, left = [], 0.0, [minutes * 60 * 2.0**-k for k in marks[kind]]

@@ -39,6 +39,27 @@ def test_presets_grow():
         UNet.preset("xxl", channels=3, size=32)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_patches_are_the_net_on_images_of_patches(learned):
+    whole = make(size=16, patch=2, attention=(4,), learned_variance=learned)
+    plain = make(channels=8, size=8, attention=(4,), learned_variance=learned)
+    plain.load_state_dict(whole.state_dict())
+    x, log_snr = torch.randn(2, 2, 16, 16), torch.randn(2)
+    # channel 4 c + 2 i + j of a patch is its pixel (i, j) of channel c
+    parts = [x[:, c, i::2, j::2] for c in range(2) for i in range(2) for j in range(2)]
+    out, inner = whole(x, log_snr), plain(torch.stack(parts, 1), log_snr)
+    assert out.shape == (2, 4 if learned else 2, 16, 16)
+    for k in range(inner.shape[1]):
+        torch.testing.assert_close(out[:, k // 4, k % 4 // 2 :: 2, k % 2 :: 2], inner[:, k])
+    assert inner.std() > 0.01
+
+
+def test_presets_take_patches_of_images_from_64_pixels_on():
+    patches = {size: UNet.preset("xs", channels=3, size=size).config["patch"] for size in (8, 32, 64, 66, 128, 132)}
+    assert patches == {8: 1, 32: 1, 64: 2, 66: 1, 128: 4, 132: 2}
+    assert UNet.preset("xs", channels=3, size=64, patch=1).config["patch"] == 1
+
+
 def test_config_rebuilds_the_net():
     net = make(classes=3, attention=(4,), dropout=0.1)
     again = UNet(**json.loads(json.dumps(net.config)))
@@ -118,6 +139,8 @@ def test_dropout_acts_in_training_only():
     [
         ({"size": 30, "multipliers": (1, 1, 1), "depths": (1, 1, 1)}, "size 30 is not divisible by 4"),
         ({"depths": (1, 1, 1)}, "depths has 3 entries and multipliers 2"),
+        ({"patch": 4, "multipliers": (1, 1), "size": 12}, "12 is not divisible by 8, .* of patches of 4 pixels"),
+        ({"patch": 0}, "must be positive"),
         ({"channels": 0}, "must be positive"),
         ({"multipliers": (), "depths": ()}, "must be positive"),
     ],

@@ -34,9 +34,9 @@ def influence(net, frame, **given):
     return (x.grad.abs().amax((0, 1, 3, 4)) > 0).tolist()
 
 
-@pytest.mark.parametrize("conditioning", [False, True])
-def test_from_an_image_net_it_starts_as_that_net_on_each_frame(conditioning):
-    image = shaken(UNet(**SMALL, classes=3))
+@pytest.mark.parametrize(("conditioning", "patch"), [(False, 1), (True, 1), (True, 2)])
+def test_from_an_image_net_it_starts_as_that_net_on_each_frame(conditioning, patch):
+    image = shaken(UNet(**SMALL, classes=3, patch=patch))
     net = VideoUNet.from_image(image, 5, conditioning=conditioning).eval()
     x, log_snr, label = clips(), torch.tensor([-1.0, 2.0]), torch.tensor([2, -1])
     given = {"known": clips(seed=2), "known_mask": torch.rand(2, 5) < 0.5} if conditioning else {}
@@ -117,7 +117,7 @@ def test_config_rebuilds_the_net_and_a_checkpoint_keeps_it(tmp_path):
 
 def test_presets_follow_those_of_images():
     net = VideoUNet.preset("xs", channels=1, size=32, frames=16, classes=10)
-    image = UNet.preset("xs", channels=1, size=32, classes=10)
+    image = UNet.preset("xs", channels=1, size=32, classes=10, patch=1)
     assert net.config.items() >= image.config.items()
     x = torch.randn(1, 1, 16, 32, 32)
     assert torch.equal(net(x, torch.zeros(1)), torch.zeros_like(x))

@@ -55,16 +55,18 @@ def test_metrics_are_the_mean_of_the_steps(toy, tmp_path):
         assert line["loss"] == pytest.approx(sum(losses[part]) / len(losses[part]))
 
 
-def test_stopped_and_resumed_is_the_same_run(toy, tmp_path):
-    run(toy, tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stopped_and_resumed_is_the_same_run(toy, tmp_path, optimizer):
+    run(toy, tmp_path / "whole", optimizer=optimizer)
     # a second interruption while the caller draws: the first comes between two checkpoints
     for stop in (3, 7):
         with pytest.raises(KeyboardInterrupt):
-            for s in train(toy.denoiser(), toy.Images(), toy.config(), tmp_path / "parts", resume=stop > 3):
+            config = toy.config(optimizer=optimizer)
+            for s in train(toy.denoiser(), toy.Images(), config, tmp_path / "parts", resume=stop > 3):
                 if s.step == stop:
                     signal.raise_signal(signal.SIGTERM if stop == 3 else signal.SIGINT)
     torch.manual_seed(123)  # what the global generator does must not matter
-    rest = run(toy, tmp_path / "parts", resume=True)
+    rest = run(toy, tmp_path / "parts", resume=True, optimizer=optimizer)
     assert [s.step for s in rest] == [8, 9, 10, 11, 12]
     assert same(tmp_path / "whole", tmp_path / "parts")
     steps = [line["step"] for line in lines(tmp_path / "parts")]

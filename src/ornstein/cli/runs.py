@@ -69,7 +69,9 @@ def run(
         settings = _sized(settings)
     config = settings.config()  # wrong numbers are told before the data are read
     train_set, held_out, fingerprint = open_data(settings)
-    settings = replace(settings, fingerprint=fingerprint)
+    # kept with what was left open: a resumption on another machine is the same run
+    settings = replace(settings, fingerprint=fingerprint).settled(train_set.shape[-1])
+    config = settings.config()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
         job = _job(settings, config, train_set, held_out, out, resume)

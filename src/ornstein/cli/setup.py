@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,9 +24,11 @@ from ornstein.training import TrainConfig
 # With fewer images a class than this the class is left out, unless it is asked for: a name is not a kind.
 _IMAGES_PER_CLASS = 10
 
-_BATCH = 128
+# On a CPU many small steps are worth more than few large ones (docs/training.md), but for images that are tiny.
+_BATCH, _CPU_BATCH, _TINY = 128, 32, 16
 _CLIP_BATCH = 16
 _AUTOENCODER_BATCH = 32  # of images above 32 pixels a side: all of it is done at full resolution
+_LEARNING_RATE = {"muon": 4e-3, "adamw": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Settings:
     minutes: float | None = None
     batch: int | None = None
     accumulate: int = 1
-    learning_rate: float = 1e-3
+    optimizer: str | None = None
+    learning_rate: float | None = None
     precision: str = "auto"
     objective: str | None = None
     seed: int = 0
@@ -73,12 +76,29 @@ class Settings:
     fingerprint: str | None = None
 
     def config(self) -> TrainConfig:
+        """The trainer's settings. Those that depend on the data are guesses until they are `settled`."""
         names = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
-        given = {name: getattr(self, name) for name in names}
-        if self.batch is None:
-            large = self.model != "diffusion" and (self.size or 0) > 32
-            given["batch"] = _CLIP_BATCH if self.frames is not None else _AUTOENCODER_BATCH if large else _BATCH
-        return TrainConfig(**given)
+        settled = self if None not in (self.batch, self.optimizer, self.learning_rate) else self.settled(self.size or 0)
+        return TrainConfig(**{name: getattr(settled, name) for name in names})
+
+    def settled(self, side: int) -> Settings:
+        """With batch, optimizer and learning rate for data of `side` pixels, where they were left open."""
+        measured = self.model == "diffusion" and self.frames is None
+        optimizer = self.optimizer or ("muon" if measured else "adamw")
+        return replace(
+            self,
+            batch=self._batch(side) if self.batch is None else self.batch,
+            optimizer=optimizer,
+            learning_rate=_LEARNING_RATE.get(optimizer, 1e-3) if self.learning_rate is None else self.learning_rate,
+        )
+
+    def _batch(self, side: int) -> int:
+        if self.frames is not None:
+            return _CLIP_BATCH
+        if self.model != "diffusion":
+            return _AUTOENCODER_BATCH if side > 32 else _BATCH
+        tiny = side <= _TINY or self.latent is not None
+        return _BATCH if tiny or torch.cuda.is_available() else _CPU_BATCH
 
 
 class Split(NamedTuple):
@@ -160,7 +180,14 @@ def new_denoiser(settings: Settings, data: ImageSet | Clips, space: LatentSpace 
             raise UserError("--data-noise and --centre are for clips: give --frames too")
         if settings.noise != "white" and not settings.noise.endswith(".json"):
             raise UserError(f"noise {settings.noise!r} is over the frames of clips: give --frames, or leave it out")
-        net = UNet.preset(preset, channels=channels, size=size, classes=len(classes), learned_variance=learned)
+        net = UNet.preset(
+            preset,
+            channels=channels,
+            size=size,
+            classes=len(classes),
+            patch=None if space is None else 1,  # a latent is a patch already
+            learned_variance=learned,
+        )
     elif settings.init is not None:
         net = _from_image(Path(settings.init), shape, len(classes), settings.given_frames)
     else:

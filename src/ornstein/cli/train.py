@@ -32,7 +32,9 @@ def train(
     channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all. (default: 20000)")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes in all, instead of steps.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images or clips a step. (default: 128 images, 16 clips)")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images or clips a step. (default: 128 images, 32 on a CPU, 16 clips)")
+    ] = None,
     accumulate: Annotated[
         int | None, typer.Option(help="Parts to compute a batch in, where it does not fit in memory. (default: 1)")
     ] = None,
@@ -41,7 +43,12 @@ def train(
         bool | None, typer.Option(help="Learn the classes. (default: where there are images enough a class)")
     ] = None,
     held_out: Annotated[float | None, typer.Option(help="Share of the data kept for judging. (default: 0.1)")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="AdamW's. (default: 0.001)")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="muon or adamw. (default: muon for diffusion on images, else adamw)")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Before its decay. (default: 0.004 with muon, 0.001 with adamw)")
+    ] = None,
     objective: Annotated[
         str | None, typer.Option(help=f"Of {', '.join(OBJECTIVES)}. (default: error of the network's output)")
     ] = None,

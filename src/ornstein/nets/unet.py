@@ -25,18 +25,20 @@ PRESETS = {
 class UNet(nn.Module):
     """Network `(x, log_snr, label) -> (B, C, H, W)` for square images, conditioned by adaptive group norm.
 
-    The encoder halves the image once per level after the first; the decoder mirrors it and adds to each level
-    the encoder's last features there. Log-SNR and class modulate the second norm of each block. The last
-    convolution starts at zero, so an untrained net answers 0.
+    The image enters and leaves as patches of `patch` pixels, each a vector of channels: a convolution at full
+    resolution, which costs the most and knows the least, is then not needed. The encoder halves what it is given once
+    per level after the first; the decoder mirrors it and adds to each level the encoder's last features there. Log-SNR
+    and class modulate the second norm of each block. The last convolution starts at zero: untrained, it answers 0.
 
     Args:
         channels: C of the images.
-        size: H = W of the images in pixels, divisible by 2^(levels - 1).
+        size: H = W of the images in pixels, divisible by patch * 2^(levels - 1).
         classes: number of classes; 0 for an unconditional net.
+        patch: side in pixels of the patches.
         width: channels of the first level.
         multipliers: channels of each level, as multiples of `width`; their number is the number of levels.
         depths: residual blocks of each level, on each side.
-        attention: the resolutions (pixels) at which blocks attend.
+        attention: the resolutions, of size / patch / 2^level, at which blocks attend.
         dropout: probability of dropping a feature inside the residual blocks.
         learned_variance: whether it returns (B, 2C, H, W), the second half for the variance of the reverse steps
             (E9; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), as `Denoiser` reads it.
@@ -54,6 +56,7 @@ class UNet(nn.Module):
         size: int,
         classes: int = 0,
         *,
+        patch: int = 1,
         width: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
         depths: Sequence[int] = (1, 2, 2),
@@ -63,18 +66,18 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         levels = len(multipliers)
-        if min(channels, size, width, levels, *multipliers, *depths) < 1 or classes < 0:
-            raise ValueError("channels, size, width, multipliers and depths must be positive, classes >= 0")
+        if min(channels, size, patch, width, levels, *multipliers, *depths) < 1 or classes < 0:
+            raise ValueError("channels, size, patch, width, multipliers and depths must be positive, classes >= 0")
         if len(depths) != levels:
             raise ValueError(f"depths has {len(depths)} entries and multipliers {levels}: give one per level")
-        if size % 2 ** (levels - 1):
-            raise ValueError(
-                f"size {size} is not divisible by {2 ** (levels - 1)}, the downsampling of {levels} levels"
-            )
+        if size % (patch * 2 ** (levels - 1)):
+            of = f"{levels} levels" if patch == 1 else f"{levels} levels of patches of {patch} pixels"
+            raise ValueError(f"size {size} is not divisible by {patch * 2 ** (levels - 1)}, the downsampling of {of}")
         self.config: dict[str, Any] = {
             "channels": channels,
             "size": size,
             "classes": classes,
+            "patch": patch,
             "width": width,
             "multipliers": list(multipliers),
             "depths": list(depths),
@@ -82,14 +85,16 @@ class UNet(nn.Module):
             "dropout": dropout,
             "learned_variance": learned_variance,
         }
+        self.patch = patch
+        side = size // patch
         widths = [width * m for m in multipliers]
         embedding = 4 * width
         self.embedding = Embedding(classes, embedding)
-        self.stem = nn.Conv2d(channels, width, 3, padding=1)
+        self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         now = width
         for level, (out, depth) in enumerate(zip(widths, depths, strict=True)):
-            attend = size >> level in attention
+            attend = side >> level in attention
             stage = Stage()
             for i in range(depth):
                 down = level > 0 and i == 0
@@ -99,7 +104,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for level in reversed(range(levels)):
             out = widths[level]
-            attend = size >> level in attention
+            attend = side >> level in attention
             if level < levels - 1:
                 self.up.append(nn.Conv2d(now, out, 1))
             stage = Stage()
@@ -107,17 +112,26 @@ class UNet(nn.Module):
                 stage.append(Block(out, out, embedding, False, attend, dropout))
             self.decoder.append(stage)
             now = out
-        out = 2 * channels if learned_variance else channels
+        out = (2 * channels if learned_variance else channels) * patch**2
         self.head = nn.Sequential(group_norm(now), nn.SiLU(), zeroed(nn.Conv2d(now, out, 3, padding=1)))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @classmethod
-    def preset(cls, name: str, *, channels: int, size: int, classes: int = 0, learned_variance: bool = False) -> "UNet":
-        """A net of one of four sizes; the image is halved (at least once) until it is 8 pixels or odd.
+    def preset(
+        cls,
+        name: str,
+        *,
+        channels: int,
+        size: int,
+        classes: int = 0,
+        patch: int | None = None,
+        learned_variance: bool = False,
+    ) -> "UNet":
+        """A net of one of four sizes, in patches of `patch` pixels: 2 from 64 pixels on, 4 from 128 on, unless given.
 
-        Attention stands below the full resolution where the image is at most 8 pixels wide (16 in "l").
-        Parameters, and processor time of a training step (AdamW, bf16) on one core with AVX512-bf16; two cores
-        take half of it, float32 takes 1.5 to 2 times as long:
+        The patches are halved (at least once) until there are 8 a side, or an odd number. Attention stands below the
+        first level where 8 or fewer are left (16 in "l"). Parameters, and processor time of a training step (AdamW,
+        bf16) on one core with AVX512-bf16; two cores take half of it, float32 takes 1.5 to 2 times as long:
 
         | name | 8x8, batch 128 | 32x32, batch 32 |
         |------|----------------|-----------------|
@@ -132,19 +146,23 @@ class UNet(nn.Module):
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
         width, (first, middle, last), attend = PRESETS[name]
-        resolutions = [size]
-        while resolutions[-1] % 2 == 0 and (resolutions[-1] > 8 or resolutions == [size]):
+        if patch is None:
+            patch = 1 if size < 64 or size % 4 else 2 if size < 128 or size % 8 else 4
+        side = size // patch
+        resolutions = [side]
+        while resolutions[-1] % 2 == 0 and (resolutions[-1] > 8 or resolutions == [side]):
             resolutions.append(resolutions[-1] // 2)
         inner = len(resolutions) - 2
         return cls(
             channels,
             size,
             classes,
+            patch=patch,
             width=width,
             # the first level and those above 64 pixels stay narrow: a convolution there costs the most
-            multipliers=[1 if r == size or r > 64 else 2 for r in resolutions],
+            multipliers=[1 if r == side or r > 64 else 2 for r in resolutions],
             depths=[first, *[middle] * inner, last] if inner >= 0 else [last],
-            attention=[r for r in resolutions if r <= attend and r < size],
+            attention=[r for r in resolutions if r <= attend and r < side],
             learned_variance=learned_variance,
         )
 
@@ -160,7 +178,7 @@ class UNet(nn.Module):
         self.check(x, log_snr, label)
         dtype = self.stem.weight.dtype
         embedding = self.embedding(log_snr, label)
-        h = self.stem(x.to(dtype).contiguous(memory_format=torch.channels_last))
+        h = self.stem(self.patches(x.to(dtype)))
         across = []
         for stage in self.encoder:
             h = stage(h, embedding)
@@ -170,7 +188,15 @@ class UNet(nn.Module):
             if i:
                 h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + across.pop()
             h = stage(h, embedding)
-        return self.head(h).to(x.dtype)
+        return self.pixels(self.head(h)).to(x.dtype)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) as patches, (B, C p^2, H/p, W/p), in channels-last memory."""
+        return F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
+
+    def pixels(self, h: Tensor) -> Tensor:
+        """The images whose `patches` are h."""
+        return F.pixel_shuffle(h, self.patch)
 
     def check(self, x: Tensor, log_snr: Tensor, label: Tensor | None) -> None:
         channels, size, classes = (self.config[key] for key in ("channels", "size", "classes"))

@@ -1,7 +1,7 @@
 """What a training is told, and the schedules that follow from it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -13,6 +13,7 @@ DECAY = 0.3  # the last part of a training, over which the learning rate falls l
 FINAL = 0.01  # to this fraction of itself
 
 Precision = Literal["auto", "float32", "bf16"]
+Optimizer = Literal["muon", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class TrainConfig:
         batch: images per step, over all processes.
         accumulate: parts in which each process computes its share of the batch, for batches that do not fit in memory;
             the step is the same to rounding.
-        learning_rate: AdamW's, after the warm-up and before the decay over the last 30 % of the training.
+        optimizer: "muon", which makes the steps of matrices and convolutions orthogonal and leaves the rest to AdamW;
+            or "adamw" for all.
+        learning_rate: after the warm-up and before the decay over the last 30 % of the training.
         warmup: steps over which the learning rate rises from 0.
         ema: width of the average of the weights, as a fraction of the training so far (Karras et al. 2024,
             arXiv:2312.02696, section 3.1: sigma_rel); 0 keeps the last weights.
         clip: largest norm of a gradient; a larger one is scaled down to it.
-        weight_decay: AdamW's, on matrices and convolutions.
+        weight_decay: on matrices and convolutions.
         betas: AdamW's.
         precision: of convolutions and matrix products; "auto" is bf16 where the hardware multiplies it.
         condition_dropout: probability that a sample is trained without its label, for guidance.
@@ -51,6 +54,7 @@ class TrainConfig:
     minutes: float | None = None
     batch: int = 128
     accumulate: int = 1
+    optimizer: Optimizer = "adamw"
     learning_rate: float = 1e-3
     warmup: int = 100
     ema: float = 0.05
@@ -90,6 +94,8 @@ class TrainConfig:
             raise UserError(f"betas must lie in [0, 1), not {self.betas}")
         if self.precision not in ("auto", "float32", "bf16"):
             raise UserError(f"precision {self.precision!r} is unknown: auto, float32 or bf16")
+        if self.optimizer not in get_args(Optimizer):
+            raise UserError(f"optimizer {self.optimizer!r} is unknown: muon or adamw")
         check_trackers(self.track)
         if self.objective is not None and self.objective not in OBJECTIVES:
             raise UserError(f"unknown objective {self.objective!r}; known: {', '.join(OBJECTIVES)}")

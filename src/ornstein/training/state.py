@@ -33,7 +33,7 @@ FREE = {
     "latent.autoencoder",  # where it lies; its fingerprint may not differ
 }
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 def check_new(out: Path) -> None:

@@ -20,6 +20,7 @@ from ornstein.randomness import generator
 from ornstein.training import failures, lock, processes, state
 from ornstein.training.config import TrainConfig, autocast_dtype, ema_decay, ema_exponent
 from ornstein.training.interrupts import Interrupts
+from ornstein.training.optimizer import optimizer_of
 from ornstein.training.task import Diffusion, M, Part, Task, autocast_within
 from ornstein.training.tracking import Trackers
 
@@ -108,14 +109,7 @@ class _Run(Generic[M]):
         self.exponent = ema_exponent(config.ema)
         self.parameters: list[Tensor] = list(self.model.parameters())
         self.averages: list[Tensor] = list(self.average.parameters())
-        decayed = [p for p in self.parameters if p.ndim > 1]
-        kept = [p for p in self.parameters if p.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}],
-            lr=config.learning_rate,
-            betas=config.betas,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = optimizer_of(self.model, config)
         self.criterion: nn.Module = _Criterion(task)
         if self.processes.world > 1:
             self.criterion = self.processes.wrap(self.criterion, task.varying(images.batch([0])[1] is not None))
