@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-swap studio test check bench evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
+.PHONY: setup demo demo-swap studio test check bench bench-train evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
 
 setup: $(STAMP)
 
@@ -57,6 +57,12 @@ bench: setup
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python benchmarks/solvers.py
 	$(BIN)/python benchmarks/sampling.py
+
+# Quality at equal time beside diffusers' recipe: the digits, and with CIFAR=train.zip the CIFAR-10 training images.
+bench-train: setup
+	$(BIN)/python benchmarks/training.py $(ARGS)
+	$(if $(CIFAR),$(BIN)/python benchmarks/training.py --data $(CIFAR) --size 32 --minutes 10 $(ARGS))
+	$(if $(CIFAR),$(BIN)/python benchmarks/training.py --data $(CIFAR) --size 32 --minutes 40 --seeds 1 $(ARGS))
 
 check: setup
 	$(BIN)/ruff check

@@ -24,7 +24,14 @@ def demo(
     Example: ornstein demo && open runs/demo/report.html
     """
     began = time.monotonic()
-    settings = Settings(data="digits", held_out=0.2, steps=300 if quick else 1500, learning_rate=2e-3, sample_every=0)
+    settings = Settings(
+        data="digits",
+        held_out=0.2,
+        steps=300 if quick else 1500,
+        optimizer="adamw",
+        learning_rate=2e-3,
+        sample_every=0,
+    )
     finished = run(
         settings,
         out,

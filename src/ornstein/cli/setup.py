@@ -29,6 +29,7 @@ _BATCH, _CPU_BATCH, _TINY = 128, 32, 16
 _CLIP_BATCH = 16
 _AUTOENCODER_BATCH = 32  # of images above 32 pixels a side: all of it is done at full resolution
 _LEARNING_RATE = {"muon": 4e-3, "adamw": 1e-3}
+_EMA = 0.02  # with Muon, a shorter average than the trainer's own
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Settings:
         """The trainer's settings. Those that depend on the data are guesses until they are `settled`."""
         names = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
         settled = self if None not in (self.batch, self.optimizer, self.learning_rate) else self.settled(self.size or 0)
-        return TrainConfig(**{name: getattr(settled, name) for name in names})
+        given = {name: getattr(settled, name) for name in names}
+        return TrainConfig(**given, ema=_EMA) if given["optimizer"] == "muon" else TrainConfig(**given)
 
     def settled(self, side: int) -> Settings:
         """With batch, optimizer and learning rate for data of `side` pixels, where they were left open."""
