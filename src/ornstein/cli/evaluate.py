@@ -14,9 +14,9 @@ from rich.table import Table as RichTable
 
 from ornstein import autoencoders, checkpoint
 from ornstein.cli.command import console, progress
-from ornstein.cli.runs import SETTINGS
+from ornstein.cli.runs import SETTINGS, in_memory
 from ornstein.cli.setup import Settings, open_data
-from ornstein.data import ImageSet, open_images
+from ornstein.data import ImageSet, StreamedSet, open_images
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.findings import tables, write_findings
@@ -203,7 +203,7 @@ def _settings(run: Path) -> Settings | None:
     if not (run / SETTINGS).is_file():
         return None
     try:
-        return Settings(**read_json(run / SETTINGS))
+        return Settings(**{"stream": False} | read_json(run / SETTINGS))
     except TypeError as error:
         raise UserError(f"{run / SETTINGS} is not of this version: {error}") from error
 
@@ -226,9 +226,9 @@ def _read(settings: Settings) -> ImageSet:
 
 def _split(own: Settings) -> tuple[ImageSet, ImageSet]:
     """The images that the run was trained on, and those it held out."""
-    train, held_out, _ = open_data(own)
-    assert isinstance(train, ImageSet) and isinstance(held_out, ImageSet)  # the model makes images
-    return train, held_out
+    train, held_out, _, _ = open_data(own)
+    assert isinstance(train, ImageSet | StreamedSet) and isinstance(held_out, ImageSet)  # the model makes images
+    return in_memory(train), held_out
 
 
 def _names(text: str) -> tuple[str, ...]:

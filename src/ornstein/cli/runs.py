@@ -19,7 +19,7 @@ from ornstein.checkpoint import CONFIG, read_config
 from ornstein.cli.command import console, progress
 from ornstein.cli.setup import Settings, new_denoiser, open_data
 from ornstein.cli.setup_autoencoder import DIFFUSION, check_model, new_autoencoder
-from ornstein.data import Clips, ImageSet, save_grid, save_sheet
+from ornstein.data import Clips, ImageSet, StreamedSet, save_grid, save_sheet
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
@@ -46,7 +46,7 @@ _LOOK_PAIRS = 8
 class Finished:
     """The data a model saw and did not see, and its scores."""
 
-    train_set: ImageSet | Clips
+    train_set: ImageSet | StreamedSet | Clips
     held_out: ImageSet | Clips
     scores: list[Score]
 
@@ -68,9 +68,9 @@ def run(
     if settings.latent is not None:
         settings = _sized(settings)
     config = settings.config()  # wrong numbers are told before the data are read
-    train_set, held_out, fingerprint = open_data(settings)
+    train_set, held_out, fingerprint, stream = open_data(settings)
     # kept with what was left open: a resumption on another machine is the same run
-    settings = replace(settings, fingerprint=fingerprint).settled(train_set.shape[-1])
+    settings = replace(settings, fingerprint=fingerprint, stream=stream).settled(train_set.shape[-1])
     config = settings.config()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
@@ -79,8 +79,10 @@ def run(
         console.print(f"warning: {warning.message}", style="yellow")
     if group.main:
         atomic_write(out / SETTINGS, (json.dumps(asdict(settings), indent=1) + "\n").encode())
-    kind = "images" if isinstance(train_set, ImageSet) else "clips"
+    kind = "images" if settings.frames is None else "clips"
     about = f"{len(train_set)} {kind} of {tuple(train_set.shape)}, {job.about}"
+    if stream:
+        about += ", decoded as they are needed"
     if train_set.skipped:
         about += f", {len(train_set.skipped)} bad files skipped (listed in the report)"
     if group.world > 1:
@@ -122,12 +124,12 @@ class _Job(Generic[M]):
 def _job(
     settings: Settings,
     config: TrainConfig,
-    train_set: ImageSet | Clips,
+    train_set: ImageSet | StreamedSet | Clips,
     held_out: ImageSet | Clips,
     out: Path,
     resume: bool,
 ) -> _Job[Any]:
-    if not isinstance(train_set, ImageSet):
+    if not isinstance(train_set, ImageSet | StreamedSet):
         assert not isinstance(held_out, ImageSet)
         return _clips(settings, config, train_set, held_out, out, resume)
     assert isinstance(held_out, ImageSet)
@@ -148,7 +150,12 @@ def _clips(
 
 
 def _images(
-    settings: Settings, config: TrainConfig, train_set: ImageSet, held_out: ImageSet, out: Path, resume: bool
+    settings: Settings,
+    config: TrainConfig,
+    train_set: ImageSet | StreamedSet,
+    held_out: ImageSet,
+    out: Path,
+    resume: bool,
 ) -> _Job[Denoiser]:
     latents = None if settings.latent is None else _encode(Path(settings.latent), train_set, out, resume)
     denoiser = new_denoiser(settings, train_set, None if latents is None else latents.space)
@@ -158,7 +165,8 @@ def _images(
         states = run_task(LatentDiffusion(denoiser, config), latents, config, out, resume)
 
     def report(title: str, shown: dict[str, Any], judged: int, steps: Sequence[int], advance: Advance) -> list[Score]:
-        return write_run_report(out, denoiser, train_set, held_out, title, shown, judged, steps, advance)
+        seen = in_memory(train_set)
+        return write_run_report(out, denoiser, seen, held_out, title, shown, judged, steps, advance)
 
     about = _size(denoiser)
     if denoiser.space is not None and denoiser.data is not None:
@@ -167,12 +175,18 @@ def _images(
 
 
 def _autoencoder(
-    settings: Settings, config: TrainConfig, train_set: ImageSet, held_out: ImageSet, out: Path, resume: bool
+    settings: Settings,
+    config: TrainConfig,
+    train_set: ImageSet | StreamedSet,
+    held_out: ImageSet,
+    out: Path,
+    resume: bool,
 ) -> _Job[AutoencoderLoss]:
     loss = new_autoencoder(settings, train_set)
 
     def report(title: str, shown: dict[str, Any], judged: int, steps: Sequence[int], advance: Advance) -> list[Score]:
-        scores, warnings = write_autoencoder_report(out, loss.model, train_set, held_out, title, shown, advance)
+        seen = in_memory(train_set)
+        scores, warnings = write_autoencoder_report(out, loss.model, seen, held_out, title, shown, advance)
         for warning in warnings:
             console.print(f"warning: {warning}", style="yellow")
         return scores
@@ -202,7 +216,12 @@ def _sized(settings: Settings) -> Settings:
     return replace(settings, channels=shape[0], size=shape[1])
 
 
-def _encode(path: Path, images: ImageSet, out: Path, resume: bool) -> LatentSet:
+def in_memory(images: ImageSet | StreamedSet) -> ImageSet:
+    """The images, or those drawn from them that stand for them."""
+    return images.drawn() if isinstance(images, StreamedSet) else images
+
+
+def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool) -> LatentSet:
     if not resume:
         processes.current().agreed(lambda: check_new(out))  # before minutes of encoding
     elif (out / CONFIG).is_file():

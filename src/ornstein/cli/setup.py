@@ -13,7 +13,8 @@ from ornstein import checkpoint, schedules
 from ornstein import noise as noises
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.cli.command import progress
-from ornstein.data import Clips, ImageSet, open_clips, open_images
+from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed
+from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
@@ -39,6 +40,7 @@ class Settings:
     data: str
     size: int | None = None
     channels: int | None = None
+    stream: bool | None = None
     model: str = "diffusion"
     latent: str | None = None
     factor: int | None = None
@@ -104,11 +106,12 @@ class Settings:
 
 
 class Split(NamedTuple):
-    """Data to train on, data held out, and the fingerprint of the whole."""
+    """Data to train on, data held out, the fingerprint of the whole, and whether they are decoded as needed."""
 
-    train: ImageSet | Clips
+    train: ImageSet | StreamedSet | Clips
     held_out: ImageSet | Clips
     fingerprint: str
+    stream: bool
 
 
 def open_data(settings: Settings) -> Split:
@@ -124,15 +127,19 @@ def open_data(settings: Settings) -> Split:
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        opened: ImageSet | Clips
+        opened: ImageSet | StreamedSet | Clips | None
         if settings.frames is None:
             try:
-                opened = open_images(settings.data, settings.size, settings.channels, progress=advance)
+                opened = _streamed(settings)
+                if opened is None:
+                    opened = open_images(settings.data, settings.size, settings.channels, progress=advance)
             except UserError as error:
                 if _holds_videos(Path(settings.data)):
                     raise UserError(f"{error}; to train on the videos there, give --frames") from error
                 raise
         else:
+            if settings.stream:
+                raise UserError("--stream is for images: leave out --frames")
             opened = open_clips(
                 settings.data,
                 settings.frames,
@@ -142,21 +149,35 @@ def open_data(settings: Settings) -> Split:
                 progress=advance,
             )
     if settings.conditional and not opened.classes:
-        if isinstance(opened, ImageSet):
+        if isinstance(opened, ImageSet | StreamedSet):
             opened.require_labels()
         raise UserError(f"{settings.data} has no classes: put the videos of each in a folder named after it")
     if settings.fingerprint not in (None, opened.fingerprint):
         raise UserError(
             f"{settings.data} has changed since this run began: put the files back as they were, or train another run"
         )
-    return Split(*opened.split(settings.held_out, settings.seed), opened.fingerprint)
+    stream = isinstance(opened, StreamedSet)
+    return Split(*opened.split(settings.held_out, settings.seed), opened.fingerprint, stream)
+
+
+def _streamed(settings: Settings) -> StreamedSet | None:
+    """The images to be decoded as needed: where that is asked for, or they would fill more than they may in memory."""
+    if settings.stream is False:
+        return None
+    above = 0 if settings.stream else MEMORY_BUDGET
+    found = open_streamed(settings.data, settings.size, settings.channels, above=above)
+    if settings.stream and found is None:
+        raise UserError(f"{settings.data} holds arrays, which are not decoded: leave out --stream")
+    return found
 
 
 def _holds_videos(path: Path) -> bool:
     return any(p.suffix.lower() in VIDEO_SUFFIXES for p in ([path] if path.is_file() else path.rglob("*")))
 
 
-def new_denoiser(settings: Settings, data: ImageSet | Clips, space: LatentSpace | None = None) -> Denoiser:
+def new_denoiser(
+    settings: Settings, data: ImageSet | StreamedSet | Clips, space: LatentSpace | None = None
+) -> Denoiser:
     """The untrained model that fits the data: cosine schedule, v-prediction, the noise that was asked for.
 
     With `space` it is a model of the data's latents. With `data_noise` the prediction is preconditioned mode by mode

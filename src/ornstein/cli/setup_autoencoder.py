@@ -8,7 +8,7 @@ import torch
 
 from ornstein.autoencoders import AUTOENCODERS, AutoencoderLoss
 from ornstein.cli.setup import Settings
-from ornstein.data import ImageSet
+from ornstein.data import ImageSet, StreamedSet
 from ornstein.errors import UserError
 
 DIFFUSION = "diffusion"
@@ -56,7 +56,7 @@ def check_model(settings: Settings) -> None:
             raise UserError(f"--{name.replace('_', '-')} is for diffusion models, not --model {model}")
 
 
-def new_autoencoder(settings: Settings, data: ImageSet) -> AutoencoderLoss:
+def new_autoencoder(settings: Settings, data: ImageSet | StreamedSet) -> AutoencoderLoss:
     """The untrained autoencoder for these images, inside its loss. UserError where an argument is out of range."""
     channels, size, _ = data.shape
     kind = settings.model

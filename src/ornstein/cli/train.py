@@ -30,6 +30,13 @@ def train(
         int | None, typer.Option(help="Side of the square images in pixels; their own if all agree.")
     ] = None,
     channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--no-stream",
+            help="Decode images as they are needed, not all at the start. (default: where that would fill over 2 GB)",
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps in all. (default: 20000)")] = None,
     minutes: Annotated[float | None, typer.Option(help="Minutes in all, instead of steps.")] = None,
     batch: Annotated[
@@ -156,7 +163,8 @@ def train(
 def _settings(out: Path, given: dict[str, Any], resume: bool) -> Settings:
     if resume and (out / SETTINGS).is_file():
         try:
-            stored = Settings(**read_json(out / SETTINGS))
+            # runs of before there was a choice decoded all at the start
+            stored = Settings(**{"stream": False} | read_json(out / SETTINGS))
         except TypeError as error:
             raise UserError(f"{out / SETTINGS} is not of this version: {error}") from error
         if "steps" in given:

@@ -5,6 +5,7 @@ from ornstein.data.images import ImageSet, open_images
 from ornstein.data.motion import MotionClips
 from ornstein.data.order import batch_indices
 from ornstein.data.pixels import grid, save_grid, to_uint8, to_unit
+from ornstein.data.streamed import StreamedSet, open_streamed
 from ornstein.data.video import clip_grid, save_gif, save_mp4, save_sheet
 
 __all__ = [
@@ -12,11 +13,13 @@ __all__ = [
     "Clips",
     "ImageSet",
     "MotionClips",
+    "StreamedSet",
     "batch_indices",
     "clip_grid",
     "grid",
     "open_clips",
     "open_images",
+    "open_streamed",
     "save_gif",
     "save_grid",
     "save_mp4",

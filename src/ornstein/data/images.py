@@ -40,7 +40,8 @@ class ImageSet:
     """Square images of one size, decoded: what training and evaluation read.
 
     images: uint8 (N, C, H, W), in natural order of `names`. labels: int64 (N,) into `classes`, or None.
-    skipped: (name, reason) of every file of the source that could not be used.
+    skipped: (name, reason) of every file of the source that could not be used. drawn_from: the size of the set that
+    these were drawn from at random, where they stand for a larger one.
     """
 
     source: str
@@ -50,9 +51,15 @@ class ImageSet:
     labels: Tensor | None = None
     classes: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    drawn_from: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def count(self) -> str:
+        """How many they are, and of how many where they stand for a larger set."""
+        return f"{len(self)}" if self.drawn_from is None else f"{len(self)} of {self.drawn_from}"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -157,14 +164,29 @@ def open_images(
         if not used:
             raise nothing_usable(path, skipped, listing.ignored)
     labels = [entry.label for entry in used if entry.label is not None]
-    classes = sorted(set(labels), key=natural_key)
+    return _image_set(str(path), used, images, sorted(set(labels), key=natural_key), skipped)
+
+
+def decode_images(source: str, entries: list[Entry], classes: list[str], size: int, channels: int) -> ImageSet:
+    """The sound ones of `entries`, decoded: images (C, size, size) of a set whose classes are `classes`."""
+    with strict_pillow():
+        images, reasons = _decode_all(entries, size, channels, LIMIT_PIXELS, None)
+    judged = list(zip(entries, reasons, strict=True))
+    skipped = [(entry.name, why) for entry, why in judged if why is not None]
+    return _image_set(source, [entry for entry, why in judged if why is None], images, classes, skipped)
+
+
+def _image_set(
+    source: str, entries: list[Entry], images: np.ndarray, classes: list[str], skipped: list[tuple[str, str]]
+) -> ImageSet:
     number = {name: i for i, name in enumerate(classes)}
+    labels = [number[entry.label] for entry in entries if entry.label is not None]
     return ImageSet(
-        source=str(path),
+        source=source,
         images=torch.from_numpy(images),
-        names=[entry.name for entry in used],
-        file_sizes=[entry.size for entry in used],
-        labels=torch.tensor([number[label] for label in labels]) if labels else None,
+        names=[entry.name for entry in entries],
+        file_sizes=[entry.size for entry in entries],
+        labels=torch.tensor(labels) if labels else None,
         classes=classes,
         skipped=skipped,
     )

@@ -36,17 +36,24 @@ def batch_indices(n: int, batch: int, step: int, seed: int, rank: int = 0, world
 
 @lru_cache(maxsize=2)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The epoch's order: 0..n-1 sorted by a 64-bit hash of (seed, epoch, i).
+    """The order of an epoch, as read-only."""
+    order = permutation(n, seed, epoch)
+    order.flags.writeable = False
+    return order
+
+
+def permutation(n: int, seed: int, *address: int) -> np.ndarray:
+    """0..n-1 sorted by a 64-bit hash of (seed, *address, i): int64 (n,).
 
     A hash, not a library's generator: those may change their streams from one version to the next, and a run
     resumed after an upgrade would see another order.
     """
-    key = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(epoch % 2**64))
+    key = np.array([seed % 2**64], dtype=np.uint64)
     with np.errstate(over="ignore"):
+        for part in address:
+            key = _mix(_mix(key) + np.uint64(part % 2**64))
         hashes = _mix(key + np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-    order = np.argsort(hashes, kind="stable").astype(np.int64)
-    order.flags.writeable = False
-    return order
+    return np.argsort(hashes, kind="stable").astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

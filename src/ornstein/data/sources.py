@@ -60,23 +60,18 @@ def open_source(
     # few sources are of these kinds
     from ornstein.data import hugging_face, webdataset
 
-    if path.is_dir():
+    shards = tar_archives(path, suffixes, limit_bytes)
+    if shards:
+        with webdataset.open_shards(shards, suffixes, limit_bytes) as listing:
+            yield listing
+    elif path.is_dir():
         if hugging_face.is_dataset(path):
             with hugging_face.open_dataset(path, suffixes, limit_bytes) as listing:
                 yield listing
-            return
-        listing = _list_folder(path, suffixes, limit_bytes)
-        shards = sorted((p for p in path.iterdir() if _is_tar(p)), key=lambda p: natural_key(p.name))
-        if listing.entries or not shards:
-            yield _labelled(listing, wrapped=False)
-            return
-        with webdataset.open_shards(shards, suffixes, limit_bytes) as listing:
-            yield _labelled(listing, wrapped=True)
+        else:
+            yield _labelled(_list_folder(path, suffixes, limit_bytes), wrapped=False)
     elif not path.exists():
         raise UserError(f"no such folder or file: {path}")
-    elif _is_tar(path):
-        with webdataset.open_shards([path], suffixes, limit_bytes) as listing:
-            yield _labelled(listing, wrapped=True)
     else:
         try:
             archive = zipfile.ZipFile(path)
@@ -86,6 +81,14 @@ def open_source(
             raise UserError(f"cannot read {path}: {error.strerror or error}") from None
         with archive:
             yield _labelled(_list_zip(archive, path, suffixes, limit_bytes), wrapped=True)
+
+
+def tar_archives(path: Path, suffixes: Collection[str] = SUFFIXES, limit_bytes: int = MAX_FILE_BYTES) -> list[Path]:
+    """The tar archives that are read where `path` is given: itself, or those of a folder with nothing else to read."""
+    if not path.is_dir():
+        return [path] if _is_tar(path) else []
+    shards = sorted((p for p in path.iterdir() if _is_tar(p)), key=lambda p: natural_key(p.name))
+    return [] if shards and _list_folder(path, suffixes, limit_bytes).entries else shards
 
 
 def _is_tar(path: Path) -> bool:

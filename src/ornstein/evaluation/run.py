@@ -114,7 +114,8 @@ def write_run_report(
         out / "report.html",
         Report(
             title=title,
-            lead=f"{len(train)} training images, {len(held_out)} held out; {STEPS} steps of {SOLVER}.",
+            lead=f"{train.drawn_from or len(train)} training images, {len(held_out)} held out; "
+            f"{STEPS} steps of {SOLVER}.",
             scores=scores,
             samples=Images(pictures, shown),
             real=Images(held_out.images, held_out.labels if classes else None),
@@ -174,7 +175,8 @@ def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: I
         Score(
             "Distance to the nearest training image",
             copies.sample_median,
-            "median, root mean square per pixel where black to white is 2; far below the reference would mean copies",
+            f"median over {train.count} training images, root mean square per pixel where black to white is 2; far "
+            "below the reference would mean copies",
             f"{copies.test_median:.4g} for held-out images",
         ),
         Score(

@@ -170,7 +170,7 @@ def write_autoencoder_report(
         out / "report.html",
         Report(
             title=title,
-            lead=f"{len(train)} training images, {len(held_out)} held out."
+            lead=f"{train.drawn_from or len(train)} training images, {len(held_out)} held out."
             + "".join(f" Warning: {w}." for w in warnings),
             tables=_rates(model, quality, count),
             scores=scores,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ornstein import autoencoders
 from ornstein.autoencoders.latent import LatentSpace
-from ornstein.data import ImageSet
+from ornstein.data import ImageSet, StreamedSet
 from ornstein.data.rows import RowFile
 from ornstein.errors import UserError
 from ornstein.files import atomic_write, read_json, write_error
@@ -47,7 +47,7 @@ class LatentSet:
 
 def encode_images(
     path: Path,
-    images: ImageSet,
+    images: ImageSet | StreamedSet,
     out: Path,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> LatentSet:
@@ -81,7 +81,10 @@ def encode_images(
 
 
 def _write(
-    autoencoder: autoencoders.Autoencoder, images: ImageSet, file: Path, progress: Callable[[int, int], object]
+    autoencoder: autoencoders.Autoencoder,
+    images: ImageSet | StreamedSet,
+    file: Path,
+    progress: Callable[[int, int], object],
 ) -> tuple[Tensor, Tensor]:
     """Encode into `file`; mean and standard deviation (c,) of the latents by channel."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

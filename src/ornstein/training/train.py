@@ -3,38 +3,31 @@
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ornstein.data.order import batch_indices
 from ornstein.denoiser import Denoiser
 from ornstein.errors import RunError, UserError
 from ornstein.randomness import generator
 from ornstein.training import failures, lock, processes, state
 from ornstein.training.config import TrainConfig, autocast_dtype, ema_decay, ema_exponent
 from ornstein.training.interrupts import Interrupts
+<<<<<<< HEAD
 from ornstein.training.optimizer import optimizer_of
+=======
+from ornstein.training.loader import Images, Loader
+>>>>>>> 2e7bee9 (Sets that fit no memory are streamed: decoded as they are read, in an order that is a function of the step)
 from ornstein.training.task import Diffusion, M, Part, Task, autocast_within
 from ornstein.training.tracking import Trackers
 
 LOG_EVERY = 10  # steps averaged in a line of metrics.jsonl
-
-
-class Images(Protocol):
-    """What is trained on: `ornstein.data.ImageSet`, or anything with the same two methods."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]:
-        """Images float32 (B, C, H, W) in [-1, 1] and labels int64 (B,), or None."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -102,6 +95,7 @@ class _Run(Generic[M]):
         self.task, self.model, self.images, self.config, self.out = task, task.model, images, config, out
         self.processes = processes.current()
         self.parts = _parts(config, self.processes)
+        self.loader = Loader(images, config.batch, config.seed, self.parts)
         task.share(self.processes, config.accumulate)
         self.device = next(self.model.parameters()).device
         self.dtype = autocast_dtype(config.precision, self.device)
@@ -120,7 +114,8 @@ class _Run(Generic[M]):
 
     def describe(self) -> dict[str, Any]:
         """What a resumption must have in common with the run, and then some."""
-        return self.task.config() | {"training": asdict(self.config), "images": len(self.images)}
+        about = self.task.config() | {"training": asdict(self.config), "images": len(self.images)}
+        return about | ({"streamed": True} if hasattr(self.images, "order") else {})
 
     def begin(self, resume: bool) -> None:
         """Take the folder, and go to where the run in it stopped if that is asked for."""
@@ -173,7 +168,7 @@ class _Run(Generic[M]):
         self.model.train()
         start = time.monotonic() - self.elapsed
         losses: list[dict[str, float]] = []
-        seconds = 0.0
+        seconds = spent = waited = 0.0
         try:
             trackers = Trackers(config.track if self.processes.main else None, self.out, asdict(config))
             with Interrupts(self.save) as interrupts:
@@ -184,11 +179,14 @@ class _Run(Generic[M]):
                     took = time.perf_counter() - began
                     seconds = 0.9 * seconds + 0.1 * took if seconds else took
                     losses.append(figures)
+                    spent += took
                     checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or stop
                     if self.step % LOG_EVERY == 0 or checkpoint_due:
                         means = {name: sum(each[name] for each in losses) / len(losses) for name in losses[0]}
                         line = {"step": self.step, "learning_rate": learning_rate} | means
                         line |= {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
+                        line |= {"data_wait": (self.loader.waited - waited) / spent}
+                        waited, spent = self.loader.waited, 0.0
                         if self.processes.main:
                             state.append_metrics(self.out, line)
                             trackers.log(line)
@@ -211,6 +209,7 @@ class _Run(Generic[M]):
                 self.save()  # a finished run, resumed: it may have been killed before its model was written
             trackers.finish()
         finally:
+            self.loader.close()
             self.unlock()
         self.model.load_state_dict(self.average.state_dict())
         self.model.eval()
@@ -261,10 +260,8 @@ class _Run(Generic[M]):
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradient of the step's batch in the parameters; its loss and figures, float64 scalars."""
-        order = batch_indices(len(self.images), self.config.batch, self.step, self.config.seed)
         told: dict[str, Tensor] = {}
-        for i, part in enumerate(self.parts):
-            x0, labels = self.images.batch(order[part.rows])
+        for i, (part, (x0, labels)) in enumerate(zip(self.parts, self.loader.batches(self.step), strict=True)):
             last = i == len(self.parts) - 1
             with ExitStack() as stack:
                 if not last:
@@ -296,8 +293,7 @@ class _Run(Generic[M]):
 
     def bad_data(self) -> str | None:
         """Which images of this step, of this process, are not numbers."""
-        order = batch_indices(len(self.images), self.config.batch, self.step, self.config.seed)
-        rows = torch.cat([order[part.rows] for part in self.parts])
+        rows = self.loader.rows(self.step)
         return failures.not_finite_rows(self.images.batch(rows)[0], rows.tolist(), getattr(self.images, "names", None))
 
 

@@ -1,0 +1,70 @@
+"""The batches of coming steps, made by a thread while a step is computed."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ornstein.data.order import batch_indices
+from ornstein.training.task import Part
+
+_AHEAD = 3  # steps: enough that one slow batch is not waited for, and little memory
+
+Batch = tuple[Tensor, Tensor | None]
+
+
+class Images(Protocol):
+    """What is trained on: `ornstein.data.ImageSet`, or anything with the same two methods.
+
+    With a third, `order(batch, step, seed)`, int64 (batch,), it says itself which images make up a step.
+    """
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]:
+        """Images float32 (B, C, H, W) in [-1, 1] and labels int64 (B,), or None."""
+        ...
+
+
+class Loader:
+    """The parts of a step's batch that this process computes: a function of the step, made some steps ahead."""
+
+    def __init__(self, images: Images, batch: int, seed: int, parts: Sequence[Part]) -> None:
+        self.images, self.parts = images, parts
+        self.waited = 0.0  # seconds, in all
+        order: Callable[..., Tensor] = getattr(images, "order", partial(batch_indices, len(images)))
+        self._order = partial(order, batch, seed=seed)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._coming: deque[tuple[int, Future[list[Batch]]]] = deque()
+
+    def batches(self, step: int) -> list[Batch]:
+        """Images and labels of each part."""
+        while self._coming and self._coming[0][0] != step:
+            self._coming.popleft()[1].cancel()
+        for ahead in range(step + len(self._coming), step + 1 + _AHEAD):
+            self._coming.append((ahead, self._thread.submit(self._make, ahead)))
+        began = time.perf_counter()
+        made = self._coming.popleft()[1].result()
+        self.waited += time.perf_counter() - began
+        return made
+
+    def rows(self, step: int) -> Tensor:
+        """Which images of a step this process computes, int64."""
+        order = self._order(step=step)
+        return torch.cat([order[part.rows] for part in self.parts])
+
+    def close(self) -> None:
+        """End the thread; what it has not begun is not made."""
+        self._coming.clear()
+        self._thread.shutdown(cancel_futures=True)
+
+    def _make(self, step: int) -> list[Batch]:
+        order = self._order(step=step)
+        return [self.images.batch(order[part.rows]) for part in self.parts]
