@@ -43,8 +43,9 @@ def want(step: int) -> list[list[int]]:
     return [order[2:4], order[4:6]]
 
 
-def test_a_step_gets_its_own_batch_whatever_was_asked_for_before() -> None:
-    loader = Loader(Numbers(), 8, 3, PARTS)
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_a_step_gets_its_own_batch_whatever_was_asked_for_before(ahead: int) -> None:
+    loader = Loader(Numbers(), 8, 3, PARTS, ahead)
     for step in (0, 1, 2, 3, 40, 41, 7, 8, 9, 9):
         got = loader.batches(step)
         assert [labels.tolist() for _, labels in got if labels is not None] == want(step)

@@ -43,6 +43,9 @@ def job(out, steps=50, resume=False, batch=8, stop=None, slow=False, **settings)
         if state.step == stop:
             break
 
+def split():
+    os.environ["ACCELERATE_USE_FSDP"] = "true"  # as `accelerate launch --use_fsdp` sets it
+
 def codebook(out, adversarial=0.0):
     torch.manual_seed(0)
     model = VQAutoencoder(1, 8, codes=8, latent_channels=2, width=8, depths=(1, 1, 1))
@@ -173,6 +176,22 @@ def test_one_and_two_processes_train_the_same(parent: Parent) -> None:
     torch.testing.assert_close(*entries, rtol=1e-3, atol=1e-4)
 
 
+def test_a_split_model_trains_the_same_and_its_checkpoints_are_whole(parent: Parent) -> None:
+    assert parent.launch("launch(1, call(job, 'alone'))") == ([0], "")
+    codes, said = parent.launch(
+        "launch(2, call(split), call(job, 'split', accumulate=2), call(job, 'moved', stop=20), call(codebook, 'vq3'))"
+    )
+    assert codes == [1, 1]  # the codebook
+    assert said.count("FSDP splits diffusion models of images, clips and latents alone") == 2 == said.count("\n")
+    same_curve(parent.root / "alone", parent.root / "split")
+    # on one process, and split again
+    assert parent.launch("launch(1, call(job, 'moved', resume=True, stop=30))") == ([0], "")
+    assert parent.launch("launch(2, call(split), call(job, 'moved', resume=True))") == ([0, 0], "")
+    same_curve(parent.root / "alone", parent.root / "moved")
+    states = [load_file(parent.root / name / "state" / "trainer.safetensors") for name in ("alone", "split")]
+    assert {k: v.shape for k, v in states[0].items()} == {k: v.shape for k, v in states[1].items()}
+
+
 def test_a_killed_worker_ends_the_other_with_one_line(parent: Parent) -> None:
     parent.ask("launch(2, call(job, 'killed', slow=True))")
     pids: dict[int, int] = {}
@@ -209,11 +228,11 @@ def test_a_signal_to_one_process_stops_both_with_a_checkpoint(parent: Parent) ->
     assert json.loads((parent.root / "told" / "config.json").read_text())["training"]["step"] >= 3
 
 
-def test_engines_that_split_the_model_are_refused(monkeypatch: pytest.MonkeyPatch, toy, tmp_path: Path) -> None:
+def test_deepspeed_is_refused(monkeypatch: pytest.MonkeyPatch, toy, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     processes.current.cache_clear()
-    with pytest.raises(UserError, match="FSDP splits the model"):
+    with pytest.raises(UserError, match="DeepSpeed is not supported"):
         train(toy.denoiser(), toy.Images(), toy.config(), tmp_path)
     processes.current.cache_clear()
 

@@ -13,10 +13,10 @@ class Interrupts:
     """Signals as a flag within a step, which the trainer reads after it; a second signal interrupts at once.
 
     Between steps the caller may be busy for minutes, drawing samples: there the first signal saves, by `save`, and
-    raises KeyboardInterrupt where the caller is.
+    raises KeyboardInterrupt where the caller is. Without a `save` it is a flag there too.
     """
 
-    def __init__(self, save: Callable[[], None]) -> None:
+    def __init__(self, save: Callable[[], None] | None) -> None:
         self.requested = False
         self.save = save
         self.stepping = True
@@ -37,7 +37,7 @@ class Interrupts:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        if not self.stepping:
+        if not self.stepping and self.save is not None:
             self.save()
             # the trainer, a generator that waits in the caller's loop, may never be woken to do it
             self.__exit__()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ornstein.data.order import batch_indices
 from ornstein.training.task import Part
 
-_AHEAD = 3  # steps: enough that one slow batch is not waited for, and little memory
+AHEAD = 3  # steps: enough that one slow batch is not waited for, and little memory
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -34,10 +34,13 @@ class Images(Protocol):
 
 
 class Loader:
-    """The parts of a step's batch that this process computes: a function of the step, made some steps ahead."""
+    """The parts of a step's batch that this process computes: a function of the step, made some steps ahead.
 
-    def __init__(self, images: Images, batch: int, seed: int, parts: Sequence[Part]) -> None:
-        self.images, self.parts = images, parts
+    With `ahead` = 0 they are made when they are asked for, by who asks.
+    """
+
+    def __init__(self, images: Images, batch: int, seed: int, parts: Sequence[Part], ahead: int = AHEAD) -> None:
+        self.images, self.parts, self.ahead = images, parts, ahead
         self.waited = 0.0  # seconds, in all
         order: Callable[..., Tensor] = getattr(images, "order", partial(batch_indices, len(images)))
         self._order = partial(order, batch, seed=seed)
@@ -46,14 +49,17 @@ class Loader:
 
     def batches(self, step: int) -> list[Batch]:
         """Images and labels of each part."""
-        while self._coming and self._coming[0][0] != step:
-            self._coming.popleft()[1].cancel()
-        for ahead in range(step + len(self._coming), step + 1 + _AHEAD):
-            self._coming.append((ahead, self._thread.submit(self._make, ahead)))
         began = time.perf_counter()
-        made = self._coming.popleft()[1].result()
-        self.waited += time.perf_counter() - began
-        return made
+        try:
+            if not self.ahead:
+                return self._make(step)
+            while self._coming and self._coming[0][0] != step:
+                self._coming.popleft()[1].cancel()
+            for ahead in range(step + len(self._coming), step + 1 + self.ahead):
+                self._coming.append((ahead, self._thread.submit(self._make, ahead)))
+            return self._coming.popleft()[1].result()
+        finally:
+            self.waited += time.perf_counter() - began
 
     def rows(self, step: int) -> Tensor:
         """Which images of a step this process computes, int64."""

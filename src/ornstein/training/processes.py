@@ -1,7 +1,8 @@
 """The processes of a launch, `accelerate launch -m ornstein ...` or `torchrun -m ornstein ...`, and what they share.
 
-Hugging Face Accelerate starts the process group and wraps the model in PyTorch's DistributedDataParallel; it is
-imported only where a launcher started more than one process. The plain command is one process and needs no Accelerate.
+Hugging Face Accelerate starts the process group and wraps the model in PyTorch's DistributedDataParallel, or where it
+says FSDP, PyTorch splits the model; it is imported only where a launcher started more than one process. The plain
+command is one process and needs no Accelerate.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.errors import RunError, UserError
+from ornstein.training import sharding
 
 T = TypeVar("T")
 
-# What launchers set for engines that split the model itself: the averaged weights here are of whole ones.
-_SPLITTING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+# What `accelerate launch` sets for engines that split the model itself.
+_FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 # How the engines' errors name a peer that is gone. They have no class of their own for it.
 _LOST = ("closed by peer", "reset by peer", "broken pipe", "socket", "pair closure", "nccl", "timed out waiting")
 
 
 class Processes:
-    """This process, number `rank` of `world`; with a world of 1 nothing is communicated."""
+    """This process, number `rank` of `world`; with a world of 1 nothing is communicated.
 
-    def __init__(self, accelerator: Any = None) -> None:
+    Where `split`, each holds its part of the model (see `sharding`); else each holds all of it.
+    """
+
+    def __init__(self, accelerator: Any = None, split: bool = False) -> None:
         self.accelerator = accelerator
+        self.split = split
         self.rank: int = 0 if accelerator is None else accelerator.process_index
         self.world: int = 1 if accelerator is None else accelerator.num_processes
 
@@ -46,6 +52,9 @@ class Processes:
         """
         if self.accelerator is None:
             return module
+        if self.split:
+            sharding.split(module, self.world)
+            return module
         self.accelerator.ddp_handler.find_unused_parameters = varying
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # Accelerate names one of its options as of old
@@ -53,6 +62,8 @@ class Processes:
 
     def apart(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Within it a backward pass of the wrapped module adds to this process's gradients and averages nothing."""
+        if self.split:
+            return sharding.without_sum(module)
         return nullcontext() if self.accelerator is None else self.accelerator.no_sync(module)
 
     def total(self, values: Tensor) -> Tensor:
@@ -123,14 +134,19 @@ def current() -> Processes:
     """The processes that this one was launched with. The first call starts their group, and waits for all of them.
 
     Raises:
-        UserError: more than one and no Accelerate, or an engine that splits the model over the processes.
+        UserError: more than one and no Accelerate, or DeepSpeed.
     """
     world = launched()
     if world == 1:
         return Processes()
-    for variable, engine in _SPLITTING.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
-            raise UserError(f"{engine} splits the model, which is not supported: launch with --multi_gpu or --cpu")
+    if _asked(_DEEPSPEED):
+        raise UserError(
+            "DeepSpeed is not supported: launch with --multi_gpu or --cpu, or --use_fsdp to split the model"
+        )
+    split = _asked(_FSDP)
+    if split:
+        # Accelerate would want to make the optimizer itself, and knows FSDP on GPUs alone
+        del os.environ[_FSDP]
     try:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
@@ -141,4 +157,8 @@ def current() -> Processes:
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision="no", dynamo_backend="no", kwargs_handlers=[kwargs]
     )
-    return Processes(accelerator)
+    return Processes(accelerator, split)
+
+
+def _asked(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1")

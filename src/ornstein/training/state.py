@@ -18,6 +18,7 @@ from ornstein.files import (
     remove_partial,
     write_error,
 )
+from ornstein.training.sharding import is_split, load_whole, split_as, whole
 
 STATE = Path("state") / "trainer.safetensors"
 PREVIOUS = Path("state") / "previous.safetensors"
@@ -64,21 +65,31 @@ def has_state(out: Path) -> bool:
     return (out / STATE).exists() or (out / PREVIOUS).exists()
 
 
-def save(
-    out: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, record: dict[str, Any]
-) -> None:
-    """Write the trainer's state: raw and averaged weights, AdamW's moments, and `record` as JSON in the header.
+def tensors_of(
+    net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True
+) -> dict[str, Tensor]:
+    """The trainer's state: raw and averaged weights, and AdamW's moments.
 
-    One file and one rename, so that weights, moments and step are always of the same step. The state before it is kept.
-
-    Raises:
-        RunError: the disk is full; the last state is intact.
+    Where they are split over processes they are gathered one by one, in main memory, by those that `keep` them; all
+    processes must then ask at once.
     """
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for name, parameter in net.named_parameters():
         moments = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{key}.{name}": moments[key] for key in _MOMENTS if key in moments}
+    gathered = ((name, whole(value.detach()).cpu() if is_split(value) else value) for name, value in tensors.items())
+    return {name: value for name, value in gathered if keep}
+
+
+def save(out: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write the trainer's state, `tensors_of` it, and `record` as JSON in the header.
+
+    One file and one rename, so that weights, moments and step are always of the same step. The state before it is kept.
+
+    Raises:
+        RunError: the disk is full; the last state is intact.
+    """
     path = out / STATE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +135,7 @@ def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.
     record, tensors = _read(path)
     try:
         for prefix, module in (("net.", net), ("average.", average)):
-            module.load_state_dict(_under(prefix, tensors))
+            load_whole(module, _under(prefix, tensors))
     except RuntimeError as error:
         raise UserError(f"{path} is not of this network: {str(error).splitlines()[-1].strip()}") from error
     for name, parameter in net.named_parameters():
@@ -133,7 +144,7 @@ def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.
             if saved is not None:
                 # the moments lie in memory as the parameter does: the fused step asks for it
                 like = torch.empty_like(parameter) if key != "step" else torch.empty_like(saved)
-                optimizer.state[parameter][key] = like.detach().copy_(saved)
+                optimizer.state[parameter][key] = like.detach().copy_(split_as(saved, like))
     return record["step"], record["elapsed"]
 
 

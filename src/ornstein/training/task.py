@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
+from ornstein.errors import UserError
 from ornstein.nets.video import known_masks
 from ornstein.training.config import TrainConfig
 from ornstein.training.objective import check_objective, loss_of, times_of
@@ -67,6 +69,13 @@ class Task(ABC, Generic[M]):
         Raises UserError where the task cannot be trained so.
         """
 
+    def with_own_model(self) -> Task[M]:
+        """The same task of a copy of the model, which may be split over processes; the model itself stays whole.
+
+        Raises UserError where it cannot be split.
+        """
+        raise UserError("FSDP splits diffusion models of images, clips and latents alone: launch without --use_fsdp")
+
     @abstractmethod
     def loss(
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
@@ -101,6 +110,11 @@ class Diffusion(Task[Denoiser]):
 
     def varying(self, labelled: bool) -> bool:
         return self.conditional and not labelled
+
+    def with_own_model(self) -> Diffusion:
+        own = copy.copy(self)
+        own.model, own.networks = copy.deepcopy((self.model, self.networks))
+        return own
 
     def loss(
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float

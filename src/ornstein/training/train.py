@@ -16,14 +16,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ornstein.denoiser import Denoiser
 from ornstein.errors import RunError, UserError
 from ornstein.randomness import generator
-from ornstein.training import failures, lock, processes, state
+from ornstein.training import failures, lock, processes, sharding, state
 from ornstein.training.config import TrainConfig, autocast_dtype, ema_decay, ema_exponent
 from ornstein.training.interrupts import Interrupts
-<<<<<<< HEAD
+from ornstein.training.loader import AHEAD, Images, Loader
 from ornstein.training.optimizer import optimizer_of
-=======
-from ornstein.training.loader import Images, Loader
->>>>>>> 2e7bee9 (Sets that fit no memory are streamed: decoded as they are read, in an order that is a function of the step)
 from ornstein.training.task import Diffusion, M, Part, Task, autocast_within
 from ornstein.training.tracking import Trackers
 
@@ -92,21 +89,28 @@ class _Run(Generic[M]):
     def __init__(self, task: Task[M], images: Images, config: TrainConfig, out: Path) -> None:
         if not len(images):
             raise UserError("there are no images to train on")
-        self.task, self.model, self.images, self.config, self.out = task, task.model, images, config, out
         self.processes = processes.current()
+        # what the caller has and samples from: the average, refreshed where there is something to be seen of it
+        self.shown: M | None = task.model if self.processes.split else None
+        task = task.with_own_model() if self.processes.split else task
+        self.task, self.model, self.images, self.config, self.out = task, task.model, images, config, out
         self.parts = _parts(config, self.processes)
-        self.loader = Loader(images, config.batch, config.seed, self.parts)
         task.share(self.processes, config.accumulate)
         self.device = next(self.model.parameters()).device
+        # a processor that trains has no time to spare for images that are in memory already
+        ahead = AHEAD if hasattr(images, "order") or self.device.type == "cuda" else 0
+        self.loader = Loader(images, config.batch, config.seed, self.parts, ahead)
         self.dtype = autocast_dtype(config.precision, self.device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.exponent = ema_exponent(config.ema)
-        self.parameters: list[Tensor] = list(self.model.parameters())
-        self.averages: list[Tensor] = list(self.average.parameters())
-        self.optimizer = optimizer_of(self.model, config)
         self.criterion: nn.Module = _Criterion(task)
         if self.processes.world > 1:
             self.criterion = self.processes.wrap(self.criterion, task.varying(images.batch([0])[1] is not None))
+        if self.processes.split:
+            sharding.split(self.average, self.processes.world)
+        self.parameters: list[Tensor] = list(self.model.parameters())
+        self.averages: list[Tensor] = list(self.average.parameters())
+        self.optimizer = optimizer_of(self.model, config)
         self.step = 0
         self.elapsed = 0.0
         self.saved = -1
@@ -155,13 +159,23 @@ class _Run(Generic[M]):
         """Write a checkpoint of this step, unless there is one."""
         if self.saved == self.step:
             return
+        if self.processes.main or self.processes.split:
+            tensors = state.tensors_of(self.model, self.average, self.optimizer, self.processes.main)
+            shown = self.refreshed()
         if self.processes.main:
             record = {"step": self.step, "elapsed": self.elapsed, "run": self.describe()}
-            state.save(self.out, self.model, self.average, self.optimizer, record)
+            state.save(self.out, tensors, record)
             # second: if a kill falls between the two, the resumed run writes this one again
             training = asdict(self.config) | {"step": self.step, "images": len(self.images)}
-            self.task.save(self.average, self.out, {"training": training})
+            self.task.save(shown, self.out, {"training": training})
         self.saved = self.step
+
+    def refreshed(self) -> M:
+        """The averaged model, whole. Where it is split, all processes must ask at once."""
+        if self.shown is None:
+            return self.average
+        self.shown.load_state_dict(sharding.whole_state(self.average))
+        return self.shown.eval()
 
     def steps(self) -> Iterator[TrainState[M]]:
         config = self.config
@@ -171,7 +185,8 @@ class _Run(Generic[M]):
         seconds = spent = waited = 0.0
         try:
             trackers = Trackers(config.track if self.processes.main else None, self.out, asdict(config))
-            with Interrupts(self.save) as interrupts:
+            # between steps one process cannot save what all hold parts of: it stops with the next step
+            with Interrupts(None if self.processes.split else self.save) as interrupts:
                 while self.progress < 1:
                     began = time.perf_counter()
                     learning_rate = config.learning_rate_at(self.step, self.progress)
@@ -195,6 +210,9 @@ class _Run(Generic[M]):
                         self.save()
                     if stop:
                         raise KeyboardInterrupt
+                    sample_due = config.sample_every > 0 and self.step % config.sample_every == 0
+                    if self.shown is not None and sample_due:
+                        self.refreshed()
                     with interrupts.caller():
                         yield TrainState(
                             self.step,
@@ -203,16 +221,19 @@ class _Run(Generic[M]):
                             config.batch / seconds,
                             self.elapsed,
                             self.progress,
-                            config.sample_every > 0 and self.step % config.sample_every == 0,
-                            self.average,
+                            sample_due,
+                            self.average if self.shown is None else self.shown,
                         )
                 self.save()  # a finished run, resumed: it may have been killed before its model was written
             trackers.finish()
         finally:
             self.loader.close()
             self.unlock()
-        self.model.load_state_dict(self.average.state_dict())
-        self.model.eval()
+        if self.shown is None:
+            self.model.load_state_dict(self.average.state_dict())
+            self.model.eval()
+        else:
+            self.refreshed()
 
     @property
     def progress(self) -> float:
@@ -227,7 +248,7 @@ class _Run(Generic[M]):
             group["lr"] = learning_rate
         try:
             told = self.gradients()
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+            norm = sharding.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
             # read once: what comes later is seen after the yield
             mine = [float(interrupts.requested), time.monotonic() - start if self.processes.main else 0.0]
             agreed = self.processes.total(torch.tensor(mine, dtype=torch.float64, device=self.device))
@@ -253,7 +274,7 @@ class _Run(Generic[M]):
         self.optimizer.zero_grad()
         self.step, self.elapsed = self.step + 1, elapsed
         decay = ema_decay(self.exponent, self.step) if self.config.ema else 0.0
-        get_ema_multi_avg_fn(decay)(self.averages, self.parameters, self.step - 1)
+        get_ema_multi_avg_fn(decay)(sharding.parts(self.averages), sharding.parts(self.parameters), self.step - 1)
         for old, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
             old.copy_(new)
         return figures, stops > 0
