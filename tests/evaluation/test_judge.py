@@ -16,6 +16,7 @@ from ornstein.evaluation.findings import tables
 from ornstein.evaluation.held_out import bits_of_images
 from ornstein.evaluation.judge import Plan, Spread, judge
 from ornstein.evaluation.matched import class_numbers
+from ornstein.evaluation.pieces import Pieces
 
 SHAPE = (1, 4, 4)
 
@@ -94,6 +95,35 @@ def test_figures_do_not_depend_on_the_batch_and_do_on_the_seed():
     assert a.rows[0].frechet.std == pytest.approx(
         abs(a.rows[0].frechet.values[0] - a.rows[0].frechet.values[1]) / 2**0.5
     )
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "STEPS", 3)
+    d, held_out, train = model(lambda x, log_snr, label: x.tanh()), pictures(20, 0), pictures(30, 1)
+    plan = dataclasses.replace(QUICK, solvers=("ddim", "heun"), methods=("vlb",), images=4)
+
+    def judged(seeds, kept=None, pixels=held_out):
+        d.net.labels.clear()
+        own = dataclasses.replace(plan, seeds=seeds)
+        found = judge(d, own, pixels, train, open_features("pixels"), pieces=kept and Pieces(*kept))
+        return found, len(d.net.labels)
+
+    whole, calls = judged(2)
+    one, first = judged(1, (tmp_path, {"model": 1}))
+    two, second = judged(2, (tmp_path, {"model": 1}))
+    assert 0 < second < first < calls  # the other seed alone, and no likelihood
+    assert two.to_json() == whole.to_json()
+    assert torch.equal(two.samples, whole.samples) and torch.equal(two.nearest, whole.nearest)
+    assert judged(2, (tmp_path, {"model": 1}))[1] == 0
+    # of another model nothing is known
+    assert judged(1, (tmp_path, {"model": 2}))[1] == first
+    # pictures that are lost, or those of other settings, are made again, and they alone
+    (tmp_path / "pieces.safetensors").write_bytes(b"damaged")
+    again, made = judged(1, (tmp_path, {"model": 2}))
+    assert 0 < made < first and torch.equal(again.samples, one.samples)
+    # a file of pieces that was damaged is none
+    (tmp_path / "pieces.json").write_text("{")
+    assert judged(1, (tmp_path, {"model": 2}))[1] == first
 
 
 def test_samples_are_of_the_classes_of_the_real_images():

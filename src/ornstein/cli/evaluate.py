@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from ornstein.evaluation.findings import tables, write_findings
 from ornstein.evaluation.held_out import METHODS
 from ornstein.evaluation.judge import Plan, judge
 from ornstein.evaluation.matched import check_images, image_shape
+from ornstein.evaluation.pieces import FILE as PIECES
+from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.files import atomic_write, read_json, write_error
 from ornstein.solvers import SOLVERS
@@ -53,7 +56,8 @@ def evaluate(
 ) -> None:
     """Judge a model by images it was not trained on; of an autoencoder, its reconstructions and rates.
 
-    `torchrun --nproc-per-node 8 -m ornstein evaluate ...` shares the samples out among processes.
+    `torchrun --nproc-per-node 8 -m ornstein evaluate ...` shares the samples out among processes. Started again with
+    the same model, data and numbers of images it measures what is missing.
 
     Example: ornstein evaluate runs/photos -n 1000 --steps 10,50 --seeds 2
     """
@@ -80,6 +84,9 @@ def evaluate(
     extractor = open_features(features, device)
     material = _open_material(run, shape, data, held_out)
     _make(folder)  # told now, not after an hour
+    pieces = Pieces(folder, _key(run, plan, material, features, device))
+    if pieces.found:
+        console.print(f"{pieces.found} parts of this are in {folder / PIECES} already", soft_wrap=True)
     with progress("calls") as bar:
         task = bar.add_task("judging", total=None, note="")
         found = judge(
@@ -89,6 +96,7 @@ def evaluate(
             material.train,
             extractor,
             lambda what, done, total: bar.update(task, completed=done, total=total, note=what),
+            pieces,
         )
     group.end()
     if not group.main:
@@ -127,6 +135,22 @@ class _Material:
     train: ImageSet | None
     fingerprint: str
     about: str
+
+
+def _key(run: Path, plan: Plan, material: _Material, features: str, device: str) -> dict[str, Any]:
+    """What all figures depend on: model, images and settings, but for which solvers, steps and seeds are asked for."""
+    files = [run / checkpoint.MODEL, run / checkpoint.CONFIG, *([Path(features)] if Path(features).is_file() else [])]
+    train = material.train
+    return {
+        "files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
+        "held_out": [material.fingerprint, *material.held_out.shape],
+        "train": None if train is None else [train.fingerprint, *train.shape],
+        "features": features,
+        "device": device,
+        "n": plan.count,
+        "images": plan.images,
+        "batch": plan.batch,
+    }
 
 
 def _evaluate_autoencoder(run: Path, data: str | None, held_out: float | None, folder: Path) -> None:

@@ -97,6 +97,8 @@ def run(
             bar.update(task, completed=min(done, total or done), note=note)
             if state.sample_due and group.main:
                 job.look(state.model, out / "progress" / f"step-{state.step:06d}.png")
+    if isinstance(train_set, StreamedSet):
+        train_set.damaged.update(group.collected(list(train_set.damaged.items())))  # each has read its own part
     group.end()
     if not group.main:
         return Finished(train_set, held_out, [])

@@ -58,7 +58,8 @@ class StreamedSet:
     An image that turns out to be damaged is replaced by the next one that is not, with its label, each time alike;
     `skipped` names it from then on. Several threads decode a batch.
 
-    files: of the whole source; rows: int64 (n,), ascending, those of them that belong to this set.
+    files: of the whole source; rows: int64 (n,), ascending, those of them that belong to this set. damaged: why an image
+    could not be used, by its row in the files, of those met so far.
     """
 
     def __init__(self, source: str, files: Files, rows: np.ndarray, shape: tuple[int, int, int]) -> None:
@@ -66,7 +67,7 @@ class StreamedSet:
         self.classes = files.classes
         self._windows = Windows(files.shards[rows])
         self._expected: tuple[int, int, int] | None = None
-        self._bad: dict[int, str] = {}
+        self.damaged: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,7 +80,7 @@ class StreamedSet:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """(name, reason) of every file that cannot be used, as far as they were read."""
-        found = [(self.files.name(i), why) for i, why in sorted(self._bad.items())]
+        found = [(self.files.name(i), why) for i, why in sorted(self.damaged.items())]
         return sorted(self.files.skipped + found, key=lambda item: natural_key(item[0]))
 
     @cached_property
@@ -137,7 +138,7 @@ class StreamedSet:
         held_out = min(max(round(n * fraction), 1), n - 1, self._drawable)
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).numpy()
         train = StreamedSet(self.source, self.files, self.rows[np.sort(order[held_out:])], self.shape)
-        train._bad = self._bad
+        train.damaged = self.damaged
         return train, self._decoded(np.sort(order[:held_out]))
 
     def drawn(self) -> ImageSet:
@@ -173,18 +174,18 @@ class StreamedSet:
         n = len(self)
         for i in range(min(_IN_A_ROW, n)):
             row = int(self.rows[(place + i) % n])
-            if row in self._bad:
+            if row in self.damaged:
                 continue
             try:
                 image, _ = decode(self.files.read(row), self.shape[1], self.shape[0])
             except BadImage as bad:
-                self._bad[row] = str(bad)
+                self.damaged[row] = str(bad)
                 continue
             return image, row
         row = int(self.rows[place])
         raise RunError(
             f"{min(_IN_A_ROW, n)} images of {self.source} in a row cannot be used ({self.files.name(row)}: "
-            f"{self._bad[row]}): put it back as it was and go on with --resume"
+            f"{self.damaged[row]}): put it back as it was and go on with --resume"
         )
 
     @cached_property

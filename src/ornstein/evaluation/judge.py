@@ -20,6 +20,7 @@ from ornstein.evaluation.held_out import CALLS, METHODS, Bits, bits_by_own_prior
 from ornstein.evaluation.kernel import kernel_distance
 from ornstein.evaluation.matched import check_images, choose, class_numbers, image_shape, sample_labels
 from ornstein.evaluation.neighbours import CopyReport, copy_report, nearest
+from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.precision import precision_recall
 from ornstein.likelihood import Dequantiser, fit_dequantiser
 from ornstein.sampling import State, device_of, sample
@@ -156,13 +157,15 @@ def judge(
     train: ImageSet | None,
     features: Callable[[Tensor], Features],
     advance: Advance = lambda what, done, total: None,
+    pieces: Pieces | None = None,
 ) -> Judgement:
     """Measure as planned, against `held_out` and, for copies and the floor, the training images where known.
 
     At most `plan.count` held-out images are the reference, drawn by a fixed seed; samples are made of the same classes
     as these. Images go through the networks in batches, and of samples only the features are kept. advance(what, done,
-    total) is told of calls of the network done. Raises UserError for fewer than 8 images or images the model was not
-    made for, ValueError for a solver that diverges: it says which and at which time.
+    total) is told of calls of the network done. What `pieces` knows is not measured again, and what is measured is kept
+    there. Raises UserError for fewer than 8 images or images the model was not made for, ValueError for a solver that
+    diverges: it says which and at which time.
     """
     shape = image_shape(d)
     check_images(shape, held_out)
@@ -181,17 +184,23 @@ def judge(
     real_features = extract(real)
     labels = sample_labels(d.data, None if classes is None else classes[chosen], plan.count)
 
+    pieces = pieces or Pieces()
     bits = []
-    dequantiser = None if train is None or _VARIATIONAL not in plan.methods else _dequantiser(d, train, work)
     scored = choose(held_out, plan.images)
     for method in plan.methods:
-        own = None if classes is None else classes[scored]
-        seen = work.start(f"likelihood, {method}", CALLS[method])
-        bits.append(bits_of_images(d, held_out.images[scored], method, own, advance=seen, dequantiser=dequantiser))
+        name = f"likelihood, {method}"
+        known = pieces.get(name)
+        if known is None:
+            fitted = None if train is None or method != _VARIATIONAL else _dequantiser(d, train, work)
+            own = None if classes is None else classes[scored]
+            seen = work.start(name, CALLS[method])
+            known = asdict(bits_of_images(d, held_out.images[scored], method, own, advance=seen, dequantiser=fitted))
+            pieces.put(name, known)
+        bits.append(Bits(**known))
     if plan.methods and isinstance(d.space, LatentSpace):
         bits.append(bits_by_own_prior(d.space, held_out.images[scored]))
 
-    kept: list[Tensor] = []
+    samples = torch.empty(0)
     keep = _copies(plan.count, shape)
     rows = []
     for solver in plan.solvers:
@@ -200,16 +209,24 @@ def judge(
             panel = solver == plan.solvers[0] and steps == max(plan.steps)
             found = []
             for seed in range(plan.seeds):
-                parts = []
-                for images in _samples(d, plan, solver, steps, seed, labels, work):
-                    parts.append(extract(images))
-                    if panel and seed == 0 and sum(map(len, kept)) < keep:
-                        kept.append(images)
-                found.append(_compare(torch.cat(parts), real_features))
+                name, shown = f"{solver}, {steps} steps, seed {seed}", panel and seed == 0
+                known, pictures = pieces.get(name), pieces.pictures(name) if shown else None
+                if known is None or (shown and pictures is None):
+                    parts: list[Tensor] = []
+                    own_kept: list[Tensor] = []
+                    for images in _samples(d, plan, solver, steps, seed, labels, work):
+                        parts.append(extract(images))
+                        if shown and sum(map(len, own_kept)) < keep:
+                            own_kept.append(images)
+                    known = _compare(torch.cat(parts), real_features)
+                    pictures = torch.cat(own_kept)[:keep] if shown else None
+                    pieces.put(name, known, pictures)
+                found.append(known)
+                if pictures is not None:
+                    samples = pictures
             rows.append(_row(solver, steps, found))
 
     floor, copies = None, None
-    samples = torch.cat(kept)[:keep]
     if train is not None:
         floor = _row("training images", 0, [_compare(extract(train.images[choose(train, plan.count)]), real_features)])
         copies = copy_report(samples, train.images, held_out.images[choose(held_out, keep)])

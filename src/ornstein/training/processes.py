@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -79,6 +79,14 @@ class Processes:
         parts = [torch.empty_like(rows) for _ in range(self.world)]
         torch.distributed.all_gather(parts, rows.detach().contiguous())
         return torch.cat(parts)
+
+    def collected(self, items: Sequence[T]) -> list[T]:
+        """The items of all processes, in their order; pickled on their way, as in `agreed`."""
+        if self.accelerator is None:
+            return list(items)
+        lists: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(lists, list(items))
+        return [item for each in lists for item in each]
 
     def agreed(self, f: Callable[[], T]) -> T:
         """What `f` returns or raises in the main process, in all of them; the others do not call it.
