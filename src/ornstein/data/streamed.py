@@ -58,8 +58,8 @@ class StreamedSet:
     An image that turns out to be damaged is replaced by the next one that is not, with its label, each time alike;
     `skipped` names it from then on. Several threads decode a batch.
 
-    files: of the whole source; rows: int64 (n,), ascending, those of them that belong to this set. damaged: why an image
-    could not be used, by its row in the files, of those met so far.
+    files: of the whole source; rows: int64 (n,), ascending, those of them that belong to this set. damaged: of images
+    that could not be used, as far as they were read, why, by their row in the files.
     """
 
     def __init__(self, source: str, files: Files, rows: np.ndarray, shape: tuple[int, int, int]) -> None:
