@@ -1,8 +1,9 @@
 """Memory of a training and bytes between its processes: computed from the model, and measured with 1 and 2 processes.
 
 Measured are the tensors that a training holds after a step, by kind; the file of its state; and what goes over the
-loopback device a step, less what it carries of itself meanwhile, with two processes over gloo. Prints the tables of
-docs/training.md.
+loopback device a step, less what it carries of itself meanwhile, with two processes over gloo: each with all of the
+model, and split by FSDP. Activations are the tensors that a forward pass keeps for the backward pass, and the growth of
+the process while it keeps them. Prints the tables of docs/training.md.
 
     python evidence/processes.py
 """
@@ -18,7 +19,7 @@ import torch
 
 import ornstein as orn
 from ornstein.nets import UNet
-from ornstein.training import TrainConfig
+from ornstein.training import TrainConfig, sharding
 from ornstein.training.state import STATE
 from ornstein.training.task import Diffusion
 from ornstein.training.train import _Run
@@ -32,13 +33,13 @@ class Noise:
     def __len__(self) -> int:
         return 64
 
-    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def batch(self, indices: torch.Tensor, /) -> tuple[torch.Tensor, None]:
         return torch.zeros(len(indices), 3, SIDE, SIDE), None
 
 
-def denoiser(preset: str) -> orn.Denoiser:
+def denoiser(preset: str, side: int = SIDE) -> orn.Denoiser:
     torch.manual_seed(0)
-    net = UNet.preset(preset, channels=3, size=SIDE, classes=0)
+    net = UNet.preset(preset, channels=3, size=side, classes=0)
     return orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), prediction="v")
 
 
@@ -64,7 +65,7 @@ def measure(out: Path) -> str:
     real = run.optimizer.step
 
     def step(*arguments):
-        gradients.append(size(p.grad for p in run.parameters if p.grad is not None))
+        gradients.append(size(sharding.parts([p.grad for p in run.parameters if p.grad is not None])))
         return real(*arguments)
 
     run.optimizer.step = step
@@ -74,17 +75,19 @@ def measure(out: Path) -> str:
     for _ in range(STEPS - 1):
         next(states)
     wire, seconds = (loopback() - before) / (STEPS - 1), time.monotonic() - began
-    moments = size(t for each in run.optimizer.state.values() for t in each.values())
+    moments = size(sharding.parts([t for each in run.optimizer.state.values() for t in each.values()]))
     for _ in states:
         pass
     if run.processes.rank:
         return ""
-    held = [size(run.parameters), gradients[-1], moments, size(run.averages)]
+    own, averages = sharding.parts(run.parameters), sharding.parts(run.averages)
+    held = [size(own), gradients[-1], moments, size(averages)]
     file = (out / STATE).stat().st_size
     idle = loopback()
     time.sleep(seconds)
     idle = (loopback() - idle) / (STEPS - 1)
-    numbers = [run.processes.world, *(f"{n / 1e6:.2f}" for n in [*held, file, max(0.0, wire - idle)])]
+    name = f"{run.processes.world}{' split' if run.processes.split else ''}"
+    numbers = [name, *(f"{n / 1e6:.2f}" for n in [*held, file, max(0.0, wire - idle)])]
     return "| measured, " + " | ".join(map(str, numbers)) + " |"
 
 
@@ -100,7 +103,7 @@ def main() -> None:
         print(f"| computed, {world} | {p:.2f} | {p:.2f} | {2 * p:.2f} | {p:.2f} | {4 * p:.2f} | {wire:.2f} |")
     sys.stdout.flush()
     with tempfile.TemporaryDirectory() as folder:
-        for world in (1, 2):
+        for world, split in ((1, False), (2, False), (2, True)):
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
                 port = str(probe.getsockname()[1])
@@ -111,7 +114,8 @@ def main() -> None:
                     if world > 1:
                         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
                         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-                    text = measure(Path(folder) / str(world))
+                        os.environ |= {"ACCELERATE_USE_FSDP": str(split).lower()}
+                    text = measure(Path(folder) / f"{world}{split}")
                     if text:
                         print(text, flush=True)
                     os._exit(0)
@@ -122,6 +126,39 @@ def main() -> None:
     for preset in ("xs", "s", "m", "l"):
         n = sum(t.numel() for t in denoiser(preset).parameters())
         print(f"| {preset} | {n:,} | {20 * n / 1e6:,.0f} | {4 * n / 1e6:,.0f} |")
+    print("\n| net | 16x16 | 32x32 | 64x64 | grown by, 64x64 |\n|---|---|---|---|---|")
+    for preset in ("xs", "s", "m", "l"):
+        kept = [activations(preset, side, 2)[0] / 2 for side in (16, 32, 64)]
+        print(
+            f"| {preset} | {' | '.join(f'{n / 1e6:.1f}' for n in kept)} | {activations(preset, 64, 16)[1] / 16e6:.1f} |"
+        )
+
+
+def activations(preset: str, side: int, batch: int) -> tuple[int, int]:
+    """Bytes that a forward pass of float32 keeps for the backward pass, and by which the process has grown."""
+    d = denoiser(preset, side)
+    known = {p.untyped_storage().data_ptr() for p in d.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x = torch.randn(batch, 3, side, side)
+    d.loss(x[:1], torch.full((1,), 0.5), x[:1]).sum().backward()  # what is allocated once
+    before = resident()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = d.loss(x, torch.full((batch,), 0.5), x).sum()
+    grown = resident() - before
+    loss.backward()
+    return sum(kept.values()), grown
+
+
+def resident() -> int:
+    """Memory of this process, bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class Trackers:
 
 
 def _open(name: str, out: Path, config: dict[str, Any]) -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")  # before it speaks
     try:
         from accelerate import PartialState, tracking
 
@@ -58,7 +59,6 @@ def _open(name: str, out: Path, config: dict[str, Any]) -> Any:
     except ImportError:
         package = TRACKERS[name]
         raise UserError(f"--track {name} needs accelerate and {package}: pip install accelerate {package}") from None
-    os.environ.setdefault("WANDB_SILENT", "true")
     if name == "wandb":
         tracker.store_init_configuration({k: v for k, v in config.items() if isinstance(v, int | float | str | bool)})
     return tracker
