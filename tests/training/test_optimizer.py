@@ -5,7 +5,7 @@ from torch import nn
 from ornstein.errors import UserError
 from ornstein.nets import UNet
 from ornstein.training import TrainConfig
-from ornstein.training.optimizer import optimizer_of
+from ornstein.training.optimizer import optimizer_of, orthogonal
 
 
 def config(**settings):
@@ -84,6 +84,24 @@ def test_no_gradient_is_no_step():
     model["used"].weight.grad = torch.ones(32, 32)
     optimizer.step()
     assert torch.equal(model["unused"].weight, before)
+
+
+def test_it_is_torchs_muon():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(48, 32, bias=False), nn.Linear(48, 32, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    other = torch.optim.Muon(theirs.parameters(), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizer = optimizer_of(ours, config(weight_decay=0.1, precision="bf16"))
+    for seed in range(3):
+        a, b = stepped(ours, optimizer, seed)["weight"], stepped(theirs, other, seed)["weight"]
+        assert float((a - b).abs().max()) < 1e-4 * float(b.abs().max())
+
+
+def test_in_float32_a_change_in_the_last_bit_stays_small():
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    nearly = x * (1 + 1e-7 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)))
+    a, b = orthogonal(x, torch.float32), orthogonal(nearly, torch.float32)
+    assert float((a - b).abs().max()) < 1e-5 * float(a.abs().max())
 
 
 def test_unknown_optimizer():

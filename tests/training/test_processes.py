@@ -192,6 +192,14 @@ def test_a_split_model_trains_the_same_and_its_checkpoints_are_whole(parent: Par
     assert {k: v.shape for k, v in states[0].items()} == {k: v.shape for k, v in states[1].items()}
 
 
+def test_orthogonal_steps_are_the_same_on_two_processes_and_of_a_split_model(parent: Parent) -> None:
+    assert parent.launch("launch(1, call(job, 'muon', optimizer='muon'))") == ([0], "")
+    assert parent.launch("launch(2, call(job, 'muon2', optimizer='muon'))") == ([0, 0], "")
+    assert parent.launch("launch(2, call(split), call(job, 'muon-split', optimizer='muon'))") == ([0, 0], "")
+    same_curve(parent.root / "muon", parent.root / "muon2")
+    same_curve(parent.root / "muon", parent.root / "muon-split")
+
+
 def test_a_killed_worker_ends_the_other_with_one_line(parent: Parent) -> None:
     parent.ask("launch(2, call(job, 'killed', slow=True))")
     pids: dict[int, int] = {}

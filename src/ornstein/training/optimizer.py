@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from ornstein.training.config import TrainConfig
+from ornstein.training.config import TrainConfig, autocast_dtype
 
 _LEAST_SIDE = 16  # a weight with fewer inputs or outputs is vectors, with no spectrum worth levelling
 _MOMENTUM = 0.95
@@ -37,7 +37,8 @@ class Muon(torch.optim.Optimizer):
 
     A convolution (O, I, h, w) is the matrix (O, I h w). A step's root mean square is 0.2 times the learning rate, about
     that of AdamW's, so that one learning rate serves both. Biases, norms, tables of embeddings, and weights with
-    fewer than 16 inputs or outputs (a first or last layer on pixels) are AdamW's.
+    fewer than 16 inputs or outputs (a first or last layer on pixels) are AdamW's. It computes in the precision of the
+    training: in float32 one process and several come to the same steps but for rounding.
 
     Source: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv:2502.16982), section 2.2, the size of its steps.
     """
@@ -49,14 +50,9 @@ class Muon(torch.optim.Optimizer):
         ]
         self.rest = adamw(model, config, frozenset(self.matrices))
         super().__init__(list(model.parameters()), {"lr": config.learning_rate})
-        self.views = [nn.Parameter(_as_matrix(p.data, p)) for p in self.matrices]
-        self.muon = torch.optim.Muon(
-            self.views,
-            lr=config.learning_rate,
-            momentum=_MOMENTUM,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ) if self.views else None  # fmt: skip
+        self.decay = config.weight_decay
+        device = next(model.parameters()).device
+        self.dtype = autocast_dtype(config.precision, device) or torch.float32
         # one state for all: what is saved and put back is keyed by the model's own parameters
         self.rest.state = self.state
 
@@ -71,19 +67,36 @@ class Muon(torch.optim.Optimizer):
         """A step by the gradients that are there, at the learning rate of the first group."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         rate = self.param_groups[0]["lr"]
-        for group in (*self.rest.param_groups, *(self.muon.param_groups if self.muon else ())):
+        for group in self.rest.param_groups:
             group["lr"] = rate
         self.rest.step()
-        if self.muon is not None:
-            for p, view in zip(self.matrices, self.views, strict=True):
-                view.grad = None if p.grad is None else _as_matrix(p.grad, p)
-                state: dict[str, Any] = self.state[p]
-                if p.grad is not None and "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                if state:
-                    self.muon.state[view]["momentum_buffer"] = _as_matrix(state["momentum_buffer"], p)
-            self.muon.step()
+        for p in self.matrices:
+            if p.grad is None:
+                continue
+            state: dict[str, Any] = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            weight, gradient, momentum = (_as_matrix(each, p) for each in (p.data, p.grad, state["momentum_buffer"]))
+            momentum.lerp_(gradient, 1 - _MOMENTUM)
+            # Nesterov's: as the average will be with this gradient once more
+            step = orthogonal(gradient.lerp(momentum, _MOMENTUM), self.dtype)
+            weight.mul_(1 - rate * self.decay).add_(step, alpha=-0.2 * rate * max(weight.shape) ** 0.5)
         return loss
+
+
+def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (O, I) with its singular values brought near 1, in (0.68, 1.13), in x's dtype; computed in `dtype`.
+
+    Five steps of x <- a x + b (x x^T) x + c (x x^T)^2 x from x / |x|. Source: Jordan et al. 2024 (Muon).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    wide = x.shape[0] <= x.shape[1]
+    y = (x if wide else x.T).to(dtype)
+    y = y / y.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = y @ y.T
+        y = torch.addmm(y, torch.addmm(square, square, square, beta=b, alpha=c), y, beta=a)
+    return (y if wide else y.T).to(x.dtype)
 
 
 def _as_matrix(x: Tensor, like: Tensor) -> Tensor:
