@@ -27,7 +27,7 @@ from ornstein.evaluation.matched import check_images, image_shape
 from ornstein.evaluation.pieces import FILE as PIECES
 from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
-from ornstein.files import atomic_write, read_json, write_error
+from ornstein.files import atomic_write, write_error
 from ornstein.solvers import SOLVERS
 from ornstein.training import processes
 
@@ -224,12 +224,7 @@ def _open_material(run: Path, shape: tuple[int, ...], data: str | None, share: f
 
 
 def _settings(run: Path) -> Settings | None:
-    if not (run / SETTINGS).is_file():
-        return None
-    try:
-        return Settings(**{"stream": False} | read_json(run / SETTINGS))
-    except TypeError as error:
-        raise UserError(f"{run / SETTINGS} is not of this version: {error}") from error
+    return Settings.stored(run / SETTINGS) if (run / SETTINGS).is_file() else None
 
 
 def _same_source(a: str, b: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
+from ornstein.files import read_json
 from ornstein.nets import UNet, VideoUNet
 from ornstein.process import Process
 from ornstein.training import TrainConfig
@@ -77,6 +78,16 @@ class Settings:
     sample_every: int = 1000
     track: str | None = None
     fingerprint: str | None = None
+
+    @classmethod
+    def stored(cls, path: Path) -> Settings:
+        """Those that a run keeps. Raises UserError where they are not of this version."""
+        # a run of before there was a choice has decoded all at the start
+        found: dict[str, Any] = {"stream": False} | read_json(path)
+        try:
+            return cls(**found)
+        except TypeError as error:
+            raise UserError(f"{path} is not of this version: {error}") from error
 
     def config(self) -> TrainConfig:
         """The trainer's settings. Those that depend on the data are guesses until they are `settled`."""

@@ -13,7 +13,6 @@ from ornstein.cli.runs import SETTINGS, run
 from ornstein.cli.setup import Settings
 from ornstein.cli.setup_autoencoder import DIFFUSION, MODELS
 from ornstein.errors import UserError
-from ornstein.files import read_json
 from ornstein.objectives import OBJECTIVES
 
 _CLIPS = "Clips"
@@ -162,11 +161,7 @@ def train(
 
 def _settings(out: Path, given: dict[str, Any], resume: bool) -> Settings:
     if resume and (out / SETTINGS).is_file():
-        try:
-            # runs of before there was a choice decoded all at the start
-            stored = Settings(**{"stream": False} | read_json(out / SETTINGS))
-        except TypeError as error:
-            raise UserError(f"{out / SETTINGS} is not of this version: {error}") from error
+        stored = Settings.stored(out / SETTINGS)
         if "steps" in given:
             stored = replace(stored, minutes=None)
         if "minutes" in given:

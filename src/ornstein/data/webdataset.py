@@ -117,7 +117,8 @@ def _scan(path: Path, suffixes: Collection[str], limit: int) -> Shard:
         # "r:" and not "r": an archive that is compressed is told, not unpacked
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                archive.members.clear()  # it would keep every header
+                # it would keep every header
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  (missing from the stubs)
                 name = member.name.replace("\\", "/")
                 parts = PurePosixPath(name).parts
                 if member.isdir() or any(hidden(part) for part in parts):

@@ -63,5 +63,5 @@ class Windows:
 
     def _order_of_window(self, seed: int, epoch: int, window: int) -> np.ndarray:
         chosen = self._epoch(seed, epoch)[0][window * WINDOW : (window + 1) * WINDOW]
-        rows = np.concatenate([np.arange(self.bounds[i], self.bounds[i + 1]) for i in chosen])
+        rows = np.concatenate([np.arange(int(self.bounds[i]), int(self.bounds[i + 1])) for i in chosen])
         return rows[permutation(len(rows), seed, epoch, window)]

@@ -159,10 +159,13 @@ class _Run(Generic[M]):
         """Write a checkpoint of this step, unless there is one."""
         if self.saved == self.step:
             return
-        if self.processes.main or self.processes.split:
-            tensors = state.tensors_of(self.model, self.average, self.optimizer, self.processes.main)
+        main = self.processes.main
+        if main or self.processes.split:
+            tensors = state.tensors_of(self.model, self.average, self.optimizer, main)
             shown = self.refreshed()
-        if self.processes.main:
+        else:
+            tensors, shown = {}, self.average
+        if main:
             record = {"step": self.step, "elapsed": self.elapsed, "run": self.describe()}
             state.save(self.out, tensors, record)
             # second: if a kill falls between the two, the resumed run writes this one again
