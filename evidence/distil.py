@@ -70,7 +70,7 @@ def main() -> None:
     size = ("--size", asked.size) if asked.size else ()
     if asked.teacher is None and not made(teacher, asked.train_steps):
         go_on = ("--resume",) if (teacher / "state").is_dir() else ()
-        rate = ("--steps", asked.train_steps, "--learning-rate", 0.002, "--held-out", 0.2)
+        rate = ("--steps", asked.train_steps, "--optimizer", "adamw", "--learning-rate", 0.002, "--held-out", 0.2)
         ornstein("train", "--data", asked.data, *size, *rate, "--out", teacher, *go_on)
     if asked.teacher is None and not checkpoint.load_tuned(teacher):
         ornstein("tune", teacher, "--steps", "5,8")
