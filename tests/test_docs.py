@@ -22,7 +22,7 @@ def test_every_test_that_the_equations_name_exists() -> None:
 
 def test_every_symbol_that_the_equations_name_exists() -> None:
     text = (ROOT / "docs" / "equations.md").read_text()
-    floors = "process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders"
+    floors = "process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders|distillation"
     symbols = set(re.findall(rf"`((?:{floors})\.[\w.]+)`", text))
     assert len(symbols) > 20
     for symbol in symbols:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ornstein import noise, schedules
-from ornstein.denoiser import Data, Denoiser
+from ornstein.denoiser import Data, Denoiser, Distilled
 from ornstein.errors import UserError
 from ornstein.files import atomic_save_tensors, atomic_write, load_tensors, read_json
 from ornstein.nets import NETS
@@ -49,6 +49,8 @@ def to_config(denoiser: Denoiser, extra: dict[str, Any] | None = None) -> dict[s
             "classes": list(data.classes),
             "value_range": list(data.value_range),
         }
+    if denoiser.distilled is not None:
+        config["distilled"] = {"times": list(denoiser.distilled.times), "guidance": denoiser.distilled.guidance}
     return config | (extra or {})
 
 
@@ -112,7 +114,12 @@ def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
             from ornstein.autoencoders.latent import LatentSpace
 
             space = LatentSpace.from_config(config["latent"], folder)
-        denoiser = Denoiser(net, process, config["prediction"], config["data_std"], data, covariance, space)
+        distilled = None
+        if "distilled" in config:
+            few = config["distilled"]
+            distilled = Distilled(tuple(float(t) for t in few["times"]), float(few["guidance"]))
+        said = config["prediction"]
+        denoiser = Denoiser(net, process, said, config["data_std"], data, covariance, space, distilled)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
         # a network of nonsense arguments fails in many ways, some of them PyTorch's
         raise UserError(f"{folder / CONFIG} does not describe a model: {' '.join(str(e).split())}") from e

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,32 @@ class Data:
         return torch.arange(n) % len(self.classes) if self.classes else None
 
 
+@dataclass(frozen=True)
+class Distilled:
+    """What a distilled model was made for: steps of `solver` at these `times`, from 1 to 0, and no other.
+
+    At each of them it answers with the x0 whose DDIM step ends where its teacher's flow does (E31), which is not
+    E[x_0 | x_t]. `guidance` is the scale of classifier-free guidance under which its teacher was followed. Raises
+    ValueError for times that do not fall from 1 to 0.
+    """
+
+    times: tuple[float, ...]
+    guidance: float = 1.0
+    solver: ClassVar[str] = "ddim"
+
+    def __post_init__(self) -> None:
+        fall = all(a > b for a, b in pairwise(self.times))
+        if len(self.times) < 2 or not fall or (self.times[0], self.times[-1]) != (1.0, 0.0):
+            raise ValueError(f"a distilled model's times fall from 1 to 0, got {self.times}")
+
+    @property
+    def steps(self) -> int:
+        return len(self.times) - 1
+
+    def __str__(self) -> str:
+        return f"{self.steps} step{'s' * (self.steps > 1)} of {self.solver}"
+
+
 class Denoiser(nn.Module):
     """Reads `net(x, log_snr, **cond)` as E[x_0 | x_t] and everything linear in it (E8).
 
@@ -70,8 +97,10 @@ class Denoiser(nn.Module):
     eq. 15); see `Prediction.log_variance`.
 
     `data` describes the samples and is stored with the model, and so is `space` where the samples are latents: `decode`
-    makes images of them. Raises ValueError for an unknown prediction, and for
-    "eps" and "score" with a zero terminal SNR: at t = 1 they say nothing of x_0; for "flow" where it is infinite there.
+    makes images of them. `distilled` says that it is a model of few steps, and of which.
+
+    Raises ValueError for an unknown prediction, for "eps" and "score" with a zero terminal SNR: at t = 1 they say
+    nothing of x_0; and for "flow" where it is infinite there.
     """
 
     def __init__(
@@ -83,6 +112,7 @@ class Denoiser(nn.Module):
         data: Data | None = None,
         data_covariance: Covariance | None = None,
         space: Space | None = None,
+        distilled: Distilled | None = None,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Kind):
@@ -104,6 +134,7 @@ class Denoiser(nn.Module):
         self.data_std = data_std
         self.data = data
         self.space = space
+        self.distilled = distilled
         self.data_covariance = data_covariance
         self._preconditioning = Preconditioning(process, data_std, data_covariance)
 
@@ -137,10 +168,17 @@ class Denoiser(nn.Module):
         "score" carries the weight s^2 of E16. x0, z: (B, *) with z ~ N(0, I); t: (B,) in (0, 1].
         """
         x_t = self.process.add_noise(x0, t, z)
+        return self.error(Prediction(self.process, x_t, t, x0, self.process.noise.color(z)), **cond)
+
+    def error(self, truth: Prediction, **cond: Any) -> Tensor:
+        """Mean squared error of the network's own output at truth.x_t against the one that would say `truth`, (B,).
+
+        Of the x_0 that made x_t it is `loss`; distillation has it learn another. truth.t: (B,) in (0, 1].
+        """
+        x_t, t = truth.x_t, truth.t
         output, _ = self._output(x_t, t, cond)
-        truth = Prediction(self.process, x_t, t, x0, self.process.noise.color(z))
         if self.prediction == "edm":
-            error = output - self._preconditioning.target(x_t, t, x0)
+            error = output - self._preconditioning.target(x_t, t, truth.x0)
         else:
             error = output - getattr(truth, self.prediction)
         if self.prediction == "score":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ornstein.denoiser import Denoiser, Denoises
+from ornstein.denoiser import Denoiser, Denoises, Distilled
 from ornstein.guidance import ClassifierFree
 from ornstein.process import Prediction, Process
 from ornstein.randomness import normal
 from ornstein.schedules import Times
 from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
+from ornstein.solvers.grids import GRID
+
+SOLVER = "ddim"
+STEPS = 50
+"""What `sample` takes where nothing is said, with the default grid."""
 
 # The draw that a trajectory starts from; the noise of step k is draw k + 1.
 _START = 0
@@ -50,9 +56,9 @@ class Conditioned:
 def sample(
     d: Denoises,
     shape: Sequence[int],
-    solver: str | Solver = "ddim",
-    steps: int = 50,
-    grid: str | Sequence[float] | Tensor = "logistic",
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    grid: str | Sequence[float] | Tensor | None = None,
     seed: int = 0,
     guidance: float | None = None,
     cond: dict[str, Any] | None = None,
@@ -64,6 +70,9 @@ def sample(
     precision: torch.dtype | None = None,
 ) -> Tensor:
     """Samples of `shape` (B, *) by running the reverse process from times[0] down to times[1].
+
+    Unless told otherwise it takes 50 steps of "ddim" on the "logistic" grid; a distilled model its own few steps.
+    It warns where such a model is asked for others, which it has not learned.
 
     Args:
         solver: a name of `ornstein.solvers.SOLVERS`, or a solver, e.g. `partial(solvers.ddim, eta=0.5)`; a `Tuned` one
@@ -81,9 +90,10 @@ def sample(
             given. The solver's arithmetic stays as it is.
 
     Raises ValueError for an unknown solver or grid (it names the known ones), steps < 1, a shape that `start` or a
-    condition does not have, and guidance without a condition.
+    condition does not have, and guidance without a condition, or of a distilled model, which has it built in.
     """
     shape = tuple(shape)
+    solver, steps, grid = settled(d, solver, steps, grid, times)
     if isinstance(solver, str) and solver not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
     step_with = SOLVERS[solver] if isinstance(solver, str) else solver
@@ -93,6 +103,9 @@ def sample(
         raise ValueError(f"start has shape {tuple(start.shape)}, but samples of {shape} were asked for")
     cond = {k: v for k, v in (cond or {}).items() if v is not None}
     if guidance is not None and guidance != 1:
+        own = distilled_of(d)
+        if own is not None:
+            raise ValueError(f"a distilled model has its guidance built in, {own.guidance:g}: leave it out")
         if not cond:
             raise ValueError("guidance needs a condition to lean towards, such as cond={'label': ...}; none was given")
         d = ClassifierFree(d, guidance)
@@ -119,6 +132,30 @@ def sample(
             assert final is not None
             out.append(final)
     return torch.cat(out)
+
+
+def settled(
+    d: Denoises,
+    solver: str | Solver | None,
+    steps: int | None,
+    grid: str | Sequence[float] | Tensor | None,
+    times: tuple[float, float] = (1.0, 0.0),
+) -> tuple[str | Solver, int, str | Sequence[float] | Tensor]:
+    """Solver, steps and grid where they are given, and what `sample` takes in their place where they are not.
+
+    Warns where `d` is a distilled model and these are not what it was made for.
+    """
+    own = distilled_of(d)
+    if own is None:
+        return solver or SOLVER, STEPS if steps is None else steps, GRID if grid is None else grid
+    here = grid is None and steps in (None, own.steps)
+    if grid is not None and not isinstance(grid, str):
+        here = tuple(torch.as_tensor(grid, dtype=torch.float64).flatten().tolist()) == own.times
+    if here and solver in (None, own.solver) and tuple(times) == (1.0, 0.0):
+        return own.solver, own.steps, own.times
+    told = f"this model was distilled for {own} at its own times"
+    warnings.warn(f"{told}: by others its samples are not its teacher's", UserWarning, stacklevel=3)
+    return solver or own.solver, own.steps if steps is None else steps, GRID if grid is None else grid
 
 
 def _trajectory(
@@ -175,6 +212,11 @@ def module_of(d: Denoises) -> nn.Module | None:
             return None
         d = inner
     return d
+
+
+def distilled_of(d: Denoises) -> Distilled | None:
+    """What a distilled model was made for; None for any other."""
+    return getattr(module_of(d), "distilled", None)
 
 
 def device_of(d: Denoises) -> torch.device:

@@ -5,6 +5,7 @@ import typer
 from ornstein.cli.bench import bench
 from ornstein.cli.command import run
 from ornstein.cli.demo import demo
+from ornstein.cli.distil import distil
 from ornstein.cli.evaluate import evaluate
 from ornstein.cli.faces import faces
 from ornstein.cli.fit_noise import fit_noise
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, sample, tune, bench, evaluate, fit_noise, swap, studio):
+for command in (demo, train, sample, tune, distil, bench, evaluate, fit_noise, swap, studio):
     app.command()(run(command))
 app.add_typer(faces, name="faces")
 

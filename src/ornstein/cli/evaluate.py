@@ -42,11 +42,18 @@ def evaluate(
         typer.Option(help="Images to judge by, as for `train`. (default: those the run held out)"),
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Samples for each seed, and real images at most.")] = 2000,
-    solvers: Annotated[str, typer.Option(help=f"Of {', '.join(SOLVERS)}.")] = "dpmpp-3m,ddim",
-    steps: Annotated[str, typer.Option(help="Numbers of solver steps.")] = "5,10,20,50",
+    solvers: Annotated[
+        str | None, typer.Option(help=f"Of {', '.join(SOLVERS)}. (default: dpmpp-3m,ddim; a distilled model's own)")
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Numbers of solver steps. (default: 5,10,20,50; a distilled model's own)")
+    ] = None,
     features: Annotated[str, typer.Option(help="pixels, conv, or a TorchScript file.")] = "conv",
     seeds: Annotated[int, typer.Option(help="Sets of samples, for the spread of every figure.")] = 3,
-    likelihood: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; or none.")] = "vlb,ode",
+    likelihood: Annotated[
+        str | None,
+        typer.Option(help=f"Of {', '.join(METHODS)}; or none. (default: vlb,ode; none of a distilled model)"),
+    ] = None,
     images: Annotated[int, typer.Option(help="Held-out images for the likelihood.")] = 256,
     held_out: Annotated[
         float | None, typer.Option(help="Judge by this share of the data only, drawn by the run's seed.")
@@ -61,6 +68,16 @@ def evaluate(
 
     Example: ornstein evaluate runs/photos -n 1000 --steps 10,50 --seeds 2
     """
+    denoiser = None if "autoencoder" in checkpoint.read_config(run) else checkpoint.load(run)
+    few = None if denoiser is None else denoiser.distilled
+    own = ("dpmpp-3m,ddim", "5,10,20,50", "vlb,ode")
+    if few is not None:
+        own = (few.solver, str(few.steps), "none")
+        if likelihood not in (None, "none"):
+            raise UserError(
+                f"{run} is distilled: what it says is no E[x0 | x_t], and has no likelihood; judge its teacher"
+            )
+    solvers, steps, likelihood = (b if a is None else a for a, b in zip((solvers, steps, likelihood), own, strict=True))
     plan = Plan(
         count=n,
         solvers=_names(solvers),
@@ -71,13 +88,12 @@ def evaluate(
         batch=batch,
     )
     folder = run / "evaluation" if out is None else out
-    if "autoencoder" in checkpoint.read_config(run):
+    if denoiser is None:
         if processes.launched() > 1:
             raise UserError("autoencoders are judged by one process: leave out the launcher")
         _evaluate_autoencoder(run, data, held_out, folder)
         return
     group = processes.current()
-    denoiser = checkpoint.load(run)
     shape = image_shape(denoiser)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     denoiser.to(device)

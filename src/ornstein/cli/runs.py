@@ -34,6 +34,7 @@ from ornstein.training.state import check_new
 from ornstein.training.task import M
 
 SETTINGS = "train.json"
+DISTIL = "distil.json"  # what a student was asked for, beside its teacher's own
 
 # A look on the way is worth fewer samples and steps than a result.
 _LOOK_IMAGES = 64
@@ -148,7 +149,7 @@ def _clips(
     def report(title: str, shown: dict[str, Any], judged: int, steps: Sequence[int], advance: Advance) -> list[Score]:
         return write_clip_report(out, denoiser, train_set, held_out, title, shown, advance)
 
-    return _Job(_size(denoiser), train(denoiser, train_set, config, out, resume), _look, report)
+    return _Job(_size(denoiser), train(denoiser, train_set, config, out, resume), look, report)
 
 
 def _images(
@@ -173,7 +174,7 @@ def _images(
     about = _size(denoiser)
     if denoiser.space is not None and denoiser.data is not None:
         about += f", on latents of {tuple(denoiser.data.shape)}"
-    return _Job(about, states, _look, report)
+    return _Job(about, states, look, report)
 
 
 def _autoencoder(
@@ -193,14 +194,14 @@ def _autoencoder(
             console.print(f"warning: {warning}", style="yellow")
         return scores
 
-    def look(loss: AutoencoderLoss, path: Path) -> None:
+    def show(loss: AutoencoderLoss, path: Path) -> None:
         pixels = held_out.images[:_LOOK_PAIRS]
         path.parent.mkdir(parents=True, exist_ok=True)
         pairs = torch.stack([pixels, reconstruct(loss.model, pixels)]).flatten(0, 1)
         save_grid(pairs, path, columns=len(pixels), upscale=max(1, 64 // pixels.shape[-1]), gap=1)
 
     about = f"{_size(loss.model)}, latents of {tuple(loss.model.latent_shape)}"
-    return _Job(about, run_task(Autoencoding(loss), train_set, config, out, resume), look, report)
+    return _Job(about, run_task(Autoencoding(loss), train_set, config, out, resume), show, report)
 
 
 def _sized(settings: Settings) -> Settings:
@@ -245,7 +246,8 @@ def _size(model: nn.Module) -> str:
     return f"{sum(p.numel() for p in model.parameters()):,} parameters"
 
 
-def _look(denoiser: Denoiser, path: Path) -> None:
+def look(denoiser: Denoiser, path: Path) -> None:
+    """A grid of samples of the model, or a sheet of clips, as a PNG at `path`."""
     assert denoiser.data is not None
     clips = len(denoiser.data.shape) == 4
     count = _LOOK_CLIPS if clips else _LOOK_IMAGES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,9 @@ def sample(
         str | None,
         typer.Option(help=f"One of {', '.join(SOLVERS)}, tuned. (default: tuned where the run has it, or {SOLVER})"),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Steps of the solver.")] = STEPS,
+    steps: Annotated[
+        int | None, typer.Option(help=f"Steps of the solver. (default: {STEPS}, or those of a distilled model)")
+    ] = None,
     grid: Annotated[
         str | None, typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}. (default: {GRID})")
     ] = None,
@@ -81,18 +84,15 @@ def sample(
     if guidance != 1 and not denoiser.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
-    chosen = choose_solver(run, solver, steps, grid, guidance, own_noise)
+    chosen, steps, at = _chosen(denoiser, run, solver, steps, grid, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
-    if isinstance(chosen, Tuned):
-        share = chosen.error / chosen.untuned
-        console.print(f"tuned solver: {steps} steps, {share:.0%} of the error of {SOLVER} where it was tuned")
     dtype = read_precision(precision, device_of(denoiser))
     if dtype is not None and not own_noise:
         raise UserError("--precision is for whole samples from noise, not for --given and --frames")
     options: dict[str, Any] = {
         "solver": chosen,
         "steps": steps,
-        "grid": grid or GRID,
+        "grid": at,
         "seed": seed,
         "guidance": guidance,
         "cond": {"label": labels},
@@ -124,6 +124,37 @@ def sample(
             samples = draw_samples(denoiser, (n, *shape), callback=advance, precision=dtype, **options)
             samples = denoiser.decode(samples)
     _write_clips(samples, folder, fps)
+
+
+def _chosen(
+    denoiser: Denoiser,
+    run: Path,
+    solver: str | None,
+    steps: int | None,
+    grid: str | None,
+    guidance: float,
+    own_noise: bool,
+) -> tuple[str | Tuned, int, str | tuple[float, ...]]:
+    """Solver, steps and grid, as asked for or the run's own; says so where they are its own."""
+    few = denoiser.distilled
+    if few is None:
+        steps = STEPS if steps is None else steps
+        chosen = choose_solver(run, solver, steps, grid, guidance, own_noise)
+        if isinstance(chosen, Tuned):
+            share = chosen.error / chosen.untuned
+            console.print(f"tuned solver: {steps} steps, {share:.0%} of the error of {SOLVER} where it was tuned")
+        return chosen, steps, grid or GRID
+    if guidance != 1:
+        raise UserError(f"{run} is distilled and has its guidance built in, {few.guidance:g}: leave out --guidance")
+    if not own_noise:
+        raise UserError(f"{run} is distilled and makes whole clips from noise: leave out --given and longer --frames")
+    if solver in (None, few.solver) and steps in (None, few.steps) and grid is None:
+        console.print(f"distilled model: {few}, guidance {few.guidance:g} built in")
+        return few.solver, few.steps, few.times
+    told = f"{run} was distilled for {few}: by others its samples are not its teacher's"
+    console.print(f"warning: {told}", style="yellow")
+    warnings.filterwarnings("ignore", "this model was distilled")  # it has just been said
+    return solver or few.solver, few.steps if steps is None else steps, grid or GRID
 
 
 def _images(

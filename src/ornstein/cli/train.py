@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ornstein.cli.command import console
-from ornstein.cli.runs import SETTINGS, run
+from ornstein.cli.runs import DISTIL, SETTINGS, run
 from ornstein.cli.setup import Settings
 from ornstein.cli.setup_autoencoder import DIFFUSION, MODELS
 from ornstein.errors import UserError
@@ -160,6 +160,8 @@ def train(
 
 
 def _settings(out: Path, given: dict[str, Any], resume: bool) -> Settings:
+    if resume and (out / DISTIL).is_file():
+        raise UserError(f"{out} is a distilled model: go on with `ornstein distil TEACHER --out {out} --resume`")
     if resume and (out / SETTINGS).is_file():
         stored = Settings.stored(out / SETTINGS)
         if "steps" in given:

@@ -35,6 +35,8 @@ def tune(
     model = checkpoint.load(run)
     if model.data is None:
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
+    if model.distilled is not None:
+        raise UserError(f"{run} is distilled to {model.distilled}: tune its teacher")
     if guidance != 1 and not model.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
     unseen = max(1, count // 2)

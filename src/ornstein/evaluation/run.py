@@ -37,19 +37,23 @@ def draw(
     denoiser: Denoiser,
     labels: Tensor | None,
     count: int,
-    solver: str = SOLVER,
-    steps: int = STEPS,
+    solver: str | None = None,
+    steps: int | None = None,
     seed: int = 0,
     callback: Callable[[State], object] | None = None,
     batch: int = _BATCH,
 ) -> Tensor:
-    """`count` samples as uint8 (N, C, H, W) or (N, C, F, H, W), of `labels` (N,) where it has classes."""
+    """`count` samples as uint8 (N, C, H, W) or (N, C, F, H, W), of `labels` (N,) where it has classes.
+
+    By 20 steps of DPM-Solver++ 3M unless told otherwise; of a distilled model always by its own steps.
+    """
     assert denoiser.data is not None
+    few = denoiser.distilled is not None
     images = sample(
         denoiser,
         (count, *denoiser.data.shape),
-        solver=solver,
-        steps=steps,
+        solver=None if few else solver or SOLVER,
+        steps=None if few else steps or STEPS,
         seed=seed,
         cond={"label": labels},
         callback=callback,
@@ -68,14 +72,19 @@ def write_run_report(
     judged: int = 256,
     quality_steps: Sequence[int] = (),
     advance: Advance = lambda what, done, total: None,
+    quality: Sequence[Mapping[str, Any]] = (),
 ) -> list[Score]:
     """Write `out`/samples.png and `out`/report.html; the scores in it, measured on `judged` samples.
 
-    quality_steps: numbers of steps at which DDIM and DPM-Solver++ 3M are compared. advance(what, done, total) is told
+    quality_steps: numbers of steps at which DDIM and DPM-Solver++ 3M are compared, below the rows of `quality` that are
+    there already; not for a distilled model, which has its own. advance(what, done, total) is told
     how far it is. With fewer than 8 held-out images nothing is scored.
     """
     assert denoiser.data is not None
     classes = len(denoiser.data.classes)
+    few = denoiser.distilled
+    made_by = f"{STEPS} steps of {SOLVER}" if few is None else f"distilled to {few}"
+    quality_steps = quality_steps if few is None else ()
     total = 2 + 2 * len(quality_steps)
     frames: list[Tensor] = []
     times: list[float] = []
@@ -97,11 +106,11 @@ def write_run_report(
     labels = denoiser.data.labels(judged)
     samples = draw(denoiser, labels, judged)
     scores = _scores(samples, labels, train, held_out) if len(held_out) >= _ENOUGH else []
-    if isinstance(denoiser.space, LatentSpace) and denoiser.space.stochastic:
+    if few is None and isinstance(denoiser.space, LatentSpace) and denoiser.space.stochastic:
         scores += _joint_bound(denoiser, denoiser.space, held_out)
     near = nearest(samples[:_PAIRS], train.images)
 
-    quality = []
+    compared: list[Mapping[str, Any]] = [*quality]
     for i, (solver, steps) in enumerate((s, n) for s in ("ddim", SOLVER) for n in quality_steps):
         advance(f"{solver}, {steps} steps", 2 + i, total)
         images = samples if (solver, steps) == (SOLVER, STEPS) else draw(denoiser, labels, judged, solver, steps)
@@ -109,20 +118,19 @@ def write_run_report(
         row: dict[str, Any] = {"solver": solver, "steps": steps, frechet.name: frechet.value}
         if labels is not None:
             row["k-NN agreement"] = _agreement(images, labels, train)
-        quality.append(row)
+        compared.append(row)
     write_report(
         out / "report.html",
         Report(
             title=title,
-            lead=f"{train.drawn_from or len(train)} training images, {len(held_out)} held out; "
-            f"{STEPS} steps of {SOLVER}.",
+            lead=f"{train.drawn_from or len(train)} training images, {len(held_out)} held out; {made_by}.",
             scores=scores,
             samples=Images(pictures, shown),
             real=Images(held_out.images, held_out.labels if classes else None),
             class_names=denoiser.data.classes,
             trajectory=Trajectory(torch.stack(frames), times),
             neighbours=Pairs(samples[:_PAIRS], train.images[near.index], near.distance),
-            quality=quality,
+            quality=compared,
             losses=loss_curve(out),
             settings={k: v for k, v in settings.items() if v is not None},
             skipped=[Skipped(name, reason) for name, reason in train.skipped],

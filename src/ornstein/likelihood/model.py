@@ -43,7 +43,9 @@ class Model:
 
 
 def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
-    """The model for the samples x0 (B, *). ValueError where they are none, not finite, or not the model's data."""
+    """The model for the samples x0 (B, *). ValueError where they are none, not finite, or not the model's data,
+    and for a distilled model.
+    """
     if x0.ndim < 2 or len(x0) == 0:
         raise ValueError(f"a likelihood needs at least one sample, (B, ...), got shape {tuple(x0.shape)}")
     if not x0.is_floating_point():
@@ -53,6 +55,8 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
     module = module_of(d)
     if isinstance(module, Denoiser) and module.data is not None and tuple(x0.shape[1:]) != tuple(module.data.shape):
         raise ValueError(f"the model was made for samples of {tuple(module.data.shape)}, got {tuple(x0.shape[1:])}")
+    if isinstance(module, Denoiser) and module.distilled is not None:
+        raise ValueError("a distilled model does not say E[x_0 | x_t] and has no likelihood: take its teacher's")
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None) if module is not None else None
     dtype = torch.float64 if parameter is None else parameter.dtype
     own = {k: v for k, v in (cond or {}).items() if v is not None}

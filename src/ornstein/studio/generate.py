@@ -68,7 +68,9 @@ class Asked:
     def draw(self, denoiser: Denoiser, tell: Tell, film: list[tuple[float, Tensor]] | None = None) -> Tensor:
         """The samples, (N, C, H, W) or (N, C, F, H, W) in [-1, 1]; `film` gets (t, uint8) of the first of them."""
         assert denoiser.data is not None
-        solver = choose_solver(self.run, self.solver, self.steps, None, self.guidance, True)
+        solver: Any = self.solver
+        if denoiser.distilled is None:
+            solver = choose_solver(self.run, self.solver, self.steps, None, self.guidance, True)
         labels = self.labels(denoiser)
         clips = len(denoiser.data.shape) == 4
         batch = 8 if clips else 64
@@ -106,6 +108,8 @@ def asked_for(
     if seed is None or not 0 <= seed < 2**53 or seed != int(seed):
         raise UserError(f"a seed is a whole number from 0 on, not {seed}")
     chosen = None if solver in (None, "", AUTOMATIC) else solver
+    if denoiser.distilled is not None and chosen is None:
+        steps = denoiser.distilled.steps  # its own, whatever the slider says
     return Asked(path, int(n), chosen, int(steps), None if label in (None, "", EACH) else label, guidance, int(seed))
 
 
@@ -249,6 +253,8 @@ def page(studio: Studio) -> None:
         if any(asked.solver == TUNED for asked in all_asked):
             raise UserError("a tuned solver has one number of steps: choose another to compare")
         denoiser = studio.runs.model(all_asked[0].run)
+        if denoiser.distilled is not None:
+            raise UserError(f"{run} is distilled to {denoiser.distilled}: there are no others to compare")
         done = 0
 
         def job(tell: Tell) -> list[Tensor]:

@@ -1,0 +1,150 @@
+"""Distillation of a model: its trajectories, followed once and kept on disk, and the training of a student on them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ornstein import checkpoint
+from ornstein.data.rows import RowFile
+from ornstein.denoiser import Denoiser, Distilled
+from ornstein.distillation import follow, labels_of, leading_to, student_times
+from ornstein.errors import UserError
+from ornstein.files import atomic_write, read_json, write_error
+from ornstein.sampling import network_precision
+from ornstein.training.task import Task
+
+FOLDER = "trajectories"
+_FILE = "trajectories.npy"
+_ABOUT = "about.json"
+_BATCH = 128
+
+
+class TrajectorySet:
+    """States of trajectories at the student's times, read row by row from a file: what a student is trained on.
+
+    file: float32 (M, N + 1, *), from the noise to the end. labels: int64 (M,), -1 for no class, or None.
+    """
+
+    def __init__(self, file: Path, labels: Tensor | None) -> None:
+        self.labels = labels
+        self._rows = RowFile(file)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]:
+        """States, float32 (B, N + 1, *), and labels int64 (B,) or None."""
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+        return torch.from_numpy(self._rows.read(rows.numpy())), None if self.labels is None else self.labels[rows]
+
+
+def follow_teacher(
+    run: Path,
+    teacher: Denoiser,
+    out: Path,
+    steps: int,
+    count: int,
+    guidance: float = 1.0,
+    seed: int = 0,
+    precision: torch.dtype | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
+) -> TrajectorySet:
+    """`count` trajectories of the teacher in the folder `run` (see `distillation.follow`), kept in `out`/trajectories.
+
+    Those that are there already are kept, where they are of the same teacher and settings: killed, it goes on where it
+    was. Raises RunError where they cannot be written.
+    """
+    assert teacher.data is not None
+    folder = out / FOLDER
+    key: dict[str, Any] = {"teacher": checkpoint.fingerprint(run), "steps": steps, "count": count}
+    key |= {"guidance": guidance, "seed": seed, "precision": str(precision), "batch": _BATCH}
+    about = read_json(folder / _ABOUT) if (folder / _ABOUT).is_file() else {}
+    done = int(about.get("done", 0)) if about.get("key") == key and (folder / _FILE).is_file() else 0
+    shape = (count, steps + 1, *teacher.data.shape)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if done < count:
+            _check_room(folder, 4 * int(np.prod(shape, dtype=np.int64)))
+            if not done:
+                (folder / _ABOUT).unlink(missing_ok=True)  # what it tells of is about to go
+            array = np.lib.format.open_memmap(folder / _FILE, "r+" if done else "w+", np.float32, shape)
+            with network_precision(teacher, precision):
+                for states in follow(teacher, steps, count, guidance, seed, _BATCH, done):
+                    if not bool(states.isfinite().all()):
+                        raise UserError(f"{run}: its trajectories are not finite with guidance {guidance:g}: take less")
+                    array[done : done + len(states)] = states.cpu().numpy()
+                    array.flush()
+                    done += len(states)
+                    # after the rows that it counts
+                    atomic_write(folder / _ABOUT, json.dumps({"key": key, "done": done}).encode())
+                    progress(done, count)
+    except OSError as error:
+        raise write_error(folder / _FILE, error) from error
+    return TrajectorySet(folder / _FILE, labels_of(teacher, torch.arange(count)))
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Checked beforehand: writing a mapped page that finds no room kills the process."""
+    free = shutil.disk_usage(folder).free + sum(f.stat().st_size for f in folder.iterdir())
+    if free < size:
+        raise UserError(
+            f"the trajectories need {size / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB free: take fewer "
+            "--trajectories"
+        )
+
+
+def new_student(teacher: Denoiser, steps: int, guidance: float = 1.0) -> Denoiser:
+    """A copy of the teacher, to be trained to `steps` steps."""
+    student = copy.deepcopy(teacher)
+    student.distilled = Distilled(student_times(teacher.process, steps), guidance)
+    return student
+
+
+class Distillation(Task[Denoiser]):
+    """Training of a student on a `TrajectorySet`: of each trajectory one step, drawn at random, and E31 for its target.
+
+    The error is that of the network's own output, as in the default training of a model. teacher: the hash of the model
+    that was followed.
+    """
+
+    by_rows = True
+
+    def __init__(self, student: Denoiser, teacher: str) -> None:
+        super().__init__(student, [student.net])
+        if student.distilled is None:
+            raise ValueError("a student has times of its own: make it with `new_student`")
+        self.times = torch.tensor(student.distilled.times, dtype=torch.float64)
+        self.teacher = teacher
+
+    def with_own_model(self) -> Distillation:
+        own = copy.copy(self)
+        own.model, own.networks = copy.deepcopy((self.model, self.networks))
+        return own
+
+    def varying(self, labelled: bool) -> bool:
+        return not labelled and "label" in self.model.conditions
+
+    def loss(
+        self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        n, rows = self.whole(x0)
+        k = torch.randint(len(self.times) - 1, (n,), generator=draw, device=x0.device)[rows]
+        row, times = torch.arange(len(x0), device=x0.device), self.times.to(x0.device)
+        aim = leading_to(self.model.process, x0[row, k], times[k], x0[row, k + 1], times[k + 1])
+        cond = {} if labels is None else {"label": labels.to(x0.device)}
+        return self.model.error(aim, **cond).mean(), {}
+
+    def config(self) -> dict[str, Any]:
+        return checkpoint.to_config(self.model) | {"teacher": self.teacher}
+
+    def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
+        checkpoint.save(model, out, extra | {"teacher": self.teacher})
