@@ -20,15 +20,16 @@ from ornstein.randomness import normal
 from ornstein.sampling import Conditioned, device_of
 from ornstein.schedules import Schedule
 from ornstein.solvers import grids
-from ornstein.solvers.coefficients import weights
-from ornstein.solvers.multistep import multistep
+from ornstein.solvers.coefficients import Form, weights
+from ornstein.solvers.multistep import multistep, seen
 from ornstein.solvers.tuned import PAST, Step, Tuned
 
 MOST_STEPS = 24
 """Past these a tuned solver would have 200 numbers and more, and little left to gain."""
 
 _FINE_STEPS = 100
-_ORDER = 3
+_ORDER = 4
+_FORM: Form = "flow"
 _HISTORY = 30
 
 # Noise that no sample of the model is made from.
@@ -43,7 +44,7 @@ def fine(d: Denoises, x: Tensor, steps: int = _FINE_STEPS) -> Tensor:
     """The end of the probability-flow ODE from x (B, *) at t = 1, by many steps: what a tuned solver aims at."""
     times = grids.make("logistic", d.process.schedule, (1.0, 0.0), steps)
     with torch.no_grad():
-        *_, end = multistep(d, x, times, _no_noise, order=_ORDER)
+        *_, end = multistep(d, x, times, _no_noise, _ORDER, _FORM)
     return end
 
 
@@ -84,7 +85,7 @@ def tune(
     iterations: int = 100,
     progress: Progress = lambda done, error: None,
 ) -> Tuned:
-    """The solver of `steps` evaluations that ends nearest to the fine solutions: L-BFGS from `dpmpp-3m`.
+    """The solver of `steps` evaluations that ends nearest to the fine solutions: L-BFGS from `flow-4m`.
 
     iterations: how often, about, all trajectories are run forwards and back; 0 returns the start. progress(done, error)
     is told how many are done and the error as a share of the untuned solver's.
@@ -149,7 +150,7 @@ def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
     with torch.no_grad():
         for d, x, end in parts:
             *_, ours = tuned(d, x, times, _no_noise)
-            *_, theirs = multistep(d, x, grid, _no_noise, order=_ORDER)
+            *_, theirs = multistep(d, x, grid, _no_noise, _ORDER, _FORM)
             own += float((ours - end).double().square().sum())
             other += float((theirs - end).double().square().sum())
             count += end.numel()
@@ -157,7 +158,7 @@ def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
 
 
 class _Guess:
-    """The numbers being learned, as departures from `dpmpp-3m`: its grid, and its weights on the grid of the moment."""
+    """The numbers being learned, as departures from `flow-4m`: its grid, and its weights on the grid of the moment."""
 
     def __init__(self, schedule: Schedule, steps: int) -> None:
         self.schedule, self.count = schedule, steps
@@ -175,12 +176,9 @@ class _Guess:
         rho = torch.cat([torch.exp(-schedule.log_snr(times[:-1]) / 2), torch.zeros(1)])
         table = []
         for k in range(self.count):
-            nodes = [rho[j] for j in range(k, max(k - _ORDER, -1), -1) if j == k or bool(rho[j].isfinite())]
-            w = weights(rho[k], rho[k + 1], nodes)[1:]
+            w = weights(rho[k], rho[k + 1], [rho[j] for j in range(k, max(k - _ORDER, -1), -1)], _FORM)[1:]
             if k == 1:  # the second prediction corrects the first step
-                known = [rho[1], rho[0]] if bool(rho[0].isfinite()) else [rho[1]]
-                back = weights(rho[0], rho[1], known)[0] * rho[2] / rho[1]
-                w = -back[None] if len(w) == 0 else w - back
+                w = w - weights(rho[0], rho[1], [rho[1], rho[0]], _FORM)[0] * (1 + rho[2]) / (1 + rho[1])
             own = torch.zeros(min(k, PAST), dtype=torch.float64)
             if k:
                 own = self.past[k - 1] + torch.cat([w, own[len(w) :]])
@@ -192,7 +190,7 @@ class _Guess:
             times, table = self.solver()
         numbers = [[float(torch.as_tensor(v).detach()) for v in (*s.scale, *s.past)] for s in table]
         steps = tuple(Step((n[0], n[1]), tuple(n[2:])) for n in numbers)
-        return Tuned(tuple(times.tolist()), steps)
+        return Tuned(tuple(times.tolist()), steps, form=_FORM)
 
 
 def _run(d: Denoises, x: Tensor, times: Tensor, table: list[Step]) -> Tensor:
@@ -200,8 +198,9 @@ def _run(d: Denoises, x: Tensor, times: Tensor, table: list[Step]) -> Tensor:
     before: list[Tensor] = []
     for k, step in enumerate(table):
         now = d(x, times[k])
-        x = step.apply(now, times[k + 1], before)
-        before.insert(0, now.x0)
+        own = seen(now, _FORM)
+        x = step.apply(now, own, times[k + 1], before)
+        before.insert(0, own)
         del before[PAST:]
     return x
 

@@ -35,14 +35,14 @@ def no_noise(step: int, draw: int = 0) -> Tensor:
 )
 @pytest.mark.parametrize("steps", [2, 3, 9])
 def test_untouched_it_is_the_solver_it_starts_from(mixture: GaussianMixture, schedule: Schedule, steps: int):
-    """Its coefficients at the start are those of dpmpp-3m, the correction of the first step included."""
+    """Its coefficients at the start are those of flow-4m, the correction of the first step included."""
     d = mixture.denoiser(Process(schedule, C))
     parts = batch(d, 4, 0)
     start = tune(parts, steps, iterations=0)
     assert start.times == pytest.approx(grids.make("logistic", schedule, (1.0, 0.0), steps).tolist(), abs=1e-9)
     x = parts[0][1]
     times = torch.tensor(start.times, dtype=torch.float64)
-    for ours, theirs in zip(start(d, x, times, no_noise), multistep(d, x, times, no_noise, order=3), strict=True):
+    for ours, theirs in zip(start(d, x, times, no_noise), multistep(d, x, times, no_noise, 4, "flow"), strict=True):
         # The two correct the first state at different moments: the first of them is told only at the second step.
         last = ours, theirs
     torch.testing.assert_close(*last, rtol=0, atol=1e-8)

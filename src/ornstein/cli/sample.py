@@ -12,13 +12,14 @@ from torch import Tensor
 from ornstein import autoencoders, checkpoint
 from ornstein.cli.command import console, progress, read_precision
 from ornstein.cli.shards import batches_of, write_images
+from ornstein.compiling import cache_folder, compile_network
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.run import SOLVER, STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
 from ornstein.nets.video import frames_known
-from ornstein.sampling import State, device_of
+from ornstein.sampling import State, at_once, device_of
 from ornstein.sampling import sample as draw_samples
 from ornstein.solvers import SOLVERS, Tuned
 from ornstein.solvers.grids import GRID, GRIDS
@@ -43,10 +44,15 @@ def sample(
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is the plain model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same picture in any batch.")] = 0,
-    batch: Annotated[int | None, typer.Option(help="Samples through the network at once.", min=1)] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples through the network at once. (default: 64, fewer large ones)", min=1)
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="float32, bf16, or auto: bf16 where the hardware multiplies it. Of the network alone.")
     ] = "float32",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first, and tell how long it took; images alone.")
+    ] = False,
     frames: Annotated[int | None, typer.Option(help="Clips of so many frames, by overlapping windows.")] = None,
     overlap: Annotated[int | None, typer.Option(help="Frames that two windows share. (default: half)")] = None,
     given: Annotated[str | None, typer.Option(help="Videos whose frames the clips go on from.")] = None,
@@ -74,7 +80,7 @@ def sample(
     if not clips and (frames is not None or given is not None):
         raise UserError(f"{run} is a model of images: --frames and --given are for clips")
     n = n if n is not None else 16 if clips else 64
-    batch = batch if batch is not None else 8 if clips else 64
+    batch = batch if batch is not None else 8 if clips else min(64, at_once(denoiser.data.shape))
     labels = None if given is not None else denoiser.data.labels(n)  # given videos have their own
     if label is not None:
         labels = torch.full((n,), class_number(label, denoiser.data, run))
@@ -89,6 +95,8 @@ def sample(
     dtype = read_precision(precision, device_of(denoiser))
     if dtype is not None and not own_noise:
         raise UserError("--precision is for whole samples from noise, not for --given and --frames")
+    if compile_ and clips:
+        raise UserError("--compile is for images; clips are sampled as they are")
     options: dict[str, Any] = {
         "solver": chosen,
         "steps": steps,
@@ -101,8 +109,9 @@ def sample(
     if not clips:
         if torch.cuda.is_available():
             denoiser.to("cuda")
-        record = record_of(run, {k: v for k, v in options.items() if k != "cond"} | {"class": label})
-        _images(denoiser, folder, record, n, name, options)
+        told = {"class": label, "precision": str(dtype), "compiled": compile_}
+        record = record_of(run, {k: v for k, v in options.items() if k != "cond"} | told)
+        _images(denoiser, folder, record, n, name, options | {"precision": dtype}, compile_)
         return
     if processes.launched() > 1:
         raise UserError("clips are sampled by one process: leave out the launcher")
@@ -127,26 +136,43 @@ def sample(
 
 
 def _images(
-    denoiser: Denoiser, folder: Path, record: dict[str, Any], n: int, name: str, options: dict[str, Any]
+    denoiser: Denoiser,
+    folder: Path,
+    record: dict[str, Any],
+    n: int,
+    name: str,
+    options: dict[str, Any],
+    compiled: bool,
 ) -> None:
     """Images batch by batch, those that are missing, in the processes of a launch."""
     assert denoiser.data is not None
-    shape, batch, steps = denoiser.data.shape, options["batch"], options["steps"]
+    shape, batch, steps = denoiser.data.shape, min(n, options["batch"]), options["steps"]
     labels = options["cond"]["label"]
     processes.current()
     with progress("steps", transient=True) as bar:
         task = bar.add_task("sampling", total=steps * batches_of(n, batch), note="")
-        before = 0
+        before, compile_first = 0, compiled
 
         def advance(state: State) -> None:
             bar.update(task, completed=before + state.step, note=f"{name}, t = {state.t:.3f}")
 
         def make(rows: range) -> Tensor:
-            nonlocal before
-            own = {"cond": {"label": None if labels is None else labels[rows.start : rows.stop]}, "first": rows.start}
-            samples = draw_samples(denoiser, (len(rows), *shape), callback=advance, **options | own)
+            nonlocal before, compile_first
+            # What is compiled is of one batch size: the last batch is filled up, and what is over thrown away.
+            count = batch if compiled else len(rows)
+            index = torch.arange(rows.start, rows.start + count).clamp(max=n - 1)
+            own = {"cond": {"label": None if labels is None else labels[index]}, "first": rows.start}
+            if compile_first:
+                compile_first = False
+                bar.update(task, note="compiling the network: a minute, or seconds where it has been done before")
+                rest = {"solver": "ddim", "steps": 1, "grid": GRID}
+                seconds = compile_network(
+                    denoiser, lambda: draw_samples(denoiser, (count, *shape), **options | own | rest)
+                )
+                console.print(f"compiled in {seconds:.1f} s; what was compiled is kept in {cache_folder()}")
+            samples = draw_samples(denoiser, (count, *shape), callback=advance, **options | own)
             before += steps
-            return denoiser.decode(samples)
+            return denoiser.decode(samples[: len(rows)])
 
         write_images(folder, record, n, batch, make)
 
