@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +37,8 @@ def sample(
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of the solver.")] = STEPS,
     grid: Annotated[
-        str | None, typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}. (default: {GRID})")
+        str | None,
+        typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}, or times such as 1,0.6,0.3,0. (default: {GRID})"),
     ] = None,
     label: Annotated[
         str | None,
@@ -86,6 +88,8 @@ def sample(
         labels = torch.full((n,), class_number(label, denoiser.data, run))
     if guidance != 1 and not denoiser.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
+    spacing = _spacing(grid)
+    steps = steps if spacing is None or isinstance(spacing, str) else len(spacing) - 1
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
     chosen = choose_solver(run, solver, steps, grid, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
@@ -100,7 +104,7 @@ def sample(
     options: dict[str, Any] = {
         "solver": chosen,
         "steps": steps,
-        "grid": grid or GRID,
+        "grid": spacing or GRID,
         "seed": seed,
         "guidance": guidance,
         "cond": {"label": labels},
@@ -133,6 +137,21 @@ def sample(
             samples = draw_samples(denoiser, (n, *shape), callback=advance, precision=dtype, **options)
             samples = denoiser.decode(samples)
     _write_clips(samples, folder, fps)
+
+
+def _spacing(text: str | None) -> str | tuple[float, ...] | None:
+    """--grid: a name, or times."""
+    if text is None or "," not in text:
+        return text
+    try:
+        times = tuple(float(t) for t in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--grid takes a name or times with commas between, such as 1,0.6,0.3,0; got {text!r}"
+        ) from None
+    if (times[0], times[-1]) != (1.0, 0.0) or not all(a > b for a, b in pairwise(times)):
+        raise UserError(f"--grid: the times of a grid fall from 1 to 0, each below the one before it; got {text!r}")
+    return times
 
 
 def _images(

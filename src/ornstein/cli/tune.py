@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +16,19 @@ from ornstein.solvers.tuned import Tuned
 from ornstein.tuning import MOST_STEPS, judged, trajectories
 from ornstein.tuning import tune as learn
 
+_LEAST, _MOST, _EQUATIONS = 32, 128, 2**17
+
 
 def tune(
     run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
     steps: Annotated[str, typer.Option(help=f"Numbers of steps, 2 to {MOST_STEPS}, with commas between.")] = "5,8,10",
     guidance: Annotated[float, typer.Option(help="The scale of guidance it will be used with.")] = 1.0,
-    count: Annotated[int, typer.Option("--trajectories", help="Trajectories to learn from.", min=1)] = 128,
-    iterations: Annotated[int, typer.Option(help="How often they are all run.", min=1)] = 100,
-    batch: Annotated[int, typer.Option(help="Samples through the network at once.", min=1)] = 64,
+    count: Annotated[
+        int | None,
+        typer.Option("--trajectories", help="Trajectories to learn from. (default: 128, fewer large ones)", min=1),
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="How often they are run.", min=1)] = 100,
+    batch: Annotated[int, typer.Option(help="Samples through the network at once.", min=1)] = 16,
 ) -> None:
     """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.
 
@@ -37,6 +43,8 @@ def tune(
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
     if guidance != 1 and not model.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
+    # Each number of a sample is an equation for some hundred numbers to be found.
+    count = count or max(_LEAST, min(_MOST, _EQUATIONS // math.prod(model.data.shape)))
     unseen = max(1, count // 2)
     with progress("trajectories", transient=True) as bar, torch.no_grad():
         task = bar.add_task("following", total=count + unseen, note="")
