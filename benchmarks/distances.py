@@ -27,11 +27,11 @@ from ornstein.cli.setup import Settings, open_data
 from ornstein.data import ImageSet, to_uint8
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance, real_floor
-from ornstein.evaluation.run import SOLVER, STEPS
+from ornstein.evaluation.run import STEPS
 from ornstein.files import read_json
 from ornstein.randomness import normal
 from ornstein.sampling import Conditioned
-from ornstein.solvers import Tuned
+from ornstein.solvers import SOLVER, Tuned
 from solvers import rms
 
 REAL = 5000

@@ -24,8 +24,8 @@ from rich.console import Console
 from tables import Table, machine, versions
 
 from ornstein import checkpoint
-from ornstein.evaluation.run import SOLVER
 from ornstein.files import atomic_write
+from ornstein.solvers import SOLVER
 
 COUNTS = [5, 8, 10]
 HEADINGS = {

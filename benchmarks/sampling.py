@@ -27,8 +27,8 @@ from torch import Tensor
 
 import ornstein as orn
 from ornstein.compiling import compile_network
-from ornstein.evaluation.run import SOLVER
 from ornstein.interop.diffusers import times, wrap
+from ornstein.solvers import SOLVER
 from ornstein.training.config import autocast_dtype
 
 _PIPELINE_STEPS = 50

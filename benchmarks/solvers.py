@@ -26,10 +26,9 @@ from torch import Tensor
 import ornstein as orn
 from ornstein import tuning
 from ornstein.denoiser import Denoises
-from ornstein.evaluation.run import SOLVER
 from ornstein.oracles import GaussianMixture
 from ornstein.randomness import normal
-from ornstein.solvers import SOLVERS, grids
+from ornstein.solvers import SOLVER, SOLVERS, grids
 from ornstein.solvers.grids import GRID
 from ornstein.tuning import Trajectories
 

@@ -17,12 +17,12 @@ from ornstein.compiling import cache_folder, compile_network
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
-from ornstein.evaluation.run import SOLVER, STEPS
+from ornstein.evaluation.run import STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
 from ornstein.nets.video import frames_known
 from ornstein.sampling import State, at_once, device_of
 from ornstein.sampling import sample as draw_samples
-from ornstein.solvers import SOLVERS, Tuned
+from ornstein.solvers import SOLVER, SOLVERS, Tuned
 from ornstein.solvers.grids import GRID, GRIDS
 from ornstein.training import processes
 from ornstein.video import sample_given, sample_long

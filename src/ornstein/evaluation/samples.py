@@ -10,8 +10,7 @@ from typing import Any
 from ornstein import checkpoint
 from ornstein.denoiser import Data
 from ornstein.errors import UserError
-from ornstein.evaluation.run import SOLVER
-from ornstein.solvers import Tuned
+from ornstein.solvers import SOLVER, Tuned
 
 
 def choose_solver(

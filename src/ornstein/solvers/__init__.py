@@ -16,6 +16,7 @@ from ornstein.solvers.stepping import Counted, Noise
 from ornstein.solvers.tuned import Tuned
 
 __all__ = [
+    "SOLVER",
     "SOLVERS",
     "Counted",
     "Noise",
@@ -60,3 +61,6 @@ SOLVERS: dict[str, Solver] = {
     "heun-churn": partial(heun, churn=10.0),
     "rk45": rk45,
 }
+
+SOLVER = "flow-4m"
+"""The default."""
