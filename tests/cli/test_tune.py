@@ -103,9 +103,8 @@ def test_mistakes(tuned: Path, tmp_path: Path) -> None:
 def test_more_steps_than_the_chain_has(tmp_path: Path) -> None:
     d = model()
     Denoiser(d.net, Process(Discrete.linear(10)), "v", data=d.data).save(tmp_path / "chain")
-    refused(
-        ornstein("sample", tmp_path / "chain", "--grid", "trailing", "--steps", 11), "has 10 steps", "11 were asked"
-    )
+    above = ornstein("sample", tmp_path / "chain", "--grid", "trailing", "--steps", 11)
+    refused(above, "has 10 steps", "11 were asked")
     made = ornstein("sample", tmp_path / "chain", "-n", 1, "--grid", "trailing", "--steps", 10)
     assert made.exit_code == 0, made.output
 

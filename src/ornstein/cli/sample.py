@@ -113,7 +113,7 @@ def sample(
     if not clips:
         if torch.cuda.is_available():
             denoiser.to("cuda")
-        told = {"class": label, "precision": str(dtype), "compiled": compile_}
+        told = {"class": label, "precision": str(dtype or torch.float32), "compiled": compile_}
         record = record_of(run, {k: v for k, v in options.items() if k != "cond"} | told)
         _images(denoiser, folder, record, n, name, options | {"precision": dtype}, compile_)
         return

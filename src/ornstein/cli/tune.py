@@ -17,6 +17,7 @@ from ornstein.tuning import MOST_STEPS, judged, trajectories
 from ornstein.tuning import tune as learn
 
 _LEAST, _MOST, _EQUATIONS = 32, 128, 2**17
+_ROUNDING = 1e-6  # an untuned error that is only float32's leaves nothing to gain
 
 
 def tune(
@@ -63,7 +64,7 @@ def tune(
                 bar.update(task, completed=i * iterations + done, note=f"{n} steps, {error:.0%} of the untuned error")
 
             found.append(judged(learn(seen, n, iterations, advance), held_out, guidance))
-    better = [t for t in found if t.error < t.untuned]
+    better = [t for t in found if t.error < t.untuned and t.untuned > _ROUNDING]
     for t in found:
         what = f"{len(t.steps)} steps: {t.error:.4f} from the fine solution, {t.untuned:.4f} untuned"
         console.print(f"{what}; {t.numbers} numbers" if t in better else f"{what}: no better, not stored")
