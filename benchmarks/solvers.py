@@ -32,7 +32,7 @@ from ornstein.solvers import SOLVER, SOLVERS, grids
 from ornstein.solvers.grids import GRID
 from ornstein.tuning import Trajectories
 
-OURS = ("flow-4m", "dpmpp-2m", "dpmpp-3m", "unipc", "deis", "ipndm", "ddim")
+OURS = ("flow-3m", "dpmpp-2m", "dpmpp-3m", "unipc", "deis", "ipndm", "ddim")
 FINALISTS = 8
 _FEW = 8  # trajectories on which all of theirs are tried
 

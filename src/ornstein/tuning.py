@@ -28,7 +28,7 @@ MOST_STEPS = 24
 """Past these a tuned solver would have 200 numbers and more, and little left to gain."""
 
 _FINE_STEPS = 100
-_SLOPES = (0.3, 0.35, 0.42, 0.5)  # the default grid's is 0.35
+_SLOPES = (0.25, 0.3, 0.35, 0.42)  # the default grid's is 0.35
 _HISTORY = 30
 _QUARTER = 4
 

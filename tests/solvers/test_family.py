@@ -204,7 +204,7 @@ def test_the_sde_of_second_order_ends_in_the_data_at_weak_order_two(gauss: Gauss
 def test_singlestep_asks_twice_a_step_and_multistep_once(mixture: GaussianMixture, final):
     p = Process(LinearBeta(), C)
     times = grids.make("logistic", p.schedule, (1.0, 0.0), 5)
-    for name, per_step in {"dpmpp-2s": 2, "unipc": 1, "deis": 1, "ipndm": 1, "flow-4m": 1}.items():
+    for name, per_step in {"dpmpp-2s": 2, "unipc": 1, "deis": 1, "ipndm": 1, "flow-3m": 1}.items():
         d = Counted(mixture.denoiser(p))
         final(SOLVERS[name], d, starts(p), times)
         assert (d.calls, d.evaluations) == (5 * per_step, 5 * per_step * 8), name

@@ -58,10 +58,11 @@ def test_it_starts_from_the_best_of_them_on_a_grid_of_its_slope(oracle):
     parts, times = batch(oracle, 50, 4), {}
     error = {}
     for form, order in (("flow", 3), ("flow", 4), ("x0", 3)):
-        for slope in (0.3, 0.35, 0.42, 0.5):
+        for slope in (0.25, 0.3, 0.35, 0.42):
             first = torch.sigmoid(-slope * oracle.process.schedule.log_snr(1.0))
             u = first * torch.linspace(1, 0, 6, dtype=torch.float64)
             times[form, order, slope] = oracle.process.schedule.time(-torch.logit(u) / slope)
+            times[form, order, slope][0] = 1.0  # not only up to rounding
             *_, end = multistep(oracle, parts[0][1], times[form, order, slope], no_noise, order, form)
             error[form, order, slope] = float((end - parts[0][2]).square().mean())
     best = min(error, key=lambda k: error[k])

@@ -28,7 +28,9 @@ def tune(
         int | None,
         typer.Option("--trajectories", help="Trajectories to learn from. (default: 128, fewer large ones)", min=1),
     ] = None,
-    iterations: Annotated[int, typer.Option(help="How often they are run.", min=1)] = 100,
+    iterations: Annotated[
+        int, typer.Option(help="How often they are run; 0 chooses among untuned solvers and grids.", min=0)
+    ] = 100,
     batch: Annotated[int, typer.Option(help="Samples through the network at once.", min=1)] = 16,
 ) -> None:
     """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.

@@ -50,7 +50,7 @@ SOLVERS: dict[str, Solver] = {
     "rk4": rk4,
     "euler-maruyama": euler_maruyama,
     "langevin": langevin,
-    "flow-4m": partial(multistep, order=4, form="flow"),
+    "flow-3m": partial(multistep, order=3, form="flow"),
     "dpmpp-2m": partial(multistep, order=2),
     "dpmpp-3m": partial(multistep, order=3),
     "dpmpp-2s": singlestep,
@@ -62,5 +62,5 @@ SOLVERS: dict[str, Solver] = {
     "rk45": rk45,
 }
 
-SOLVER = "flow-4m"
+SOLVER = "flow-3m"
 """The default."""

@@ -9,7 +9,7 @@ curve: with m = x0, eps or the straight flow eps - x0, r = (s_s a_t)/(a_s s_t) a
 
 | solver         | m    | weights                        | source |
 |----------------|------|--------------------------------|---|
-| `flow-4m`      | flow | polynomial of order 4          | Adams & Bashforth on rectified time |
+| `flow-3m`      | flow | polynomial of order 3          | Adams & Bashforth on rectified time |
 | `dpmpp-2m, 3m` | x0   | polynomial of order 2, 3       | DPM-Solver++, Lu et al. 2022 |
 | `unipc`        | x0   | the same, every step corrected | UniPC, Zhao et al. 2023 |
 | `deis`         | eps  | polynomial of order 3          | DEIS, Zhang & Chen 2023 |
