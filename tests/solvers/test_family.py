@@ -18,7 +18,7 @@ from ornstein.solvers.coefficients import adams, weights
 C = AR1(3, 0.7)
 END = 0.05
 # Order on the probability-flow ODE, and the numbers of steps between which it is measured.
-ORDERS = {"dpmpp-2s": (2, [64, 128]), "ipndm": (2, [128, 256]), "deis": (3, [128, 256])}
+ORDERS = {"flow-3m": (3, [128, 256]), "dpmpp-2s": (2, [64, 128]), "ipndm": (2, [128, 256]), "deis": (3, [128, 256])}
 
 
 def rms(error: Tensor) -> float:
