@@ -15,7 +15,7 @@ def test_a_table_as_markdown() -> None:
     table.add("8", float("nan"), 0.5)
     assert table.markdown().splitlines() == [
         "### Errors", "", "Of what.", "", "| steps | error | ratio |", "|---|---|---|",
-        "| 5 | 0.123 | 1234 |", "| 8 | - | 0.5 |", "",
+        "| 5 | 0.123 | 1234 |", "| 8 | - | 0.5 |",
     ]  # fmt: skip
     assert Table(**json.loads(json.dumps(table.to_config()))) == table
     assert number(float("inf")) == "-"
