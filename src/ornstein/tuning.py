@@ -186,7 +186,8 @@ class _Start:
     slope: float
 
 
-_STARTS = [_Start(form, order, slope) for form, order in (("flow", 3), ("flow", 4), ("x0", 3)) for slope in _SLOPES]
+_KINDS: tuple[tuple[Form, int], ...] = (("flow", 3), ("flow", 4), ("x0", 3))
+_STARTS = [_Start(form, order, slope) for form, order in _KINDS for slope in _SLOPES]
 
 
 class _Guess:

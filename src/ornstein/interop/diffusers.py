@@ -41,14 +41,14 @@ class DiffusersNet(nn.Module):
         super().__init__()
         if isinstance(model, dict):
             model = _class(str(model.get("_class_name"))).from_config(model)
-        # The layout in memory that convolutions are fastest in; what the weights are is untouched.
-        self.model: Any = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.model: Any = model
         settings = dict(self.model.config)
         name = type(model).__name__
         if name not in _MODELS:
             raise UserError(f"a diffusers model is one of {', '.join(_MODELS)}, got {name}")
         if settings.get("time_embedding_type", "positional") != "positional":
             raise UserError(f"{name} embeds its time by {settings['time_embedding_type']!r}; only 'positional' is read")
+        self.model.to(memory_format=torch.channels_last)  # what convolutions are fastest in; the weights stay the same
         self.schedule = Discrete(betas)
         count = settings.get("num_class_embeds" if name == "UNet2DModel" else "num_embeds_ada_norm")
         self.classes: int = count or 0
