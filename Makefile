@@ -52,11 +52,10 @@ evidence-faults: setup
 evidence-features: setup
 	$(BIN)/pytest -s -m slow tests/evaluation/test_features.py
 
-# Ratios against peers measured in the same process.
+# Ratios against peers measured in the same process, written into docs/benchmarks.md. With RUN=runs/photos, a run whose
+# data is at hand, on that model too; with azula installed (pip install --no-deps azula einops), beside it too.
 bench: setup
-	$(BIN)/python benchmarks/noise.py
-	$(BIN)/python benchmarks/solvers.py
-	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/page.py $(if $(RUN),--model $(RUN)) $(ARGS)
 
 # Quality at equal time beside diffusers' recipe: the digits, and with CIFAR=train.zip the CIFAR-10 training images.
 bench-train: setup

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from tables import Table
 from torch import Tensor
 
 from ornstein.noise import AR1, OU, Covariance, Kronecker, LowRank, Mixed, SpectralAR1, Toeplitz
@@ -35,11 +35,15 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    clock = Clock(arguments.repeats, torch.device(arguments.device))
     Console().print(f"torch {torch.__version__} on {arguments.device}, {arguments.threads} threads, float32")
-    _short(clock)
-    _long(clock)
-    _candidates(clock)
+    for table in costs(arguments.repeats, torch.device(arguments.device)):
+        table.show()
+
+
+def costs(repeats: int, device: torch.device) -> list[Table]:
+    """The three tables."""
+    clock = Clock(repeats, device)
+    return [_short(clock), _long(clock), _candidates(clock)]
 
 
 class Clock:
@@ -68,16 +72,14 @@ class Clock:
         return 1000 * statistics.median(own), 1000 * statistics.median(white), ratio
 
 
-def _table(title: str, rows: list[tuple[str, tuple[float, float, float], str]]) -> None:
-    table = Table(title=title)
-    for name in ("", "ms", "randn + copy, ms", "ratio", ""):
-        table.add_column(name, justify="left" if name == "" else "right")
-    for name, (own, white, ratio), note in rows:
-        table.add_row(name, f"{own:.2f}", f"{white:.2f}", f"{ratio:.2f}", note)
-    Console().print(table)
+def _table(title: str, rows: list[tuple[str, tuple[float, float, float], str]]) -> Table:
+    table = Table(title, ["", "ms", "randn + copy, ms", "ratio", ""])
+    for name, times, note in rows:
+        table.add(name, *times, note)
+    return table
 
 
-def _short(clock: Clock) -> None:
+def _short(clock: Clock) -> Table:
     frames, height, width = CLIP[2:]
     lags = torch.arange(frames, dtype=torch.float64)
     bounded: list[Covariance] = [AR1(frames, 0.9), Mixed(frames, 0.5), Toeplitz(1 / (1 + lags))]
@@ -92,10 +94,10 @@ def _short(clock: Clock) -> None:
         times = clock.against_white(lambda c=c: c.sample(CLIP, device=clock.device), CLIP)
         note = "" if c not in bounded else "ok" if times[2] <= BOUND else "TOO SLOW"
         rows.append((type(c).__name__, times, note))
-    _table(f"sample {CLIP}: at most {BOUND} where marked", rows)
+    return _table(f"sample {CLIP}: at most {BOUND} where marked", rows)
 
 
-def _long(clock: Clock) -> None:
+def _long(clock: Clock) -> Table:
     frames = LONG[2]
     lags = torch.arange(frames, dtype=torch.float64)
     rows = []
@@ -122,10 +124,10 @@ def _long(clock: Clock) -> None:
             f()  # what is made once
             times = clock.against_white(f, LONG)
             rows.append((f"{type(c).__name__}.{name}", times, ""))
-    _table(f"{LONG}: {frames} frames", rows)
+    return _table(f"{LONG}: {frames} frames", rows)
 
 
-def _candidates(clock: Clock) -> None:
+def _candidates(clock: Clock) -> Table:
     """Ways to colour a short axis."""
     batch, channels, frames, height, width = CLIP
     root = AR1(frames, 0.9).color(torch.eye(frames, dtype=torch.float64)).mT.float().to(clock.device).contiguous()
@@ -153,7 +155,7 @@ def _candidates(clock: Clock) -> None:
     for name, f in ways.items():
         times = clock.against_white(f, CLIP)
         rows.append((name, times, ""))
-    _table("colour alone, 16 frames", rows)
+    return _table("colour alone, 16 frames", rows)
 
 
 if __name__ == "__main__":

@@ -136,6 +136,7 @@ class Denoiser(nn.Module):
         self.space = space
         self.distilled = distilled
         self.data_covariance = data_covariance
+        self.precision: torch.dtype | None = None  # what the network alone is cast to (`sample(precision=...)`)
         self._preconditioning = Preconditioning(process, data_std, data_covariance)
 
     def forward(self, x_t: Tensor, t: Times, **cond: Any) -> Prediction:
@@ -152,7 +153,11 @@ class Denoiser(nn.Module):
         log_snr = self.process.schedule.log_snr(check_times(t, x_t)).to(x_t)
         log_snr = log_snr.expand(x_t.shape[0])
         x = self._preconditioning.network_input(x_t, t) if self.prediction == "edm" else x_t
-        output = self.net(x, log_snr, **cond)
+        if self.precision is None:
+            output = self.net(x, log_snr, **cond)
+        else:
+            with torch.autocast(x.device.type, self.precision):
+                output = self.net(x, log_snr, **cond)
         # A network may compute in half precision; what follows is the sample's own arithmetic.
         if output.shape == x_t.shape:
             return output.to(x_t.dtype), None

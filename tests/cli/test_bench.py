@@ -1,19 +1,23 @@
 """`ornstein bench`, and sampling in another precision."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import Result
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from ornstein import Data, Denoiser, Process, sample
-from ornstein.cli import app
+from ornstein.cli import app, shards
 from ornstein.cli.bench import timed
+from ornstein.data.decode import to_array
 from ornstein.nets import UNet
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
+from ornstein.sampling import at_once
 from ornstein.schedules import Cosine
 
 
@@ -61,7 +65,7 @@ def test_the_time_in_the_network_is_told_from_the_rest(denoiser: Denoiser) -> No
     t = timed(denoiser, "heun", 3, 2)
     assert t.calls == 5  # two a step, one in the last
     assert 0 < t.network < t.total and 0 < t.outside < 1
-    assert not denoiser.net._forward_hooks and not denoiser.net._forward_pre_hooks
+    assert isinstance(denoiser.net, UNet)
 
 
 def test_mistakes(model: Path, tmp_path: Path) -> None:
@@ -81,8 +85,53 @@ def test_bf16_is_near_and_leaves_the_network_as_it_was(denoiser: Denoiser) -> No
     assert torch.equal(sample(denoiser, **options), whole)
     with pytest.raises(ValueError, match="label"):
         sample(denoiser, **options | {"cond": {"label": torch.tensor([0, 9, 0])}}, precision=torch.bfloat16)
-    assert "forward" not in vars(denoiser.net)
+    assert denoiser.precision is None
     assert torch.equal(sample(denoiser, **options), whole)
+
+
+def test_the_precision_of_the_command_reaches_the_network(model: Path, denoiser: Denoiser, tmp_path: Path) -> None:
+    """Of images, and what is there of another precision is made again."""
+    pictures = {}
+    for precision in ("float32", "bf16", "float32"):
+        result = ornstein("sample", model, "-n", 3, "--steps", 4, "--precision", precision, "--out", tmp_path)
+        assert result.exit_code == 0 and "already" not in result.output, result.output
+        with Image.open(tmp_path / "00002.png") as picture:
+            found = torch.from_numpy(to_array(picture).copy()).float()
+        assert torch.equal(pictures.setdefault(precision, found), found)
+    assert 0 < float((pictures["float32"] - pictures["bf16"]).abs().max()) < 30
+    dtypes: set[torch.dtype] = set()
+    hook = denoiser.net.stem.register_forward_hook(lambda *a: dtypes.add(a[-1].dtype))
+    sample(denoiser, (1, 1, 8, 8), steps=1, precision=torch.bfloat16)
+    hook.remove()
+    assert dtypes == {torch.bfloat16}
+
+
+def test_many_samples_go_through_in_parts(denoiser: Denoiser) -> None:
+    """About a million numbers at a time, so that memory does not grow with their number; and they are the same."""
+    assert at_once((3, 32, 32)) == 341 and at_once((3, 2048, 2048)) == 1
+    seen: list[int] = []
+
+    class Watched:
+        process = denoiser.process
+
+        def __call__(self, x_t: torch.Tensor, t: Any, /) -> Any:
+            seen.append(len(x_t))
+            return self.process.convert(x_t, t, x0=x_t / 2)
+
+    whole = sample(Watched(), (3, 1, 1024, 512), steps=1)
+    assert seen == [2, 1]
+    assert torch.equal(whole[2:], sample(Watched(), (1, 1, 1024, 512), steps=1, first=2))
+
+
+def test_a_grid_of_very_many_is_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_GRID_PIXELS", 70 * 64**2)
+    said: list[str] = []
+    monkeypatch.setattr(shards.console, "print", lambda text, **_: said.append(text))
+    shards.write_images(tmp_path, {}, 75, 40, lambda rows: torch.zeros(len(rows), 1, 8, 8))
+    assert said == [f"75 samples in {tmp_path}, the first 70 in {tmp_path / 'grid.png'}"]
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.size[0] * picture.size[1] < 90 * 72**2
+    assert len(list(tmp_path.glob("0*.png"))) == 75
 
 
 def test_the_noise_stays_in_the_precision_of_the_samples(denoiser: Denoiser) -> None:

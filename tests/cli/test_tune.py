@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import Result
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from ornstein import Data, Denoiser, Process, checkpoint, sample
 from ornstein.cli import app
+from ornstein.data import to_uint8
+from ornstein.data.decode import to_array
 from ornstein.nets import UNet
-from ornstein.schedules import Cosine
+from ornstein.schedules import Cosine, Discrete
+from ornstein.solvers import SOLVER
 
 
 def ornstein(*arguments: object) -> Result:
@@ -57,10 +61,10 @@ def test_what_is_stored_is_better_on_noise_it_was_not_tuned_on(tuned: Path) -> N
     # And so it is on the noise of its samples, which is other noise again.
     d, shape = checkpoint.load(tuned), (16, 1, 8, 8)
     labels = {"label": torch.arange(16) % 2}
-    end = sample(d, shape, solver="dpmpp-3m", steps=100, cond=labels)
+    end = sample(d, shape, solver="dpmpp-3m", steps=200, cond=labels)
     for t in solvers:
         own = sample(d, shape, solver=t, cond=labels) - end
-        untuned = sample(d, shape, solver="dpmpp-3m", steps=len(t.steps), cond=labels) - end
+        untuned = sample(d, shape, solver=SOLVER, steps=len(t.steps), cond=labels) - end
         assert float(own.square().mean()) < float(untuned.square().mean())
 
 
@@ -87,10 +91,32 @@ def test_mistakes(tuned: Path, tmp_path: Path) -> None:
     refused(ornstein("sample", tuned, "--solver", "tuned", "--steps", 3, "--guidance", 2), "with guidance 2")
     refused(ornstein("sample", tuned, "--solver", "tuned", "--steps", 3, "--grid", "uniform"), "leave out --grid")
     refused(ornstein("sample", tuned, "--steps", 3, "--grid", "cosine"), "unknown grid 'cosine'")
+    refused(ornstein("sample", tuned, "--grid", "1,0.4,0.6,0"), "fall from 1 to 0", "'1,0.4,0.6,0'")
+    refused(ornstein("sample", tuned, "--grid", "0.9,0.4,0"), "fall from 1 to 0", "'0.9,0.4,0'")
+    refused(ornstein("sample", tuned, "--grid", "1,half,0"), "times with commas between", "'1,half,0'")
     plain = tmp_path / "plain"
     model(classes=0).save(plain)
     refused(ornstein("tune", plain, "--guidance", 2), "without classes")
     refused(ornstein("sample", plain, "--guidance", 2), "without classes")
+
+
+def test_more_steps_than_the_chain_has(tmp_path: Path) -> None:
+    d = model()
+    Denoiser(d.net, Process(Discrete.linear(10)), "v", data=d.data).save(tmp_path / "chain")
+    above = ornstein("sample", tmp_path / "chain", "--grid", "trailing", "--steps", 11)
+    refused(above, "has 10 steps", "11 were asked")
+    made = ornstein("sample", tmp_path / "chain", "-n", 1, "--grid", "trailing", "--steps", 10)
+    assert made.exit_code == 0, made.output
+
+
+def test_a_grid_of_ones_own(tuned: Path, tmp_path: Path) -> None:
+    """Its times stand for the steps, and for any solver that would bring times of its own."""
+    made = ornstein("sample", tuned, "-n", 2, "--grid", "1,0.7,0.2,0", "--out", tmp_path / "a")
+    assert made.exit_code == 0 and "tuned solver" not in made.output, made.output
+    d, labels = checkpoint.load(tuned), torch.tensor([0, 1])
+    own = sample(d, (2, 1, 8, 8), SOLVER, grid=[1.0, 0.7, 0.2, 0.0], cond={"label": labels})
+    with Image.open(tmp_path / "a" / "00001.png") as picture:
+        assert torch.equal(torch.from_numpy(to_array(picture).copy()), to_uint8(own)[1])
 
 
 def test_a_solver_tuned_for_another_model_is_refused(tuned: Path, tmp_path: Path) -> None:

@@ -109,6 +109,54 @@ def test_the_same_images_as_the_pipeline(tmp_path: Path, spacing: str, clip: boo
     assert float(own.std()) > 0.05
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+        {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
+        {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "num_train_timesteps": 100},
+    ],
+    ids=["zero SNR, v", "cosine, sample", "short, v"],
+)
+def test_the_same_images_as_pipelines_of_other_chains_and_predictions(tmp_path: Path, options: dict[str, Any]) -> None:
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False, **options)
+    pipeline = diffusers.DDIMPipeline(unet(), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    generator = torch.Generator().manual_seed(3)
+    images = pipeline(batch_size=2, num_inference_steps=5, generator=generator, output_type="np").images
+    d = load_pipeline(tmp_path / "pipeline")
+    assert d.process.schedule.zero_terminal_snr == ("rescale_betas_zero_snr" in options)
+    own = orn.sample(d, (2, 3, 8, 8), grid=times(pipeline.scheduler, 5), start=noise(2, 3, 8, 8, seed=3))
+    own = (own / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+    torch.testing.assert_close(own, torch.from_numpy(images), rtol=0, atol=1e-4)
+    assert float(own.std()) > 0.05 and float(((own > 0) & (own < 1)).float().mean()) > 0.3
+    # And it is a run: few steps of every default come near many.
+    d.save(tmp_path / "run")
+    again, start = orn.load(tmp_path / "run"), noise(2, 3, 8, 8, seed=4)
+    ways = (("ddim", 5), ("flow-3m", 10), ("flow-3m", 80))
+    far, near, fine = (orn.sample(again, (2, 3, 8, 8), solver, steps, start=start) for solver, steps in ways)
+    assert float((near - fine).square().mean()) < 0.3 * float((far - fine).square().mean())
+
+
+def test_classes_are_asked_for_as_diffusers_asks_for_them() -> None:
+    model = unet(num_class_embeds=3)
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    x, labels = noise(3, 3, 8, 8), torch.tensor([2, 0, 1])
+    theirs = x
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for k in scheduler.timesteps:
+            theirs = scheduler.step(model(theirs, k, class_labels=labels).sample, k, theirs).prev_sample
+    own = orn.sample(wrap(model, scheduler), x.shape, grid="trailing", steps=4, start=x, cond={"label": labels})
+    torch.testing.assert_close(own, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
+
+
+def test_noise_says_nothing_at_zero_snr() -> None:
+    with pytest.raises(ValueError, match=r"zero terminal SNR.*predict v"):
+        wrap(unet(), diffusers.DDIMScheduler(rescale_betas_zero_snr=True))
+
+
 def test_a_pipeline_written_is_read_by_diffusers_and_by_us(tmp_path: Path) -> None:
     d = wrap(unet(), diffusers.DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"))
     save_pipeline(d, tmp_path / "out")

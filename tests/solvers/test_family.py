@@ -11,14 +11,14 @@ from torch import Tensor
 from ornstein import Process
 from ornstein.noise import AR1, Covariance, Identity
 from ornstein.oracles import GaussianMixture
-from ornstein.schedules import VE, Cosine, LinearBeta
+from ornstein.schedules import VE, Cosine, LinearBeta, Rectified
 from ornstein.solvers import SOLVERS, Counted, ddim, ddpm, grids, heun, multistep, rk45, singlestep
 from ornstein.solvers.coefficients import adams, weights
 
 C = AR1(3, 0.7)
 END = 0.05
 # Order on the probability-flow ODE, and the numbers of steps between which it is measured.
-ORDERS = {"dpmpp-2s": (2, [64, 128]), "ipndm": (2, [128, 256]), "deis": (3, [128, 256])}
+ORDERS = {"flow-3m": (3, [128, 256]), "dpmpp-2s": (2, [64, 128]), "ipndm": (2, [128, 256]), "deis": (3, [128, 256])}
 
 
 def rms(error: Tensor) -> float:
@@ -112,9 +112,54 @@ def test_adams_weights_are_exact_for_polynomials_at_equal_steps(count: int):
         assert float(w @ values) == pytest.approx(exact, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("rho_from", "rho_to", "known"),
+    [
+        (math.inf, 20.0, [math.inf]),
+        (20.0, 3.0, [20.0, math.inf]),
+        (2.0, 1.0, [2.0, 4.0, 9.0, math.inf]),
+        (0.3, 0.0, [0.3, 0.7, 2.0]),
+        (80.0, 20.0, [20.0, 80.0]),
+    ],
+)
+def test_weights_of_the_straight_flow(rho_from: float, rho_to: float, known: list[float]):
+    """Polynomials in u = s/(a + s), which is finite from pure noise to the data."""
+
+    def u(rho: float) -> float:
+        return rho / (1 + rho) if rho < math.inf else 1.0
+
+    w = weights(rho_from, rho_to, known, "flow")
+    for power in range(len(known)):
+        values = torch.tensor([(u(r) - 0.4) ** power for r in known], dtype=torch.float64)
+        exact, _ = quad(lambda v, power=power: (v - 0.4) ** power, u(rho_from), u(rho_to), epsabs=1e-14)
+        assert float(w @ values) == pytest.approx((1 + rho_to) * exact, abs=1e-11)
+
+
+def test_a_flow_that_is_a_cubic_is_solved_exactly():
+    """Two steps from the third on of the solver of order 4, from pure noise to the data."""
+
+    class Cubic:
+        process = Process(Rectified())
+
+        def __call__(self, x_t: Tensor, t, /):
+            u = torch.as_tensor(t, dtype=torch.float64)
+            w = torch.full_like(x_t, 1.0) * (1 - 2 * u + 3 * u**2 - 4 * u**3)
+            return self.process.convert(x_t, t, x0=x_t - u * w)  # x = (1 - u) x0 + u eps, w = eps - x0
+
+    times = torch.tensor([1.0, 0.9, 0.7, 0.6, 0.2, 0.0], dtype=torch.float64)
+    states = list(multistep(Cubic(), torch.zeros(1, 2, dtype=torch.float64), times, white, 4, "flow"))
+
+    def integral(u: float) -> float:
+        return u - u**2 + u**3 - u**4
+
+    for i in (3, 4):
+        step = float(states[i][0, 0] - states[i - 1][0, 0])
+        assert step == pytest.approx(integral(float(times[i + 1])) - integral(float(times[i])), abs=1e-12)
+
+
 def test_weights_are_differentiable_in_their_levels():
     def f(start: Tensor, end: Tensor, before: Tensor) -> Tensor:
-        return torch.cat([weights(start, end, [start, before]), weights(start, end, [start, before], "eps")])
+        return torch.cat([weights(start, end, [start, before], form) for form in ("x0", "eps", "flow")])
 
     levels = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (2.0, 1.0, 4.0)]
     assert torch.autograd.gradcheck(f, levels)
@@ -127,7 +172,7 @@ def white(step: int, draw: int = 0) -> Tensor:
     return torch.randn(6, 3, generator=torch.Generator().manual_seed(step + 1), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("form", ["x0", "eps"])
+@pytest.mark.parametrize("form", ["x0", "eps", "flow"])
 def test_order_one_of_either_form_is_ddim(mixture: GaussianMixture, form):
     p = Process(LinearBeta(), C)
     d, times, x = mixture.denoiser(p), grids.make("logistic", p.schedule, (1.0, 0.0), 6), white(0)
@@ -159,7 +204,7 @@ def test_the_sde_of_second_order_ends_in_the_data_at_weak_order_two(gauss: Gauss
 def test_singlestep_asks_twice_a_step_and_multistep_once(mixture: GaussianMixture, final):
     p = Process(LinearBeta(), C)
     times = grids.make("logistic", p.schedule, (1.0, 0.0), 5)
-    for name, per_step in {"dpmpp-2s": 2, "unipc": 1, "deis": 1, "ipndm": 1}.items():
+    for name, per_step in {"dpmpp-2s": 2, "unipc": 1, "deis": 1, "ipndm": 1, "flow-3m": 1}.items():
         d = Counted(mixture.denoiser(p))
         final(SOLVERS[name], d, starts(p), times)
         assert (d.calls, d.evaluations) == (5 * per_step, 5 * per_step * 8), name

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 import ornstein as orn
-from ornstein import Process
+from ornstein import Process, tuning
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
 from ornstein.schedules import Cosine, Discrete, LinearBeta, Schedule
 from ornstein.solvers import Counted, Tuned, grids, multistep
+from ornstein.solvers.coefficients import Form
 from ornstein.tuning import fine, judged, trajectories, tune
 
 C = AR1(3, 0.7)
@@ -34,18 +35,41 @@ def no_noise(step: int, draw: int = 0) -> Tensor:
     ids=lambda s: f"{type(s).__name__}{s.zero_terminal_snr:d}",
 )
 @pytest.mark.parametrize("steps", [2, 3, 9])
-def test_untouched_it_is_the_solver_it_starts_from(mixture: GaussianMixture, schedule: Schedule, steps: int):
-    """Its coefficients at the start are those of dpmpp-3m, the correction of the first step included."""
+@pytest.mark.parametrize(("form", "order"), [("flow", 3), ("flow", 4), ("x0", 3)])
+def test_untouched_it_is_the_solver_it_starts_from(
+    mixture: GaussianMixture, schedule: Schedule, steps: int, form: Form, order: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Its coefficients at the start are those of the multistep solver, the correction of the first step included."""
+    monkeypatch.setattr(tuning, "_STARTS", [tuning._Start(form, order, 0.35)])
     d = mixture.denoiser(Process(schedule, C))
     parts = batch(d, 4, 0)
     start = tune(parts, steps, iterations=0)
+    assert start.form == form
     assert start.times == pytest.approx(grids.make("logistic", schedule, (1.0, 0.0), steps).tolist(), abs=1e-9)
     x = parts[0][1]
     times = torch.tensor(start.times, dtype=torch.float64)
-    for ours, theirs in zip(start(d, x, times, no_noise), multistep(d, x, times, no_noise, order=3), strict=True):
+    for ours, theirs in zip(start(d, x, times, no_noise), multistep(d, x, times, no_noise, order, form), strict=True):
         # The two correct the first state at different moments: the first of them is told only at the second step.
         last = ours, theirs
     torch.testing.assert_close(*last, rtol=0, atol=1e-8)
+
+
+def test_it_starts_from_the_best_of_them_on_a_grid_of_its_slope(oracle):
+    parts, times = batch(oracle, 50, 4), {}
+    error = {}
+    for form, order in (("flow", 3), ("flow", 4), ("x0", 3)):
+        for slope in (0.25, 0.3, 0.35, 0.42):
+            first = torch.sigmoid(-slope * oracle.process.schedule.log_snr(1.0))
+            u = first * torch.linspace(1, 0, 6, dtype=torch.float64)
+            times[form, order, slope] = oracle.process.schedule.time(-torch.logit(u) / slope)
+            times[form, order, slope][0] = 1.0  # not only up to rounding
+            *_, end = multistep(oracle, parts[0][1], times[form, order, slope], no_noise, order, form)
+            error[form, order, slope] = float((end - parts[0][2]).square().mean())
+    best = min(error, key=lambda k: error[k])
+    start = tune(parts, 5, iterations=0)
+    assert start.form == best[0] and start.times == pytest.approx(times[best].tolist(), abs=1e-9)
+    result = judged(start, parts)
+    assert result.error == pytest.approx(error[best] ** 0.5, rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +108,9 @@ def test_sample_uses_its_times(oracle, tuned: Tuned):
 
 def test_it_survives_json(tuned: Tuned):
     again = Tuned.from_config(json.loads(json.dumps(replace(tuned, guidance=2.0, error=0.1, untuned=0.3).to_config())))
-    assert again.times == tuned.times and again.steps == tuned.steps
+    assert again.times == tuned.times and again.steps == tuned.steps and again.form == tuned.form
+    old = {k: v for k, v in tuned.to_config().items() if k != "form"}  # before there was a choice
+    assert Tuned.from_config(old).form == "x0"
     assert (again.guidance, again.error, again.untuned) == (2.0, 0.1, 0.3)
 
 
@@ -96,6 +122,7 @@ def test_it_survives_json(tuned: Tuned):
         ({"times": [0.9, 0.5, 0.4, 0.3, 0.1, 0.0]}, "do not fall"),
         ({"steps": None}, "missing or wrong"),
         ({"guidance": None}, "missing or wrong"),
+        ({"form": "v"}, "its form 'v' is none of x0, eps, flow"),
     ],
 )
 def test_what_is_no_solver(tuned: Tuned, change: dict, message: str):

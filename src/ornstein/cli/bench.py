@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,11 +13,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.table import Table
+from torch import nn
 
 from ornstein import checkpoint
 from ornstein.cli.command import console, progress, read_precision
+from ornstein.compiling import cache_folder, compile_network
 from ornstein.denoiser import Denoiser
-from ornstein.errors import RunError, UserError
+from ornstein.errors import UserError
 from ornstein.sampling import device_of, sample
 from ornstein.solvers import SOLVERS, Counted
 
@@ -58,71 +61,87 @@ def bench(
     denoiser = checkpoint.load(run)
     if denoiser.data is None:
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
+    if torch.cuda.is_available():
+        denoiser.to("cuda")
     device = device_of(denoiser)
-    dtypes = list(dict.fromkeys(read_precision(p, device) for p in precision.split(",")))
+    precisions = list({read_precision(p, device): p for p in reversed(precision.split(","))}.values())[::-1]
     if compile_:
-        console.print(f"compiled in {_compile(denoiser, batches[0]):.1f} s")
+        shapes = [(b, read_precision(p, device)) for b in batches for p in precisions]
+        seconds = compile_network(denoiser, lambda: [timed(denoiser, "ddim", 1, b, dtype) for b, dtype in shapes])
+        console.print(f"compiled in {seconds:.1f} s; what was compiled is kept in {cache_folder()}")
     table = Table()
-    for column in ("solver", "steps", "batch", "precision", "images/s", "ms an evaluation", "outside the network"):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("solver", "precision") else "right")
-    cases = list(itertools.product(names, step_counts, batches, dtypes))
+    cases = [Case(*case) for case in itertools.product(names, step_counts, batches, precisions)]
     with progress("cases", transient=True) as bar:
         task = bar.add_task("timing", total=len(cases), note="")
-        for name, count, size, dtype in cases:
-            bar.update(task, note=f"{name}, {count} steps, batch {size}")
-            timings = [timed(denoiser, name, count, size, dtype) for _ in range(repeats + 1)][1:]
-            middle = statistics.median(t.total for t in timings)
-            table.add_row(
-                *(name, str(count), str(size), "float32" if dtype is None else "bf16", f"{size / middle:.3g}"),
-                *(f"{1000 * middle / timings[0].calls:.2f}", f"{statistics.median(t.outside for t in timings):.1%}"),
-            )
-            bar.advance(task)
+        for row in rows(denoiser, cases, repeats):
+            table.add_row(*row)
+            bar.update(task, advance=1, note=f"{row[0]}, {row[1]} steps, batch {row[2]}")
     console.print(
         f"{run}: {denoiser.data.shape}, torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
     )
     console.print(table)
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is timed: a solver of so many steps, on so many samples at once, in a precision."""
+
+    solver: str
+    steps: int
+    batch: int
+    precision: str
+
+
+COLUMNS = ("solver", "steps", "batch", "precision", "images/s", "ms an evaluation", "outside the network")
+
+
+def rows(denoiser: Denoiser, cases: Sequence[Case], repeats: int) -> Iterator[tuple[str, ...]]:
+    """The `COLUMNS` of each case, by the median of `repeats` samplings."""
+    for case in cases:
+        dtype = read_precision(case.precision, device_of(denoiser))
+        timings = [timed(denoiser, case.solver, case.steps, case.batch, dtype) for _ in range(repeats + 1)][1:]
+        middle = statistics.median(t.total for t in timings)
+        yield (
+            *(case.solver, str(case.steps), str(case.batch), "float32" if dtype is None else "bf16"),
+            *(f"{case.batch / middle:.3g}", f"{1000 * middle / timings[0].calls:.2f}"),
+            f"{statistics.median(t.outside for t in timings):.1%}",
+        )
+
+
+class _Clocked(nn.Module):
+    """A network that adds up the seconds inside it. It stands around one that may be compiled, where a hook cannot."""
+
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.net, self.device, self.seconds = net, device, 0.0
+
+    def forward(self, *arguments: Any, **cond: Any) -> Any:
+        start = _now(self.device)
+        out = self.net(*arguments, **cond)
+        self.seconds += _now(self.device) - start
+        return out
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def timed(denoiser: Denoiser, solver: str, steps: int, batch: int, dtype: torch.dtype | None = None) -> Timing:
     """One sampling of `batch` samples, start and noise included."""
     assert denoiser.data is not None
-    device, entered, inside = device_of(denoiser), 0.0, 0.0
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    def enter(*_: Any) -> None:
-        nonlocal entered
-        entered = now()
-
-    def leave(*_: Any) -> None:
-        nonlocal inside
-        inside += now() - entered
-
-    hooks = [denoiser.net.register_forward_pre_hook(enter), denoiser.net.register_forward_hook(leave)]
-    counted = Counted(denoiser)
+    device, net, counted = device_of(denoiser), denoiser.net, Counted(denoiser)
+    clocked = denoiser.net = _Clocked(net, device)
     try:
-        start = now()
+        start = _now(device)
         cond = {"label": denoiser.data.labels(batch)}
         sample(counted, (batch, *denoiser.data.shape), solver, steps, cond=cond, precision=dtype)
-        return Timing(now() - start, inside, counted.calls)
+        return Timing(_now(device) - start, clocked.seconds, counted.calls)
     finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _compile(denoiser: Denoiser, batch: int) -> float:
-    """Compile the network in place and run it once; the seconds that took."""
-    start = time.perf_counter()
-    denoiser.net.compile()
-    try:
-        timed(denoiser, "ddim", 1, batch)
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        raise RunError(f"torch.compile does not work here: {reason[0] if reason else type(error).__name__}") from error
-    return time.perf_counter() - start
+        denoiser.net = net
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +14,16 @@ from torch import Tensor
 from ornstein import autoencoders, checkpoint
 from ornstein.cli.command import console, progress, read_precision
 from ornstein.cli.shards import batches_of, write_images
+from ornstein.compiling import cache_folder, compile_network
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
-from ornstein.evaluation.run import SOLVER, STEPS
+from ornstein.evaluation.run import STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
 from ornstein.nets.video import frames_known
-from ornstein.sampling import State, device_of
+from ornstein.sampling import State, at_once, device_of
 from ornstein.sampling import sample as draw_samples
-from ornstein.solvers import SOLVERS, Tuned
+from ornstein.solvers import SOLVER, SOLVERS, Tuned
 from ornstein.solvers.grids import GRID, GRIDS
 from ornstein.training import processes
 from ornstein.video import sample_given, sample_long
@@ -38,7 +40,8 @@ def sample(
         int | None, typer.Option(help=f"Steps of the solver. (default: {STEPS}, or those of a distilled model)")
     ] = None,
     grid: Annotated[
-        str | None, typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}. (default: {GRID})")
+        str | None,
+        typer.Option(help=f"Where the steps fall: {', '.join(GRIDS)}, or times such as 1,0.6,0.3,0. (default: {GRID})"),
     ] = None,
     label: Annotated[
         str | None,
@@ -46,10 +49,15 @@ def sample(
     ] = None,
     guidance: Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is the plain model.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Sample i of a seed is the same picture in any batch.")] = 0,
-    batch: Annotated[int | None, typer.Option(help="Samples through the network at once.", min=1)] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples through the network at once. (default: 64, fewer large ones)", min=1)
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="float32, bf16, or auto: bf16 where the hardware multiplies it. Of the network alone.")
     ] = "float32",
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first, and tell how long it took; images alone.")
+    ] = False,
     frames: Annotated[int | None, typer.Option(help="Clips of so many frames, by overlapping windows.")] = None,
     overlap: Annotated[int | None, typer.Option(help="Frames that two windows share. (default: half)")] = None,
     given: Annotated[str | None, typer.Option(help="Videos whose frames the clips go on from.")] = None,
@@ -77,18 +85,22 @@ def sample(
     if not clips and (frames is not None or given is not None):
         raise UserError(f"{run} is a model of images: --frames and --given are for clips")
     n = n if n is not None else 16 if clips else 64
-    batch = batch if batch is not None else 8 if clips else 64
+    batch = batch if batch is not None else 8 if clips else min(64, at_once(denoiser.data.shape))
     labels = None if given is not None else denoiser.data.labels(n)  # given videos have their own
     if label is not None:
         labels = torch.full((n,), class_number(label, denoiser.data, run))
     if guidance != 1 and not denoiser.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
+    spacing = _spacing(grid)
+    steps = steps if spacing is None or isinstance(spacing, str) else len(spacing) - 1
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
-    chosen, steps, at = _chosen(denoiser, run, solver, steps, grid, guidance, own_noise)
+    chosen, steps, at = _chosen(denoiser, run, solver, steps, spacing, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
     dtype = read_precision(precision, device_of(denoiser))
     if dtype is not None and not own_noise:
         raise UserError("--precision is for whole samples from noise, not for --given and --frames")
+    if compile_ and clips:
+        raise UserError("--compile is for images; clips are sampled as they are")
     options: dict[str, Any] = {
         "solver": chosen,
         "steps": steps,
@@ -101,8 +113,9 @@ def sample(
     if not clips:
         if torch.cuda.is_available():
             denoiser.to("cuda")
-        record = record_of(run, {k: v for k, v in options.items() if k != "cond"} | {"class": label})
-        _images(denoiser, folder, record, n, name, options)
+        told = {"class": label, "precision": str(dtype or torch.float32), "compiled": compile_}
+        record = record_of(run, {k: v for k, v in options.items() if k != "cond"} | told)
+        _images(denoiser, folder, record, n, name, options | {"precision": dtype}, compile_)
         return
     if processes.launched() > 1:
         raise UserError("clips are sampled by one process: leave out the launcher")
@@ -131,7 +144,7 @@ def _chosen(
     run: Path,
     solver: str | None,
     steps: int | None,
-    grid: str | None,
+    grid: str | tuple[float, ...] | None,
     guidance: float,
     own_noise: bool,
 ) -> tuple[str | Tuned, int, str | tuple[float, ...]]:
@@ -157,27 +170,59 @@ def _chosen(
     return solver or few.solver, few.steps if steps is None else steps, grid or GRID
 
 
+def _spacing(text: str | None) -> str | tuple[float, ...] | None:
+    """--grid: a name, or times."""
+    if text is None or "," not in text:
+        return text
+    try:
+        times = tuple(float(t) for t in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"--grid takes a name or times with commas between, such as 1,0.6,0.3,0; got {text!r}"
+        ) from None
+    if (times[0], times[-1]) != (1.0, 0.0) or not all(a > b for a, b in pairwise(times)):
+        raise UserError(f"--grid: the times of a grid fall from 1 to 0, each below the one before it; got {text!r}")
+    return times
+
+
 def _images(
-    denoiser: Denoiser, folder: Path, record: dict[str, Any], n: int, name: str, options: dict[str, Any]
+    denoiser: Denoiser,
+    folder: Path,
+    record: dict[str, Any],
+    n: int,
+    name: str,
+    options: dict[str, Any],
+    compiled: bool,
 ) -> None:
     """Images batch by batch, those that are missing, in the processes of a launch."""
     assert denoiser.data is not None
-    shape, batch, steps = denoiser.data.shape, options["batch"], options["steps"]
+    shape, batch, steps = denoiser.data.shape, min(n, options["batch"]), options["steps"]
     labels = options["cond"]["label"]
     processes.current()
     with progress("steps", transient=True) as bar:
         task = bar.add_task("sampling", total=steps * batches_of(n, batch), note="")
-        before = 0
+        before, compile_first = 0, compiled
 
         def advance(state: State) -> None:
             bar.update(task, completed=before + state.step, note=f"{name}, t = {state.t:.3f}")
 
         def make(rows: range) -> Tensor:
-            nonlocal before
-            own = {"cond": {"label": None if labels is None else labels[rows.start : rows.stop]}, "first": rows.start}
-            samples = draw_samples(denoiser, (len(rows), *shape), callback=advance, **options | own)
+            nonlocal before, compile_first
+            # What is compiled is of one batch size: the last batch is filled up, and what is over thrown away.
+            count = batch if compiled else len(rows)
+            index = torch.arange(rows.start, rows.start + count).clamp(max=n - 1)
+            own = {"cond": {"label": None if labels is None else labels[index]}, "first": rows.start}
+            if compile_first:
+                compile_first = False
+                bar.update(task, note="compiling the network: a minute, or seconds where it has been done before")
+                rest = {"solver": "ddim", "steps": 1, "grid": GRID}
+                seconds = compile_network(
+                    denoiser, lambda: draw_samples(denoiser, (count, *shape), **options | own | rest)
+                )
+                console.print(f"compiled in {seconds:.1f} s; what was compiled is kept in {cache_folder()}")
+            samples = draw_samples(denoiser, (count, *shape), callback=advance, **options | own)
             before += steps
-            return denoiser.decode(samples)
+            return denoiser.decode(samples[: len(rows)])
 
         write_images(folder, record, n, batch, make)
 

@@ -20,9 +20,12 @@ from ornstein.training import processes
 
 RECORD = "samples.json"  # what the samples in a folder were made with
 
+_GRID_PIXELS = 2**24  # of the picture of all samples
+_GRID_LEAST = 64
+
 
 def write_images(folder: Path, record: dict[str, Any], n: int, batch: int, make: Callable[[range], Tensor]) -> None:
-    """Images 0..n-1 as 00000.png, ... in `folder`, and all of them in grid.png; `make` makes those of a batch.
+    """Images 0..n-1 as 00000.png, ... in `folder`, and together in grid.png; `make` makes those of a batch.
 
     What is there of the same record is kept. The batches are shared out among the processes of a launch, and are the
     same ones whoever makes them, so that a sample is made beside the same others, to the last bit.
@@ -38,9 +41,13 @@ def write_images(folder: Path, record: dict[str, Any], n: int, batch: int, make:
             save_grid(image[None], folder / _name(i))
     group.wait()
     if group.main:
-        images = torch.cat([_read(folder / _name(i)) for i in range(n)])
+        first = _read(folder / _name(0))
+        side = max(64, *first.shape[2:])
+        shown = min(n, max(_GRID_LEAST, _GRID_PIXELS // side**2))
+        images = torch.cat([first, *(_read(folder / _name(i)) for i in range(1, shown))])
         save_grid(images, folder / "grid.png", upscale=max(1, 64 // images.shape[-1]), gap=1)
-        console.print(f"{n} samples in {folder}, all of them in {folder / 'grid.png'}")
+        which = "all of them" if shown == n else f"the first {shown}"
+        console.print(f"{n} samples in {folder}, {which} in {folder / 'grid.png'}")
     group.end()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +16,22 @@ from ornstein.solvers.tuned import Tuned
 from ornstein.tuning import MOST_STEPS, judged, trajectories
 from ornstein.tuning import tune as learn
 
+_LEAST, _MOST, _EQUATIONS = 32, 128, 2**17
+_ROUNDING = 1e-6  # an untuned error that is only float32's leaves nothing to gain
+
 
 def tune(
     run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
     steps: Annotated[str, typer.Option(help=f"Numbers of steps, 2 to {MOST_STEPS}, with commas between.")] = "5,8,10",
     guidance: Annotated[float, typer.Option(help="The scale of guidance it will be used with.")] = 1.0,
-    count: Annotated[int, typer.Option("--trajectories", help="Trajectories to learn from.", min=1)] = 128,
-    iterations: Annotated[int, typer.Option(help="How often they are all run.", min=1)] = 100,
-    batch: Annotated[int, typer.Option(help="Samples through the network at once.", min=1)] = 64,
+    count: Annotated[
+        int | None,
+        typer.Option("--trajectories", help="Trajectories to learn from. (default: 128, fewer large ones)", min=1),
+    ] = None,
+    iterations: Annotated[
+        int, typer.Option(help="How often they are run; 0 chooses among untuned solvers and grids.", min=0)
+    ] = 100,
+    batch: Annotated[int, typer.Option(help="Samples through the network at once.", min=1)] = 16,
 ) -> None:
     """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.
 
@@ -39,6 +48,8 @@ def tune(
         raise UserError(f"{run} is distilled to {model.distilled}: tune its teacher")
     if guidance != 1 and not model.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
+    # Each number of a sample is an equation for some hundred numbers to be found.
+    count = count or max(_LEAST, min(_MOST, _EQUATIONS // math.prod(model.data.shape)))
     unseen = max(1, count // 2)
     with progress("trajectories", transient=True) as bar, torch.no_grad():
         task = bar.add_task("following", total=count + unseen, note="")
@@ -57,7 +68,7 @@ def tune(
                 bar.update(task, completed=i * iterations + done, note=f"{n} steps, {error:.0%} of the untuned error")
 
             found.append(judged(learn(seen, n, iterations, advance), held_out, guidance))
-    better = [t for t in found if t.error < t.untuned]
+    better = [t for t in found if t.error < t.untuned and t.untuned > _ROUNDING]
     for t in found:
         what = f"{len(t.steps)} steps: {t.error:.4f} from the fine solution, {t.untuned:.4f} untuned"
         console.print(f"{what}; {t.numbers} numbers" if t in better else f"{what}: no better, not stored")

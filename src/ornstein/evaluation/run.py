@@ -18,9 +18,9 @@ from ornstein.evaluation.held_out import bits_by_own_prior, bits_of_images
 from ornstein.evaluation.neighbours import copy_report, knn_agreement, nearest
 from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
 from ornstein.sampling import State, sample
+from ornstein.solvers import SOLVER
 from ornstein.training.state import METRICS
 
-SOLVER = "dpmpp-3m"
 STEPS = 20
 _BATCH = 256
 _SHOWN = 10  # images a class

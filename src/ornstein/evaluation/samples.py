@@ -10,12 +10,11 @@ from typing import Any
 from ornstein import checkpoint
 from ornstein.denoiser import Data
 from ornstein.errors import UserError
-from ornstein.evaluation.run import SOLVER
-from ornstein.solvers import Tuned
+from ornstein.solvers import SOLVER, Tuned
 
 
 def choose_solver(
-    run: Path, name: str | None, steps: int, grid: str | None, guidance: float, whole: bool
+    run: Path, name: str | None, steps: int, grid: str | tuple[float, ...] | None, guidance: float, whole: bool
 ) -> str | Tuned:
     """The solver asked for; where none was, the one tuned for so many steps if the run has it.
 

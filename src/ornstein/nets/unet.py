@@ -175,7 +175,8 @@ class UNet(nn.Module):
         Raises:
             ValueError: shapes that do not fit the net, a label for an unconditional net, or one out of range.
         """
-        self.check(x, log_snr, label)
+        if not torch.compiler.is_compiling():  # it looks at values, which compiled code cannot
+            self.check(x, log_snr, label)
         dtype = self.stem.weight.dtype
         embedding = self.embedding(log_snr, label)
         h = self.stem(self.patches(x.to(dtype)))

@@ -16,6 +16,7 @@ from ornstein.solvers.stepping import Counted, Noise
 from ornstein.solvers.tuned import Tuned
 
 __all__ = [
+    "SOLVER",
     "SOLVERS",
     "Counted",
     "Noise",
@@ -49,6 +50,7 @@ SOLVERS: dict[str, Solver] = {
     "rk4": rk4,
     "euler-maruyama": euler_maruyama,
     "langevin": langevin,
+    "flow-3m": partial(multistep, order=3, form="flow"),
     "dpmpp-2m": partial(multistep, order=2),
     "dpmpp-3m": partial(multistep, order=3),
     "dpmpp-2s": singlestep,
@@ -59,3 +61,6 @@ SOLVERS: dict[str, Solver] = {
     "heun-churn": partial(heun, churn=10.0),
     "rk45": rk45,
 }
+
+SOLVER = "flow-3m"
+"""The default."""

@@ -31,14 +31,14 @@ def logistic(schedule: Schedule, start: float, end: float, steps: int) -> Tensor
     return schedule.time(log_snr_at(torch.lerp(first, last, uniform(schedule, 0.0, 1.0, steps))))
 
 
-def position(log_snr: Tensor) -> Tensor:
-    """sigmoid(-0.35 lambda), from 0 at the data to 1 at zero SNR."""
-    return torch.sigmoid(-_LOGISTIC_SLOPE * log_snr)
+def position(log_snr: Tensor, slope: float = _LOGISTIC_SLOPE) -> Tensor:
+    """sigmoid(-slope lambda), from 0 at the data to 1 at zero SNR."""
+    return torch.sigmoid(-slope * log_snr)
 
 
-def log_snr_at(position: Tensor) -> Tensor:
+def log_snr_at(position: Tensor, slope: float = _LOGISTIC_SLOPE) -> Tensor:
     """The log-SNR at a `position`."""
-    return -torch.logit(position) / _LOGISTIC_SLOPE
+    return -torch.logit(position) / slope
 
 
 def log_snr(schedule: Schedule, start: float, end: float, steps: int) -> Tensor:

@@ -1,18 +1,20 @@
 """Exponential multistep solvers: one core, and the family as its settings.
 
 A step from t to s begins with the DDIM step on the prediction at t, and adds what the earlier predictions say of the
-curve: with m = x0 or eps, r = (s_s a_t)/(a_s s_t) and the weights w_j of `solvers.coefficients`
+curve: with m = x0, eps or the straight flow eps - x0, r = (s_s a_t)/(a_s s_t) and the weights w_j of
+`solvers.coefficients`
 
     ODE:  x_s = a_s x0_t + s_s eps_t + a_s sum_j w_j (m_j - m_t)
     SDE:  x_s = a_s x0_t + s_s (r eps_t + sqrt(1 - r^2) R z) + a_s sum_j w_j (x0_j - x0_t)
 
-| solver         | m   | weights                        | source |
-|----------------|-----|--------------------------------|---|
-| `dpmpp-2m, 3m` | x0  | polynomial of order 2, 3       | DPM-Solver++, Lu et al. 2022 |
-| `unipc`        | x0  | the same, every step corrected | UniPC, Zhao et al. 2023 |
-| `deis`         | eps | polynomial of order 3          | DEIS, Zhang & Chen 2023 |
-| `ipndm`        | eps | Adams & Bashforth's of order 4 | PNDM, Liu et al. 2022; iPNDM in Zhang & Chen 2023 |
-| `dpmpp-2m-sde` | x0  | polynomial of order 2, SDE     | SDE-DPM-Solver++ 2M, Lu et al. 2022 |
+| solver         | m    | weights                        | source |
+|----------------|------|--------------------------------|---|
+| `flow-3m`      | flow | polynomial of order 3          | Adams & Bashforth on rectified time |
+| `dpmpp-2m, 3m` | x0   | polynomial of order 2, 3       | DPM-Solver++, Lu et al. 2022 |
+| `unipc`        | x0   | the same, every step corrected | UniPC, Zhao et al. 2023 |
+| `deis`         | eps  | polynomial of order 3          | DEIS, Zhang & Chen 2023 |
+| `ipndm`        | eps  | Adams & Bashforth's of order 4 | PNDM, Liu et al. 2022; iPNDM in Zhang & Chen 2023 |
+| `dpmpp-2m-sde` | x0   | polynomial of order 2, SDE     | SDE-DPM-Solver++ 2M, Lu et al. 2022 |
 """
 
 from __future__ import annotations
@@ -44,8 +46,23 @@ def level(p: Process, t: float) -> float:
     return math.exp(-float(p.schedule.log_snr(t)) / 2)
 
 
-def combine(base: Prediction, s: Times, form: Form, values: Sequence[tuple[Level, Tensor]], eta: float = 0.0) -> Tensor:
-    """The step from base.t to s: DDIM and a_s sum_j w_j (m_j - m_base) for the (w_j, m_j) of `values`.
+def seen(prediction: Prediction, form: Form) -> Tensor:
+    """m: what of a prediction the polynomial goes through."""
+    return prediction.eps - prediction.x0 if form == "flow" else getattr(prediction, form)
+
+
+def _told(p: Process, x: Tensor, t: float, form: Form, m: Tensor) -> Prediction:
+    """The prediction at a state x (B, *) that has this m."""
+    if form != "flow":
+        return p.convert(x, t, **{form: m})
+    a, s = p.coefficients(t, x)
+    return p.convert(x, t, x0=(x - s * m) / (a + s))
+
+
+def combine(
+    base: Prediction, s: Times, own: Tensor, values: Sequence[tuple[Level, Tensor]], eta: float = 0.0
+) -> Tensor:
+    """The step from base.t to s: DDIM and a_s sum_j w_j (m_j - own) for the (w_j, m_j) of `values`, own the base's m.
 
     eta = 1 keeps r of eps, the mean of the ancestral step, and 0 all of it.
     """
@@ -53,7 +70,6 @@ def combine(base: Prediction, s: Times, form: Form, values: Sequence[tuple[Level
     a, std = p.coefficients(s, x)
     keep = level(p, float(s)) / level(p, float(base.t)) if eta else 1.0
     out = a * base.x0 + keep * std * base.eps
-    own = getattr(base, form)
     for w, m in values:
         if m is not own:
             out = out + (a * w) * (m - own)
@@ -87,30 +103,31 @@ def multistep(
         raise ValueError("the stochastic step is written for x0, and has no correction")
     p = d.process
     known: list[Value] = []
-    base: Prediction | None = None
+    base: tuple[Prediction, Tensor] | None = None
 
-    def step(base: Prediction, s: float, values: list[Value]) -> Tensor:
+    def step(base: Prediction, own: Tensor, s: float, values: list[Value]) -> Tensor:
         start, end = level(p, float(base.t)), level(p, s)
         if form == "eps" and math.isinf(start):
-            return combine(base, s, form, [])  # no integral over rho begins there
+            return combine(base, s, own, [])  # no integral over rho begins there
         levels = [v.rho for v in values]
         power = 2 if stochastic else 1
         w = adams(start, end, levels) if equal else weights(start, end, levels, form, power)
-        return combine(base, s, form, list(zip(w.tolist(), [v.m for v in values], strict=True)), float(stochastic))
+        return combine(base, s, own, list(zip(w.tolist(), [v.m for v in values], strict=True)), float(stochastic))
 
     for k, (t, s) in enumerate(pairs(times, down=True)):
         now = d(x, t)
-        # A value at zero SNR, rho infinite, is no node of a polynomial; it serves only while there is no other.
-        known = [Value(level(p, t), getattr(now, form)), *(v for v in known if v.rho < math.inf)][: max(order, 2) + 1]
+        # A value at zero SNR, log rho infinite, is no node of a polynomial; it serves only while there is no other.
+        before = [v for v in known if form == "flow" or v.rho < math.inf]
+        known = [Value(level(p, t), seen(now, form)), *before][: max(order, 2) + 1]
         again = (corrected or k == 1) and order > 1 and not stochastic
         if base is not None and again:
-            x = step(base, t, known[: order + 1 if corrected else 2])
-            now = p.convert(x, t, **{form: known[0].m})
-        x = step(now, s, known[:order])
+            x = step(*base, t, known[: order + 1 if corrected else 2])
+            now = _told(p, x, t, form, known[0].m)
+        x = step(now, known[0].m, s, known[:order])
         if stochastic and s > 0:
             share = 1 - (level(p, s) / level(p, t)) ** 2
             x = x + math.sqrt(share) * p.coefficients(s, x)[1] * p.noise.color(noise(k))
-        base = now
+        base = now, known[0].m
         yield x
 
 
@@ -123,11 +140,11 @@ def singlestep(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[
     for t, s in pairs(times, down=True):
         now, start, end = d(x, t), level(p, t), level(p, s)
         if math.isinf(start):
-            x = combine(now, s, "x0", [])
+            x = combine(now, s, now.x0, [])
         else:
             middle = math.sqrt((start + 0.5) * (end + 0.5)) - 0.5
             at = float(p.schedule.time(torch.tensor(-2 * math.log(middle), dtype=torch.float64)))
-            ahead = d(combine(now, at, "x0", []), at)
+            ahead = d(combine(now, at, now.x0, []), at)
             w = weights(start, end, [start, middle])
-            x = combine(now, s, "x0", [(float(w[1]), ahead.x0)])
+            x = combine(now, s, now.x0, [(float(w[1]), ahead.x0)])
         yield x

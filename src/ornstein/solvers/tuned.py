@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
 from ornstein.process import Prediction
-from ornstein.solvers.coefficients import Level
-from ornstein.solvers.multistep import combine
+from ornstein.solvers.coefficients import Form, Level
+from ornstein.solvers.multistep import combine, seen
 from ornstein.solvers.stepping import Noise, pairs
 
 
 @dataclass(frozen=True)
 class Step:
-    """x_s = (1 + scale_0) a_s x0_t + (1 + scale_1) s_s eps_t + a_s sum_j past_j (x0_j - x0_t), newest past first."""
+    """x_s = (1 + scale_0) a_s x0_t + (1 + scale_1) s_s eps_t + a_s sum_j past_j (m_j - m_t), newest past first."""
 
     scale: tuple[Level, Level]
     past: tuple[Level, ...]
 
-    def apply(self, base: Prediction, s: float | Tensor, before: Sequence[Tensor]) -> Tensor:
-        """The state at s from the prediction at t, and the x0 (B, *) of the steps before it, newest first."""
-        out = combine(base, s, "x0", list(zip(self.past, before, strict=False)))
+    def apply(self, base: Prediction, own: Tensor, s: float | Tensor, before: Sequence[Tensor]) -> Tensor:
+        """The state at s from the prediction at t, its m, and those (B, *) of the steps before it, newest first."""
+        out = combine(base, s, own, list(zip(self.past, before, strict=False)))
         a, std = base.process.coefficients(s, base.x_t)
         return out + (a * self.scale[0]) * base.x0 + (std * self.scale[1]) * base.eps
 
@@ -35,6 +35,7 @@ class Step:
 class Tuned:
     """A solver of len(steps) evaluations on its own times, from 1 to 0. Calling it solves, as with any solver.
 
+    `form` says what m is: x0, or the straight flow eps - x0.
     `guidance` is the scale of classifier-free guidance that it was tuned under. `error` and `untuned` are root mean
     square distances to the fine solution, of this solver and of the untuned one, from noise it was not tuned on.
     """
@@ -44,6 +45,7 @@ class Tuned:
     guidance: float = 1.0
     error: float = 0.0
     untuned: float = 0.0
+    form: Form = "flow"
 
     @property
     def numbers(self) -> int:
@@ -57,8 +59,9 @@ class Tuned:
         before: list[Tensor] = []
         for (t, s), step in zip(pairs(times, down=True), self.steps, strict=True):
             now = d(x, t)
-            x = step.apply(now, s, before)
-            before.insert(0, now.x0)
+            own = seen(now, self.form)
+            x = step.apply(now, own, s, before)
+            before.insert(0, own)
             del before[PAST:]
             yield x
 
@@ -70,6 +73,7 @@ class Tuned:
             "guidance": self.guidance,
             "error": self.error,
             "untuned": self.untuned,
+            "form": self.form,
         }
 
     @classmethod
@@ -82,12 +86,15 @@ class Tuned:
                 for s in config["steps"]
             )
             numbers = {k: float(config[k]) for k in ("guidance", "error", "untuned")}
+            form = config.get("form", "x0")  # what those were that do not say
         except (KeyError, IndexError, TypeError) as e:
             raise ValueError(f"no tuned solver: {e!r} is missing or wrong") from e
         fall = all(a > b for a, b in pairwise(times))
         if len(times) != len(steps) + 1 or not fall or not steps or (times[0], times[-1]) != (1.0, 0.0):
             raise ValueError("no tuned solver: its times do not fall from 1 to 0, one for each step and the end")
-        return cls(times, steps, **numbers)
+        if form not in get_args(Form):
+            raise ValueError(f"no tuned solver: its form {form!r} is none of {', '.join(get_args(Form))}")
+        return cls(times, steps, form=form, **numbers)
 
 
 PAST = 6

@@ -18,10 +18,10 @@ import ornstein as orn
 from ornstein.data import clip_grid, grid, save_grid, save_mp4, to_uint8
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.evaluation.run import SOLVER, STEPS
+from ornstein.evaluation.run import STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
 from ornstein.sampling import State
-from ornstein.solvers import SOLVERS
+from ornstein.solvers import SOLVER, SOLVERS
 from ornstein.studio import charts
 from ornstein.studio.studio import Studio
 from ornstein.studio.work import Work, note, told

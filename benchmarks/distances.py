@@ -1,0 +1,134 @@
+"""Fréchet distances of few evaluations to real images: tuned, untuned, and the best of diffusers, from the same noise.
+
+    python benchmarks/distances.py --model RUN [...] [-n 1000] [--seeds 3] [--steps 5,8,10]
+
+RUN must have been tuned (`ornstein tune RUN --steps 5,8,10`) and its data be at hand. The features are those of
+`ornstein evaluate`, the real images those that the model was trained on, at most 5000. Of diffusers the samplers with
+the smallest end-point errors on 8 trajectories are judged, and the best distance among them stands. The spread is the
+standard deviation over seeds; a difference is taken seed by seed, where the noise is the same, and is much surer than
+the distances.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peers import Peer, diffusers_peers
+from tables import Table
+from torch import Tensor
+
+import ornstein as orn
+from ornstein import checkpoint, tuning
+from ornstein.cli.setup import Settings, open_data
+from ornstein.data import ImageSet, to_uint8
+from ornstein.evaluation.features import open_features
+from ornstein.evaluation.frechet import frechet_distance, real_floor
+from ornstein.evaluation.run import STEPS
+from ornstein.files import read_json
+from ornstein.randomness import normal
+from ornstein.sampling import Conditioned
+from ornstein.solvers import SOLVER, Tuned
+from solvers import rms
+
+REAL = 5000
+FINALISTS = 2
+_FEW = 8
+
+Draw = Callable[[Tensor, dict[str, Tensor]], Tensor]
+
+
+class Judge:
+    """A run, the features of its real images, and the distances of what is drawn from it to them."""
+
+    def __init__(self, run: Path, count: int, seeds: int, batch: int = 128) -> None:
+        self.run, self.count, self.seeds, self.batch = run, count, seeds, batch
+        self.model = orn.load(run)
+        train, _, _ = open_data(Settings(**read_json(run / "train.json")))
+        assert isinstance(train, ImageSet)
+        self.real = train.images[:: max(1, len(train) // REAL)][:REAL]
+        self.features = open_features("conv")(self.real)
+        self.target = self.features(self.real)
+
+    def ours(self, solver: str | Tuned, steps: int) -> Draw:
+        return lambda x, cond: orn.sample(self.model, tuple(x.shape), solver, steps, start=x, cond=cond)
+
+    def theirs(self, peer: Peer, steps: int) -> Draw:
+        return lambda x, cond: peer(Conditioned(self.model, cond), x, steps)
+
+    def tuned(self, steps: int) -> Tuned:
+        """Raises SystemExit where there is none."""
+        found = checkpoint.load_tuned(self.run, steps)
+        if not found:
+            raise SystemExit(f"{self.run} has no solver of {steps} steps: `ornstein tune {self.run} --steps {steps}`")
+        return found[0]
+
+    def start(self, rows: range, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The states at t = 1 of the samples `rows`, and their conditions."""
+        data = self.model.data
+        assert data is not None
+        index, shape = torch.arange(rows.start, rows.stop), (len(rows), *data.shape)
+        x = self.model.process.prior(shape).sample(normal(shape, seed, index, 0))
+        return x, {"label": index % len(data.classes)} if data.classes else {}
+
+    def distances(self, draw: Draw) -> list[float]:
+        """Of the samples of each seed."""
+        found = []
+        for seed in range(self.seeds):
+            parts = []
+            for low in range(0, self.count, self.batch):
+                x, cond = self.start(range(low, min(low + self.batch, self.count)), seed)
+                parts.append(self.features(to_uint8(self.model.decode(draw(x, cond)))))
+            found.append(frechet_distance(torch.cat(parts), self.target))
+        return found
+
+    def finalists(self, steps: int) -> list[Peer]:
+        ((d, x, end),) = tuning.trajectories(self.model, _FEW, first=1 << 20)
+        peers = list(diffusers_peers(self.model.process.schedule))
+        errors = [(rms([(p(d, x, steps), end)]), i) for i, p in enumerate(peers)]
+        return [peers[i] for _, i in sorted(errors)[:FINALISTS]]
+
+
+def of_model(run: Path, counts: list[int], count: int, seeds: int) -> Table:
+    judge = Judge(run, count, seeds)
+    floor, long = real_floor(judge.target), judge.distances(judge.ours(SOLVER, STEPS))
+    columns = ["evaluations", "tuned", SOLVER, "dpmpp-3m", "best of diffusers", ""]
+    table = Table(
+        f"The model {run.name}: {count} samples a seed, {seeds} seeds, against {len(judge.real)} real images",
+        [*columns, f"tuned less {SOLVER}", "tuned less theirs"],
+        note=f"Features: {judge.features.name}. Between two halves of the real images {floor:.2f}; {STEPS} steps of "
+        f"`{SOLVER}` {_told(long)}.",
+    )
+    for n in counts:
+        own = {"tuned": judge.ours(judge.tuned(n), n), **{s: judge.ours(s, n) for s in (SOLVER, "dpmpp-3m")}}
+        found = {name: judge.distances(draw) for name, draw in own.items()}
+        theirs = {p.name: judge.distances(judge.theirs(p, n)) for p in judge.finalists(n)}
+        name = min(theirs, key=lambda k: statistics.fmean(theirs[k]))
+        less = [[a - b for a, b in zip(found["tuned"], k, strict=True)] for k in (found[SOLVER], theirs[name])]
+        table.add(n, *map(_told, found.values()), _told(theirs[name]), name, *map(_told, less))
+    return table
+
+
+def _told(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.2f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, action="append", required=True)
+    parser.add_argument("-n", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", default="5,8,10")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for run in arguments.model:
+        of_model(run, [int(n) for n in arguments.steps.split(",")], arguments.n, arguments.seeds).show()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""All benchmarks in one process, and docs/benchmarks.md written from what they measured.
+
+    python benchmarks/page.py [--out docs/benchmarks.md] [--model RUN ...] [--only noise,solvers,...] [--quick]
+
+Each part is kept as runs/bench/PART.json, with its date, when it is done: what is measured again replaces it, and the
+page is made of all that are there. A model of digits is trained for it (runs/bench/digits, two minutes); further runs,
+with the data that they were trained on, are given by --model, and are tuned where they have not been. --quick runs all
+of it on little, to see that it works; its figures say nothing, and its page goes beside the parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tables import Table, machine, versions
+
+from ornstein import checkpoint
+from ornstein.files import atomic_write
+from ornstein.solvers import SOLVER
+
+COUNTS = [5, 8, 10]
+HEADINGS = {
+    "solvers": (
+        "The distance to the fine solution",
+        "Every deterministic sampler of diffusers and of azula, on every grid that it has, against ours at equal "
+        "evaluations (`benchmarks/peers.py` lists them and says how each is asked). All ask the same denoiser, from "
+        "the same noise, at exactly the level that each of their steps names. The error is the root mean square "
+        "distance at t = 0 to the fine solution of the probability-flow ODE from there; a tuned solver has learned "
+        "from other noise.",
+    ),
+    "distances": (
+        "Fréchet distances of few evaluations",
+        "Samples from the same noise against real images, in the features of `ornstein evaluate`. A difference below "
+        "zero says that the tuned solver is nearer.",
+    ),
+    "sampling": (
+        "Time",
+        "The same weights in diffusers' pipeline and here, in turns in one process: the ratio of each turn is taken, "
+        "and the median of these is told.",
+    ),
+    "bench": (
+        "Where the time goes",
+        "`ornstein bench RUN`: images a second, and the share of the time that is not the network's (aim: at most 2 % "
+        "at 32×32 pixels in batches of 32).",
+    ),
+    "noise": ("Correlated noise against white", "`benchmarks/noise.py`; the first table's aim is a ratio of 1.3."),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="the page (default: docs/benchmarks.md, beside the parts if quick)")
+    parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="where parts and the digits are kept")
+    parser.add_argument("--model", type=Path, action="append", default=[], help="a further run to measure on")
+    parser.add_argument("--only", default=",".join(HEADINGS), help=f"of {', '.join(HEADINGS)}; none: write the page")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    only = [name for name in arguments.only.split(",") if name and name != "none"]
+    for name in only:
+        if name not in HEADINGS:
+            parser.error(f"--only {name!r}: there are {', '.join(HEADINGS)}")
+    torch.set_num_threads(arguments.threads)
+    work = arguments.work / "quick" if arguments.quick else arguments.work
+    work.mkdir(parents=True, exist_ok=True)
+    runs = [_digits(work, arguments.quick), *arguments.model] if set(only) - {"noise"} else []
+    for run in runs:
+        if set(only) & {"distances", "sampling"}:
+            _tuned(run, arguments.quick)
+    parts = _parts(runs, arguments.quick)
+    for name in only:
+        tables = parts[name]()
+        for table in tables:
+            table.show()
+        record = {
+            "date": datetime.date.today().isoformat(),
+            "machine": machine(arguments.threads),
+            "versions": f"torch {torch.__version__}, " + versions("diffusers", "azula"),
+            "tables": [t.to_config() for t in tables],
+        }
+        atomic_write(work / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    out = arguments.out or (work / "benchmarks.md" if arguments.quick else Path("docs/benchmarks.md"))
+    atomic_write(out, page(work).encode())
+    Console().print(f"{out}: {', '.join(n for n in HEADINGS if (work / f'{n}.json').is_file())}")
+
+
+def _parts(runs: list[Path], quick: bool) -> dict[str, Callable[[], list[Table]]]:
+    """What measures each part; imported when it is."""
+
+    def solvers() -> list[Table]:
+        from solvers import mixtures, of_model
+
+        few, iterations = (8, 5) if quick else (64, 100)
+        counts = COUNTS[:1] if quick else COUNTS
+        return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few, iterations)]
+
+    def distances() -> list[Table]:
+        from distances import of_model
+
+        return [of_model(r, COUNTS[:1] if quick else COUNTS, *((32, 2) if quick else (1000, 3))) for r in runs]
+
+    def sampling() -> list[Table]:
+        from sampling import equal_quality, equal_steps
+
+        if quick:
+            return [equal_steps(16, 16, 2, 2, 1, compiled=False), equal_quality(runs[-1], 16, 1, 2, 1)]
+        return [equal_steps(64, 32, 16, 10, 5, compiled=True), *(equal_quality(r, 1000, 2, 16, 5) for r in runs)]
+
+    def bench() -> list[Table]:
+        return [_bench(r, 1 if quick else 5) for r in runs]
+
+    def noise() -> list[Table]:
+        from noise import costs
+
+        return costs(3 if quick else 41, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+    return {"solvers": solvers, "distances": distances, "sampling": sampling, "bench": bench, "noise": noise}
+
+
+def page(work: Path) -> str:
+    """docs/benchmarks.md from the parts that are kept in `work`."""
+    lines = [
+        "# Benchmarks: beside diffusers and azula",
+        "",
+        "Written by `make bench` (`benchmarks/page.py`), not by hand. Ratios, from one process and the same tensors; "
+        "times in seconds are of a machine that other work may share.",
+    ]
+    for name, (heading, text) in HEADINGS.items():
+        if not (work / f"{name}.json").is_file():
+            continue
+        record = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
+        about = f"Measured on {record['date']}: {record['machine']}; {record['versions']}."
+        lines += ["", f"## {heading}", "", text, "", about, ""]
+        lines += ["\n".join(Table(**t).markdown() for t in record["tables"]).rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _digits(work: Path, quick: bool) -> Path:
+    run = work / "digits"
+    if not (run / checkpoint.CONFIG).is_file():
+        _ornstein("train", "--data", "digits", "--net", "xs", "--steps", 20 if quick else 1000, "--batch", 128,
+                  "--sample-every", 0, "--out", run)  # fmt: skip
+    return run
+
+
+def _tuned(run: Path, quick: bool) -> None:
+    missing = [n for n in (COUNTS[:1] if quick else COUNTS) if not checkpoint.load_tuned(run, n)]
+    if missing:
+        little = ["--trajectories", 4, "--iterations", 3] if quick else []
+        _ornstein("tune", run, "--steps", ",".join(map(str, missing)), *little)
+
+
+def _bench(run: Path, repeats: int) -> Table:
+    """The rows of the command as a table."""
+    from ornstein.cli.bench import COLUMNS, Case, rows
+
+    table = Table(f"The model {run.name}", list(COLUMNS))
+    cases = [Case(n, 10, b, p) for n in ("ddim", SOLVER) for b in (1, 32) for p in ("float32", "auto")]
+    for row in rows(checkpoint.load(run), cases, repeats):
+        table.add(*row)
+    return table
+
+
+def _ornstein(*arguments: object) -> None:
+    """A command in a process of its own: its threads and its memory end with it."""
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, "-m", "ornstein", *map(str, arguments)], check=True, env={**os.environ, **threads})
+
+
+if __name__ == "__main__":
+    main()
