@@ -18,15 +18,15 @@ from ornstein.evaluation.tables import Table
 from ornstein.faces.identity import Distillation, IdentityNet
 from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.sampling import FaceModel, swap_crops
-from ornstein.faces.training import FaceSettings, FaceTask, face_denoiser
 from ornstein.faces.world import Cases, cases, region, world_photos
 from ornstein.faces.world_scores import WorldScore, judge, pasted
+from ornstein.faces.world_training import WorldTask, relit_denoiser
 from ornstein.files import read_json
 from ornstein.training import TrainConfig, run_task
 
 PHOTOS = 8192
 # of the time: the recogniser, the swap; the rest is for rendering and judging
-_RECOGNISER, _SWAP = 0.1, 0.6
+_RECOGNISER, _SWAP = 0.05, 0.72
 _PEOPLE, _STEPS, _FRAMES, _SHOWN = 100, 1, 48, 12
 _TRAINED, _UNSEEN = 0, 1  # seeds of the people that are trained on, and of those that are not
 
@@ -92,7 +92,6 @@ def swap_cases(model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STE
         shown(model, unseen.source),
         steps=steps,
         guidance=guidance,
-        lend=0.0,
         seed=seed,
     )
 
@@ -114,7 +113,6 @@ def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
         shown(model, still),
         steps=_STEPS,
         guidance=1.0,
-        lend=0.0,
         start=start,
     )
     wide = torch.cat([still.image.expand(frames, -1, -1, -1), filmed.image, swapped, truth.image], dim=3)
@@ -142,11 +140,8 @@ def _swap(
     photos: Photos, recogniser: IdentityNet, out: Path, minutes: float, preset: str, seed: int, tell: Tell
 ) -> Denoiser:
     torch.manual_seed(seed)
-    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset)
-    # every pair's truth is known here: nothing has to be told by the recogniser
-    settings = FaceSettings(outside=0.02, tint=0.0, identity=0.0, swap=0.0, swaps=0.0, colour=0.0, begins=1.0)
-    task = FaceTask(denoiser, recogniser, photos, settings)
-    config = TrainConfig(minutes=minutes, batch=16, learning_rate=2e-3, seed=seed, checkpoint_every=200)
+    task = WorldTask(relit_denoiser(photos, preset), recogniser, photos)
+    config = TrainConfig(minutes=minutes, batch=64, learning_rate=2e-3, seed=seed, checkpoint_every=200)
     for state in run_task(task, photos, config, out, resume=out.is_dir()):
         tell("training the swap", state.progress)
     return task.model

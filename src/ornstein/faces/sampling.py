@@ -16,6 +16,7 @@ from ornstein.faces.conditions import lent, scene
 from ornstein.faces.identity import IdentityNet, likeness
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.training import IDENTITY
+from ornstein.nets import RelitUNet
 from ornstein.process import Prediction, Process
 from ornstein.sampling import Conditioned
 from ornstein.schedules import Times
@@ -166,7 +167,7 @@ def swap_crops(
         strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
         lend: share of the blurred face's features that are the source's, less where strength is below 1, and none at 0:
-            see `conditions.lent`.
+            see `conditions.lent`. A `RelitUNet` sees the target as it is, and is lent nothing.
         own: (B, K), the target's own identity for `strength`; by the model's recogniser where it is not given.
         start: (B, 3, H, W), the state at t = 1; one noise for all frames of a clip, say.
         seed, first: without it, sample i has the noise of (seed, first + i), whatever the batch.
@@ -182,17 +183,20 @@ def swap_crops(
     elif own is None:
         own = model.recogniser.embed(target)
     schedule = model.denoiser.process.schedule
+    hidden = not isinstance(model.denoiser.net, RelitUNet)
     grid = [1.0, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (1.0, _LAST), steps - 1), 0.0]
     out = []
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
         y, m, points, who = target[rows], mask[rows], landmarks[rows], source.select(rows)
-        known = who.known(points)
+        known = who.known(points, moved=hidden)
+        shown = y
+        if hidden:
+            shown = torch.lerp(y, lent(y, known["appearance"], lend * min(strength, 1.0)), m)
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
-        shown = scene(torch.lerp(y, lent(y, known["appearance"], lend * min(strength, 1.0)), m), m, points)
-        d: Denoises = Conditioned(model.denoiser, {"scene": shown})
+        d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, points, hidden=hidden)})
         if own is not None:
-            d = Between(d, SourceFaces(own[rows], y, m, points).known(points), strength)
+            d = Between(d, SourceFaces(own[rows], y, m, points).known(points, moved=hidden), strength)
         if guidance != 1:
             d = orn.guidance.ClassifierFree(d, guidance)
         d = Inside(d, y, m)
