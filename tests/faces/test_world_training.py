@@ -4,6 +4,7 @@ import torch
 from ornstein.faces.identity import IdentityNet
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.sampling import FaceModel, swap_crops
+from ornstein.faces.swap import load_model
 from ornstein.faces.world import cases, region, world_photos
 from ornstein.faces.world_training import WorldTask, in_parts, relit_denoiser
 from ornstein.training import TrainConfig, run_task
@@ -33,15 +34,15 @@ def test_it_learns_what_lies_where_and_how_it_looks(photos, tmp_path):
     who = model.recogniser.embed(few.source.image)
     source = SourceFaces(who, few.source.image, region(few.source.mask), few.source.landmarks)
     one, several = (
-        swap_crops(model, few.target.image, few.mask, few.target.landmarks, source, steps=n, guidance=1.0)
-        for n in (1, 3)
+        swap_crops(model, few.target.image, few.mask, few.target.landmarks, source, steps=n) for n in (1, 3)
     )
     outside = (few.mask == 0).expand_as(one)
     for made in (one, several):
         assert bool(made.isfinite().all()) and torch.equal(made[outside], few.target.image[outside])
+    assert load_model(tmp_path).model.guidance == 1.0
     # dlib's five landmarks are enough
     few_points = SourceFaces(who, few.source.image, region(few.source.mask), few.source.landmarks[:, :5])
-    fewer = swap_crops(model, few.target.image, few.mask, few.target.landmarks[:, :5], few_points, guidance=1.0, steps=1)
+    fewer = swap_crops(model, few.target.image, few.mask, few.target.landmarks[:, :5], few_points, steps=1)
     apart = (fewer - one).abs()[~outside].mean()
     assert 0 < float(apart) < 0.2
 

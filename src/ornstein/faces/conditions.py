@@ -14,9 +14,7 @@ POINTS = 5  # of the landmarks, the first ones: those that dlib gives
 LIGHT = 4  # cells a side at which a blur says how a face is lit and little of whose it is
 
 
-def scene(
-    target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None = None, hidden: bool = True
-) -> Tensor:
+def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None = None, hidden: bool = True) -> Tensor:
     """The channels (B, 5, H, W) that tell a network of the target crop (B, 3, H, W) in [-1, 1].
 
     The picture with its face blurred to 8x8, where `mask` (B, 1, H, W) says that the face is; the mask; and the

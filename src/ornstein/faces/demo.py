@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,9 @@ def demo(
     return Demo(model, scores, report)
 
 
-def swap_cases(model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STEPS, guidance: float = 1.0) -> Tensor:
+def swap_cases(
+    model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STEPS, guidance: float | None = None
+) -> Tensor:
     """The model's swaps of the cases: all it gets of a source is its picture."""
     return swap_crops(
         model,
@@ -112,7 +115,6 @@ def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
         filmed.landmarks,
         shown(model, still),
         steps=_STEPS,
-        guidance=1.0,
         start=start,
     )
     wide = torch.cat([still.image.expand(frames, -1, -1, -1), filmed.image, swapped, truth.image], dim=3)
@@ -125,14 +127,27 @@ def shown(model: FaceModel, pictures: Rendered) -> SourceFaces:
     return SourceFaces(identity, pictures.image, region(pictures.mask), pictures.landmarks)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _recogniser(photos: Photos, out: Path, minutes: float, seed: int, tell: Tell) -> IdentityNet:
     torch.manual_seed(seed)
     net = IdentityNet(photos.embeddings.shape[1])
     # shapes and colours are exact here, and what is to be told apart: little of them is disturbed
     task = Distillation(net, photos, relational=0.0, strength=0.15)
     config = TrainConfig(minutes=minutes, batch=64, learning_rate=2e-3, warmup=50, seed=seed, checkpoint_every=200)
-    for state in run_task(task, photos, config, out, resume=out.is_dir()):
-        tell("training the recogniser", state.progress)
+    # it is small: torch would share its operations out to threads that wait for each other
+    with one_thread():
+        for state in run_task(task, photos, config, out, resume=out.is_dir()):
+            tell("training the recogniser", state.progress)
     return task.model.eval().requires_grad_(False)
 
 
@@ -141,7 +156,7 @@ def _swap(
 ) -> Denoiser:
     torch.manual_seed(seed)
     task = WorldTask(relit_denoiser(photos, preset), recogniser, photos)
-    config = TrainConfig(minutes=minutes, batch=64, learning_rate=2e-3, seed=seed, checkpoint_every=200)
+    config = TrainConfig(minutes=minutes, batch=32, learning_rate=2e-3, seed=seed, checkpoint_every=200)
     for state in run_task(task, photos, config, out, resume=out.is_dir()):
         tell("training the swap", state.progress)
     return task.model

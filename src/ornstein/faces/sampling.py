@@ -27,11 +27,16 @@ from ornstein.solvers import grids
 _LAST = 0.25
 # Of photographs; beyond it swaps are found to be the source more often, and begin to hold their mouths as the source.
 LEND = 0.5
+GUIDANCE = 4.0  # of photographs: below it a swap keeps too much of its target
 
 
 @dataclass(frozen=True)
 class FaceModel:
-    """A trained swap: the denoiser, and the recogniser whose normalised embeddings it takes."""
+    """A trained swap: the denoiser, and the recogniser whose normalised embeddings it takes.
+
+    guidance: the scale that suits it. A net that is shown a blur of the target has to be drawn towards the source; one
+    that was taught with the truth of every swap is where it should be.
+    """
 
     denoiser: Denoiser
     recogniser: IdentityNet
@@ -40,6 +45,10 @@ class FaceModel:
     def load(cls, folder: str | Path) -> FaceModel:
         """The model in a run folder. Raises UserError where there is none or a part of it is missing."""
         return cls(checkpoint.load(folder), IdentityNet.load(Path(folder) / IDENTITY))
+
+    @property
+    def guidance(self) -> float:
+        return 1.0 if isinstance(self.denoiser.net, RelitUNet) else GUIDANCE
 
     @property
     def size(self) -> int:
@@ -146,7 +155,7 @@ def swap_crops(
     source: SourceFaces,
     *,
     steps: int = 20,
-    guidance: float = 4.0,
+    guidance: float | None = None,
     strength: float = 1.0,
     towards: float = 0.0,
     lend: float = LEND,
@@ -163,7 +172,8 @@ def swap_crops(
         landmarks: (B, K, 2) of the target, in pixels of the crop.
         source: B faces, or one for all; the identities are normalised as the recogniser's.
         steps: of DDIM.
-        guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it.
+        guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it. The
+            model's own where it is not given.
         strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
         lend: share of the blurred face's features that are the source's, less where strength is below 1, and none at 0:
@@ -183,6 +193,7 @@ def swap_crops(
     elif own is None:
         own = model.recogniser.embed(target)
     schedule = model.denoiser.process.schedule
+    scale = model.guidance if guidance is None else guidance
     hidden = not isinstance(model.denoiser.net, RelitUNet)
     grid = [1.0, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (1.0, _LAST), steps - 1), 0.0]
     out = []
@@ -197,8 +208,8 @@ def swap_crops(
         d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, points, hidden=hidden)})
         if own is not None:
             d = Between(d, SourceFaces(own[rows], y, m, points).known(points, moved=hidden), strength)
-        if guidance != 1:
-            d = orn.guidance.ClassifierFree(d, guidance)
+        if scale != 1:
+            d = orn.guidance.ClassifierFree(d, scale)
         d = Inside(d, y, m)
         if towards > 0:
             d = Towards(d, model.recogniser, who.identity, m, towards)

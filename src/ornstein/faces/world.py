@@ -50,7 +50,8 @@ class Looks:
 
     def _portraits(self, people: Tensor) -> Tensor:
         neutral = torch.tensor([_NEUTRAL.get(name, 0.0) for name in ATTRIBUTES])
-        return rendered(people, neutral.expand(len(people), -1), _PORTRAIT, lambda out: out.image.flatten(1))
+        (portraits,) = rendered(people, neutral.expand(len(people), -1), _PORTRAIT, lambda out: (out.image,))
+        return portraits.flatten(1)
 
 
 def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | None = None) -> Photos:
@@ -67,6 +68,7 @@ def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | No
     at = torch.arange(n)
     block, person, state = at // _BLOCK**2, at // _BLOCK % _BLOCK, at % _BLOCK
     person, state = block * _BLOCK + person, block * _BLOCK + state
+
     def small(out: Rendered) -> tuple[Tensor, Tensor, Tensor]:
         return to_uint8(out.image), (255 * region(out.mask)).round().to(torch.uint8), out.landmarks
 

@@ -26,8 +26,8 @@ _AT_ONCE = 800  # renders
 _NOISE = 0.15  # deviation of a pixel that no attribute explains
 
 
-def _image(out: Rendered) -> Tensor:
-    return out.image
+def _image(out: Rendered) -> tuple[Tensor]:
+    return (out.image,)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def nearest_people(
     group = max(1, _AT_ONCE // n)
     for low in range(0, n, group):
         states = cases.states[low : low + group]
-        everybody = rendered(cases.people.repeat(len(states), 1), states.repeat_interleave(n, 0), size, _image)
+        (everybody,) = rendered(cases.people.repeat(len(states), 1), states.repeat_interleave(n, 0), size, _image)
         everybody = everybody.unflatten(0, (len(states), n))
         for name, pictures in methods.items():
             for i, people in enumerate(everybody, low):
@@ -107,7 +107,8 @@ class Attributes:
                 rows.append(states)
         every = torch.cat([*rows, cases.states])
         size = cases.truth.image.shape[-1]
-        pictures = rendered(people.repeat(len(rows) + 1, 1), every, size, _image).unflatten(0, (len(rows) + 1, -1))
+        (pictures,) = rendered(people.repeat(len(rows) + 1, 1), every, size, _image)
+        pictures = pictures.unflatten(0, (len(rows) + 1, -1))
         pictures = (pictures * self.weight).flatten(2)
         self.truth = pictures[-1]
         steps = torch.tensor([_STEPS[name] for name in names])

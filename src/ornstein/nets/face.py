@@ -276,7 +276,7 @@ class TokenAttention(Attention):
 
 
 def deviation(spread: float, changes: Tensor) -> Tensor:
-    """The answer's deviation r about the scene's picture, where `changes` (B, 1, H, W) in [0, 1] says that it changes."""
+    """The answer's deviation r about the scene's picture; `changes` (B, 1, H, W) in [0, 1], where it is to change."""
     return spread * torch.lerp(torch.full_like(changes, _STAYS), torch.ones_like(changes), changes)
 
 

@@ -8,6 +8,7 @@ _FEW = 5  # landmarks that every detector gives, the first ones: the others are 
 _STIFF = 0.02  # how much a thin plate resists: 0 goes through all points and folds where they cross
 _COARSE = 16  # cells a side at which a thin plate is worked out; it is smooth
 _TOUCH = 1e-6
+_FAR = 80.0  # squared deviations: beyond it a spot is nothing, and numbers too small for their exponent cost 40 times
 _POINT = 1 / 32  # deviation of a landmark's spot, as a share of the side
 
 
@@ -91,7 +92,8 @@ def thin_plate(source: Tensor, onto: Tensor, size: int) -> Tensor:
     b, k, _ = onto.shape
     bend = _bending(onto, onto) + _STIFF * torch.eye(k, device=onto.device)
     flat = torch.cat([torch.ones_like(onto[..., :1]), onto], 2)
-    left = torch.cat([torch.cat([bend, flat], 2), torch.cat([flat.mT, -_TOUCH * torch.eye(3, device=onto.device).expand(b, 3, 3)], 2)], 1)
+    touch = -_TOUCH * torch.eye(3, device=onto.device).expand(b, 3, 3)
+    left = torch.cat([torch.cat([bend, flat], 2), torch.cat([flat.mT, touch], 2)], 1)
     w = torch.linalg.solve(left, torch.cat([source, source.new_zeros(b, 3, 2)], 1))
     cells = min(_COARSE, size)
     at = still(cells, onto.device).reshape(1, -1, 2)
@@ -109,7 +111,8 @@ def still(size: int, device: torch.device | None = None) -> Tensor:
 def spots(landmarks: Tensor, size: int) -> Tensor:
     """All landmarks (B, K, 2) in pixels as Gaussian spots of height 1 in one picture (B, 1, size, size), at most 1."""
     at = torch.arange(size, device=landmarks.device)
-    x, y = (torch.exp(-((at - landmarks[..., i, None]) / (_POINT * size)).square() / 2) for i in (0, 1))
+    squares = (((at - landmarks[..., i, None]) / (_POINT * size)).square() for i in (0, 1))
+    x, y = (torch.exp(-square.clamp(max=_FAR) / 2) for square in squares)
     # a Gaussian is the product of one along each axis: K of them are a product of matrices
     return (y.mT @ x).clamp(max=1)[:, None].to(landmarks.dtype)
 

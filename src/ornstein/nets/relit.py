@@ -27,7 +27,7 @@ _SHOWN = 0.05  # of a pixel that shows the face: below it its colour is not know
 
 
 class RelitUNet(nn.Module):
-    """Network `(x, log_snr, scene, identity, appearance, points, dropped) -> v` (E8) for square crops and a^2 + s^2 = 1.
+    """Network `(x, log_snr, scene, identity, appearance, points, dropped) -> v` (E8), square crops and a^2 + s^2 = 1.
 
     As `FaceUNet` it learns how the answer differs from a picture c, by the same equation, and differs from it in what c
     is and in what it sees. It is for training with known truths: there nothing of the target's face needs to be hidden,
@@ -202,12 +202,15 @@ class RelitUNet(nn.Module):
 
         plan (B, 9, h, w): the further move, the logarithm of the gain, the shift, how much is laid over.
         """
+        # made where they are few, and split once: each slice of a large tensor costs another one on the way back
+        move, gain, shift, covers = plan.split([2, 3, 3, 1], dim=1)
+        plan = torch.cat([move, gain.exp(), shift, torch.sigmoid(covers + _COVERS)], 1)
         plan = F.interpolate(plan, (self.size, self.size), mode="bilinear", align_corners=False)
-        grid = still(self.size, plan.device) + _REACH * plan[:, :2].permute(0, 2, 3, 1)
-        moved = F.grid_sample(moved, grid, align_corners=False)
-        face = moved[:, :3] / moved[:, 3:].clamp(min=_SHOWN)
-        lit = (face + 1) * plan[:, 2:5].exp() - 1 + plan[:, 5:8]
-        return torch.lerp(picture, lit, moved[:, 3:] * torch.sigmoid(plan[:, 8:] + _COVERS))
+        move, gain, shift, covers = plan.split([2, 3, 3, 1], dim=1)
+        grid = still(self.size, plan.device) + _REACH * move.permute(0, 2, 3, 1)
+        face, shown = F.grid_sample(moved, grid, align_corners=False).split([3, 1], dim=1)
+        lit = (face / shown.clamp(min=_SHOWN) + 1) * gain - 1 + shift
+        return torch.lerp(picture, lit, shown * covers)
 
     def check(
         self,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,9 +23,6 @@ SMALLEST, LARGEST = 16, 1024  # pixels a side
 _CHUNK = 32 * 64**2  # pixels rendered at once: few enough to stay near the processor
 _NEAR = 0.06  # head units: a point this far under the surface that a ray meets is still the one it meets
 _STILL = 0.02  # an expression that changes by less moves its paint by less than 0.005 head units
-
-
-T = TypeVar("T", Tensor, tuple[Tensor, ...])
 
 
 @dataclass
@@ -55,20 +51,22 @@ def render(identity: Tensor, attributes: Tensor, size: int = 64) -> Rendered:
     return Rendered(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def rendered(identity: Tensor, attributes: Tensor, size: int, keep: Callable[[Rendered], T]) -> T:
-    """As `render` for many, of which `keep` takes what is wanted: rows of a tensor, or of each of several.
+def rendered(
+    identity: Tensor, attributes: Tensor, size: int, keep: Callable[[Rendered], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """As `render` for many, of which `keep` takes what is wanted: the rows of each of its tensors.
 
     A part of the rows at a time, on as many threads as torch has, and each part on one of them. Torch's own way, to
     share out every operation, waits at the end of each for the slower thread: of operations as short as these two
     threads do less than one where anything else wants the processor.
     """
-    count = max(_CHUNK // size**2, 1)
+    if len(identity) != len(attributes):
+        raise ValueError(f"identity has {len(identity)} rows, but attributes has {len(attributes)}")
+    count = max(_CHUNK // size**2, 1) if size > 0 else 1
     parts = list(zip(identity.split(count), attributes.split(count), strict=True))
     threads = min(torch.get_num_threads(), len(parts))
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        out = list(pool.map(lambda part: keep(render(*part, size)), parts))
-    if isinstance(out[0], Tensor):
-        return torch.cat(out)
+        out = list(pool.map(lambda part: keep(render(part[0], part[1], size)), parts))
     return tuple(torch.cat(each) for each in zip(*out, strict=True))
 
 
