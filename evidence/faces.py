@@ -55,8 +55,9 @@ def world(args: argparse.Namespace) -> None:
     began = time.monotonic()
     finished = demo(out, args.minutes, photos=args.photos, preset=args.preset, tell=tell)
     scores = {name: asdict(score) for name, score in finished.scores.items()}
-    seconds = time.monotonic() - began
-    atomic_write(out / "scores.json", json.dumps({"seconds": seconds, "scores": scores}, indent=1).encode())
+    spent = {"seconds": time.monotonic() - began, "processor_seconds": time.process_time()}
+    atomic_write(out / "scores.json", json.dumps(spent | {"scores": scores}, indent=1).encode())
+    print(", ".join(f"{name} {value:.0f}" for name, value in spent.items()))
     for name, score in scores.items():
         print(f"{name:<20}" + "  ".join(f"{key} {value:.3f}" for key, value in score.items()))
 

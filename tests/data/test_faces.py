@@ -19,6 +19,7 @@ from ornstein.data.faces import (
     motion,
     nearest_identity,
     render,
+    rendered,
 )
 
 RANGES = {"yaw": 0.65, "pitch": 0.35, "roll": 0.35, "shift_x": 0.1, "gaze_x": 1.0, "light_x": 1.2}
@@ -81,6 +82,24 @@ def test_a_picture_depends_on_its_own_row_alone():
         for name in ("image", "mask", "landmarks", "visible"):
             assert torch.equal(getattr(again, name), getattr(together, name))
             assert torch.equal(getattr(alone, name)[0], getattr(together, name)[i])
+
+
+def test_many_pictures_on_several_threads_are_the_same_bit_for_bit():
+    people, states = identities(5, 0).repeat(8, 1), attributes(40, 1)
+    whole, before = render(people, states, 64), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        images, landmarks = rendered(people, states, 64, lambda out: (out.image, out.landmarks))
+        (masks,) = rendered(people, states, 64, lambda out: (out.mask,))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(images, whole.image) and torch.equal(landmarks, whole.landmarks)
+    assert torch.equal(masks, whole.mask)
+    with pytest.raises(ValueError, match="pixels a side"):
+        rendered(people, states, 8, lambda out: (out.image,))
+    with pytest.raises(ValueError, match="40 rows, but attributes has 39"):
+        rendered(people, states[:39], 64, lambda out: (out.image,))
 
 
 def test_any_corner_of_the_ranges_is_drawn():

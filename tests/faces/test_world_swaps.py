@@ -6,7 +6,7 @@ import torch
 from ornstein.data import to_unit
 from ornstein.data.faces import ATTRIBUTES, render
 from ornstein.faces.world import Looks, cases, region, world_photos
-from ornstein.faces.world_scores import attribute_errors, judge, nearest_people, noisy, pasted, psnr, ssim
+from ornstein.faces.world_scores import Attributes, judge, nearest_people, noisy, pasted, psnr, ssim
 
 SIZE = 32
 
@@ -32,6 +32,18 @@ def test_a_block_is_the_same_wherever_it_is_made():
     assert torch.equal(both.images[64:], second.images) and torch.equal(both.landmarks[64:], second.landmarks)
     with pytest.raises(ValueError, match="blocks of 64"):
         world_photos(100, SIZE, seed=2)
+
+
+def test_left_and_right_change_places_in_a_mirror():
+    """A head that looks straight ahead and whose hair is not looked at is its own mirror image, but for its roll."""
+    from ornstein.faces.photos import mirror
+    from ornstein.faces.world import in_a_mirror
+
+    states = torch.zeros(1, len(ATTRIBUTES))
+    states[:, ATTRIBUTES.index("scale")] = 1.0
+    points = render(torch.full((1, 46), 0.5), states, SIZE).landmarks
+    torch.testing.assert_close(mirror(points, SIZE, in_a_mirror()), points, atol=1e-3, rtol=0)
+    assert not torch.allclose(mirror(points, SIZE), points, atol=1.0)
 
 
 def test_the_margin_holds_the_mask_and_fades():
@@ -79,11 +91,12 @@ def test_a_known_change_of_pose_and_expression_is_found(few):
     states[:, ATTRIBUTES.index("yaw")] += 0.04
     states[:, ATTRIBUTES.index("mouth_open")] = (states[:, ATTRIBUTES.index("mouth_open")] + 0.1).clamp(max=1)
     moved = render(few.people, states, SIZE).image
-    wrong = attribute_errors(moved, few.people, few)
+    found = Attributes(few.people, few)
+    wrong = found.errors(moved)
     assert float((wrong[:, 0] - 0.04).abs().max()) < 0.02
     change = states[:, ATTRIBUTES.index("mouth_open")] - few.states[:, ATTRIBUTES.index("mouth_open")]
     assert float((wrong[:, 3] - change).abs().mean()) < 0.05
-    still = attribute_errors(few.truth.image, few.people, few)
+    still = found.errors(few.truth.image)
     torch.testing.assert_close(still, torch.zeros_like(still), atol=1e-4, rtol=0)
 
 

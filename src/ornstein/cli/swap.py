@@ -48,7 +48,9 @@ def swap(
     batch: Annotated[Path | None, typer.Option(help="A CSV file with the columns source,target,out.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of the sampler.")] = 20,
     identity: Annotated[float, typer.Option(help="0 is the target's own identity, 1 the source's.")] = 1.0,
-    guidance: Annotated[float, typer.Option(help="Scale of guidance towards the source.")] = 4.0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Scale of guidance towards the source; as suits the model unless it is given.")
+    ] = None,
     towards: Annotated[float, typer.Option(help="Guidance by the recogniser, about 0.02; 0 for none.")] = 0.0,
     blend: Annotated[str, typer.Option(help="feather, laplacian or poisson.")] = "laplacian",
     seed: Annotated[int, typer.Option(help="The same seed gives the same picture.")] = 0,

@@ -7,18 +7,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.nets.face import blurred
+from ornstein.nets.placement import spots
 
 CHANNELS = 5  # of a scene: the picture, the mask, the landmarks
 POINTS = 5  # of the landmarks, the first ones: those that dlib gives
 LIGHT = 4  # cells a side at which a blur says how a face is lit and little of whose it is
-_POINT = 1 / 32  # deviation of a landmark's spot, as a share of the side
 
 
-def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None = None) -> Tensor:
-    """The channels (B, 5, H, W) that tell `FaceUNet` of the target crop (B, 3, H, W) in [-1, 1].
+def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None = None, hidden: bool = True) -> Tensor:
+    """The channels (B, 5, H, W) that tell a network of the target crop (B, 3, H, W) in [-1, 1].
 
     The picture with its face blurred to 8x8, where `mask` (B, 1, H, W) says that the face is; the mask; and the
-    landmarks (B, K, 2), in pixels of the crop, as one heat map. `tint` (B, 3, 1, 1) is added to the blur.
+    landmarks (B, K, 2), in pixels of the crop, as one heat map. `tint` (B, 3, 1, 1) is added to the blur. Without
+    `hidden` the picture is as it is: for `RelitUNet`.
 
     Raises ValueError where the shapes do not fit. Source: the 8x8 blur against a black hole: Kim et al. 2022
     (DiffFace, arXiv:2212.13344) and the ablation of REFace (Baliah et al. 2024, arXiv:2409.07269).
@@ -28,10 +29,11 @@ def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None =
         raise ValueError(f"a target (B, 3, H, W) and its mask (B, 1, H, W), not {target.shape} and {mask.shape}")
     if landmarks.ndim != 3 or len(landmarks) != len(target) or landmarks.shape[2] != 2:
         raise ValueError(f"landmarks are ({len(target)}, K, 2) pixels, not {tuple(landmarks.shape)}")
-    face = blurred(target)
-    if tint is not None:
-        face = face + tint
-    return torch.cat([torch.lerp(target, face, mask), 2 * mask - 1, 2 * spots(landmarks, size) - 1], dim=1)
+    picture = target
+    if hidden:
+        face = blurred(target) if tint is None else blurred(target) + tint
+        picture = torch.lerp(target, face, mask)
+    return torch.cat([picture, 2 * mask - 1, 2 * spots(landmarks, size) - 1], dim=1)
 
 
 def lent(target: Tensor, shown: Tensor, share: float) -> Tensor:
@@ -46,14 +48,6 @@ def lent(target: Tensor, shown: Tensor, share: float) -> Tensor:
         return blurred(images) - blurred(images, LIGHT)
 
     return target + share * (features(source) - features(target))
-
-
-def spots(landmarks: Tensor, size: int) -> Tensor:
-    """All landmarks (B, K, 2) as Gaussian spots of height 1 in one picture (B, 1, size, size), at most 1."""
-    at = torch.arange(size, device=landmarks.device)
-    x, y = (torch.exp(-((at - landmarks[..., i, None]) / (_POINT * size)).square() / 2) for i in (0, 1))
-    # a Gaussian is the product of one along each axis: K of them are a product of matrices
-    return (y.mT @ x).clamp(max=1)[:, None].to(landmarks.dtype)
 
 
 def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ from ornstein.evaluation.tables import Table
 from ornstein.faces.identity import Distillation, IdentityNet
 from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.sampling import FaceModel, swap_crops
-from ornstein.faces.training import FaceSettings, FaceTask, face_denoiser
 from ornstein.faces.world import Cases, cases, region, world_photos
 from ornstein.faces.world_scores import WorldScore, judge, pasted
+from ornstein.faces.world_training import WorldTask, relit_denoiser
 from ornstein.files import read_json
 from ornstein.training import TrainConfig, run_task
 
 PHOTOS = 8192
 # of the time: the recogniser, the swap; the rest is for rendering and judging
-_RECOGNISER, _SWAP = 0.1, 0.6
+_RECOGNISER, _SWAP = 0.05, 0.72
 _PEOPLE, _STEPS, _FRAMES, _SHOWN = 100, 1, 48, 12
 _TRAINED, _UNSEEN = 0, 1  # seeds of the people that are trained on, and of those that are not
 
@@ -82,7 +83,9 @@ def demo(
     return Demo(model, scores, report)
 
 
-def swap_cases(model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STEPS, guidance: float = 1.0) -> Tensor:
+def swap_cases(
+    model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STEPS, guidance: float | None = None
+) -> Tensor:
     """The model's swaps of the cases: all it gets of a source is its picture."""
     return swap_crops(
         model,
@@ -92,7 +95,6 @@ def swap_cases(model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STE
         shown(model, unseen.source),
         steps=steps,
         guidance=guidance,
-        lend=0.0,
         seed=seed,
     )
 
@@ -113,8 +115,6 @@ def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
         filmed.landmarks,
         shown(model, still),
         steps=_STEPS,
-        guidance=1.0,
-        lend=0.0,
         start=start,
     )
     wide = torch.cat([still.image.expand(frames, -1, -1, -1), filmed.image, swapped, truth.image], dim=3)
@@ -127,14 +127,27 @@ def shown(model: FaceModel, pictures: Rendered) -> SourceFaces:
     return SourceFaces(identity, pictures.image, region(pictures.mask), pictures.landmarks)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch computes on one thread within."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _recogniser(photos: Photos, out: Path, minutes: float, seed: int, tell: Tell) -> IdentityNet:
     torch.manual_seed(seed)
     net = IdentityNet(photos.embeddings.shape[1])
     # shapes and colours are exact here, and what is to be told apart: little of them is disturbed
     task = Distillation(net, photos, relational=0.0, strength=0.15)
     config = TrainConfig(minutes=minutes, batch=64, learning_rate=2e-3, warmup=50, seed=seed, checkpoint_every=200)
-    for state in run_task(task, photos, config, out, resume=out.is_dir()):
-        tell("training the recogniser", state.progress)
+    # it is small: torch would share its operations out to threads that wait for each other
+    with one_thread():
+        for state in run_task(task, photos, config, out, resume=out.is_dir()):
+            tell("training the recogniser", state.progress)
     return task.model.eval().requires_grad_(False)
 
 
@@ -142,11 +155,8 @@ def _swap(
     photos: Photos, recogniser: IdentityNet, out: Path, minutes: float, preset: str, seed: int, tell: Tell
 ) -> Denoiser:
     torch.manual_seed(seed)
-    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset)
-    # every pair's truth is known here: nothing has to be told by the recogniser
-    settings = FaceSettings(outside=0.02, tint=0.0, identity=0.0, swap=0.0, swaps=0.0, colour=0.0, begins=1.0)
-    task = FaceTask(denoiser, recogniser, photos, settings)
-    config = TrainConfig(minutes=minutes, batch=16, learning_rate=2e-3, seed=seed, checkpoint_every=200)
+    task = WorldTask(relit_denoiser(photos, preset), recogniser, photos)
+    config = TrainConfig(minutes=minutes, batch=32, learning_rate=2e-3, seed=seed, checkpoint_every=200)
     for state in run_task(task, photos, config, out, resume=out.is_dir()):
         tell("training the swap", state.progress)
     return task.model

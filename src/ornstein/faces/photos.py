@@ -47,12 +47,16 @@ class SourceFaces:
         """Row i is row i - n."""
         return SourceFaces(*(part.roll(n, 0) for part in self._parts))
 
-    def known(self, onto: Tensor) -> dict[str, Tensor]:
-        """The conditions of `FaceUNet` for targets with the landmarks `onto` (B, K, 2)."""
-        return {
-            "identity": self.identity,
-            "appearance": appearance(self.image, self.mask, self.landmarks, onto),
-        }
+    def known(self, onto: Tensor, moved: bool = True) -> dict[str, Tensor]:
+        """The conditions of `FaceUNet` for targets with the landmarks `onto` (B, K, 2).
+
+        Where the network moves the face itself, not `moved`: those of `RelitUNet`.
+        """
+        if moved:
+            face = appearance(self.image, self.mask, self.landmarks, onto)
+            return {"identity": self.identity, "appearance": face}
+        face = torch.cat([self.image * self.mask, self.mask], 1)
+        return {"identity": self.identity, "appearance": face, "points": torch.stack([self.landmarks, onto], 1)}
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
@@ -92,7 +96,8 @@ class Photos:
     images uint8 (N, 3, H, W), masks uint8 (N, 1, H, W) with 255 for 1, landmarks (N, K, 2), person (N,), embeddings
     (N, D) of any recogniser. Where `state` (N,) is given, two photos of the same state are of two people in
     exactly the same pose, expression and light; then a target is another one of the truth's state. Without it the truth
-    of a swap is known where source and target are one person: the target is the truth itself.
+    of a swap is known where source and target are one person: the target is the truth itself. `mirrored` (K,) says
+    which landmark each one is in a mirror; without it the first five change sides and the others stay what they are.
 
     The source of a pair is another photo of that person, which cannot tell how the face is turned and lit; where there
     is no other one, the same in a mirror. Raises ValueError where the numbers of rows differ.
@@ -106,9 +111,11 @@ class Photos:
         person: Tensor,
         embeddings: Tensor,
         state: Tensor | None = None,
+        mirrored: Tensor | None = None,
     ) -> None:
         self.images, self.masks, self.landmarks, self.person = images, masks, landmarks.float(), person
         self.embeddings, self.state = embeddings.float(), state
+        self.mirrored = mirrored
         lengths = {len(part) for part in (images, masks, landmarks, person, embeddings)}
         if len(lengths) != 1 or not len(images):
             raise ValueError(f"photos, masks, landmarks, people and embeddings must be equally many, not {lengths}")
@@ -130,12 +137,12 @@ class Photos:
     def select(self, rows: Tensor) -> Photos:
         """These photos alone."""
         parts = (p[rows] for p in (self.images, self.masks, self.landmarks, self.person, self.embeddings))
-        return Photos(*parts, state=None if self.state is None else self.state[rows])
+        return Photos(*parts, state=None if self.state is None else self.state[rows], mirrored=self.mirrored)
 
     def known_as(self, embeddings: Tensor) -> Photos:
         """The same photos with other embeddings (N, D)."""
         parts = (self.images, self.masks, self.landmarks, self.person)
-        return Photos(*parts, embeddings, state=self.state)
+        return Photos(*parts, embeddings, state=self.state, mirrored=self.mirrored)
 
     def faces(self, rows: Tensor, mirrored: Tensor | None = None) -> SourceFaces:
         """These photos as sources, in a mirror where `mirrored` (B,) is true."""
@@ -144,28 +151,45 @@ class Photos:
 
     def pairs(self, rows: Tensor, draw: torch.Generator) -> Pairs:
         """One pair for each truth in `rows` (B,): another photo of that person as the source; half of them mirrored."""
+        source, target, mirrored = self._drawn(rows, draw)
+        truth = self._seen(rows, mirrored)[0]
+        return Pairs(truth, *self._seen(target, mirrored), source=self.faces(source, mirrored ^ (source == rows)))
+
+    def places(self, n: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The landmarks (n, K, 2) of sources, targets and truths of n pairs of any rows, in pixels."""
+        rows = torch.randint(len(self), (n,), generator=draw, device=draw.device).cpu()
+        source, target, mirrored = self._drawn(rows, draw)
+        each = ((source, mirrored ^ (source == rows)), (target, mirrored), (rows, mirrored))
+        one, two, three = (self._turned(self.landmarks[which], sides) for which, sides in each)
+        return one, two, three
+
+    def _drawn(self, rows: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """For truths `rows` (B,): the sources, the targets, and which pairs are seen in a mirror."""
         u = torch.rand(3, len(rows), generator=draw, device=draw.device).cpu()
         source = self._same_person.other(rows, u[0])
         target = rows if self._same_state is None else self._same_state.other(rows, u[1])
-        mirrored = u[2] < 0.5
-        truth = self._seen(rows, mirrored)[0]
-        return Pairs(truth, *self._seen(target, mirrored), source=self.faces(source, mirrored ^ (source == rows)))
+        return source, target, u[2] < 0.5
 
     def _seen(self, rows: Tensor, mirrored: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         image, mask, landmarks = to_unit(self.images[rows]), self.masks[rows].float() / 255, self.landmarks[rows]
         if mirrored is None:
             return image, mask, landmarks
         image, mask = (torch.where(mirrored[:, None, None, None], each.flip(3), each) for each in (image, mask))
-        return image, mask, torch.where(mirrored[:, None, None], mirror(landmarks, self.size), landmarks)
+        return image, mask, self._turned(landmarks, mirrored)
+
+    def _turned(self, landmarks: Tensor, mirrored: Tensor) -> Tensor:
+        return torch.where(mirrored[:, None, None], mirror(landmarks, self.size, self.mirrored), landmarks)
 
 
-def mirror(landmarks: Tensor, size: int) -> Tensor:
-    """Landmarks (B, K, 2) of the mirrored picture, of which the first five keep their order: right eye, left eye, nose.
+def mirror(landmarks: Tensor, size: int, order: Tensor | None = None) -> Tensor:
+    """Landmarks (B, K, 2) of the mirrored picture: the k-th of them is where the mirror shows number `order` (K,)[k].
 
-    Those beyond the first five change places with nobody: where they are is looked at, and not which is which.
+    Without `order` the first five change sides, corners of the eyes, twice two, and the base of the nose; those beyond
+    them change places with nobody.
     """
-    out = torch.stack([size - 1 - landmarks[..., 0], landmarks[..., 1]], -1)
-    return torch.cat([out[:, [2, 3, 0, 1, 4]], out[:, POINTS:]], 1)
+    if order is None:
+        order = torch.cat([torch.tensor([2, 3, 0, 1, 4]), torch.arange(POINTS, landmarks.shape[1])])
+    return torch.stack([size - 1 - landmarks[..., 0], landmarks[..., 1]], -1)[:, order]
 
 
 class _Groups:

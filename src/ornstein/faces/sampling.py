@@ -16,6 +16,7 @@ from ornstein.faces.conditions import lent, scene
 from ornstein.faces.identity import IdentityNet, likeness
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.training import IDENTITY
+from ornstein.nets import RelitUNet
 from ornstein.process import Prediction, Process
 from ornstein.sampling import Conditioned
 from ornstein.schedules import Times
@@ -26,11 +27,16 @@ from ornstein.solvers import grids
 _LAST = 0.25
 # Of photographs; beyond it swaps are found to be the source more often, and begin to hold their mouths as the source.
 LEND = 0.5
+GUIDANCE = 4.0  # of photographs: below it a swap keeps too much of its target
 
 
 @dataclass(frozen=True)
 class FaceModel:
-    """A trained swap: the denoiser, and the recogniser whose normalised embeddings it takes."""
+    """A trained swap: the denoiser, and the recogniser whose normalised embeddings it takes.
+
+    guidance: the scale that suits it. A net that is shown a blur of the target has to be drawn towards the source; one
+    that was taught with the truth of every swap is where it should be.
+    """
 
     denoiser: Denoiser
     recogniser: IdentityNet
@@ -39,6 +45,10 @@ class FaceModel:
     def load(cls, folder: str | Path) -> FaceModel:
         """The model in a run folder. Raises UserError where there is none or a part of it is missing."""
         return cls(checkpoint.load(folder), IdentityNet.load(Path(folder) / IDENTITY))
+
+    @property
+    def guidance(self) -> float:
+        return 1.0 if isinstance(self.denoiser.net, RelitUNet) else GUIDANCE
 
     @property
     def size(self) -> int:
@@ -145,7 +155,7 @@ def swap_crops(
     source: SourceFaces,
     *,
     steps: int = 20,
-    guidance: float = 4.0,
+    guidance: float | None = None,
     strength: float = 1.0,
     towards: float = 0.0,
     lend: float = LEND,
@@ -162,11 +172,12 @@ def swap_crops(
         landmarks: (B, K, 2) of the target, in pixels of the crop.
         source: B faces, or one for all; the identities are normalised as the recogniser's.
         steps: of DDIM.
-        guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it.
+        guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it. The
+            model's own where it is not given.
         strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
         lend: share of the blurred face's features that are the source's, less where strength is below 1, and none at 0:
-            see `conditions.lent`.
+            see `conditions.lent`. A `RelitUNet` sees the target as it is, and is lent nothing.
         own: (B, K), the target's own identity for `strength`; by the model's recogniser where it is not given.
         start: (B, 3, H, W), the state at t = 1; one noise for all frames of a clip, say.
         seed, first: without it, sample i has the noise of (seed, first + i), whatever the batch.
@@ -182,19 +193,23 @@ def swap_crops(
     elif own is None:
         own = model.recogniser.embed(target)
     schedule = model.denoiser.process.schedule
+    scale = model.guidance if guidance is None else guidance
+    hidden = not isinstance(model.denoiser.net, RelitUNet)
     grid = [1.0, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (1.0, _LAST), steps - 1), 0.0]
     out = []
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
         y, m, points, who = target[rows], mask[rows], landmarks[rows], source.select(rows)
-        known = who.known(points)
+        known = who.known(points, moved=hidden)
+        shown = y
+        if hidden:
+            shown = torch.lerp(y, lent(y, known["appearance"], lend * min(strength, 1.0)), m)
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
-        shown = scene(torch.lerp(y, lent(y, known["appearance"], lend * min(strength, 1.0)), m), m, points)
-        d: Denoises = Conditioned(model.denoiser, {"scene": shown})
+        d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, points, hidden=hidden)})
         if own is not None:
-            d = Between(d, SourceFaces(own[rows], y, m, points).known(points), strength)
-        if guidance != 1:
-            d = orn.guidance.ClassifierFree(d, guidance)
+            d = Between(d, SourceFaces(own[rows], y, m, points).known(points, moved=hidden), strength)
+        if scale != 1:
+            d = orn.guidance.ClassifierFree(d, scale)
         d = Inside(d, y, m)
         if towards > 0:
             d = Towards(d, model.recogniser, who.identity, m, towards)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from ornstein.faces.photos import SourceFaces
 from ornstein.faces.read import read_photo
 from ornstein.faces.recognise import SAME_PERSON, FaceRecogniser, Recogniser
 from ornstein.faces.sampling import FaceModel, swap_crops
-from ornstein.nets import FaceUNet
+from ornstein.nets import FaceUNet, RelitUNet
 
 ALL, LARGEST = "all", "largest"
 _PARTS = ("crop", "mask", "landmarks")
@@ -38,7 +38,7 @@ class SwapSettings:
     Args:
         steps: of the sampler, more is finer and slower.
         identity: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
-        guidance: scale of classifier-free guidance, 1 for none.
+        guidance: scale of classifier-free guidance, 1 for none; None for what suits the model: see `FaceModel`.
         towards: root mean square of the steps of guidance by the model's recogniser, 0 for none.
         blend: "feather", "laplacian" or "poisson".
         label: the visible badge.
@@ -50,7 +50,7 @@ class SwapSettings:
 
     steps: int = 20
     identity: float = 1.0
-    guidance: float = 4.0
+    guidance: float | None = None
     towards: float = 0.0
     blend: str = "laplacian"
     label: bool = True
@@ -62,8 +62,9 @@ class SwapSettings:
         if self.blend not in METHODS:
             raise UserError(f"no blend {self.blend!r}: one of {', '.join(METHODS)}")
         for name, low, high in (("identity", 0, 3), ("guidance", 0, 20), ("towards", 0, 1)):
-            if not low <= getattr(self, name) <= high:
-                raise UserError(f"{name} must lie between {low} and {high}, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise UserError(f"{name} must lie between {low} and {high}, not {value}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"a seed is a whole number from 0 on, not {self.seed}")
 
@@ -84,7 +85,7 @@ def load_model(run: str | Path) -> SwapModel:
         what = "there is no such folder" if not run.is_dir() else f"it has no {checkpoint.CONFIG}"
         raise UserError(f"{run} holds no trained face-swap model: {what}; `ornstein faces train` makes one")
     net = checkpoint.read_config(run).get("net")
-    if not isinstance(net, dict) or net.get("type") != FaceUNet.__name__:
+    if not isinstance(net, dict) or net.get("type") not in (FaceUNet.__name__, RelitUNet.__name__):
         raise UserError(f"{run} holds no face-swap model but one of another kind: `ornstein faces train` makes one")
     model = FaceModel.load(run)
     identity = net.get("identity")
@@ -172,6 +173,8 @@ class Swapper:
         protected: BlockList | None = None,
     ) -> None:
         self.model, self.settings, self.protected = model, settings or SwapSettings(), protected
+        if self.settings.guidance is None:
+            self.settings = replace(self.settings, guidance=model.guidance)
         self.detector = detector or Detector()
         # a video has no time for second looks: the next frame may show the face
         self.scanner = detector or Detector(smallest=_SMALLEST, thorough=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.data import to_uint8
-from ornstein.data.faces import ATTRIBUTES, Rendered, attributes, identities, render
+from ornstein.data.faces import ATTRIBUTES, LANDMARKS, Rendered, attributes, identities, render, rendered
 from ornstein.faces.photos import Photos
 
 _BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose answer is among them
@@ -50,8 +50,8 @@ class Looks:
 
     def _portraits(self, people: Tensor) -> Tensor:
         neutral = torch.tensor([_NEUTRAL.get(name, 0.0) for name in ATTRIBUTES])
-        parts = people.split(256)
-        return torch.cat([render(p, neutral.expand(len(p), -1), _PORTRAIT).image.flatten(1) for p in parts])
+        (portraits,) = rendered(people, neutral.expand(len(people), -1), _PORTRAIT, lambda out: (out.image,))
+        return portraits.flatten(1)
 
 
 def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | None = None) -> Photos:
@@ -68,14 +68,20 @@ def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | No
     at = torch.arange(n)
     block, person, state = at // _BLOCK**2, at // _BLOCK % _BLOCK, at % _BLOCK
     person, state = block * _BLOCK + person, block * _BLOCK + state
-    images, masks, landmarks = [], [], []
-    for rows in at.split(256):
-        out = render(people[person[rows]], states[state[rows]], size)
-        images.append(to_uint8(out.image))
-        masks.append((255 * region(out.mask)).round().to(torch.uint8))
-        landmarks.append(out.landmarks)
+
+    def small(out: Rendered) -> tuple[Tensor, Tensor, Tensor]:
+        return to_uint8(out.image), (255 * region(out.mask)).round().to(torch.uint8), out.landmarks
+
+    images, masks, landmarks = rendered(people[person], states[state], size, small)
     embeddings = (looks or Looks(people))(people)[person]
-    return Photos(torch.cat(images), torch.cat(masks), torch.cat(landmarks), person, embeddings, state)
+    return Photos(images, masks, landmarks, person, embeddings, state, mirrored=in_a_mirror())
+
+
+def in_a_mirror() -> Tensor:
+    """Which landmark of the face world each one is in a mirror, (K,): left and right change places."""
+    other = {"right": "left", "left": "right"}
+    names = ["_".join(other.get(word, word) for word in name.split("_")) for name in LANDMARKS]
+    return torch.tensor([LANDMARKS.index(name) for name in names])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.data.faces import ATTRIBUTES, render
+from ornstein.data.faces import ATTRIBUTES, Rendered, rendered
 from ornstein.faces.align import Similarity, warp
 from ornstein.faces.colour import match_colour
 from ornstein.faces.conditions import POINTS
@@ -22,7 +22,12 @@ EXPRESSION = ("mouth_open", "smile", "eyes_closed", "brows_raised")
 # is nobody's, the estimate is drawn to 0.
 _STEPS = dict.fromkeys(ANGLES, 0.05) | dict.fromkeys(EXPRESSION, 0.1)
 _PRIOR = dict.fromkeys(ANGLES, 0.15) | dict.fromkeys(EXPRESSION, 0.4)
+_AT_ONCE = 800  # renders
 _NOISE = 0.15  # deviation of a pixel that no attribute explains
+
+
+def _image(out: Rendered) -> tuple[Tensor]:
+    return (out.image,)
 
 
 @dataclass(frozen=True)
@@ -70,42 +75,51 @@ def nearest_people(
     Everybody is rendered in the state of the target, and the smallest squared error over the pixels that a swap may
     paint wins. The renders serve all methods.
     """
-    out = {name: torch.empty(len(cases.people), dtype=torch.int64) for name in methods}
-    size = cases.truth.image.shape[-1]
-    for i, state in enumerate(cases.states):
-        everybody = render(cases.people, state.expand(len(cases.people), -1), size).image
+    n, size = len(cases.people), cases.truth.image.shape[-1]
+    nearest: dict[str, list[Tensor]] = {name: [] for name in methods}
+    group = max(1, _AT_ONCE // n)
+    for low in range(0, n, group):
+        states = cases.states[low : low + group]
+        (everybody,) = rendered(cases.people.repeat(len(states), 1), states.repeat_interleave(n, 0), size, _image)
+        everybody = everybody.unflatten(0, (len(states), n))
         for name, pictures in methods.items():
-            error = ((everybody - pictures[i]).square() * cases.mask[i]).sum((1, 2, 3))
-            out[name][i] = error.argmin()
-        tell((i + 1) / len(cases.states))
-    return out
+            for i, people in enumerate(everybody, low):
+                error = ((people - pictures[i]).square() * cases.mask[i]).sum((1, 2, 3))
+                nearest[name].append(error.argmin())
+        tell((low + len(states)) / n)
+    return {name: torch.stack(each) for name, each in nearest.items()}
 
 
-def attribute_errors(images: Tensor, people: Tensor, cases: Cases) -> Tensor:
-    """How far pose and expression in the images are from the targets', (B, 7): radians, and shares of the range.
+class Attributes:
+    """How far pose and expression in pictures are from the targets' of the cases, to first order.
 
-    Estimated to first order: with J the derivative of the render of `people` (B, K) by the attributes, at those of the
-    target, the d that minimises |x - render - J d|^2 / s^2 + |d / prior|^2 over the truth's face.
+    With J the derivative of the render of `people` (B, K) by the attributes, at those of the target, the d that
+    minimises |x - render - J d|^2 / s^2 + |d / prior|^2 over the truth's face.
     """
-    names = tuple(_STEPS)
-    size, weight = images.shape[-1], cases.truth.mask.sqrt()
 
-    def pictures(states: Tensor) -> Tensor:
-        return (render(people, states, size).image * weight).flatten(1)
+    def __init__(self, people: Tensor, cases: Cases) -> None:
+        self.weight = cases.truth.mask.sqrt()
+        names, rows = list(_STEPS), []
+        for name, step in _STEPS.items():
+            for sign in (1, -1):
+                states = cases.states.clone()
+                states[:, ATTRIBUTES.index(name)] += sign * step
+                rows.append(states)
+        every = torch.cat([*rows, cases.states])
+        size = cases.truth.image.shape[-1]
+        (pictures,) = rendered(people.repeat(len(rows) + 1, 1), every, size, _image)
+        pictures = pictures.unflatten(0, (len(rows) + 1, -1))
+        pictures = (pictures * self.weight).flatten(2)
+        self.truth = pictures[-1]
+        steps = torch.tensor([_STEPS[name] for name in names])
+        self.slopes = ((pictures[:-1:2] - pictures[1:-1:2]) / (2 * steps[:, None, None])).permute(1, 2, 0)
+        prior = torch.tensor([_PRIOR[name] for name in names])
+        self.normal = self.slopes.mT @ self.slopes / _NOISE**2 + torch.diag(prior**-2)
 
-    columns = []
-    for name, step in _STEPS.items():
-        both = []
-        for sign in (1, -1):
-            states = cases.states.clone()
-            states[:, ATTRIBUTES.index(name)] += sign * step
-            both.append(pictures(states))
-        columns.append((both[0] - both[1]) / (2 * step))
-    j = torch.stack(columns, 2)
-    rest = (images * weight).flatten(1) - pictures(cases.states)
-    prior = torch.tensor([_PRIOR[name] for name in names])
-    normal = j.mT @ j / _NOISE**2 + torch.diag(prior**-2)
-    return torch.linalg.solve(normal, (j.mT @ rest[..., None])[..., 0] / _NOISE**2)
+    def errors(self, images: Tensor) -> Tensor:
+        """d of images (B, 3, H, W), (B, 7): radians, and shares of the range."""
+        rest = (images * self.weight).flatten(1) - self.truth
+        return torch.linalg.solve(self.normal, (self.slopes.mT @ rest[..., None])[..., 0] / _NOISE**2)
 
 
 def pasted(cases: Cases) -> Tensor:
@@ -139,11 +153,11 @@ def judge(cases: Cases, swaps: Tensor, tell: Callable[[float], object] = lambda 
     }
     nearest = nearest_people(methods, cases, tell)
     truly = torch.arange(len(cases.people))
+    # the target as it is shows somebody else, in its own pose exactly
+    targets, sources = Attributes(cases.targets, cases), Attributes(cases.people, cases)
     out = {}
     for name, pictures in methods.items():
-        # the target as it is shows somebody else, in its own pose exactly
-        people = cases.targets if name == "target as it is" else cases.people
-        wrong = attribute_errors(pictures, people, cases)
+        wrong = (targets if name == "target as it is" else sources).errors(pictures)
         angles, expression = wrong[:, : len(ANGLES)], wrong[:, len(ANGLES) :]
         out[name] = WorldScore(
             psnr=float(psnr(pictures, cases.truth.image, cases.truth.mask).mean()),

@@ -196,26 +196,22 @@ class FaceUNet(nn.Module):
         level = log_snr.to(x.dtype).clamp(*LOG_SNR_RANGE)[:, None, None, None]
         a, s = torch.sigmoid(level).sqrt(), torch.sigmoid(-level).sqrt()
         picture, changes = scene[:, :channels], (scene[:, channels, None] + 1) / 2
-        r = self.spread * torch.lerp(torch.full_like(changes, _STAYS), torch.ones_like(changes), changes)
+        r = deviation(self.spread, changes)
         y, d = x - a * picture, (a.square() * r.square() + s.square()).sqrt()
         h = F.pixel_unshuffle(torch.cat([y / d, scene, appearance], dim=1).to(dtype), self.patch)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
         across = []
         for stage in self.encoder:
-            h = _through(stage, h, embedding, tokens)
+            h = through(stage, h, embedding, tokens)
             across.append(h)
         h = across.pop()
         for i, stage in enumerate(self.decoder):
             if i:
                 h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + across.pop()
-            h = _through(stage, h, embedding, tokens)
+            h = through(stage, h, embedding, tokens)
         residual = F.pixel_shuffle(self.head(h), self.patch).to(x.dtype)
         picture = self.carried(self.carry(h).to(x.dtype), appearance.to(x.dtype), picture)
-        y = x - a * picture
-        q = (_TRUST * r).square()
-        square = a.square() * q + s.square()
-        scale = (r.square() * s.square() + a.square() * q.square()).sqrt() / square  # g / s
-        return (a * s * (1 - q) / square) * y - s * picture - scale * residual
+        return answer(x, a, s, picture, r, residual)
 
     def carried(self, plan: Tensor, appearance: Tensor, picture: Tensor) -> Tensor:
         """The picture (B, C, H, W) with the face that is shown laid over it, moved by the last two channels of `plan`.
@@ -279,13 +275,27 @@ class TokenAttention(Attention):
         return x + self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+def deviation(spread: float, changes: Tensor) -> Tensor:
+    """The answer's deviation r about the scene's picture; `changes` (B, 1, H, W) in [0, 1], where it is to change."""
+    return spread * torch.lerp(torch.full_like(changes, _STAYS), torch.ones_like(changes), changes)
+
+
+def answer(x: Tensor, a: Tensor, s: Tensor, picture: Tensor, r: Tensor, residual: Tensor) -> Tensor:
+    """v of `FaceUNet`'s first equation: x0 about c = `picture` by F = `residual`, for deviations `r` (B, 1, H, W)."""
+    y = x - a * picture
+    q = (_TRUST * r).square()
+    square = a.square() * q + s.square()
+    scale = (r.square() * s.square() + a.square() * q.square()).sqrt() / square  # g / s
+    return (a * s * (1 - q) / square) * y - s * picture - scale * residual
+
+
 def blurred(images: Tensor, cells: int = BLUR) -> Tensor:
     """Images (B, C, H, W) averaged over `cells` x `cells` squares and interpolated back."""
     small = F.adaptive_avg_pool2d(images, cells)
     return F.interpolate(small, images.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _through(stage: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+def through(stage: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
     assert isinstance(stage, nn.ModuleList)
     for row in stage:
         assert isinstance(row, nn.ModuleList)

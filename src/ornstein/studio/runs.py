@@ -10,10 +10,10 @@ from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.files import read_json
-from ornstein.nets import FaceUNet
+from ornstein.nets import FaceUNet, RelitUNet
 
 IMAGES, CLIPS, FACES, AUTOENCODER = "images", "clips", "faces", "autoencoder"
-_NETS = {FaceUNet.__name__: FACES}
+_NETS = {FaceUNet.__name__: FACES, RelitUNet.__name__: FACES}
 
 
 class Runs:

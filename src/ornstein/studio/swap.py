@@ -115,7 +115,9 @@ def page(studio: Studio) -> None:
             with gr.Accordion("More", open=False):
                 steps = gr.Slider(1, 100, 20, step=1, label="Steps", info="Of the sampler; more is finer.")
                 identity = gr.Slider(0, 2, 1, step=0.05, label="Identity", info="0 the target's own, 1 the source's.")
-                guidance = gr.Slider(1, 8, 4, step=0.5, label="Guidance", info="Towards the source; 1 is none.")
+                guidance = gr.Slider(
+                    0, 8, 0, step=0.5, label="Guidance", info="Towards the source; 1 is none, 0 as suits the model."
+                )
                 seed = gr.Number(0, label="Seed", precision=0, info="The same number gives the same picture.")
                 label = gr.Checkbox(True, label="Show the badge", info="Without it, the manifest says it was removed.")
             with gr.Row():
@@ -180,7 +182,7 @@ def page(studio: Studio) -> None:
         studio.sessions.send(request, [*(sources or []), target])
         statement = Consent(consent or "")
         path = studio.runs.find(run)
-        settings = SwapSettings(int(steps or 0), identity, guidance, label=bool(label), seed=int(seed or 0))
+        settings = SwapSettings(int(steps or 0), identity, guidance or None, label=bool(label), seed=int(seed or 0))
         if not sources:
             raise UserError("choose a photo of the person whose face is put in")
         there = target_of(target, request)

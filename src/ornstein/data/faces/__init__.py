@@ -6,7 +6,7 @@ known: render(identity of the source, attributes of the target).
 
 from ornstein.data.faces.landmarks import LANDMARKS
 from ornstein.data.faces.parameters import ATTRIBUTES, IDENTITY, attributes, identities, motion
-from ornstein.data.faces.views import Rendered, flow, render
+from ornstein.data.faces.views import Rendered, flow, render, rendered
 from ornstein.data.faces.world import FaceWorld, nearest_identity
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "motion",
     "nearest_identity",
     "render",
+    "rendered",
 ]

@@ -1,5 +1,7 @@
 """What is known exactly about pictures of procedural faces: masks, landmarks, and where every point goes."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +49,25 @@ def render(identity: Tensor, attributes: Tensor, size: int = 64) -> Rendered:
     """
     parts = [_render(face, size) for face in _faces(identity, attributes, size)]
     return Rendered(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def rendered(
+    identity: Tensor, attributes: Tensor, size: int, keep: Callable[[Rendered], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """As `render` for many, of which `keep` takes what is wanted: the rows of each of its tensors.
+
+    A part of the rows at a time, on as many threads as torch has, and each part on one of them. Torch's own way, to
+    share out every operation, waits at the end of each for the slower thread: of operations as short as these two
+    threads do less than one where anything else wants the processor.
+    """
+    if len(identity) != len(attributes):
+        raise ValueError(f"identity has {len(identity)} rows, but attributes has {len(attributes)}")
+    count = max(_CHUNK // size**2, 1) if size > 0 else 1
+    parts = list(zip(identity.split(count), attributes.split(count), strict=True))
+    threads = min(torch.get_num_threads(), len(parts))
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        out = list(pool.map(lambda part: keep(render(part[0], part[1], size)), parts))
+    return tuple(torch.cat(each) for each in zip(*out, strict=True))
 
 
 def flow(identity: Tensor, attributes_a: Tensor, attributes_b: Tensor, size: int = 64) -> tuple[Tensor, Tensor]:
