@@ -242,7 +242,7 @@ def quality_table(rows: list[dict[str, Any]]) -> Table:
 def _data(run: Path) -> Split | None:
     """What the teacher was trained on and held out; None, and said so, where that is not known or no longer there."""
     try:
-        return open_data(Settings(**{"stream": False} | read_json(run / SETTINGS)))
-    except (UserError, TypeError) as error:
+        return open_data(Settings.stored(run / SETTINGS))
+    except UserError as error:
         console.print(f"no scores: {error}", style="yellow")
         return None
