@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +29,6 @@ from ornstein.data import ImageSet, to_uint8
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance, real_floor
 from ornstein.evaluation.run import STEPS
-from ornstein.files import read_json
 from ornstein.randomness import normal
 from ornstein.sampling import Conditioned
 from ornstein.solvers import SOLVER, Tuned
@@ -47,7 +47,7 @@ class Judge:
     def __init__(self, run: Path, count: int, seeds: int, batch: int = 128) -> None:
         self.run, self.count, self.seeds, self.batch = run, count, seeds, batch
         self.model = orn.load(run)
-        train, _, _ = open_data(Settings(**read_json(run / "train.json")))
+        train = open_data(replace(Settings.stored(run / "train.json"), stream=False)).train
         assert isinstance(train, ImageSet)
         self.real = train.images[:: max(1, len(train) // REAL)][:REAL]
         self.features = open_features("conv")(self.real)
