@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,7 +29,6 @@ from ornstein.data import ImageSet, to_uint8
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance, real_floor
 from ornstein.evaluation.run import STEPS
-from ornstein.files import read_json
 from ornstein.randomness import normal
 from ornstein.sampling import Conditioned
 from ornstein.solvers import SOLVER, Tuned
@@ -37,6 +37,7 @@ from solvers import rms
 REAL = 5000
 FINALISTS = 2
 _FEW = 8
+_OTHER = "flow-3m"  # nearer to the fine solution, and not to the images
 
 Draw = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
@@ -47,7 +48,7 @@ class Judge:
     def __init__(self, run: Path, count: int, seeds: int, batch: int = 128) -> None:
         self.run, self.count, self.seeds, self.batch = run, count, seeds, batch
         self.model = orn.load(run)
-        train, _, _ = open_data(Settings(**read_json(run / "train.json")))
+        train = open_data(replace(Settings.stored(run / "train.json"), stream=False)).train
         assert isinstance(train, ImageSet)
         self.real = train.images[:: max(1, len(train) // REAL)][:REAL]
         self.features = open_features("conv")(self.real)
@@ -95,7 +96,7 @@ class Judge:
 def of_model(run: Path, counts: list[int], count: int, seeds: int) -> Table:
     judge = Judge(run, count, seeds)
     floor, long = real_floor(judge.target), judge.distances(judge.ours(SOLVER, STEPS))
-    columns = ["evaluations", "tuned", SOLVER, "dpmpp-3m", "best of diffusers", ""]
+    columns = ["evaluations", "tuned", SOLVER, _OTHER, "best of diffusers", ""]
     table = Table(
         f"The model {run.name}: {count} samples a seed, {seeds} seeds, against {len(judge.real)} real images",
         [*columns, f"tuned less {SOLVER}", "tuned less theirs"],
@@ -103,7 +104,7 @@ def of_model(run: Path, counts: list[int], count: int, seeds: int) -> Table:
         f"`{SOLVER}` {_told(long)}.",
     )
     for n in counts:
-        own = {"tuned": judge.ours(judge.tuned(n), n), **{s: judge.ours(s, n) for s in (SOLVER, "dpmpp-3m")}}
+        own = {"tuned": judge.ours(judge.tuned(n), n), **{s: judge.ours(s, n) for s in (SOLVER, _OTHER)}}
         found = {name: judge.distances(draw) for name, draw in own.items()}
         theirs = {p.name: judge.distances(judge.theirs(p, n)) for p in judge.finalists(n)}
         name = min(theirs, key=lambda k: statistics.fmean(theirs[k]))
