@@ -156,7 +156,9 @@ def _swap(
 ) -> Denoiser:
     torch.manual_seed(seed)
     task = WorldTask(relit_denoiser(photos, preset), recogniser, photos)
-    config = TrainConfig(minutes=minutes, batch=32, learning_rate=2e-3, seed=seed, checkpoint_every=200)
+    config = TrainConfig(
+        minutes=minutes, batch=32, optimizer="muon", learning_rate=3e-3, seed=seed, checkpoint_every=200
+    )
     for state in run_task(task, photos, config, out, resume=out.is_dir()):
         tell("training the swap", state.progress)
     return task.model
