@@ -16,6 +16,7 @@ from ornstein.data.faces import Rendered, attributes, identities, motion, render
 from ornstein.denoiser import Denoiser
 from ornstein.evaluation import Clips, Panel, Report, write_report
 from ornstein.evaluation.tables import Table
+from ornstein.faces.card import ModelCard, write_card
 from ornstein.faces.identity import Distillation, IdentityNet
 from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.sampling import FaceModel, swap_crops
@@ -68,6 +69,7 @@ def demo(
     recogniser = _recogniser(train, out / "recogniser", minutes * _RECOGNISER, seed, tell)
     known = train.known_as(recogniser.embed(train.batch(torch.arange(len(train)))[0]))
     denoiser = _swap(known, recogniser, out, minutes * _SWAP, preset, seed, tell)
+    write_card(out, ModelCard(data=f"{photos} procedural faces, which are nobody's"))
     model = FaceModel(denoiser, recogniser)
     tell("swapping", 0.0)
     unseen = cases(people, size, _UNSEEN)
