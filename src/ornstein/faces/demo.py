@@ -157,12 +157,13 @@ def _swap(
     photos: Photos, recogniser: IdentityNet, out: Path, minutes: float, preset: str, seed: int, tell: Tell
 ) -> Denoiser:
     torch.manual_seed(seed)
-    task = WorldTask(relit_denoiser(photos, preset), recogniser, photos)
+    task = WorldTask(relit_denoiser(photos, preset), recogniser, photos, torch.get_num_threads())
     config = TrainConfig(
         minutes=minutes, batch=32, optimizer="muon", learning_rate=3e-3, seed=seed, checkpoint_every=200
     )
-    for state in run_task(task, photos, config, out, resume=out.is_dir()):
-        tell("training the swap", state.progress)
+    with one_thread():  # of each operation: the task shares out pairs
+        for state in run_task(task, photos, config, out, resume=out.is_dir()):
+            tell("training the swap", state.progress)
     return task.model
 
 

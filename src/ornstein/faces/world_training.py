@@ -46,13 +46,13 @@ class WorldTask(Task[Denoiser]):
     gradient would be of rows that see the answer under a little noise. Beside it the squared distance of the landmarks
     from the truth's, in units of their spread. The recogniser is kept with the model, and not trained.
 
-    The rows of a batch are shared out to threads that torch shall not share its operations with: see `in_parts`.
+    The rows of a batch are shared out to `threads`: see `in_parts`. Torch itself should be left one.
     """
 
-    def __init__(self, denoiser: Denoiser, recogniser: IdentityNet, photos: Photos) -> None:
+    def __init__(self, denoiser: Denoiser, recogniser: IdentityNet, photos: Photos, threads: int = 1) -> None:
         super().__init__(denoiser, [denoiser.net])
         assert isinstance(denoiser.net, RelitUNet)
-        self.photos, self.net = photos, denoiser.net
+        self.photos, self.net, self.threads = photos, denoiser.net, threads
         self.recogniser = recogniser.eval().requires_grad_(False)
 
     def loss(
@@ -69,7 +69,7 @@ class WorldTask(Task[Denoiser]):
         def errors(rows: Tensor) -> Tensor:
             return self.error(pairs.select(rows), t[rows], z[rows], dropped[rows])
 
-        error = in_parts(errors, n, list(self.net.parameters()))
+        error = in_parts(errors, n, list(self.net.parameters()), self.threads)
         source, target, truth = (self.net.units(each.to(device)) for each in self.photos.places(_PLACES, draw))
         apart = (self.net.placement(source, target) - truth) / self.net.placement.spread
         place = apart.square().mean()
@@ -96,15 +96,15 @@ class WorldTask(Task[Denoiser]):
         checkpoint.save(model, out, extra)
 
 
-def in_parts(losses: Callable[[Tensor], Tensor], n: int, parameters: list[Tensor]) -> Tensor:
+def in_parts(losses: Callable[[Tensor], Tensor], n: int, parameters: list[Tensor], threads: int) -> Tensor:
     """The mean of `losses`(rows), one for each of n rows that depends on that row alone, with its gradient.
 
-    On a CPU every thread that torch has takes a share of the rows, forwards and back, and works alone on it. When it
-    is left to torch to share out each operation, all threads wait for the slowest at the end of each: on two cores of
-    a machine that does something else as well, two are slower than one. Here they meet once a step.
+    On a CPU each of the threads takes a share of the rows, forwards and back, and works alone on it. When it is left to
+    torch to share out each operation, all threads wait for the slowest at the end of each: on two cores of a machine
+    that does something else as well, two are slower than one. Here they meet once a step.
     """
     device = parameters[0].device
-    parts = max(1, min(torch.get_num_threads(), n // _ROWS)) if device.type == "cpu" else 1
+    parts = max(1, min(threads, n // _ROWS)) if device.type == "cpu" else 1
     rows = torch.arange(n, device=device)
     if parts == 1 or not torch.is_grad_enabled():
         return losses(rows).mean()
