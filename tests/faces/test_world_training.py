@@ -64,15 +64,9 @@ def test_the_loss_does_not_depend_on_how_many_threads_share_the_rows(photos):
     task = task_of(photos)
     x0, rows = photos.batch(torch.arange(16))
     found = []
-    before = torch.get_num_threads()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        try:
-            total, _ = task.loss(x0, rows, torch.Generator().manual_seed(0), 0.0)
-            slopes = torch.autograd.grad(total, list(task.net.parameters()), allow_unused=True)
-        finally:
-            torch.set_num_threads(before)
-        found.append((total, slopes))
+    for task.threads in (1, 2):
+        total, _ = task.loss(x0, rows, torch.Generator().manual_seed(0), 0.0)
+        found.append((total, torch.autograd.grad(total, list(task.net.parameters()), allow_unused=True)))
     torch.testing.assert_close(found[0][0], found[1][0])
     for one, two in zip(found[0][1], found[1][1], strict=True):
         assert (one is None) == (two is None) or not any(each is not None and each.any() for each in (one, two))
@@ -83,14 +77,9 @@ def test_the_loss_does_not_depend_on_how_many_threads_share_the_rows(photos):
 def test_parts_give_the_mean_and_its_gradient_in_closed_form():
     """The mean of w x_i^2 over rows is w mean(x^2), its slope in w mean(x^2), twice that of the half of it."""
     x, w, unused = torch.arange(32.0), torch.tensor(3.0, requires_grad=True), torch.zeros(2, requires_grad=True)
-    before = torch.get_num_threads()
     for threads in (1, 3):
-        torch.set_num_threads(threads)
-        try:
-            mean = in_parts(lambda rows: w * x[rows].square(), 32, [w, unused])
-            (slope,) = torch.autograd.grad(0.5 * mean, [w])
-        finally:
-            torch.set_num_threads(before)
+        mean = in_parts(lambda rows: w * x[rows].square(), 32, [w, unused], threads)
+        (slope,) = torch.autograd.grad(0.5 * mean, [w])
         torch.testing.assert_close(mean.detach(), 3 * x.square().mean())
         torch.testing.assert_close(slope, 0.5 * x.square().mean())
 
@@ -99,10 +88,5 @@ def test_an_error_in_a_part_is_the_error():
     def broken(rows: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("a row is bad")
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(RuntimeError, match="a row is bad"):
-            in_parts(broken, 32, [torch.ones(1, requires_grad=True)])
-    finally:
-        torch.set_num_threads(before)
+    with pytest.raises(RuntimeError, match="a row is bad"):
+        in_parts(broken, 32, [torch.ones(1, requires_grad=True)], 2)

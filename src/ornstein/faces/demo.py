@@ -16,6 +16,7 @@ from ornstein.data.faces import Rendered, attributes, identities, motion, render
 from ornstein.denoiser import Denoiser
 from ornstein.evaluation import Clips, Panel, Report, write_report
 from ornstein.evaluation.tables import Table
+from ornstein.faces.card import ModelCard, write_card
 from ornstein.faces.identity import Distillation, IdentityNet
 from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.sampling import FaceModel, swap_crops
@@ -68,6 +69,7 @@ def demo(
     recogniser = _recogniser(train, out / "recogniser", minutes * _RECOGNISER, seed, tell)
     known = train.known_as(recogniser.embed(train.batch(torch.arange(len(train)))[0]))
     denoiser = _swap(known, recogniser, out, minutes * _SWAP, preset, seed, tell)
+    write_card(out, ModelCard(data=f"{photos} procedural faces, which are nobody's"))
     model = FaceModel(denoiser, recogniser)
     tell("swapping", 0.0)
     unseen = cases(people, size, _UNSEEN)
@@ -155,10 +157,13 @@ def _swap(
     photos: Photos, recogniser: IdentityNet, out: Path, minutes: float, preset: str, seed: int, tell: Tell
 ) -> Denoiser:
     torch.manual_seed(seed)
-    task = WorldTask(relit_denoiser(photos, preset), recogniser, photos)
-    config = TrainConfig(minutes=minutes, batch=32, learning_rate=2e-3, seed=seed, checkpoint_every=200)
-    for state in run_task(task, photos, config, out, resume=out.is_dir()):
-        tell("training the swap", state.progress)
+    task = WorldTask(relit_denoiser(photos, preset), recogniser, photos, torch.get_num_threads())
+    config = TrainConfig(
+        minutes=minutes, batch=32, optimizer="muon", learning_rate=3e-3, seed=seed, checkpoint_every=200
+    )
+    with one_thread():  # of each operation: the task shares out pairs
+        for state in run_task(task, photos, config, out, resume=out.is_dir()):
+            tell("training the swap", state.progress)
     return task.model
 
 

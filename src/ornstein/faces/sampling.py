@@ -48,7 +48,12 @@ class FaceModel:
 
     @property
     def guidance(self) -> float:
-        return 1.0 if isinstance(self.denoiser.net, RelitUNet) else GUIDANCE
+        return 1.0 if self.relights else GUIDANCE
+
+    @property
+    def relights(self) -> bool:
+        """Whether it sees the target as it is, and moves the source's face itself: `RelitUNet`."""
+        return isinstance(getattr(self.denoiser, "net", None), RelitUNet)
 
     @property
     def size(self) -> int:
@@ -194,7 +199,7 @@ def swap_crops(
         own = model.recogniser.embed(target)
     schedule = model.denoiser.process.schedule
     scale = model.guidance if guidance is None else guidance
-    hidden = not isinstance(model.denoiser.net, RelitUNet)
+    hidden = not model.relights
     grid = [1.0, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (1.0, _LAST), steps - 1), 0.0]
     out = []
     for low in range(0, b, batch):

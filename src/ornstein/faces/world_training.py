@@ -22,7 +22,7 @@ from ornstein.nets import RelitUNet
 from ornstein.process import Prediction
 from ornstein.training import Task
 
-_FIRST = 0.7  # share of the rows at t = 1, where a swap begins and nothing is known yet: the answer is one step away
+_FIRST = 0.85  # share of the rows at t = 1, where a swap begins and nothing is known yet: the answer is one step away
 _TIMES = 0.4  # of the others, t = u^0.4: more of them at high noise
 _OUTSIDE = 0.02  # weight of the pixels outside the mask, which are known, against 1 inside
 _DROPPED = 0.05  # of the rows have no source, for guidance
@@ -40,19 +40,19 @@ def relit_denoiser(photos: Photos, preset: str = "xs") -> Denoiser:
 
 
 class WorldTask(Task[Denoiser]):
-    """Training of a `RelitUNet` on pairs with a known truth (E8, for v), and of where the features come to lie.
+    """Training of a `RelitUNet` on pairs with a known truth (E8), and of where the features come to lie.
 
-    On each pair the squared error of v, weighted by the mask: at t = 1, where most rows are, that is the squared error
-    of the answer. Beside it the squared distance of the landmarks from the truth's, in units of their spread. The
-    recogniser is kept with the model, and not trained.
+    On each pair the squared error of x0, weighted by the mask. That of v is larger by 1 / s^2 at t < 1, and half of its
+    gradient would be of rows that see the answer under a little noise. Beside it the squared distance of the landmarks
+    from the truth's, in units of their spread. The recogniser is kept with the model, and not trained.
 
-    The rows of a batch are shared out to threads that torch shall not share its operations with: see `in_parts`.
+    The rows of a batch are shared out to `threads`: see `in_parts`. Torch itself should be left one.
     """
 
-    def __init__(self, denoiser: Denoiser, recogniser: IdentityNet, photos: Photos) -> None:
+    def __init__(self, denoiser: Denoiser, recogniser: IdentityNet, photos: Photos, threads: int = 1) -> None:
         super().__init__(denoiser, [denoiser.net])
         assert isinstance(denoiser.net, RelitUNet)
-        self.photos, self.net = photos, denoiser.net
+        self.photos, self.net, self.threads = photos, denoiser.net, threads
         self.recogniser = recogniser.eval().requires_grad_(False)
 
     def loss(
@@ -69,14 +69,14 @@ class WorldTask(Task[Denoiser]):
         def errors(rows: Tensor) -> Tensor:
             return self.error(pairs.select(rows), t[rows], z[rows], dropped[rows])
 
-        error = in_parts(errors, n, list(self.net.parameters()))
+        error = in_parts(errors, n, list(self.net.parameters()), self.threads)
         source, target, truth = (self.net.units(each.to(device)) for each in self.photos.places(_PLACES, draw))
         apart = (self.net.placement(source, target) - truth) / self.net.placement.spread
         place = apart.square().mean()
         return error + place, {"error": error.detach(), "place": place.detach()}
 
     def error(self, pairs: Pairs, t: Tensor, z: Tensor, dropped: Tensor) -> Tensor:
-        """The weighted squared error of v at times t (B,) and noise z, by row: (B,)."""
+        """The weighted squared error of x0 at times t (B,) and noise z, by row: (B,)."""
         process = self.model.process
         x_t = process.add_noise(pairs.truth, t, z)
         shown = scene(pairs.target, pairs.mask, pairs.landmarks, hidden=False)
@@ -84,7 +84,9 @@ class WorldTask(Task[Denoiser]):
         guess = self.model(x_t, t, scene=shown, **known, dropped=dropped)
         truth = Prediction(process, x_t, t, pairs.truth, process.noise.color(z))
         weight = torch.lerp(torch.full_like(pairs.mask, _OUTSIDE), torch.ones_like(pairs.mask), pairs.mask)
-        return (weight * (guess.v - truth.v).square()).mean((1, 2, 3)) / weight.mean((1, 2, 3))
+        _, sigma = process.coefficients(t, x_t)  # s v = a x_t - x0
+        error = weight * (sigma * (guess.v - truth.v)).square()
+        return error.mean((1, 2, 3)) / weight.mean((1, 2, 3))
 
     def config(self) -> dict[str, Any]:
         return checkpoint.to_config(self.model) | {"recogniser": fingerprint(self.recogniser)}
@@ -94,15 +96,15 @@ class WorldTask(Task[Denoiser]):
         checkpoint.save(model, out, extra)
 
 
-def in_parts(losses: Callable[[Tensor], Tensor], n: int, parameters: list[Tensor]) -> Tensor:
+def in_parts(losses: Callable[[Tensor], Tensor], n: int, parameters: list[Tensor], threads: int) -> Tensor:
     """The mean of `losses`(rows), one for each of n rows that depends on that row alone, with its gradient.
 
-    On a CPU every thread that torch has takes a share of the rows, forwards and back, and works alone on it. When it
-    is left to torch to share out each operation, all threads wait for the slowest at the end of each: on two cores of
-    a machine that does something else as well, two are slower than one. Here they meet once a step.
+    On a CPU each of the threads takes a share of the rows, forwards and back, and works alone on it. When it is left to
+    torch to share out each operation, all threads wait for the slowest at the end of each: on two cores of a machine
+    that does something else as well, two are slower than one. Here they meet once a step.
     """
     device = parameters[0].device
-    parts = max(1, min(torch.get_num_threads(), n // _ROWS)) if device.type == "cpu" else 1
+    parts = max(1, min(threads, n // _ROWS)) if device.type == "cpu" else 1
     rows = torch.arange(n, device=device)
     if parts == 1 or not torch.is_grad_enabled():
         return losses(rows).mean()
