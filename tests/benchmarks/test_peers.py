@@ -30,7 +30,7 @@ NEAR = {
     "EDMEuler karras from 0.002": 0.2,
     "EDMDPMSolverMultistep 2 midpoint karras from 0.002": 0.02,
     "DPMSolverMultistep 2 midpoint exponential": 0.01,
-    "DPMSolverMultistep 2 midpoint flow": 0.05,
+    "DPMSolverMultistep 2 midpoint flow": 0.1,
     "DPMSolverSinglestep 2 midpoint exponential": 0.05,
     "UniPCMultistep 2 bh2 exponential": 0.01,
     "DEISMultistep 2 exponential": 0.02,

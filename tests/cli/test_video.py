@@ -161,7 +161,7 @@ def test_a_run_of_clips_resumes_to_the_same_bits(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("ornstein.cli.runs"), "_look", stop)  # at step 2 of 3
+        patch.setattr(import_module("ornstein.cli.runs"), "look", stop)  # at step 2 of 3
         stopped = command(*training(films, noise, out))
     assert stopped.exit_code == 130 and "--resume" in stopped.stderr
     assert read_config(out)["training"]["step"] == 2
