@@ -91,6 +91,7 @@ def test_mistakes(tuned: Path, tmp_path: Path) -> None:
     refused(ornstein("sample", tuned, "--solver", "tuned", "--steps", 3, "--guidance", 2), "with guidance 2")
     refused(ornstein("sample", tuned, "--solver", "tuned", "--steps", 3, "--grid", "uniform"), "leave out --grid")
     refused(ornstein("sample", tuned, "--steps", 3, "--grid", "cosine"), "unknown grid 'cosine'")
+    refused(ornstein("sample", tuned, "--grid", "1,0.4,0", "--steps", 5), "the times of 2 steps", "leave out --steps 5")
     refused(ornstein("sample", tuned, "--grid", "1,0.4,0.6,0"), "fall from 1 to 0", "'1,0.4,0.6,0'")
     refused(ornstein("sample", tuned, "--grid", "0.9,0.4,0"), "fall from 1 to 0", "'0.9,0.4,0'")
     refused(ornstein("sample", tuned, "--grid", "1,half,0"), "times with commas between", "'1,half,0'")

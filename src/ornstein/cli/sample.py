@@ -92,7 +92,10 @@ def sample(
     if guidance != 1 and not denoiser.data.classes:
         raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
     spacing = _spacing(grid)
-    steps = steps if spacing is None or isinstance(spacing, str) else len(spacing) - 1
+    if isinstance(spacing, tuple):
+        if steps not in (None, len(spacing) - 1):
+            raise UserError(f"--grid has the times of {len(spacing) - 1} steps: leave out --steps {steps}")
+        steps = len(spacing) - 1
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
     chosen, steps, at = _chosen(denoiser, run, solver, steps, spacing, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
