@@ -200,15 +200,7 @@ class FaceUNet(nn.Module):
         y, d = x - a * picture, (a.square() * r.square() + s.square()).sqrt()
         h = F.pixel_unshuffle(torch.cat([y / d, scene, appearance], dim=1).to(dtype), self.patch)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
-        across = []
-        for stage in self.encoder:
-            h = through(stage, h, embedding, tokens)
-            across.append(h)
-        h = across.pop()
-        for i, stage in enumerate(self.decoder):
-            if i:
-                h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + across.pop()
-            h = through(stage, h, embedding, tokens)
+        h = down_and_up(self.encoder, self.decoder, self.up, h, embedding, tokens)
         residual = F.pixel_shuffle(self.head(h), self.patch).to(x.dtype)
         picture = self.carried(self.carry(h).to(x.dtype), appearance.to(x.dtype), picture)
         return answer(x, a, s, picture, r, residual)
@@ -295,7 +287,23 @@ def blurred(images: Tensor, cells: int = BLUR) -> Tensor:
     return F.interpolate(small, images.shape[2:], mode="bilinear", align_corners=False)
 
 
-def through(stage: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+def down_and_up(
+    encoder: nn.ModuleList, decoder: nn.ModuleList, up: nn.ModuleList, h: Tensor, embedding: Tensor, tokens: Tensor
+) -> Tensor:
+    """Features h (B, C, H, W) through the levels of a U-Net and back, with the encoder's last ones added on each."""
+    across = []
+    for stage in encoder:
+        h = _through(stage, h, embedding, tokens)
+        across.append(h)
+    h = across.pop()
+    for i, stage in enumerate(decoder):
+        if i:
+            h = F.interpolate(up[i - 1](h), scale_factor=2.0) + across.pop()
+        h = _through(stage, h, embedding, tokens)
+    return h
+
+
+def _through(stage: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
     assert isinstance(stage, nn.ModuleList)
     for row in stage:
         assert isinstance(row, nn.ModuleList)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.nets.blocks import Block, group_norm, zeroed
-from ornstein.nets.face import TokenAttention, answer, blurred, deviation, through
+from ornstein.nets.face import TokenAttention, answer, blurred, deviation, down_and_up
 from ornstein.nets.placement import Placement, spots, still, thin_plate
 from ornstein.nets.unet import LOG_SNR_RANGE, Embedding
 
@@ -165,15 +165,7 @@ class RelitUNet(nn.Module):
         d = (a.square() * r.square() + s.square()).sqrt()
         h = F.pixel_unshuffle(torch.cat([(x - a * hidden) / d, scene, seen, moved], dim=1), self.patch)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
-        across = []
-        for stage in self.encoder:
-            h = through(stage, h, embedding, tokens)
-            across.append(h)
-        h = across.pop()
-        for i, stage in enumerate(self.decoder):
-            if i:
-                h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + across.pop()
-            h = through(stage, h, embedding, tokens)
+        h = down_and_up(self.encoder, self.decoder, self.up, h, embedding, tokens)
         residual = F.pixel_shuffle(self.head(h), self.patch).to(x.dtype)
         return answer(x, a, s, self.carried(self.plan(h).to(x.dtype), moved, hidden), r, residual)
 
