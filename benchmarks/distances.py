@@ -23,7 +23,7 @@ from tables import Table
 from torch import Tensor
 
 import ornstein as orn
-from ornstein import checkpoint, tuning
+from ornstein import tuning
 from ornstein.cli.setup import Settings, open_data
 from ornstein.data import ImageSet, to_uint8
 from ornstein.evaluation.features import open_features
@@ -32,7 +32,7 @@ from ornstein.evaluation.run import STEPS
 from ornstein.randomness import normal
 from ornstein.sampling import Conditioned
 from ornstein.solvers import SOLVER, Tuned
-from solvers import rms
+from solvers import rms, tuned_of
 
 REAL = 5000
 FINALISTS = 2
@@ -59,13 +59,6 @@ class Judge:
 
     def theirs(self, peer: Peer, steps: int) -> Draw:
         return lambda x, cond: peer(Conditioned(self.model, cond), x, steps)
-
-    def tuned(self, steps: int) -> Tuned:
-        """Raises SystemExit where there is none."""
-        found = checkpoint.load_tuned(self.run, steps)
-        if not found:
-            raise SystemExit(f"{self.run} has no solver of {steps} steps: `ornstein tune {self.run} --steps {steps}`")
-        return found[0]
 
     def start(self, rows: range, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The states at t = 1 of the samples `rows`, and their conditions."""
@@ -104,7 +97,7 @@ def of_model(run: Path, counts: list[int], count: int, seeds: int) -> Table:
         f"`{SOLVER}` {_told(long)}.",
     )
     for n in counts:
-        own = {"tuned": judge.ours(judge.tuned(n), n), **{s: judge.ours(s, n) for s in (SOLVER, _OTHER)}}
+        own = {"tuned": judge.ours(tuned_of(run, n), n), **{s: judge.ours(s, n) for s in (SOLVER, _OTHER)}}
         found = {name: judge.distances(draw) for name, draw in own.items()}
         theirs = {p.name: judge.distances(judge.theirs(p, n)) for p in judge.finalists(n)}
         name = min(theirs, key=lambda k: statistics.fmean(theirs[k]))

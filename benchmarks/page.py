@@ -74,7 +74,7 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     runs = [_digits(work, arguments.quick), *arguments.model] if set(only) - {"noise"} else []
     for run in runs:
-        if set(only) & {"distances", "sampling"}:
+        if set(only) & {"solvers", "distances", "sampling"}:
             _tuned(run, arguments.quick)
     parts = _parts(runs, arguments.quick)
     for name in only:
@@ -101,7 +101,7 @@ def _parts(runs: list[Path], quick: bool) -> dict[str, Callable[[], list[Table]]
 
         few, iterations = (8, 5) if quick else (64, 100)
         counts = COUNTS[:1] if quick else COUNTS
-        return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few, iterations)]
+        return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few)]
 
     def distances() -> list[Table]:
         from distances import of_model

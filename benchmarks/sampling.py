@@ -4,8 +4,8 @@
 
 A UNet2DModel with random weights at the scale of real ones (at width 64 and 32x32 pixels, 4 million parameters, a
 quarter of DDPM's own on CIFAR-10), DDIM on both sides from the same start, in turns in one process, so that a busy
-machine slows all. Ours is timed as `load_pipeline` gives it in float32, where the images must be equal, and in what
-`ornstein sample --precision auto --compile` does: bf16 where the processor multiplies it, and compiled. Equal quality
+machine slows all. Ours is timed as `load_pipeline` gives it in float32, where the images must be equal; as `ornstein
+sample` does by default, bf16 where the processor multiplies it; and so with its --compile. Equal quality
 is another matter than equal steps: with --model RUN the last table is of that model, DDIM at 50 steps in diffusers'
 pipeline loop against the fewest steps of ours whose Fréchet distance is no larger.
 """
@@ -30,8 +30,7 @@ from ornstein.compiling import compile_network
 from ornstein.interop.diffusers import times, wrap
 from ornstein.solvers import SOLVER
 from ornstein.training.config import autocast_dtype
-
-_PIPELINE_STEPS = 50
+from solvers import tuned_of
 
 _PIPELINE_STEPS = 50
 
@@ -88,7 +87,7 @@ def equal_steps(width: int, size: int, batch: int, steps: int, repeats: int, com
 
     row("float32", ours(None), "0.95, equal to 1e-4")
     if auto is not None:
-        row("bf16", ours(auto), "0.6")
+        row("bf16, the default of `ornstein sample`", ours(auto), "0.6")
     if compiled:
         took = compile_network(d, lambda: ours(auto)())
         row(f"{'bf16' if auto else 'float32'}, compiled in {took:.0f} s", ours(auto), "0.6")
@@ -120,7 +119,7 @@ def equal_quality(run: Path, count: int, seeds: int, batch: int, repeats: int) -
         f"over {count} samples and {seeds} seeds; batches of {batch}, float32 on both sides.",
     )
     for n in (5, 8, 10, 15, 20):
-        draw = judge.ours(judge.tuned(n) if n <= 10 else SOLVER, n)
+        draw = judge.ours(tuned_of(run, n) if n <= 10 else SOLVER, n)
         near = statistics.fmean(judge.distances(draw))
         if near <= far:
             found = turns([partial(draw, start, cond), theirs], repeats)

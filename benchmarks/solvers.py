@@ -5,8 +5,8 @@
 All start from the same noise and ask the same network (or exact denoiser of a mixture) at exactly the levels that they
 name; the error is the root mean square distance to the fine solution of the probability-flow ODE from there. Every
 sampler of `peers.py` is tried on a few of the trajectories, and the best of each library are judged on all of them. A
-tuned solver learns from other noise than it is judged by. azula is compared with where it is installed. A model of
-digits is `ornstein train --data digits --steps 1000 --batch 128 --net xs --out RUN`.
+tuned solver learns from other noise than it is judged by; a RUN must have been tuned (`ornstein tune RUN --steps
+5,8,10`). azula is compared with where it is installed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tables import Table, number
 from torch import Tensor
 
 import ornstein as orn
-from ornstein import tuning
+from ornstein import checkpoint, tuning
 from ornstein.denoiser import Denoises
 from ornstein.oracles import GaussianMixture
 from ornstein.randomness import normal
-from ornstein.solvers import SOLVER, SOLVERS, grids
+from ornstein.solvers import SOLVER, SOLVERS, Tuned, grids
 from ornstein.solvers.grids import GRID
 from ornstein.tuning import Trajectories
 
@@ -66,7 +66,7 @@ def ours(name: str, grid: str, steps: int) -> Run:
     return run
 
 
-def compare(title: str, judge: Trajectories, learn: Trajectories, counts: list[int], iterations: int) -> list[Table]:
+def compare(title: str, judge: Trajectories, tuned_of: Callable[[int], Tuned], counts: list[int]) -> list[Table]:
     """Two tables of a problem: against the best of theirs, and our own solvers and grids among themselves."""
     schedule = judge[0][0].process.schedule
     against = Table(
@@ -83,7 +83,7 @@ def compare(title: str, judge: Trajectories, learn: Trajectories, counts: list[i
         assert theirs is not None
         default = best([("", ours(SOLVER, GRID, steps))], judge)
         assert default is not None
-        tuned = tuning.judged(tuning.tune(learn, steps, iterations), judge)
+        tuned = tuning.judged(tuned_of(steps), judge)
         against.add(
             *(str(steps), theirs[1], theirs[0], *((azula[1], azula[0]) if azula else ("-", "not installed"))),
             *(default[1], default[1] / theirs[1], tuned.error, tuned.error / theirs[1], str(tuned.numbers)),
@@ -120,19 +120,31 @@ def mixtures(counts: list[int], trajectories: int, iterations: int) -> list[Tabl
     for name, noise in (("white noise", orn.noise.Identity()), ("AR(1) noise, ρ = 0.7", orn.noise.AR1(3, 0.7))):
         p = orn.Process(orn.schedules.Discrete.linear(CHAIN), noise)
         judge, learn = (mixture_trajectories(p, first, trajectories) for first in (0, 1 << 20))
-        tables += compare(f"A mixture of Gaussians under {name}", judge, learn, counts, iterations)
+        tables += compare(
+            f"A mixture of Gaussians under {name}",
+            judge,
+            lambda n, learn=learn: tuning.tune(learn, n, iterations),
+            counts,
+        )
     return tables
 
 
-def of_model(path: Path, counts: list[int], trajectories: int, iterations: int) -> list[Table]:
+def of_model(path: Path, counts: list[int], trajectories: int) -> list[Table]:
     model = orn.load(path)
-    learn = tuning.trajectories(model, trajectories, batch=min(64, trajectories))
     judge = tuning.trajectories(model, _FEW, first=1 << 20)
     judge += tuning.trajectories(model, trajectories, first=(1 << 20) + _FEW, batch=min(64, trajectories))
     weights = sum(p.numel() for p in model.net.parameters())
     size = "×".join(map(str, model.data.shape if model.data else ()))
     title = f"The model {path.name}: {size}, {weights / 1e6:.2g} M parameters"
-    return compare(title, judge, learn, counts, iterations)
+    return compare(title, judge, lambda n: tuned_of(path, n), counts)
+
+
+def tuned_of(run: Path, steps: int) -> Tuned:
+    """The tuned solver that a run keeps. Raises SystemExit where there is none."""
+    found = checkpoint.load_tuned(run, steps)
+    if not found:
+        raise SystemExit(f"{run} has no solver of {steps} steps: `ornstein tune {run} --steps {steps}`")
+    return found[0]
 
 
 def main() -> None:
@@ -140,7 +152,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, action="append", default=[])
     parser.add_argument("--steps", default="5,8,10")
     parser.add_argument("--trajectories", type=int, default=64, help="of a model; of a mixture eight times as many")
-    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--iterations", type=int, default=100, help="of the tuning on mixtures")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -148,9 +160,7 @@ def main() -> None:
     if not arguments.model:
         tables = mixtures(counts, 8 * arguments.trajectories, arguments.iterations)
     else:
-        tables = [
-            t for path in arguments.model for t in of_model(path, counts, arguments.trajectories, arguments.iterations)
-        ]
+        tables = [t for path in arguments.model for t in of_model(path, counts, arguments.trajectories)]
     for table in tables:
         table.show()
 

@@ -19,6 +19,7 @@ from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
 from ornstein.sampling import at_once
 from ornstein.schedules import Cosine
+from ornstein.training.config import autocast_dtype
 
 
 def ornstein(*arguments: object) -> Result:
@@ -90,7 +91,7 @@ def test_bf16_is_near_and_leaves_the_network_as_it_was(denoiser: Denoiser) -> No
 
 
 def test_the_precision_of_the_command_reaches_the_network(model: Path, denoiser: Denoiser, tmp_path: Path) -> None:
-    """Of images, and what is there of another precision is made again."""
+    """Of images, and what is there of another precision is made again; by default it is what the hardware has."""
     pictures = {}
     for precision in ("float32", "bf16", "float32"):
         result = ornstein("sample", model, "-n", 3, "--steps", 4, "--precision", precision, "--out", tmp_path)
@@ -99,6 +100,12 @@ def test_the_precision_of_the_command_reaches_the_network(model: Path, denoiser:
             found = torch.from_numpy(to_array(picture).copy()).float()
         assert torch.equal(pictures.setdefault(precision, found), found)
     assert 0 < float((pictures["float32"] - pictures["bf16"]).abs().max()) < 30
+    by_default = ornstein("sample", model, "-n", 3, "--steps", 4, "--out", tmp_path / "default")
+    assert by_default.exit_code == 0, by_default.output
+    with Image.open(tmp_path / "default" / "00002.png") as picture:
+        found = torch.from_numpy(to_array(picture).copy()).float()
+    kind = "float32" if autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
+    assert torch.equal(found, pictures[kind])
     dtypes: set[torch.dtype] = set()
     hook = denoiser.net.stem.register_forward_hook(lambda *a: dtypes.add(a[-1].dtype))
     sample(denoiser, (1, 1, 8, 8), steps=1, precision=torch.bfloat16)

@@ -68,7 +68,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("error")
 def test_sample_takes_its_steps_and_says_so(student: Path, tmp_path: Path) -> None:
-    said = done("sample", student, "-n", 4, "--out", tmp_path / "own")
+    said = done("sample", student, "-n", 4, "--precision", "float32", "--out", tmp_path / "own")
     assert "distilled model: 2 steps of ddim, guidance 2 built in" in said and "warning" not in said
     loaded = orn.load(student)
     assert loaded.distilled is not None and loaded.distilled.guidance == 2.0

@@ -48,12 +48,24 @@ def test_untrained_it_lays_the_face_where_its_landmarks_go():
 
 def test_a_gain_is_another_light_on_the_same_skin():
     """In pixels w = 2 sqrt(light) - 1, twice the light is sqrt 2 times w + 1."""
-    net, plan = tiny(), torch.zeros(1, 9, 8, 8)
-    plan[:, 2:5], plan[:, 8] = 0.5 * torch.log(torch.tensor(2.0)), 30.0
+    net, plan, maps = tiny(), torch.zeros(1, 8, 8, 8), torch.full((1, 2, SIZE, SIZE), 30.0)
+    plan[:, 2:5] = 0.5 * torch.log(torch.tensor(2.0))
     light = torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)) / 2
     face = torch.cat([2 * light.sqrt() - 1, torch.ones(1, 1, SIZE, SIZE)], 1)
-    out = net.carried(plan, face, torch.zeros(1, 3, SIZE, SIZE))
+    black, blur = torch.zeros(1, 3, SIZE, SIZE), torch.ones(1, 3, SIZE, SIZE)
+    out = net.carried(plan, maps, face, black, blur)
     torch.testing.assert_close(out, 2 * (2 * light).sqrt() - 1, atol=1e-5, rtol=1e-5)
+
+
+def test_each_pixel_is_of_the_face_the_target_or_its_blur():
+    """The maps are told for single pixels: a face ends at a line."""
+    net, plan, maps = tiny(), torch.zeros(1, 8, 8, 8), torch.full((1, 2, SIZE, SIZE), -30.0)
+    maps[:, 0, :, :5], maps[:, 1, :, 5:9] = 30.0, 30.0
+    face = torch.tensor([0.25, 0.25, 0.25, 1.0]).view(1, 4, 1, 1).expand(1, 4, SIZE, SIZE)
+    target, blur = torch.full((1, 3, SIZE, SIZE), 0.5), torch.full((1, 3, SIZE, SIZE), -0.5)
+    columns = net.carried(plan, maps, face, target, blur)[0, 0, 0]
+    expected = torch.tensor([0.25] * 5 + [0.5] * 4 + [-0.5] * (SIZE - 9))
+    torch.testing.assert_close(columns, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_no_source_and_a_dropped_one_are_the_same():

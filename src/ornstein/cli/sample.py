@@ -53,8 +53,12 @@ def sample(
         int | None, typer.Option(help="Samples through the network at once. (default: 64, fewer large ones)", min=1)
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="float32, bf16, or auto: bf16 where the hardware multiplies it. Of the network alone.")
-    ] = "float32",
+        str | None,
+        typer.Option(
+            help="Of the network alone: float32, bf16, or auto, bf16 where the hardware multiplies it. (default: auto; "
+            "float32 for --given and longer --frames)"
+        ),
+    ] = None,
     compile_: Annotated[
         bool, typer.Option("--compile", help="Compile the network first, and tell how long it took; images alone.")
     ] = False,
@@ -99,7 +103,7 @@ def sample(
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
     chosen, steps, at = _chosen(denoiser, run, solver, steps, spacing, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
-    dtype = read_precision(precision, device_of(denoiser))
+    dtype = read_precision(precision or ("auto" if own_noise else "float32"), device_of(denoiser))
     if dtype is not None and not own_noise:
         raise UserError("--precision is for whole samples from noise, not for --given and --frames")
     if compile_ and clips:

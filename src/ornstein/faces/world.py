@@ -13,7 +13,7 @@ from ornstein.data.faces import ATTRIBUTES, LANDMARKS, Rendered, attributes, ide
 from ornstein.faces.photos import Photos
 
 _BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose answer is among them
-_MARGIN = 0.08  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
+_MARGIN = 0.1  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
 _SOURCES = 10_000_019  # states of the source pictures of cases, far from those of their targets
 _PORTRAIT = 32  # pixels a side of the portraits that embeddings are of
 _NUMBERS = 64  # of an embedding
@@ -21,11 +21,12 @@ _NEUTRAL = {"scale": 1.0, "light_y": 0.4, "light_power": 1.0, "ambient": 0.35}
 
 
 def region(mask: Tensor) -> Tensor:
-    """Where a swap may paint, (B, 1, H, W) in [0, 1], given the target's face `mask`: a margin around it, softened."""
+    """Where a swap may paint, (B, 1, H, W), 1 there and 0 elsewhere: the target's face `mask` and a margin around it.
+
+    It ends at a line: the answer is known beyond the face as well, and half of another one laid over it would be wrong.
+    """
     reach = round(_MARGIN * mask.shape[-1])
-    wide = F.max_pool2d(mask, 2 * reach + 1, 1, reach)
-    soft = max(1, reach // 2)
-    return F.avg_pool2d(wide, 2 * soft + 1, 1, soft, count_include_pad=False)
+    return (F.max_pool2d(mask, 2 * reach + 1, 1, reach) > 0).to(mask.dtype)
 
 
 class Looks:

@@ -21,8 +21,8 @@ PRESETS = {
 _ATTENTION = (8, 4)
 _WORKS_AT = 16  # pixels a side at which the U-Net works
 _REACH = 0.1  # half sides by which what is shown of a face moves, for a plan of 1
-_COVERS = 2.0  # logit of how much of what is shown is laid over the picture, for a plan of 0
-_TOKENS, _PLAN = 4, 9
+_COVERS = 2.0  # logit of how much of what is shown is laid over the picture, for a map of 0
+_TOKENS, _PLAN, _MAPS = 4, 8, 2
 _SHOWN = 0.05  # of a pixel that shows the face: below it its colour is not known
 
 
@@ -38,11 +38,12 @@ class RelitUNet(nn.Module):
     is. `points` (B, 2, K, 2): the landmarks of source and target in pixels. A `Placement` says where the source's lie
     in the answer, and a thin plate moves the face there. With w its colours, the square root of light as in a file,
 
-        c = blur + m (gain (w + 1) - 1 + shift - blur)
+        c = m (gain (w + 1) - 1 + shift) + (1 - m) (k target + (1 - k) blur)
 
-    where gain and shift (of each colour), m and a further small move are smooth maps that the U-Net makes: another
-    light on the same skin is a factor. blur is the target's face of 8x8 cells. The U-Net works on patches at 16x16
-    pixels and below, whatever the size of the picture: that is where a processor multiplies most in a second.
+    where gain and shift (of each colour) and a further small move are smooth maps that the U-Net makes: another light
+    on the same skin is a factor. m and k are told for each pixel, as a face ends at a line. blur is the target's face
+    of 8x8 cells. The U-Net works on patches at 16x16 pixels and below, whatever the size of the picture: that is where
+    a processor multiplies most in a second.
 
     Args:
         size: H = W of the images in pixels, divisible by `patch` 2^(levels - 1).
@@ -115,7 +116,7 @@ class RelitUNet(nn.Module):
         self.encoder = nn.ModuleList(stage(i, widths[max(0, i - 1)], i > 0) for i in range(levels))
         self.decoder = nn.ModuleList(stage(i, widths[i], False) for i in reversed(range(levels)))
         self.up = nn.ModuleList(nn.Conv2d(widths[i + 1], widths[i], 1) for i in reversed(range(levels - 1)))
-        self.head, self.plan = last(self.channels * patch**2), last(_PLAN)
+        self.head, self.plan = last(self.channels * patch**2), last(_PLAN + _MAPS * patch**2)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @classmethod
@@ -167,7 +168,9 @@ class RelitUNet(nn.Module):
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
         h = down_and_up(self.encoder, self.decoder, self.up, h, embedding, tokens)
         residual = F.pixel_shuffle(self.head(h), self.patch).to(x.dtype)
-        return answer(x, a, s, self.carried(self.plan(h).to(x.dtype), moved, hidden), r, residual)
+        plan, maps = self.plan(h).to(x.dtype).tensor_split([_PLAN], dim=1)
+        c = self.carried(plan, F.pixel_shuffle(maps, self.patch), moved, target, hidden)
+        return answer(x, a, s, c, r, residual)
 
     @torch.no_grad()
     def placed(self, points: Tensor, appearance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,20 +192,22 @@ class RelitUNet(nn.Module):
         """Pixels, the upper left pixel's centre at 0, as halves of the picture from -1 to 1."""
         return (2 * points + 1) / self.size - 1
 
-    def carried(self, plan: Tensor, moved: Tensor, picture: Tensor) -> Tensor:
-        """c: the picture (B, 3, H, W) with the face `moved` (B, 4, H, W) relit and laid over it, as `plan` says.
+    def carried(self, plan: Tensor, maps: Tensor, moved: Tensor, target: Tensor, hidden: Tensor) -> Tensor:
+        """c: the face `moved` (B, 4, H, W) relit, as `plan` says, over the target and its blur, as `maps` say.
 
-        plan (B, 9, h, w): the further move, the logarithm of the gain, the shift, how much is laid over.
+        plan (B, 8, h, w): the further move, the logarithm of the gain, the shift. maps (B, 2, H, W): logits of m and k.
         """
         # made where they are few, and split once: each slice of a large tensor costs another one on the way back
-        move, gain, shift, covers = plan.split([2, 3, 3, 1], dim=1)
-        plan = torch.cat([move, gain.exp(), shift, torch.sigmoid(covers + _COVERS)], 1)
+        move, gain, shift = plan.split([2, 3, 3], dim=1)
+        plan = torch.cat([move, gain.exp(), shift], 1)
         plan = F.interpolate(plan, (self.size, self.size), mode="bilinear", align_corners=False)
-        move, gain, shift, covers = plan.split([2, 3, 3, 1], dim=1)
+        move, gain, shift = plan.split([2, 3, 3], dim=1)
         grid = still(self.size, plan.device) + _REACH * move.permute(0, 2, 3, 1)
         face, shown = F.grid_sample(moved, grid, align_corners=False).split([3, 1], dim=1)
         lit = (face / shown.clamp(min=_SHOWN) + 1) * gain - 1 + shift
-        return torch.lerp(picture, lit, shown * covers)
+        covers, keeps = maps.split(1, dim=1)
+        under = torch.lerp(hidden, target, torch.sigmoid(keeps))
+        return torch.lerp(under, lit, shown * torch.sigmoid(covers + _COVERS))
 
     def check(
         self,

@@ -20,11 +20,12 @@ from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.run import STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
-from ornstein.sampling import State
+from ornstein.sampling import State, device_of
 from ornstein.solvers import SOLVER, SOLVERS
 from ornstein.studio import charts
 from ornstein.studio.studio import Studio
 from ornstein.studio.work import Work, note, told
+from ornstein.training.config import autocast_dtype
 
 AUTOMATIC, EACH, TUNED = "automatic", "each in turn", "tuned"
 MOST = 64  # samples at a time: one batch, as `ornstein sample` makes it
@@ -90,6 +91,7 @@ class Asked:
             cond={"label": labels},
             callback=told_state,
             batch=batch,
+            precision=autocast_dtype("auto", device_of(denoiser)),
         )
         return denoiser.decode(samples)
 

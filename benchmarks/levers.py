@@ -1,0 +1,108 @@
+"""What each setting of the training recipe is worth: the default of `ornstein train` with one of them changed.
+
+    python benchmarks/levers.py --data train.zip --size 32 [--steps 600] [--seeds 2] [--only default,"net m"]
+
+`--steps` is the default's number of them; a row whose steps cost more or less has fewer or more, by the factors below,
+and the processor seconds that its training took are shown. One thread, no classes. Judged is the Fréchet distance of
+samples at 20 evaluations to the held-out images, in the features of `ornstein evaluate`. What was trained and judged is
+kept in --out and not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from tables import Table
+
+from ornstein.cli.setup import Settings, new_denoiser, open_data
+from ornstein.data import ImageSet, save_grid
+from ornstein.evaluation.features import random_convolutions
+from ornstein.evaluation.frechet import frechet_distance
+from ornstein.files import atomic_write
+from ornstein.training import train
+from training import ours
+
+EVALUATIONS = 20
+ROWS: dict[str, tuple[dict[str, Any], float]] = {  # of `Settings` and `TrainConfig`, steps as a factor
+    "default": ({}, 1.0),
+    "AdamW at 0.002": ({"optimizer": "adamw", "learning_rate": 0.002}, 1.2),
+    "Muon at 0.002": ({"learning_rate": 0.002}, 1.0),
+    "Muon at 0.008": ({"learning_rate": 0.008}, 1.0),
+    "batches of 16": ({"batch": 16}, 1.6),
+    "batches of 128": ({"batch": 128}, 0.3),
+    "average of 5 %": ({"ema": 0.05}, 1.0),
+    "float32": ({"precision": "float32"}, 0.7),
+    "net xs": ({"net": "xs"}, 2.5),
+    "net m": ({"net": "m"}, 0.35),
+    "objective simple": ({"objective": "simple"}, 1.0),
+    "objective continuous": ({"objective": "continuous"}, 1.0),
+    "objective min-snr": ({"objective": "min-snr"}, 1.0),
+    "objective soft-min-snr": ({"objective": "soft-min-snr"}, 1.0),
+    "objective sigmoid": ({"objective": "sigmoid"}, 1.0),
+    "objective edm": ({"objective": "edm"}, 1.0),
+}
+
+
+def row(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
+    """The run `name` of a seed, trained and judged, unless it has been."""
+    run = arguments.out / f"{name.replace(' ', '-')}-{seed}"
+    file = run / "lever.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))
+    changed, factor = ROWS[name]
+    asked = Settings(arguments.data, arguments.size, conditional=False, sample_every=0, seed=seed)
+    asked = replace(asked, steps=max(1, round(factor * arguments.steps)))
+    asked = replace(asked, **{key: value for key, value in changed.items() if key != "ema"})
+    images, kept, _, _ = open_data(asked)
+    assert isinstance(kept, ImageSet)
+    settings = asked.settled(images.shape[-1])
+    config = replace(settings.config(), **{key: value for key, value in changed.items() if key == "ema"})
+    began, states = time.process_time(), train(new_denoiser(settings, images), images, config, run, run.is_dir())
+    losses = [state.loss for state in states]
+    scores = {"steps": len(losses), "seconds": time.process_time() - began, "loss": losses[-1]}
+    features = random_convolutions(kept.images)
+    samples = ours(run, EVALUATIONS, arguments.count)[1]
+    save_grid(samples[:64], arguments.out / f"{run.name}.png", upscale=2)
+    scores["frechet"] = frechet_distance(features(samples), features(kept.images))
+    atomic_write(file, json.dumps(scores).encode())
+    return scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--count", type=int, default=1000, help="samples that are judged")
+    parser.add_argument("--only", default=",".join(ROWS), help="rows, with commas between them")
+    parser.add_argument("--out", type=Path, default=Path("runs/levers"))
+    arguments = parser.parse_args()
+    names = arguments.only.split(",")
+    for name in names:
+        if name not in ROWS:
+            parser.error(f"--only {name!r}: there are {', '.join(ROWS)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    table = Table(f"{Path(arguments.data).name}", ["what", "steps", "processor seconds", "loss", "Fréchet", "by seed"])
+    for name in names:
+        found = []
+        for seed in range(arguments.seeds):
+            found.append(row(name, arguments, seed))
+            Console(stderr=True).print(name, seed, found[-1])
+        means = {key: statistics.fmean(each[key] for each in found) for key in found[0]}
+        by_seed = ", ".join(f"{each['frechet']:.1f}" for each in found)
+        table.add(name, round(means["steps"]), means["seconds"], means["loss"], means["frechet"], by_seed)
+    table.show()
+
+
+if __name__ == "__main__":
+    main()
