@@ -4,7 +4,7 @@
 
 Both train the same net with the same optimizer on the same data, batches, autocast and loss, in one process and in
 turns of a few steps; compared are processor seconds of all threads, so the trainer's loading ahead counts. The plain
-loop draws a batch, times and noise, and does loss, backward, AdamW; "with average" it also clips the gradient and
+loop draws a batch, times and noise, and does loss, backward, the step; "with average" it also clips the gradient and
 averages the weights, as the trainer does, in the same calls. All else, addressed randomness, checks for what is not
 finite, signals, the curve, several parts and processes, is the trainer's alone. Printed are the medians, and the median
 of the ratios of each pair of turns.
@@ -61,7 +61,7 @@ def main() -> None:
     for name in arguments.cases.split(","):
         preset, side, channels, classes, batch, steps = CASES[name]
         images: Images = open_images("digits") if name == "digits" else Noise(side, channels)
-        config = TrainConfig(steps=10**6, batch=batch, checkpoint_every=10**6)
+        config = TrainConfig(steps=10**6, batch=batch, optimizer="muon", learning_rate=4e-3, checkpoint_every=10**6)
         with tempfile.TemporaryDirectory() as folder:
 
             def run(

@@ -7,7 +7,7 @@
 Both train at the same time, each with half as many threads as there are cores, so that whatever else the machine does
 slows both. Same images, the same number of parameters, no classes. Judged are the averaged weights by
 Frechet and kernel distance in the features of `ornstein evaluate`, on the same held-out images: at 20 evaluations, and
-at the best of 10, 20 and 50. Ours are drawn by our default solver, theirs by diffusers' DDIM and DPM-Solver++ and the
+at the best of 10, 20 and 50. Ours are drawn by `dpmpp-3m`, theirs by diffusers' DDIM and DPM-Solver++ and the
 better one is taken. What was trained and judged is kept in --out and not done again.
 """
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ornstein.solvers import SOLVER
+
 PATIENCE = 90_000  # milliseconds, for machines that are busy with other things
 AGREED = "Ann Lee, a test of the page"
 
@@ -167,7 +169,7 @@ def test_an_image_is_measured_a_set_is_ranked_and_a_model_judged(page, served) -
     page.get_by_label("Images for the likelihood").fill("2")
     press(page, "Evaluate")
     good(page, "#judge-status", "Judged")
-    assert "dpmpp-3m" in page.inner_text("#tables")
+    assert SOLVER in page.inner_text("#tables")
     assert fits_a_phone(page)
 
 

@@ -21,7 +21,7 @@ from ornstein.compiling import cache_folder, compile_network
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.sampling import device_of, sample
-from ornstein.solvers import SOLVERS, Counted
+from ornstein.solvers import SOLVER, SOLVERS, Counted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Timing:
 
 def bench(
     run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
-    solvers: Annotated[str, typer.Option(help="Names with commas between.")] = "ddim,dpmpp-3m",
+    solvers: Annotated[str, typer.Option(help="Names with commas between.")] = f"ddim,{SOLVER}",
     steps: Annotated[str, typer.Option(help="Numbers of steps.")] = "10",
     batch: Annotated[str, typer.Option(help="Numbers of samples at once.")] = "1,32",
     precision: Annotated[str, typer.Option(help="Of float32, bf16 and auto.")] = "float32,auto",
@@ -51,7 +51,7 @@ def bench(
 ) -> None:
     """Images a second, milliseconds an evaluation, and the share of the time spent outside the network.
 
-    Example: ornstein bench runs/photos --solvers dpmpp-3m --steps 10,20 --batch 32
+    Example: ornstein bench runs/photos --solvers ddim,unipc --steps 10,20 --batch 32
     """
     names = solvers.split(",")
     for name in names:

@@ -28,7 +28,7 @@ from ornstein.evaluation.pieces import FILE as PIECES
 from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.files import atomic_write, write_error
-from ornstein.solvers import SOLVERS
+from ornstein.solvers import SOLVER, SOLVERS
 from ornstein.training import processes
 
 JSON = "evaluation.json"
@@ -43,7 +43,7 @@ def evaluate(
     ] = None,
     n: Annotated[int, typer.Option("-n", help="Samples for each seed, and real images at most.")] = 2000,
     solvers: Annotated[
-        str | None, typer.Option(help=f"Of {', '.join(SOLVERS)}. (default: dpmpp-3m,ddim; a distilled model's own)")
+        str | None, typer.Option(help=f"Of {', '.join(SOLVERS)}. (default: {SOLVER},ddim; a distilled model's own)")
     ] = None,
     steps: Annotated[
         str | None, typer.Option(help="Numbers of solver steps. (default: 5,10,20,50; a distilled model's own)")
@@ -70,7 +70,7 @@ def evaluate(
     """
     denoiser = None if "autoencoder" in checkpoint.read_config(run) else checkpoint.load(run)
     few = None if denoiser is None else denoiser.distilled
-    own = ("dpmpp-3m,ddim", "5,10,20,50", "vlb,ode")
+    own = (f"{SOLVER},ddim", "5,10,20,50", "vlb,ode")
     if few is not None:
         own = (few.solver, str(few.steps), "none")
         if likelihood not in (None, "none"):

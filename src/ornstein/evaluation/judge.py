@@ -24,7 +24,7 @@ from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.precision import precision_recall
 from ornstein.likelihood import Dequantiser, fit_dequantiser
 from ornstein.sampling import State, device_of, sample
-from ornstein.solvers import SOLVERS
+from ornstein.solvers import SOLVER, SOLVERS
 from ornstein.training import processes
 
 ENOUGH = 8  # images on either side, below which no figure says anything
@@ -47,7 +47,7 @@ class Plan:
     """
 
     count: int = 2000
-    solvers: tuple[str, ...] = ("dpmpp-3m", "ddim")
+    solvers: tuple[str, ...] = (SOLVER, "ddim")
     steps: tuple[int, ...] = (5, 10, 20, 50)
     seeds: int = 3
     methods: tuple[str, ...] = ("vlb", "ode")

@@ -69,7 +69,7 @@ def demo(
     recogniser = _recogniser(train, out / "recogniser", minutes * _RECOGNISER, seed, tell)
     known = train.known_as(recogniser.embed(train.batch(torch.arange(len(train)))[0]))
     denoiser = _swap(known, recogniser, out, minutes * _SWAP, preset, seed, tell)
-    write_card(out, ModelCard(data=f"{photos} procedural faces, which are nobody's"))
+    write_card(out, ModelCard(data=f"{photos} procedural faces, which are nobody's: not for photographs"))
     model = FaceModel(denoiser, recogniser)
     tell("swapping", 0.0)
     unseen = cases(people, size, _UNSEEN)

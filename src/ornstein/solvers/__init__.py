@@ -62,5 +62,5 @@ SOLVERS: dict[str, Solver] = {
     "rk45": rk45,
 }
 
-SOLVER = "dpmpp-3m"
+SOLVER = "flow-3m"
 """The default."""
