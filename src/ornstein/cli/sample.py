@@ -162,7 +162,7 @@ def _chosen(
         chosen = choose_solver(run, solver, steps, grid, guidance, own_noise)
         if isinstance(chosen, Tuned):
             share = chosen.error / chosen.untuned
-            console.print(f"tuned solver: {steps} steps, {share:.0%} of the error of {SOLVER} where it was tuned")
+            console.print(f"tuned solver: {steps} steps, {share:.0%} of the untuned error where it was tuned")
         return chosen, steps, grid or GRID
     if guidance != 1:
         raise UserError(f"{run} is distilled and has its guidance built in, {few.guidance:g}: leave out --guidance")

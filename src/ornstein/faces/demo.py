@@ -28,7 +28,7 @@ from ornstein.training import TrainConfig, run_task
 
 PHOTOS = 8192
 # of the time: the recogniser, the swap; the rest is for rendering and judging
-_RECOGNISER, _SWAP = 0.05, 0.68
+_RECOGNISER, _SWAP = 0.05, 0.63
 _PEOPLE, _STEPS, _FRAMES, _SHOWN = 100, 1, 48, 12
 _TRAINED, _UNSEEN = 0, 1  # seeds of the people that are trained on, and of those that are not
 
