@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from ornstein.data import open_images
-from ornstein.files import atomic_write
+from ornstein.store import atomic_write
 
 BATCH, RATE, WARMUP, PACED = 16, 1e-4, 500, 20
 _HELD_OUT = 0.1  # `ornstein train` keeps as much for judging: the same images are trained on

@@ -23,12 +23,12 @@ from tables import Table
 from torch import Tensor
 
 import ornstein as orn
-from ornstein import tuning
 from ornstein.cli.setup import Settings, open_data
 from ornstein.data import ImageSet, to_uint8
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance, real_floor
 from ornstein.evaluation.run import STEPS
+from ornstein.few_steps import tuning
 from ornstein.randomness import normal
 from ornstein.sampling import Conditioned
 from ornstein.solvers import SOLVER, Tuned

@@ -26,7 +26,7 @@ from ornstein.cli.setup import Settings, new_denoiser, open_data
 from ornstein.data import ImageSet, save_grid
 from ornstein.evaluation.features import random_convolutions
 from ornstein.evaluation.frechet import frechet_distance
-from ornstein.files import atomic_write
+from ornstein.store import atomic_write
 from ornstein.training import train
 from training import ours
 

@@ -24,8 +24,8 @@ from rich.console import Console
 from tables import Table, machine, versions
 
 from ornstein import checkpoint
-from ornstein.files import atomic_write
 from ornstein.solvers import SOLVER
+from ornstein.store import atomic_write
 
 COUNTS = [5, 8, 10]
 HEADINGS = {

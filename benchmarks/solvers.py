@@ -24,13 +24,14 @@ from tables import Table, number
 from torch import Tensor
 
 import ornstein as orn
-from ornstein import checkpoint, tuning
+from ornstein import checkpoint
 from ornstein.denoiser import Denoises
+from ornstein.few_steps import tuning
+from ornstein.few_steps.tuning import Trajectories
 from ornstein.oracles import GaussianMixture
 from ornstein.randomness import normal
 from ornstein.solvers import SOLVER, SOLVERS, Tuned, grids
 from ornstein.solvers.grids import GRID
-from ornstein.tuning import Trajectories
 
 OURS = ("flow-3m", "dpmpp-2m", "dpmpp-3m", "unipc", "deis", "ipndm", "ddim")
 FINALISTS = 8

@@ -33,7 +33,7 @@ from ornstein.data import ImageSet, open_images, save_grid, to_uint8
 from ornstein.evaluation.features import random_convolutions
 from ornstein.evaluation.frechet import frechet_distance, real_floor
 from ornstein.evaluation.kernel import kernel_distance
-from ornstein.files import atomic_write
+from ornstein.store import atomic_write
 
 HERE = Path(__file__).parent
 EVALUATIONS = (20, 10, 50)  # the first one is what is compared with every seed

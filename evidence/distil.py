@@ -21,10 +21,10 @@ import ornstein as orn
 from ornstein import checkpoint
 from ornstein.cli.distil import ways_of
 from ornstein.data import open_images, save_grid, to_uint8
-from ornstein.distillation import TEACHER_STEPS
 from ornstein.evaluation import open_features
 from ornstein.evaluation.few_steps import FRECHET, KERNEL, RMSE, Way, quality_by_steps
-from ornstein.files import atomic_write
+from ornstein.few_steps.distillation import TEACHER_STEPS
+from ornstein.store import atomic_write
 from ornstein.training.state import read_record
 
 SHOWN = 10

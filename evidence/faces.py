@@ -33,7 +33,7 @@ from ornstein.faces.recognise import Recogniser
 from ornstein.faces.runs import people_split, train_recogniser, train_swap
 from ornstein.faces.sampling import FaceModel, swap_crops
 from ornstein.faces.training import FaceSettings
-from ornstein.files import atomic_write
+from ornstein.store import atomic_write
 from ornstein.training import TrainConfig
 
 # first what the guidance does, then the number of steps, the features, the target's own identity, the recogniser

@@ -32,8 +32,8 @@ from PIL import Image
 import ornstein as orn
 from ornstein.data import open_clips, open_images, save_mp4
 from ornstein.errors import RunError, UserError
-from ornstein.files import load_tensors
 from ornstein.nets import UNet
+from ornstein.store import load_tensors
 
 ROUND = 20  # examples between two looks at the clock
 EDITS = ("set", "insert", "delete", "cut", "repeat")

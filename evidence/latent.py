@@ -34,9 +34,9 @@ from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.evaluation.run import draw
 from ornstein.evaluation.run_autoencoder import judge_autoencoder
-from ornstein.files import atomic_write
 from ornstein.nets import UNet
 from ornstein.process import Process
+from ornstein.store import atomic_write
 from ornstein.training import TrainConfig, run_task, train
 from ornstein.training.autoencoder import Autoencoding
 from ornstein.training.latents import LatentDiffusion, encode_images

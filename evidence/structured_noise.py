@@ -25,9 +25,9 @@ from torch import Tensor
 import ornstein as orn
 from ornstein.data import open_clips
 from ornstein.evaluation import clip_features, clip_frechet, correlation_error, flicker
-from ornstein.files import atomic_write
 from ornstein.noise import ClipStatistics, Covariance, Identity
 from ornstein.noise.config import to_config
+from ornstein.store import atomic_write
 from ornstein.training import TrainConfig, train
 from ornstein.training.task import autocast_within
 

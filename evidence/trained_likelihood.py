@@ -28,8 +28,8 @@ import ornstein as orn
 from ornstein import likelihood, solvers
 from ornstein.data import ImageSet, open_images, to_uint8, to_unit
 from ornstein.evaluation import knn_agreement, pixel_frechet
-from ornstein.files import atomic_write
 from ornstein.solvers.variance import ReverseVariance
+from ornstein.store import atomic_write
 from ornstein.training import TrainConfig, train
 from ornstein.training.state import STATE, read_record
 

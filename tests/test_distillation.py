@@ -10,8 +10,8 @@ from torch import Tensor, nn
 import ornstein as orn
 from ornstein import Data, Denoiser, Process
 from ornstein.denoiser import Distilled
-from ornstein.distillation import check_teacher, follow, labels_of, leading_to, student_times
 from ornstein.errors import UserError
+from ornstein.few_steps.distillation import check_teacher, follow, labels_of, leading_to, student_times
 from ornstein.noise import AR1, Covariance, Identity
 from ornstein.oracles import GaussianMixture
 from ornstein.process import Prediction

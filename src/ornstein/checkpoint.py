@@ -13,10 +13,10 @@ from torch import nn
 from ornstein import noise, schedules
 from ornstein.denoiser import Data, Denoiser, Distilled
 from ornstein.errors import UserError
-from ornstein.files import atomic_save_tensors, atomic_write, load_tensors, read_json
 from ornstein.nets import NETS
 from ornstein.process import Process
 from ornstein.solvers.tuned import Tuned
+from ornstein.store import atomic_save_tensors, atomic_write, load_tensors, read_json
 
 FORMAT = 1
 CONFIG = "config.json"

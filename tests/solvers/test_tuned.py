@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 import ornstein as orn
-from ornstein import Process, tuning
+from ornstein import Process
+from ornstein.few_steps import tuning
+from ornstein.few_steps.tuning import fine, judged, trajectories, tune
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
 from ornstein.schedules import Cosine, Discrete, LinearBeta, Schedule
 from ornstein.solvers import Counted, Tuned, grids, multistep
 from ornstein.solvers.coefficients import Form
-from ornstein.tuning import fine, judged, trajectories, tune
 
 C = AR1(3, 0.7)
 

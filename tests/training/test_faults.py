@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import ornstein as orn
 from ornstein.errors import RunError, UserError
-from ornstein.files import load_tensors
+from ornstein.store import load_tensors
 from ornstein.training import lock, train
 from ornstein.training.state import PREVIOUS, STATE
 

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from ornstein.errors import RunError, UserError
-from ornstein.files import (
+from ornstein.store import (
     CHECKSUM,
     atomic_save_tensors,
     atomic_write,

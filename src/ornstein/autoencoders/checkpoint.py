@@ -11,7 +11,7 @@ from ornstein.autoencoders.autoencoder import Autoencoder
 from ornstein.autoencoders.kinds import AUTOENCODERS
 from ornstein.checkpoint import CONFIG, FORMAT, MODEL, load_weights, read_config
 from ornstein.errors import UserError
-from ornstein.files import atomic_save_tensors, atomic_write
+from ornstein.store import atomic_save_tensors, atomic_write
 
 
 def to_config(model: Autoencoder, extra: dict[str, Any] | None = None) -> dict[str, Any]:

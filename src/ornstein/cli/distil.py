@@ -18,14 +18,14 @@ from ornstein.cli.runs import DISTIL, SETTINGS, in_memory, look
 from ornstein.cli.setup import Settings, Split, open_data
 from ornstein.data import ImageSet, StreamedSet
 from ornstein.denoiser import Denoiser
-from ornstein.distillation import check_teacher
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.few_steps import FRECHET, KERNEL, RMSE, Way, mean_over_seeds, quality_by_steps
 from ornstein.evaluation.run import SOLVER, STEPS, write_run_report
 from ornstein.evaluation.run_clips import write_clip_report
-from ornstein.files import atomic_write, read_json
+from ornstein.few_steps.distillation import check_teacher
 from ornstein.sampling import device_of
+from ornstein.store import atomic_write, read_json
 from ornstein.training import TrainConfig, TrainState, processes, run_task
 from ornstein.training.config import autocast_dtype
 from ornstein.training.distil import Distillation, TrajectorySet, follow_teacher, new_student

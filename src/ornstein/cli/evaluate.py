@@ -27,8 +27,8 @@ from ornstein.evaluation.matched import check_images, image_shape
 from ornstein.evaluation.pieces import FILE as PIECES
 from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
-from ornstein.files import atomic_write, write_error
 from ornstein.solvers import SOLVER, SOLVERS
+from ornstein.store import atomic_write, write_error
 from ornstein.training import processes
 
 JSON = "evaluation.json"

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from ornstein.cli.command import console, progress
 from ornstein.errors import UserError
-from ornstein.files import atomic_write
 from ornstein.nets.face import PRESETS
+from ornstein.store import atomic_write
 
 SCORES = "scores.json"
 

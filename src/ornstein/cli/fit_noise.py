@@ -16,9 +16,9 @@ from torch import Tensor
 from ornstein.cli.command import console, progress
 from ornstein.data.clips import open_clips
 from ornstein.errors import UserError
-from ornstein.files import atomic_write
 from ornstein.noise import ClipStatistics, Covariance, FrameCovariance, to_config
 from ornstein.noise.estimation import Summary, summary
+from ornstein.store import atomic_write
 
 KINDS = ("ar1", "mixed", "toeplitz", "spectral", "blend:GAMMA")
 

@@ -26,7 +26,7 @@ from ornstein.evaluation import Score
 from ornstein.evaluation.run import Advance, draw, write_run_report
 from ornstein.evaluation.run_autoencoder import reconstruct, write_autoencoder_report
 from ornstein.evaluation.run_clips import write_clip_report
-from ornstein.files import atomic_write
+from ornstein.store import atomic_write
 from ornstein.training import TrainConfig, TrainState, processes, run_task, train
 from ornstein.training.autoencoder import Autoencoding
 from ornstein.training.latents import LatentDiffusion, LatentSet, encode_images

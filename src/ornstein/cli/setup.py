@@ -18,9 +18,9 @@ from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
-from ornstein.files import read_json
 from ornstein.nets import UNet, VideoUNet
 from ornstein.process import Process
+from ornstein.store import read_json
 from ornstein.training import TrainConfig
 
 # With fewer images a class than this the class is left out, unless it is asked for: a name is not a kind.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ornstein.cli.command import console
 from ornstein.data import save_grid
 from ornstein.data.decode import to_array
-from ornstein.files import atomic_write, write_error
+from ornstein.store import atomic_write, write_error
 from ornstein.training import processes
 
 RECORD = "samples.json"  # what the samples in a folder were made with

@@ -12,9 +12,9 @@ import typer
 from ornstein import checkpoint
 from ornstein.cli.command import console, progress
 from ornstein.errors import UserError
+from ornstein.few_steps.tuning import MOST_STEPS, judged, trajectories
+from ornstein.few_steps.tuning import tune as learn
 from ornstein.solvers.tuned import Tuned
-from ornstein.tuning import MOST_STEPS, judged, trajectories
-from ornstein.tuning import tune as learn
 
 _LEAST, _MOST, _EQUATIONS = 32, 128, 2**17
 _ROUNDING = 1e-6  # an untuned error that is only float32's leaves nothing to gain

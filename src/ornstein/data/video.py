@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ornstein.data.pixels import grid, save_grid, to_uint8
 from ornstein.errors import RunError
-from ornstein.files import atomic_write, write_error
+from ornstein.store import atomic_write, write_error
 
 
 def clip_grid(clips: Tensor, columns: int | None = None) -> Tensor:

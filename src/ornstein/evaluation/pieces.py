@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ornstein.errors import UserError
-from ornstein.files import atomic_save_tensors, atomic_write, load_tensors
+from ornstein.store import atomic_save_tensors, atomic_write, load_tensors
 from ornstein.training import processes
 
 FILE = "pieces.json"

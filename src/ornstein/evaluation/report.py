@@ -19,7 +19,7 @@ from ornstein.evaluation.curves import Curve, losses, quality
 from ornstein.evaluation.markup import checked, film, img, note, text
 from ornstein.evaluation.panels import Panel, panel_section
 from ornstein.evaluation.tables import Table, table_section
-from ornstein.files import atomic_write, write_error
+from ornstein.store import atomic_write, write_error
 
 _MOST_CLASSES = 12
 _MOST_PER_CLASS = 10

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ornstein.errors import UserError
 from ornstein.faces.recognise import SAME_PERSON
-from ornstein.files import atomic_write, read_json
+from ornstein.store import atomic_write, read_json
 
 _FORMAT = 1
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ornstein.errors import UserError
-from ornstein.files import atomic_write, read_json
+from ornstein.store import atomic_write, read_json
 
 CARD = "card.json"
 

@@ -23,7 +23,7 @@ from ornstein.faces.sampling import FaceModel, swap_crops
 from ornstein.faces.world import Cases, cases, region, world_photos
 from ornstein.faces.world_scores import WorldScore, judge, pasted
 from ornstein.faces.world_training import WorldTask, relit_denoiser
-from ornstein.files import read_json
+from ornstein.store import read_json
 from ornstein.training import TrainConfig, run_task
 
 PHOTOS = 8192

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from ornstein.errors import UserError
 from ornstein.faces.photos import Photos
-from ornstein.files import atomic_write, read_json
 from ornstein.nets.blocks import Block, group_norm
+from ornstein.store import atomic_write, read_json
 from ornstein.training import Task
 
 CONFIG, MODEL = "identity.json", "identity.safetensors"

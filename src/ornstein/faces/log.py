@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ornstein.files import write_error
+from ornstein.store import write_error
 
 NAME = "ornstein-swaps.jsonl"  # beside the output, unless it is told otherwise
 _CHUNK = 1 << 20

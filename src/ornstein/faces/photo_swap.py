@@ -21,7 +21,7 @@ from ornstein.faces.detect import Face
 from ornstein.faces.label import labelled
 from ornstein.faces.picture import SUFFIXES, encode, read_picture
 from ornstein.faces.swap import Choice, SwapModel, Swapper
-from ornstein.files import atomic_write, write_error
+from ornstein.store import atomic_write, write_error
 
 COLUMNS = ("source", "target", "out")  # of a list of pairs
 

@@ -35,7 +35,7 @@ from ornstein.faces.models import LANDMARKS_5, RECOGNITION, require_models
 from ornstein.faces.read import decode_photo
 from ornstein.faces.recognise import FaceRecogniser, Recogniser
 from ornstein.faces.shards import INDEX, Row, read_header, shard_name, write_shard
-from ornstein.files import atomic_write, remove_partial
+from ornstein.store import atomic_write, remove_partial
 
 __all__ = ["FaceSet", "Summary", "open_faces", "prepare"]
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ornstein.errors import UserError
-from ornstein.files import atomic_save_tensors
+from ornstein.store import atomic_save_tensors
 
 INDEX = "index.json"
 PATTERN = "faces-*-of-*.safetensors"

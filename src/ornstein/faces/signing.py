@@ -12,7 +12,7 @@ import typer
 
 from ornstein.errors import RunError
 from ornstein.faces.models import extra
-from ornstein.files import atomic_write, write_error
+from ornstein.store import atomic_write, write_error
 
 ALGORITHM = "es256"
 FILE = "swap-key.pem"  # the private key, its certificate and the root's

@@ -30,7 +30,7 @@ from ornstein.faces.label import labelled
 from ornstein.faces.photo_swap import Order, check_output
 from ornstein.faces.swap import LARGEST, Aligned, Choice, SwapModel, Swapper
 from ornstein.faces.tracks import Seen, Track, by_frame, link
-from ornstein.files import atomic_save_tensors, atomic_write, read_json, remove_partial, write_error
+from ornstein.store import atomic_save_tensors, atomic_write, read_json, remove_partial, write_error
 
 Tell = Callable[[str, int, int | None], object]
 

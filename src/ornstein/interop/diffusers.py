@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ornstein.denoiser import Data, Denoiser, Denoises, Kind
 from ornstein.errors import UserError
-from ornstein.files import atomic_write, read_json
 from ornstein.noise import Identity
 from ornstein.process import Prediction, Process
 from ornstein.schedules import Discrete, Times
+from ornstein.store import atomic_write, read_json
 
 _PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _MODELS = ("UNet2DModel", "DiTTransformer2DModel")

@@ -1,4 +1,4 @@
-"""A solver with times and coefficients of its own, learned for one model (see `ornstein.tuning`)."""
+"""A solver with times and coefficients of its own, learned for one model (see `ornstein.few_steps.tuning`)."""
 
 from __future__ import annotations
 

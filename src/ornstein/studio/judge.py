@@ -25,7 +25,7 @@ from ornstein.data.decode import BadImage, decode
 from ornstein.denoiser import Denoiser
 from ornstein.errors import RunError, UserError
 from ornstein.evaluation.held_out import LEVELS, STEPS, Bits, bits_of_images
-from ornstein.files import read_json
+from ornstein.store import read_json
 from ornstein.studio import charts
 from ornstein.studio.studio import Studio
 from ornstein.studio.work import Work, note, told

@@ -17,12 +17,12 @@ from ornstein.data import clip_grid, open_clips, save_mp4
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.motion import autocorrelation
-from ornstein.files import atomic_write, read_json
 from ornstein.noise import ClipStatistics, Covariance
 from ornstein.noise.estimation import Summary, summary
 from ornstein.noise.frames import FrameCovariance
 from ornstein.sampling import State
 from ornstein.solvers import SOLVER
+from ornstein.store import atomic_write, read_json
 from ornstein.studio import charts
 from ornstein.studio.studio import Studio
 from ornstein.studio.work import Work, note, told

@@ -9,8 +9,8 @@ from pathlib import Path
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.files import read_json
 from ornstein.nets import FaceUNet, RelitUNet
+from ornstein.store import read_json
 
 IMAGES, CLIPS, FACES, AUTOENCODER = "images", "clips", "faces", "autoencoder"
 _NETS = {FaceUNet.__name__: FACES, RelitUNet.__name__: FACES}

@@ -16,7 +16,7 @@ from typing import Any
 
 from ornstein import checkpoint
 from ornstein.errors import UserError
-from ornstein.files import read_json
+from ornstein.store import read_json
 from ornstein.training import lock
 from ornstein.training.state import METRICS, has_state
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from ornstein import checkpoint
 from ornstein.data.rows import RowFile
 from ornstein.denoiser import Denoiser, Distilled
-from ornstein.distillation import follow, labels_of, leading_to, student_times
 from ornstein.errors import UserError
-from ornstein.files import atomic_write, read_json, write_error
+from ornstein.few_steps.distillation import follow, labels_of, leading_to, student_times
 from ornstein.sampling import network_precision
+from ornstein.store import atomic_write, read_json, write_error
 from ornstein.training.task import Task
 
 FOLDER = "trajectories"

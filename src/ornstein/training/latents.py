@@ -15,7 +15,7 @@ from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet, StreamedSet
 from ornstein.data.rows import RowFile
 from ornstein.errors import UserError
-from ornstein.files import atomic_write, read_json, write_error
+from ornstein.store import atomic_write, read_json, write_error
 from ornstein.training.task import Diffusion
 
 FOLDER = "latents"

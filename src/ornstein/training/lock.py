@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from ornstein.errors import UserError
-from ornstein.files import write_error
+from ornstein.store import write_error
 
 LOCK = ".lock"
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ornstein import checkpoint
 from ornstein.errors import UserError
-from ornstein.files import (
+from ornstein.store import (
     atomic_save_tensors,
     atomic_write,
     keep_previous,
