@@ -10,8 +10,8 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from PIL import Image
 
-from ornstein.data.decode import LIMIT_PIXELS, MAX_ENLARGEMENT, MIN_SIDE, BadImage, decode, fit, to_array
-from ornstein.data.sources import MAX_FILE_BYTES, Entry
+from ornstein.data.decode import LIMIT_PIXELS, MAX_ENLARGEMENT, MIN_SIDE, BadImage, decode_entry, fit, to_array
+from ornstein.data.entry import MAX_FILE_BYTES, Entry
 
 GIF = ".gif"
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", GIF}
@@ -107,7 +107,7 @@ def read_folder(
         if entry.size > MAX_FILE_BYTES:
             raise BadImage(f"{name}: more than the limit of {MAX_FILE_BYTES // 2**20} MB a file")
         try:
-            yield decode(entry.read(), size, channels, limit_pixels)[0]
+            yield decode_entry(entry, size, channels, limit_pixels)[0]
         except BadImage as bad:
             raise BadImage(f"{name}: {bad}") from None
 

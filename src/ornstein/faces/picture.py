@@ -11,15 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ornstein.data.decode import (
-    _UPRIGHT,
-    LIMIT_PIXELS,
-    BadImage,
-    _formats,  # the same rules for kinds of files and EXIF as the training data's
-    _orientation,
-    strict_pillow,
-    to_array,
-)
+from ornstein.data.decode import LIMIT_PIXELS, BadImage, opened, orientation_of, strict_pillow, to_array, upright
 from ornstein.errors import RunError, UserError
 from ornstein.faces.read import decode_photo
 
@@ -59,15 +51,15 @@ def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
     path = Path(path)
     try:
         data = path.read_bytes()
-        shown = decode_photo(data, limit_pixels)
-        with strict_pillow(), Image.open(BytesIO(data), formats=_formats()) as img:
+        shown = decode_photo(data, limit_pixels, managed=False)
+        with strict_pillow(), opened(data) as img:
             if getattr(img, "n_frames", 1) > 1 and img.format != "TIFF":
                 raise UserError(f"{path} is an animation, {img.format} with several pictures: save it as an mp4 first")
-            turn = _UPRIGHT.get(_orientation(img))
+            orientation = orientation_of(img)
             profile, grey = img.info.get("icc_profile"), img.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
             pixels, alpha = shown, None
             if img.has_transparency_data:
-                rgba = to_array(_turned(img.convert("RGBA"), turn))
+                rgba = to_array(upright(img.convert("RGBA"), orientation))
                 pixels, alpha = torch.from_numpy(rgba[:3].copy()), torch.from_numpy(rgba[3:].copy())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
@@ -98,7 +90,3 @@ def encode(picture: Picture, suffix: str) -> bytes:
         height, width = array.shape[:2]
         raise RunError(f"cannot write {width}x{height} pixels as {form}: {error}; a .png takes any size") from None
     return out.getvalue()
-
-
-def _turned(img: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    return img if turn is None else img.transpose(turn)
