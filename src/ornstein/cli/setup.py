@@ -13,7 +13,7 @@ from ornstein import checkpoint, schedules
 from ornstein import noise as noises
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.cli.command import progress
-from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed
+from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed, same_data
 from ornstein.data.images import MEMORY_BUDGET
 from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
@@ -157,7 +157,7 @@ def open_data(settings: Settings) -> Split:
         if isinstance(opened, ImageSet | StreamedSet):
             opened.require_labels()
         raise UserError(f"{settings.data} has no classes: put the videos of each in a folder named after it")
-    if settings.fingerprint not in (None, opened.fingerprint):
+    if not same_data(opened, settings.fingerprint):
         raise UserError(
             f"{settings.data} has changed since this run began: put the files back as they were, or train another run"
         )

@@ -30,23 +30,28 @@ Progress = Callable[[int, int], None] | None
 class ImageSet:
     """Square images of one size, decoded: what training and evaluation read.
 
-    images: uint8 (N, C, H, W), in natural order of `names`. sums: a checksum of the contents of each file.
-    labels: int64 (N,) into `classes`, or None. skipped: (name, reason) of every file of the source that could not be
-    used. ignored: numbers of other files by suffix. notes: how the source was read, where it had to be decided.
-    drawn_from: the size of the set that these were drawn from at random, if they stand for a larger one.
+    images: uint8 (N, C, H, W), in natural order of `names`. labels: int64 (N,) into `classes`, or None.
+    skipped: (name, reason) of every file of the source that could not be used. drawn_from: the size of the set that
+    these were drawn from at random, if they stand for a larger one. ignored: numbers of other files by suffix.
+    notes: how values were read, where it had to be decided. sums: a checksum of the contents of each file, by default
+    of its pixels.
     """
 
     source: str
     images: Tensor
     names: list[str]
     file_sizes: list[int]
-    sums: list[int]
     labels: Tensor | None = None
     classes: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    drawn_from: int | None = None
     ignored: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
-    drawn_from: int | None = None
+    sums: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.sums:
+            self.sums = [identity.checksum(image.numpy().tobytes()) for image in self.images]
 
     def __len__(self) -> int:
         return len(self.names)

@@ -105,12 +105,16 @@ class StreamedSet:
         notes = ["decoded as needed"]
         return sets.read_line(len(self), "picture", self.classes, self.labels, self.ignored, self.skipped, notes)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """16 hex digits that tell whether two runs read the same data: a hash of names, sizes, contents and labels.
 
         Of a set above a gigabyte the contents are sampled (see `identity.checksums`).
         """
+        return self._content
+
+    @cached_property
+    def _content(self) -> str:
         files = self.files
         sums = identity.checksums(len(files), files.unnamed, files.sizes())
         labels = None if files.labels is None else (files.classes[i] for i in files.labels)

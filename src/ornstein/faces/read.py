@@ -10,9 +10,9 @@ from torch import Tensor
 from ornstein.data.colour import flatten
 from ornstein.data.decode import (
     LIMIT_PIXELS,
+    MIN_SIDE,
     BadImage,
     check_pixels,
-    check_side,
     opened,
     orientation_of,
     strict_pillow,
@@ -34,7 +34,8 @@ def decode_photo(data: bytes, limit_pixels: int = LIMIT_PIXELS, managed: bool = 
     """
     with strict_pillow(), opened(data) as img:
         check_pixels(*img.size, limit_pixels)
-        check_side(min(img.size), None)
+        if min(img.size) < MIN_SIDE:
+            raise BadImage(f"too small: {img.width}x{img.height} pixels")
         img.load()
         picture = upright(flatten(img, 3, managed), orientation_of(img))
     return torch.from_numpy(to_array(picture).copy())
