@@ -20,8 +20,9 @@ from ornstein.cli.command import console, progress, read_precision
 from ornstein.compiling import cache_folder, compile_network
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.sampling import device_of, sample
+from ornstein.sampling import sample
 from ornstein.solvers import SOLVER, SOLVERS, Counted
+from ornstein.wrapper import device_of
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ornstein.devices import choose_precision
 from ornstein.errors import RunError, UserError
-from ornstein.training.config import autocast_dtype
 from ornstein.training.processes import launched, rank
 
 # A path is one line, to be copied. Of several processes the first one speaks, and all of them say why they end.
@@ -54,7 +54,7 @@ def read_precision(text: str, device: torch.device) -> torch.dtype | None:
     """--precision as the dtype to autocast to, None for float32; UserError for what is none."""
     if text not in ("auto", "float32", "bf16"):
         raise UserError(f"--precision {text!r} is unknown: auto, float32 or bf16")
-    return autocast_dtype(text, device)
+    return choose_precision(text, device)
 
 
 def progress(unit: str, transient: bool = False) -> Progress:
