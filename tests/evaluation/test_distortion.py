@@ -46,6 +46,22 @@ def test_ssim_falls_with_noise_at_every_size(size):
     assert (ssim(noise(size=size, seed=2), truth) < ssim(near, truth)).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 32, 24), (2, 1, 8, 8), (2, 1, 5, 4), (1, 3, 7, 64)])
+def test_ssim_is_that_of_scikit_image(shape):
+    metrics = pytest.importorskip("skimage.metrics", reason="scikit-image is not installed")
+    draw = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
+    images = (truth.int() + torch.randint(-40, 40, shape, generator=draw)).clamp(0, 255).to(torch.uint8)
+    mask = torch.rand(shape[0], 1, *shape[2:], generator=draw, dtype=torch.float64)
+    window = (min(11, *shape[2:]) - 1) // 2 * 2 + 1
+    settings = {"channel_axis": 0, "data_range": 255, "gaussian_weights": True, "use_sample_covariance": False}
+    for i, (image, real) in enumerate(zip(images.numpy(), truth.numpy(), strict=True)):
+        mean, full = metrics.structural_similarity(image, real, win_size=window, full=True, **settings)
+        assert float(ssim(images, truth)[i]) == pytest.approx(mean, abs=1e-12)
+        weight = mask[i].expand(shape[1:]).numpy()
+        assert float(ssim(images, truth, mask)[i]) == pytest.approx((full * weight).sum() / weight.sum(), abs=1e-12)
+
+
 def test_ssim_within_a_mask():
     truth = noise()
     images = truth.clone()

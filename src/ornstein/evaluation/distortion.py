@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -22,35 +20,41 @@ def psnr(images: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssim(images: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Structural similarity of uint8 images (N, C, H, W), (N,); the mean over the mask (N, 1, H, W) where given.
+    """Structural similarity of uint8 images (N, C, H, W), (N,); the mean over the mask (N, 1, H, W) if one is given.
 
-    Gaussian windows of sigma 1.5 (Wang et al. 2004), by scikit-image; the mean leaves out a rim of 5 pixels, or what
-    fits into images of less than 11 a side. Raises ValueError as `psnr`.
+    Gaussian windows of sigma 1.5, 11 pixels wide (Wang et al. 2004, doi 10.1109/TIP.2003.819861). Without a mask the
+    mean leaves out a rim of 5 pixels, or of half the largest window that fits into images of less than 11 a side.
+
+    Raises:
+        ValueError: as `psnr`.
     """
-    from skimage.metrics import structural_similarity  # brings SciPy's image functions
-
     _check(images, truth)
-    side = min(11, *images.shape[-2:])
-    window = side - 1 + side % 2
-    found = []
-    for i, (image, real) in enumerate(zip(images.numpy(), truth.numpy(), strict=True)):
-        both: Any = structural_similarity(
-            image,
-            real,
-            channel_axis=0,
-            data_range=255,
-            gaussian_weights=True,
-            use_sample_covariance=False,
-            full=True,
-            win_size=window,
-        )
-        mean, pixels = both
-        if mask is None:
-            found.append(float(mean))
-        else:
-            weight = mask[i].double().expand(pixels.shape).numpy()
-            found.append(float((pixels * weight).sum() / weight.sum()))
-    return torch.tensor(found, dtype=torch.float64)
+    x, y = images.double(), truth.double()
+    mean_x, mean_y = _window(x), _window(y)
+    var_x, var_y = _window(x * x) - mean_x**2, _window(y * y) - mean_y**2
+    covariance = _window(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    value = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    value = value / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    if mask is None:
+        rim = (min(11, *images.shape[-2:]) - 1) // 2
+        inner = value[..., rim : value.shape[-2] - rim, rim : value.shape[-1] - rim]
+        return inner.flatten(1).mean(1)
+    weight = mask.double().expand_as(value)
+    return (value * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+
+
+def _window(x: Tensor) -> Tensor:
+    """The mean of (N, C, H, W) in Gaussian windows about each pixel; beyond the border the image is mirrored."""
+    offsets = torch.arange(-5, 6)
+    weight = torch.exp(-(offsets.double() ** 2) / (2 * 1.5**2))
+    weight = (weight / weight.sum()).to(x.device)
+    for dim in (-2, -1):
+        size = x.shape[dim]
+        place = (torch.arange(size)[:, None] + offsets).remainder(2 * size)  # the border pixel is repeated
+        place = torch.where(place < size, place, 2 * size - 1 - place).to(x.device)
+        x = x.movedim(dim, -1)[..., place].matmul(weight).movedim(-1, dim)
+    return x
 
 
 def _check(images: Tensor, truth: Tensor) -> None:
