@@ -1,4 +1,4 @@
-"""The pretended GPU itself: it raises where CUDA does, counts what it says it counts, and computes what the CPU does."""
+"""The pretended GPU itself: it raises where CUDA does, counts syncs and copies, and computes what the CPU does."""
 
 import copy
 
@@ -49,9 +49,9 @@ def test_syncs_and_copies_are_counted(gpu: PretendedGPU) -> None:
     assert (gpu.syncs, gpu.copies) == (0, 0)
     assert bool((x >= 0).all()) and float(x.sum()) == 6 and x.tolist() == [0, 1, 2, 3]
     assert gpu.syncs == 3
-    x[x > 1], x.cpu(), x.nonzero()  # noqa: B018
+    x[x > 1], x.cpu(), x.nonzero()
     assert gpu.syncs == 6 and gpu.copies == 0
-    torch.ones(2).to("cuda"), x[torch.tensor([0, 1])], torch.tensor([1.0, 2.0], device="cuda")  # noqa: B018
+    torch.ones(2).to("cuda"), x[torch.tensor([0, 1])], torch.tensor([1.0, 2.0], device="cuda")
     assert gpu.syncs == 6 and gpu.copies == 3
     assert "test_pretend.py" in gpu.report()
 
