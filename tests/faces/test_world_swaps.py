@@ -5,8 +5,9 @@ import torch
 
 from ornstein.data import to_unit
 from ornstein.data.faces import ATTRIBUTES, render
+from ornstein.evaluation.distortion import psnr, ssim
 from ornstein.faces.world import Looks, cases, region, world_photos
-from ornstein.faces.world_scores import Attributes, judge, nearest_people, noisy, pasted, psnr, ssim
+from ornstein.faces.world_scores import Attributes, judge, nearest_people, noisy, pasted
 
 SIZE = 32
 

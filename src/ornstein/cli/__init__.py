@@ -1,10 +1,10 @@
 """The command line: `ornstein demo | train | sample | ...`, one file a command. `COMMANDS` is the list."""
 
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from ornstein import __version__
 from ornstein.cli.lazy import HELP, Group, Lazy
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -15,8 +15,8 @@ COMMANDS = {
     "sample": Lazy("Draw samples from a trained model.", "ornstein.cli.sample:sample"),
     "tune": Lazy("Learn a solver of few steps for a model.", "ornstein.cli.tune:tune"),
     "distil": Lazy("Train a student that samples in few steps.", "ornstein.cli.distil:distil"),
-    "bench": Lazy("Measure quality against the time of samples.", "ornstein.cli.bench:bench"),
-    "evaluate": Lazy("Score a trained model.", "ornstein.cli.evaluate:evaluate"),
+    "bench": Lazy("Measure the speed of sampling.", "ornstein.cli.bench:bench"),
+    "evaluate": Lazy("Score a trained model on held-out data.", "ornstein.cli.evaluate:evaluate"),
     "fit-noise": Lazy("Estimate the noise covariance of your clips.", "ornstein.cli.fit_noise:fit_noise"),
     "swap": Lazy("Swap faces in photos and videos.", "ornstein.cli.swap:swap"),
     "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),
@@ -35,14 +35,14 @@ app = typer.Typer(
 
 def _version(shown: bool) -> None:
     if shown:
-        typer.echo(f"ornstein {version('ornstein')}")
+        typer.echo(f"ornstein {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _ornstein(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Diffusion models for images and video whose noise may have any covariance."""

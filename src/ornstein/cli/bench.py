@@ -22,6 +22,7 @@ from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.sampling import device_of, sample
 from ornstein.solvers import SOLVER, SOLVERS, Counted
+from ornstein.training.config import autocast_dtype
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ornstein.sampling import sample as draw_samples
 from ornstein.solvers import SOLVER, SOLVERS, Tuned
 from ornstein.solvers.grids import GRID, GRIDS
 from ornstein.training import processes
+from ornstein.training.config import autocast_dtype
 from ornstein.video import sample_given, sample_long
 
 
