@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ornstein.errors import RunError, UserError
-from ornstein.faces import signing
 from ornstein.faces.models import extra
+from ornstein.faces.provenance import signing
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 SWAP = "org.ornstein.swap"  # the label of our own assertion
