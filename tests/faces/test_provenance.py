@@ -140,7 +140,7 @@ def test_what_carries_no_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="cannot read"):
         provenance.read(tmp_path / "none.png")
     monkeypatch.setitem(sys.modules, "c2pa", None)
-    with pytest.raises(UserError, match=r"pip install 'ornstein\[faces\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[faces\]'"):
         provenance.read(tmp_path / "none.png")
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ornstein.data import to_unit
+from ornstein.evaluation.distortion import psnr, ssim
 from ornstein.faces.world import ATTRIBUTES, Looks, cases, region, render, world_photos
-from ornstein.faces.world.scores import Attributes, judge, nearest_people, noisy, pasted, psnr, ssim
+from ornstein.faces.world.scores import Attributes, judge, nearest_people, noisy, pasted
 
 SIZE = 32
 

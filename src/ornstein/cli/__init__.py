@@ -1,7 +1,10 @@
 """The command line: `ornstein demo | train | sample | ...`, one file a command."""
 
+from typing import Annotated
+
 import typer
 
+from ornstein import __version__
 from ornstein.cli.bench import bench
 from ornstein.cli.command import run
 from ornstein.cli.demo import demo
@@ -22,6 +25,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ornstein {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (demo, train, sample, tune, distil, bench, evaluate, fit_noise, swap, studio):
     app.command()(run(command))
 app.add_typer(faces, name="faces")

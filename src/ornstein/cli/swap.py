@@ -66,7 +66,7 @@ def swap(
 
     Example: ornstein swap me.jpg party.jpg -o swapped.png --i-have-consent "Ann Lee, her birthday card"
     """
-    from ornstein.faces.models import extra
+    from ornstein.extras import require
     from ornstein.faces.provenance.blocklist import BlockList
     from ornstein.faces.provenance.consent import Consent
     from ornstein.faces.swap import Swapper, SwapSettings, load_model
@@ -80,7 +80,7 @@ def swap(
     jobs = _jobs(paths or [], out, pairs or [], batch, face)
     if batch is None and isinstance(jobs[0][1], _Job):
         _check_files(jobs[0][1])
-    extra("c2pa")  # nothing is made that could not be signed
+    require("c2pa", "faces", "a signature")  # nothing is made that could not be signed
     loaded = load_model(model)
     console.print(f"model {model}: {loaded.card}", markup=False)
     protected = BlockList.load(block_list) if block_list is not None else None

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ornstein.errors import UserError
 from ornstein.evaluation.curves import Curve, losses, quality
 from ornstein.evaluation.markup import checked, film, img, note, text
 from ornstein.evaluation.panels import Panel, panel_section
 from ornstein.evaluation.tables import Table, table_section
+from ornstein.extras import require
 from ornstein.store import atomic_write, write_error
 
 _MOST_CLASSES = 12
@@ -141,11 +143,7 @@ def _page(report: Report) -> str:
     ]
     parts = [part for part in parts if part[2]]
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in parts)
-    plotly = ""
-    if charts:
-        from plotly.offline import get_plotlyjs  # 5 MB of script, read only when it is needed
-
-        plotly = f"<script>{get_plotlyjs()}</script>"
+    plotly = f"<script>{_plotly()}</script>" if charts else ""
     # no text in the data may close the script element; JSON reads the escape back as "<"
     shown = {"movie": movie, "clips": list(clips.values()), "charts": charts}
     data = json.dumps(shown, allow_nan=False).replace("<", "\\u003c")
@@ -161,6 +159,15 @@ def _page(report: Report) -> str:
         data=data,
         plotly=plotly,
     )
+
+
+def _plotly() -> str:
+    """The 5 MB of plotly.js, read only when they are needed; without plotly, a line in the place of each curve."""
+    try:
+        return require("plotly.offline", "report", "the curve").get_plotlyjs()
+    except UserError as error:
+        line = json.dumps(f"No curve: {error}")
+        return f"var Plotly = {{react: function (id) {{ document.getElementById(id).textContent = {line}; }}}};"
 
 
 def _strip(pixels: np.ndarray, columns: int, what: str) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ornstein.data import save_grid
 from ornstein.errors import UserError
+from ornstein.extras import require
 from ornstein.faces import film, provenance
 from ornstein.faces.detect import Detector, Face, find_faces
-from ornstein.faces.models import extra
 from ornstein.faces.provenance import log
 from ornstein.faces.provenance.consent import Consent
 from ornstein.faces.swap import ALL, Choice, Swapper, SwapSettings, load_model, photo
@@ -156,7 +156,7 @@ def page(studio: Studio) -> None:
         studio.sessions.send(request, [path])
         if not path:
             return None, gr.update(choices=[], value=[], visible=False), note("Choose a target.")
-        extra("c2pa")  # told now, not after the swap
+        require("c2pa", "faces", "a signature")  # told now, not after the swap
         there = target_of(path, request)
         file = studio.sessions.of(request).new_folder() / "target.png"
         save_grid(there.shown[None], file)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.errors import RunError, UserError
+from ornstein.extras import require
 from ornstein.training import sharding
 
 T = TypeVar("T")
@@ -155,14 +156,10 @@ def current() -> Processes:
     if split:
         # Accelerate would want to make the optimizer itself, and knows FSDP on GPUs alone
         del os.environ[_FSDP]
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
-    except ImportError:
-        raise UserError(f"{world} processes need Accelerate: pip install 'ornstein[distributed]'") from None
+    accelerate = require("accelerate", "distributed", f"a run on {world} processes")
     # Buffers are the same everywhere as it is.
-    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    accelerator = Accelerator(
+    kwargs = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = accelerate.Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision="no", dynamo_backend="no", kwargs_handlers=[kwargs]
     )
     return Processes(accelerator, split)

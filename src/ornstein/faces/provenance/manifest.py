@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ornstein.errors import RunError, UserError
-from ornstein.faces.models import extra
+from ornstein.extras import require
 from ornstein.faces.provenance import signing
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
@@ -60,7 +60,7 @@ def sign(source: IO[bytes], out: IO[bytes], kind: str, title: str, target: Path,
     is stated about it. The streams are open for reading and writing at any position. Raises RunError where signing
     fails, UserError where c2pa is not installed.
     """
-    c2pa = extra("c2pa")
+    c2pa = require("c2pa", "faces", "a signature")
     owner = signing.credentials()
     manifest = {
         "claim_generator_info": [{"name": "Ornstein", "version": _version()}],
@@ -91,7 +91,7 @@ def read(path: str | Path) -> Provenance:
 
     Raises UserError where the file cannot be read, is of a kind that has no manifests, or c2pa is not installed.
     """
-    c2pa, path = extra("c2pa"), Path(path)
+    c2pa, path = require("c2pa", "faces", "a signature"), Path(path)
     mime = MIME.get(path.suffix.lower())
     if mime is None:
         raise UserError(f"{path} is of no kind that carries provenance: one of {', '.join(MIME)}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from ornstein.errors import RunError
-from ornstein.faces.models import extra
+from ornstein.extras import require
 from ornstein.store import atomic_write, write_error
 
 ALGORITHM = "es256"
@@ -75,7 +75,10 @@ def existing(place: Path | None = None) -> Credentials | None:
         return None
     except OSError as error:
         raise RunError(f"cannot read the signing key {path}: {error.strerror or error}") from None
-    x509, serialization = extra("cryptography.x509"), extra("cryptography.hazmat.primitives.serialization")
+    x509, serialization = (
+        require("cryptography.x509", "faces"),
+        require("cryptography.hazmat.primitives.serialization", "faces"),
+    )
     try:
         at = stored.index(_CERTIFICATE)
         key, chain = stored[:at], stored[at:]
@@ -90,8 +93,14 @@ def existing(place: Path | None = None) -> Credentials | None:
 
 def _made() -> bytes:
     """A new key, its certificate and the root's. C2PA 2.2, section 14.5.1, says what a certificate needs; RFC 5280."""
-    x509, serialization = extra("cryptography.x509"), extra("cryptography.hazmat.primitives.serialization")
-    ec, hashes = extra("cryptography.hazmat.primitives.asymmetric.ec"), extra("cryptography.hazmat.primitives.hashes")
+    x509, serialization = (
+        require("cryptography.x509", "faces"),
+        require("cryptography.hazmat.primitives.serialization", "faces"),
+    )
+    ec, hashes = (
+        require("cryptography.hazmat.primitives.asymmetric.ec", "faces"),
+        require("cryptography.hazmat.primitives.hashes", "faces"),
+    )
     now = datetime.datetime.now(datetime.UTC)
     root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 

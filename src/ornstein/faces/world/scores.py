@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ornstein.evaluation.distortion import psnr, ssim
 from ornstein.faces.align import Similarity, warp
 from ornstein.faces.conditions import POINTS
 from ornstein.faces.swap.colour import match_colour
@@ -25,6 +25,7 @@ _STEPS = dict.fromkeys(ANGLES, 0.05) | dict.fromkeys(EXPRESSION, 0.1)
 _PRIOR = dict.fromkeys(ANGLES, 0.15) | dict.fromkeys(EXPRESSION, 0.4)
 _AT_ONCE = 800  # renders
 _NOISE = 0.15  # deviation of a pixel that no attribute explains
+_WINDOW = 7  # pixels a side, of SSIM
 
 
 def _image(out: Rendered) -> tuple[Tensor]:
@@ -45,27 +46,6 @@ class WorldScore:
     top1: float
     angle: float
     expression: float
-
-
-def psnr(images: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """10 log10(4 / mean squared error), dB, of images (B, C, H, W) in [-1, 1] weighted by (B, 1, H, W): (B,)."""
-    error = ((images - truth).square().mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
-    return 10 * torch.log10(4 / error)
-
-
-def ssim(images: Tensor, truth: Tensor, weight: Tensor, window: int = 7) -> Tensor:
-    """Structural similarity (Wang et al. 2004, eq. 13) over 7x7 windows, averaged by weight (B, 1, H, W): (B,)."""
-
-    def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, window, 1, window // 2, count_include_pad=False)
-
-    x, y = images + 1, truth + 1  # intensities: it compares means as ratios
-    a, b = mean(x), mean(y)
-    covariance = mean(x * y) - a * b
-    variances = mean(x * x) - a * a + mean(y * y) - b * b
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # for a range of 2
-    map_ = (2 * a * b + c1) * (2 * covariance + c2) / ((a * a + b * b + c1) * (variances + c2))
-    return (map_.mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
 
 
 def nearest_people(
@@ -162,7 +142,7 @@ def judge(cases: Cases, swaps: Tensor, tell: Callable[[float], object] = lambda 
         angles, expression = wrong[:, : len(ANGLES)], wrong[:, len(ANGLES) :]
         out[name] = WorldScore(
             psnr=float(psnr(pictures, cases.truth.image, cases.truth.mask).mean()),
-            ssim=float(ssim(pictures, cases.truth.image, cases.truth.mask).mean()),
+            ssim=float(ssim(pictures, cases.truth.image, cases.truth.mask, _WINDOW).mean()),
             top1=float((nearest[name] == truly).float().mean()),
             angle=math.degrees(float(angles.square().mean().sqrt())),
             expression=float(expression.square().mean().sqrt()),
