@@ -16,8 +16,8 @@ from ornstein.denoiser import Data, Denoiser
 from ornstein.errors import UserError
 from ornstein.faces.conditions import CHANNELS, blurred, scene
 from ornstein.faces.identity import IdentityNet, augmented, fingerprint, likeness
+from ornstein.faces.nets.face import FaceUNet
 from ornstein.faces.photos import Pairs, Photos
-from ornstein.nets.face import FaceUNet
 from ornstein.objectives import low_discrepancy
 from ornstein.process import Prediction
 from ornstein.training import Task

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ornstein.faces.nets.face import TokenAttention, answer, blurred, deviation, down_and_up
+from ornstein.faces.nets.placement import Placement, spots, still, thin_plate
 from ornstein.nets.blocks import Block, group_norm, zeroed
-from ornstein.nets.face import TokenAttention, answer, blurred, deviation, down_and_up
-from ornstein.nets.placement import Placement, spots, still, thin_plate
 from ornstein.nets.unet import LOG_SNR_RANGE, Embedding
 
 # width, multipliers, depths

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.data.faces.colours import Colours
-from ornstein.data.faces.geometry import Bump, Hit, Shape, between, ramp, soft
-from ornstein.data.faces.landmarks import brow_line
+from ornstein.faces.world.colours import Colours
+from ornstein.faces.world.geometry import Bump, Hit, Shape, between, ramp, soft
+from ornstein.faces.world.landmarks import brow_line
 
 Layer = tuple[Tensor, Tensor]
 

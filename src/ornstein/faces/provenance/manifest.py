@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
-from ornstein.faces import signing
+from ornstein.faces.provenance import signing
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 SWAP = "org.ornstein.swap"  # the label of our own assertion

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.data.faces.parameters import attributes_at, identities_at
-from ornstein.data.faces.views import LARGEST, SMALLEST, render
+from ornstein.faces.world.parameters import attributes_at, identities_at
+from ornstein.faces.world.views import LARGEST, SMALLEST, render
 
 
 @dataclass(frozen=True)

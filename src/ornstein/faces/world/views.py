@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.data.faces.geometry import (
+from ornstein.faces.world.geometry import (
     Shape,
     cast,
     on_skin,
@@ -15,9 +15,9 @@ from ornstein.data.faces.geometry import (
     project,
     shape,
 )
-from ornstein.data.faces.landmarks import landmark_points
-from ornstein.data.faces.parts import glasses, hair, over_face
-from ornstein.data.faces.picture import picture, silhouette
+from ornstein.faces.world.landmarks import landmark_points
+from ornstein.faces.world.parts import glasses, hair, over_face
+from ornstein.faces.world.picture import picture, silhouette
 
 SMALLEST, LARGEST = 16, 1024  # pixels a side
 _CHUNK = 32 * 64**2  # pixels rendered at once: few enough to stay near the processor

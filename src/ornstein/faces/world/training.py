@@ -16,9 +16,9 @@ from ornstein import checkpoint
 from ornstein.denoiser import Data, Denoiser
 from ornstein.faces.conditions import scene
 from ornstein.faces.identity import IdentityNet, fingerprint
+from ornstein.faces.nets import RelitUNet
 from ornstein.faces.photos import Pairs, Photos
-from ornstein.faces.training import IDENTITY
-from ornstein.nets import RelitUNet
+from ornstein.faces.train.objective import IDENTITY
 from ornstein.process import Prediction
 from ornstein.training import Task
 

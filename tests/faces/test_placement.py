@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ornstein.nets.placement import Placement, spots, still, thin_plate
+from ornstein.faces.nets.placement import Placement, spots, still, thin_plate
 
 
 def points(n: int, k: int, seed: int = 0) -> torch.Tensor:

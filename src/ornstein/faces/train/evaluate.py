@@ -13,24 +13,18 @@ from ornstein.data import to_uint8
 from ornstein.evaluation import frechet_distance, open_features
 from ornstein.faces import align
 from ornstein.faces.detect import Detector, Face
-from ornstein.faces.face_set import FaceSet
 from ornstein.faces.photos import Photos
 from ornstein.faces.recognise import Recogniser
-from ornstein.faces.sampling import FaceModel, swap_crops
+from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.train.face_set import FaceSet
 
 _ENLARGED = 256  # dlib takes landmarks in whole pixels: crops are enlarged to this side before it sees them
-_SOFT = 0.15  # of the mask's half axes: softer ones leave more of the target's cheeks and chin
-
-
-def face_masks(landmarks: Tensor, size: int) -> Tensor:
-    """Where a swap may paint in aligned crops, (N, 1, size, size) in [0, 1], by five landmarks (N, 5, 2) in pixels."""
-    return align.mask(landmarks, size, _SOFT)
 
 
 def photos_of(faces: FaceSet) -> Photos:
     """A prepared set of faces as photos to train swaps on."""
     size = faces.images.shape[-1]
-    masks = torch.cat([(255 * face_masks(part, size)).round().to(torch.uint8) for part in faces.landmarks.split(512)])
+    masks = torch.cat([(255 * align.mask(part, size)).round().to(torch.uint8) for part in faces.landmarks.split(512)])
     return Photos(faces.images, masks, faces.landmarks, faces.person, faces.embeddings)
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ornstein.data.sources import SUFFIXES as PHOTOS
 from ornstein.errors import UserError
-from ornstein.faces import log, provenance
-from ornstein.faces.consent import Consent
 from ornstein.faces.detect import Face
-from ornstein.faces.label import labelled
-from ornstein.faces.picture import SUFFIXES, encode, read_picture
-from ornstein.faces.swap import Choice, SwapModel, Swapper
+from ornstein.faces.provenance import log, manifest
+from ornstein.faces.provenance.consent import Consent
+from ornstein.faces.provenance.label import labelled
+from ornstein.faces.swap.picture import SUFFIXES, encode, read_picture
+from ornstein.faces.swap.swapper import Choice, SwapModel, Swapper
 from ornstein.store import atomic_write, write_error
 
 COLUMNS = ("source", "target", "out")  # of a list of pairs
@@ -97,7 +97,7 @@ def swap_photo(swapper: Swapper, model: SwapModel, choice: Choice, order: Order)
     data = encode(picture.painted(pixels, alpha), suffix)
     statement = order.statement(model, settings)
     signed = BytesIO()
-    provenance.sign(BytesIO(data), signed, suffix, out.name, order.target, statement)
+    manifest.sign(BytesIO(data), signed, suffix, out.name, order.target, statement)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -13,18 +13,17 @@ from torch import Tensor
 from ornstein import checkpoint
 from ornstein.data import to_unit
 from ornstein.errors import UserError
-from ornstein.faces.align import Similarity, alignment, crop
-from ornstein.faces.blend import METHODS, paste
-from ornstein.faces.blocklist import BlockList
-from ornstein.faces.card import ModelCard, read_card
-from ornstein.faces.colour import match_colour
+from ornstein.faces.align import Similarity, alignment, crop, mask
 from ornstein.faces.detect import Detector, Face, FaceDetector, find_faces, subject
-from ornstein.faces.evaluate import face_masks
+from ornstein.faces.nets import FaceUNet, RelitUNet
 from ornstein.faces.photos import SourceFaces
+from ornstein.faces.provenance.blocklist import BlockList
+from ornstein.faces.provenance.card import ModelCard, read_card
 from ornstein.faces.read import read_photo
 from ornstein.faces.recognise import SAME_PERSON, FaceRecogniser, Recogniser
-from ornstein.faces.sampling import FaceModel, swap_crops
-from ornstein.nets import FaceUNet, RelitUNet
+from ornstein.faces.swap.blend import METHODS, paste
+from ornstein.faces.swap.colour import match_colour
+from ornstein.faces.swap.sampling import FaceModel, swap_crops
 
 ALL, LARGEST = "all", "largest"
 _PARTS = ("crop", "mask", "landmarks")
@@ -238,7 +237,7 @@ class Swapper:
         size = self.model.size
         transform = alignment(face.landmarks, size)
         points = transform(face.landmarks)
-        return Aligned(crop(image, transform, size), face_masks(points[None], size)[0], points.float(), transform)
+        return Aligned(crop(image, transform, size), mask(points[None], size)[0], points.float(), transform)
 
     def painted(
         self, faces: Sequence[Aligned], sources: Sequence[Source], start: Tensor | None = None, first: int = 0
@@ -265,9 +264,9 @@ class Swapper:
             first=first,
         )
         out = []
-        for new, old, mask in zip((made + 1) / 2, crops.float() / 255, masks, strict=True):
-            matched = match_colour(new, old, mask).clamp(0, 1)
-            out.append(torch.where(mask > 0, matched, old))
+        for new, old, weight in zip((made + 1) / 2, crops.float() / 255, masks, strict=True):
+            matched = match_colour(new, old, weight).clamp(0, 1)
+            out.append(torch.where(weight > 0, matched, old))
         return out
 
     def put_back(self, pixels: Tensor, faces: Sequence[Aligned], made: Sequence[Tensor]) -> Tensor:

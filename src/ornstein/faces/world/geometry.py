@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ornstein.data.faces.parameters import ATTRIBUTES, IDENTITY, columns
+from ornstein.faces.world.parameters import ATTRIBUTES, IDENTITY, columns
 
 VIEW = 1.32  # half the image's side in head units, at scale 1
 _NOSE = 0.45  # head units: no nose is higher

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.faces.align import Similarity, warp
-from ornstein.faces.poisson import membrane
+from ornstein.faces.swap.poisson import membrane
 
 # Below half a grey level of the largest difference a mask changes nothing.
 _LEAST = 0.5 / 255

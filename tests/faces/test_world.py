@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.data.faces import (
+from ornstein.faces.world import (
     ATTRIBUTES,
     IDENTITY,
     LANDMARKS,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ornstein.data.faces.geometry import Shape, on_skin
+from ornstein.faces.world.geometry import Shape, on_skin
 
 LANDMARKS: tuple[str, ...] = (
     "right_eye_outer",  # left and right as seen in the image

@@ -9,10 +9,10 @@ import torch
 
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.faces.evaluate import photos_of
-from ornstein.faces.face_set import FaceSet
 from ornstein.faces.identity import MODEL, Distillation, IdentityNet
-from ornstein.faces.training import FaceSettings, FaceTask, face_denoiser
+from ornstein.faces.train.evaluate import photos_of
+from ornstein.faces.train.face_set import FaceSet
+from ornstein.faces.train.objective import FaceSettings, FaceTask, face_denoiser
 from ornstein.training import TrainConfig, TrainState, run_task
 
 RECOGNISER = "recogniser"  # the run folder of the recogniser, inside the swap's

@@ -14,9 +14,9 @@ from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.faces.conditions import lent, scene
 from ornstein.faces.identity import IdentityNet, likeness
+from ornstein.faces.nets import RelitUNet
 from ornstein.faces.photos import SourceFaces
-from ornstein.faces.training import IDENTITY
-from ornstein.nets import RelitUNet
+from ornstein.faces.train.objective import IDENTITY
 from ornstein.process import Prediction, Process
 from ornstein.sampling import Conditioned
 from ornstein.schedules import Times

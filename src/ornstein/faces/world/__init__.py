@@ -4,22 +4,28 @@ Nobody's picture and nothing to download; identity and attributes are independen
 known: render(identity of the source, attributes of the target).
 """
 
-from ornstein.data.faces.landmarks import LANDMARKS
-from ornstein.data.faces.parameters import ATTRIBUTES, IDENTITY, attributes, identities, motion
-from ornstein.data.faces.views import Rendered, flow, render, rendered
-from ornstein.data.faces.world import FaceWorld, nearest_identity
+from ornstein.faces.world.dataset import Cases, Looks, cases, region, world_photos
+from ornstein.faces.world.landmarks import LANDMARKS
+from ornstein.faces.world.parameters import ATTRIBUTES, IDENTITY, attributes, identities, motion
+from ornstein.faces.world.population import FaceWorld, nearest_identity
+from ornstein.faces.world.views import Rendered, flow, render, rendered
 
 __all__ = [
     "ATTRIBUTES",
     "IDENTITY",
     "LANDMARKS",
+    "Cases",
     "FaceWorld",
+    "Looks",
     "Rendered",
     "attributes",
+    "cases",
     "flow",
     "identities",
     "motion",
     "nearest_identity",
+    "region",
     "render",
     "rendered",
+    "world_photos",
 ]

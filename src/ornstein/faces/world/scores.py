@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.data.faces import ATTRIBUTES, Rendered, rendered
 from ornstein.evaluation.distortion import psnr, ssim
 from ornstein.faces.align import Similarity, warp
-from ornstein.faces.colour import match_colour
 from ornstein.faces.conditions import POINTS
-from ornstein.faces.world import Cases
+from ornstein.faces.swap.colour import match_colour
+from ornstein.faces.world.dataset import Cases
+from ornstein.faces.world.parameters import ATTRIBUTES
+from ornstein.faces.world.views import Rendered, rendered
 
 ANGLES = ("yaw", "pitch", "roll")
 EXPRESSION = ("mouth_open", "smile", "eyes_closed", "brows_raised")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.data.faces.geometry import Hit, Shape, along, between, gradient, on_skin, ramp, soft
+from ornstein.faces.world.geometry import Hit, Shape, along, between, gradient, on_skin, ramp, soft
 
 
 @dataclass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ornstein.data.sources import natural_key
 from ornstein.errors import UserError
-from ornstein.faces.shards import PATTERN, read_header, shard_name
+from ornstein.faces.train.shards import PATTERN, read_header, shard_name
 
 
 @dataclass(eq=False)

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from ornstein.data import save_grid, save_mp4, to_uint8
-from ornstein.data.faces import Rendered, attributes, identities, motion, render
 from ornstein.denoiser import Denoiser
 from ornstein.evaluation import Clips, Panel, Report, Table, write_report
-from ornstein.faces.card import ModelCard, write_card
 from ornstein.faces.identity import Distillation, IdentityNet
 from ornstein.faces.photos import Photos, SourceFaces
-from ornstein.faces.sampling import FaceModel, swap_crops
-from ornstein.faces.world import Cases, cases, region, world_photos
-from ornstein.faces.world_scores import WorldScore, judge, pasted
-from ornstein.faces.world_training import WorldTask, relit_denoiser
+from ornstein.faces.provenance.card import ModelCard, write_card
+from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.world.dataset import Cases, cases, region, world_photos
+from ornstein.faces.world.parameters import attributes, identities, motion
+from ornstein.faces.world.scores import WorldScore, judge, pasted
+from ornstein.faces.world.training import WorldTask, relit_denoiser
+from ornstein.faces.world.views import Rendered, render
 from ornstein.store import read_json
 from ornstein.training import TrainConfig, run_task
 

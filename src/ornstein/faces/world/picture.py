@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.data.faces.colours import Colours, colours, muted
-from ornstein.data.faces.geometry import (
+from ornstein.faces.world.colours import Colours, colours, muted
+from ornstein.faces.world.geometry import (
     Hit,
     Shape,
     cast,
@@ -17,8 +17,8 @@ from ornstein.data.faces.geometry import (
     soft,
     to_camera,
 )
-from ornstein.data.faces.paint import paint
-from ornstein.data.faces.parts import Part, dot, glasses, hair, neck, over_face, unit
+from ornstein.faces.world.paint import paint
+from ornstein.faces.world.parts import Part, dot, glasses, hair, neck, over_face, unit
 
 _WRAP = (0.30, 0.14, 0.08)  # light that seeps round the edge of shadow: red reaches furthest in skin
 _SHINE = 0.35  # of gloss

@@ -30,11 +30,11 @@ from ornstein.data.sources import Entry, nothing_usable, open_source
 from ornstein.errors import RunError, UserError
 from ornstein.faces.align import alignment, crop
 from ornstein.faces.detect import Detector, FaceDetector, subject
-from ornstein.faces.face_set import FaceSet, open_faces
 from ornstein.faces.models import LANDMARKS_5, RECOGNITION, require_models
 from ornstein.faces.read import decode_photo
 from ornstein.faces.recognise import FaceRecogniser, Recogniser
-from ornstein.faces.shards import INDEX, Row, read_header, shard_name, write_shard
+from ornstein.faces.train.face_set import FaceSet, open_faces
+from ornstein.faces.train.shards import INDEX, Row, read_header, shard_name, write_shard
 from ornstein.store import atomic_write, remove_partial
 
 __all__ = ["FaceSet", "Summary", "open_faces", "prepare"]

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.data import to_uint8
-from ornstein.data.faces import ATTRIBUTES, LANDMARKS, Rendered, attributes, identities, render, rendered
 from ornstein.faces.photos import Photos
+from ornstein.faces.world.landmarks import LANDMARKS
+from ornstein.faces.world.parameters import ATTRIBUTES, attributes, identities
+from ornstein.faces.world.views import Rendered, render, rendered
 
 _BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose answer is among them
 _MARGIN = 0.1  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
@@ -75,10 +77,10 @@ def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | No
 
     images, masks, landmarks = rendered(people[person], states[state], size, small)
     embeddings = (looks or Looks(people))(people)[person]
-    return Photos(images, masks, landmarks, person, embeddings, state, mirrored=in_a_mirror())
+    return Photos(images, masks, landmarks, person, embeddings, state, mirrored=mirror_order())
 
 
-def in_a_mirror() -> Tensor:
+def mirror_order() -> Tensor:
     """Which landmark of the face world each one is in a mirror, (K,): left and right change places."""
     other = {"right": "left", "left": "right"}
     names = ["_".join(other.get(word, word) for word in name.split("_")) for name in LANDMARKS]

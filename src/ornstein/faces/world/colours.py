@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.data.faces.geometry import Shape, ramp
+from ornstein.faces.world.geometry import Shape, ramp
 
 # sRGB of skin from light to dark, and of hair from black to blond.
 _SKIN = (
