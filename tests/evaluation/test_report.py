@@ -277,7 +277,8 @@ def test_large_pictures_do_not_make_a_large_file(tmp_path):
 
 def test_control_characters_reach_neither_page_nor_terminal(tmp_path):
     name = "cat\x1b[31m\x07\u202etxt.exe\r\n"
-    report = Report(title=name, lead=name, class_names=[name], samples=Images(pictures(1), torch.zeros(1, dtype=torch.int64)))
+    samples = Images(pictures(1), torch.tensor([0]))
+    report = Report(title=name, lead=name, class_names=[name], samples=samples)
     html = written(replace(report, skipped=[Skipped(name, name)], settings={name: name}, warnings=[name]), tmp_path)
     for character in "\x1b\x07\u202e\r":
         assert character not in html and character not in markup.plain(name)
