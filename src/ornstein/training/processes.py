@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
 from ornstein.training import sharding
+from ornstein.training.launch import launched
 
 T = TypeVar("T")
 
@@ -126,16 +127,6 @@ class Processes:
         """Whether `error` of a communication says that another process is gone."""
         network = isinstance(error, torch.distributed.DistError) if self.world > 1 else False
         return network or (self.world > 1 and any(word in str(error).lower() for word in _LOST))
-
-
-def launched() -> int:
-    """The number of processes that a launcher says there are; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """The number of this process as its launcher says it; 0 without one."""
-    return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
 
 
 @lru_cache(maxsize=1)
