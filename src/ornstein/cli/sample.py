@@ -12,11 +12,12 @@ import typer
 from torch import Tensor
 
 from ornstein import autoencoders, checkpoint
-from ornstein.cli.command import console, progress, read_precision
+from ornstein.cli.command import console, progress
 from ornstein.cli.shards import batches_of, write_images
 from ornstein.compiling import cache_folder, compile_network
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
 from ornstein.denoiser import Denoiser, SampleSpec
+from ornstein.devices import choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.run import STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
@@ -104,7 +105,7 @@ def sample(
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
     chosen, steps, at = _chosen(denoiser, run, solver, steps, spacing, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
-    dtype = read_precision(precision or ("auto" if own_noise else "float32"), device_of(denoiser))
+    dtype = choose_precision(precision or ("auto" if own_noise else "float32"), device_of(denoiser))
     if dtype is not None and not own_noise:
         raise UserError("--precision is for whole samples from noise, not for --given and --frames")
     if compile_ and clips:
