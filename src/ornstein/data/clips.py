@@ -18,7 +18,7 @@ from ornstein.data.decode import LIMIT_PIXELS, MIN_SIDE, BadImage, strict_pillow
 from ornstein.data.motion import MOTIONS, MotionClips
 from ornstein.data.pixels import to_unit
 from ornstein.data.sources import SUFFIXES, Entry, Listing, first_folders, natural_key, nothing_usable, open_source
-from ornstein.data.video_read import GIF, VIDEO_SUFFIXES, read_folder, read_gif, read_video
+from ornstein.data.video_read import VIDEO_SUFFIXES, read_folder, read_video
 from ornstein.errors import RunError, UserError
 
 _NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a whole
