@@ -1,16 +1,21 @@
 """What a video file states about itself, read and checked before anything is decoded."""
 
+from __future__ import annotations
+
 import math
 import os
 from fractions import Fraction
-from typing import IO
-
-import av
-from av.container import InputContainer
-from av.stream import Disposition
-from av.video.stream import VideoStream
+from typing import IO, TYPE_CHECKING
 
 from ornstein.data.decode import BadImage
+from ornstein.extras import deferred
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+else:
+    av = deferred("av", "video", "a video")
 
 __all__ = ["declared_end", "missing_bytes", "open_container", "picture_stream", "stated_size"]
 
@@ -34,7 +39,7 @@ def picture_stream(container: InputContainer) -> VideoStream:
     Raises:
         BadImage: there is none, or no decoder for it.
     """
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         raise BadImage("no picture in it, only sound")
     stream = streams[0]

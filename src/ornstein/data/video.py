@@ -1,10 +1,12 @@
 """Clips as files: mp4, gif, and a contact sheet of their frames."""
 
+from __future__ import annotations
+
 import io
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av.error
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,7 +15,13 @@ from torch.nn import functional as F
 from ornstein.data.pixels import grid, save_grid, to_uint8
 from ornstein.data.video_write import MAX_RATE, Encoder
 from ornstein.errors import RunError
+from ornstein.extras import deferred
 from ornstein.store import atomic_write, write_error
+
+if TYPE_CHECKING:
+    import av.error
+else:
+    av = deferred("av", "video", "a video")
 
 __all__ = ["clip_grid", "save_gif", "save_mp4", "save_sheet"]
 

@@ -3,14 +3,22 @@
 The numbers of matrices, primaries and transfer functions are those of ITU-T H.273.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
 from ornstein.data.decode import BadImage
+from ornstein.extras import deferred
+
+if TYPE_CHECKING:
+    import av
+    from av.video.frame import VideoFrame
+else:
+    av = deferred("av", "video", "a video")
 
 __all__ = ["SDR", "Colour", "colour_of", "from_rgb", "to_rgb"]
 
@@ -19,18 +27,10 @@ BT709, BT601, BT2020 = 1, 6, 9  # the numbers of matrices; BT709 and BT2020 are 
 _P3 = (11, 12)
 _PQ, _HLG = 16, 18
 LIMITED, FULL = 1, 2
-_SWSCALE = {
-    1: Colorspace.ITU709,
-    4: Colorspace.FCC,
-    5: Colorspace.ITU601,
-    6: Colorspace.ITU601,
-    7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020,
-    10: Colorspace.BT2020,
-}
+_SWSCALE = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # swscale's own numbers of the matrices it knows
 _LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087)}  # of R and B
 # Without accurate rounding and full chroma interpolation swscale is 1.2 levels too dark; with them, 0 (mean error).
-_FLAGS = int(Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+_FLAGS = 0x4 | 0x40000 | 0x2000  # bicubic, accurate rounding, full chroma interpolation
 _XY = {  # the chromaticities of red, green and blue; white is D65 in all of them
     "709": ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060)),
     "2020": ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
@@ -68,7 +68,7 @@ class Colour:
         return stated == BT2020 or stated in _P3
 
     @property
-    def shown(self) -> "Colour":
+    def shown(self) -> Colour:
         """What `to_rgb` gives: itself, or BT.709 if it is HDR or has wide primaries."""
         return SDR if self.hdr or self.wide else self
 
@@ -109,13 +109,13 @@ def to_rgb(frame: VideoFrame, colour: Colour, width: int | None = None) -> np.nd
     deep = bool(colour.hdr or colour.wide)
     alpha = any(part.is_alpha for part in frame.format.components) or frame.format.name == "pal8"
     # Grey without a stated range is full, for swscale as for players.
-    stated = ColorRange.UNSPECIFIED if frame.format.is_rgb or frame.format.name.startswith("gray") else colour.range
+    stated = 0 if frame.format.is_rgb or frame.format.name.startswith("gray") else colour.range
     turned = frame.reformat(
         width=width,
         format=("rgba64le" if alpha else "rgb48le") if deep else ("rgba" if alpha else "rgb24"),
         src_colorspace=_SWSCALE[colour.matrix],
         src_color_range=stated,
-        dst_color_range=ColorRange.JPEG,
+        dst_color_range=FULL,
         interpolation=_FLAGS,
     )
     array = turned.to_ndarray()
@@ -142,7 +142,7 @@ def from_rgb(array: np.ndarray, colour: Colour) -> VideoFrame:
         halved.append((left + 2 * two[:, 0::2] + two[:, 1::2]) / 8 + 128)
     planes = [np.rint(plane).clip(0, 255).astype(np.uint8) for plane in (y + low, *halved)]
     packed = np.concatenate([plane.reshape(-1) for plane in planes]).reshape(height * 3 // 2, width)
-    frame = VideoFrame.from_ndarray(packed, format="yuv420p")
+    frame = av.VideoFrame.from_ndarray(packed, format="yuv420p")
     frame.colorspace, frame.color_range = colour.matrix, colour.range
     frame.color_primaries, frame.color_trc = colour.primaries, colour.transfer
     return frame

@@ -1,19 +1,15 @@
 """The frames of one video, one at a time: a video file, an animation, or a folder of images."""
 
+from __future__ import annotations
+
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
-import av
-import av.error
 import numpy as np
-from av.container import InputContainer
-from av.filter import Graph
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 from PIL import Image
 
 from ornstein.data import video_colour
@@ -23,6 +19,18 @@ from ornstein.data.decode import LIMIT_PIXELS, BadImage, check_side, decode, fit
 from ornstein.data.kinds import is_animation
 from ornstein.data.sources import MAX_FILE_BYTES, Entry
 from ornstein.data.video_colour import Colour, colour_of
+from ornstein.extras import deferred
+
+if TYPE_CHECKING:
+    import av
+    import av.error
+    import av.filter
+    from av.container import InputContainer
+    from av.filter import Graph
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+else:
+    av = deferred("av", "video", "a video")
 
 __all__ = ["GIF", "VIDEO_SUFFIXES", "Shown", "Video", "open_video", "read_folder", "read_video"]
 
@@ -213,7 +221,7 @@ def _deinterlaced(frames: Iterator[VideoFrame], video: Video) -> Iterator[VideoF
 
 
 def _bwdif(frame: VideoFrame) -> Graph:
-    graph = Graph()
+    graph = av.filter.Graph()
     # A frame's own times are put back afterwards: the filter's are of another base.
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or _MILLISECOND
@@ -229,8 +237,7 @@ def _pulled(graph: Graph, times: deque[tuple[int | None, int]]) -> Iterator[Vide
             frame = graph.vpull()
         except (av.error.BlockingIOError, av.error.EOFError):
             return
-        assert isinstance(frame, VideoFrame)
-        frame.pts, frame.duration = times.popleft()
+            frame.pts, frame.duration = times.popleft()
         yield frame
 
 

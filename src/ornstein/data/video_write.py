@@ -1,14 +1,21 @@
 """One encoder of videos: H.264 in mp4, with its colours stated."""
 
+from __future__ import annotations
+
 from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-import av
 import numpy as np
 from torch import Tensor
 
 from ornstein.data.video_colour import Colour, default_matrix, from_rgb
+from ornstein.extras import deferred
+
+if TYPE_CHECKING:
+    import av
+else:
+    av = deferred("av", "video", "a video")
 
 __all__ = ["MAX_RATE", "Encoder"]
 

@@ -12,17 +12,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
-
-import av
-import av.error
-from av.container import InputContainer, OutputContainer
-from av.stream import Disposition
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ornstein.data.containers import open_container, picture_stream
 from ornstein.data.kinds import is_animation, open_regular
 from ornstein.data.sources import printable
 from ornstein.errors import RunError, UserError
+from ornstein.extras import deferred
+
+if TYPE_CHECKING:
+    import av
+    import av.error
+    import av.stream
+    from av.container import InputContainer, OutputContainer
+else:
+    av = deferred("av", "video", "a video")
 
 __all__ = ["SUFFIXES", "check_sound", "join"]
 
@@ -183,7 +187,7 @@ def _copied(stream: Any, to: OutputContainer, out: Path) -> Any | None:
             text.codec_context.time_base = Fraction(1, 1000)
             return text
         # QuickTime's own kind of file has no place for a cover
-        if stream.disposition & Disposition.attached_pic and name in _COVERS and _kind(out) == "mp4":
+        if stream.disposition & av.stream.Disposition.attached_pic and name in _COVERS and _kind(out) == "mp4":
             cover = to.add_mux_stream(name, width=stream.width, height=stream.height)
             cover.time_base = stream.time_base
             return cover
@@ -198,7 +202,7 @@ def _packets(source: InputContainer, streams: dict[int, Any]) -> Iterator[tuple[
         return
     for packet in source.demux(*wanted):
         stream, copy = packet.stream, streams[packet.stream.index]
-        if packet.dts is None and stream.disposition & Disposition.attached_pic:
+        if packet.dts is None and stream.disposition & av.stream.Disposition.attached_pic:
             packet.pts = packet.dts = 0
         # an empty subtitle ends the one before; the muxer writes its own
         if packet.dts is None or packet.size == 0 or (stream.type == "subtitle" and bytes(packet) == b"\0\0"):
@@ -261,7 +265,7 @@ def _lost_facts(path: Path, out: Path, copied: Sequence[int]) -> list[str]:
                 if language not in ("und", other.metadata.get("language")):
                     lost.append(f"language {printable(language)!r} of the {kind}")
                 if gone := one.disposition & ~other.disposition:
-                    names = [flag.name for flag in Disposition if flag & gone]
+                    names = [flag.name for flag in av.stream.Disposition if flag & gone]
                     lost.append(f"{' and '.join(map(str, names))!r} of the {kind}")
     return lost
 
@@ -274,7 +278,7 @@ def _is_chapters(stream: Any, chapters: bool) -> bool:
 def _named(stream: Any) -> str:
     name = _codec(stream) or stream.metadata.get("filename") or stream.metadata.get("handler_name") or "unknown"
     what = {"subtitle": "subtitles", "video": "another video", "attachment": "an attachment"}.get(stream.type, "data")
-    what = "cover art" if stream.disposition & Disposition.attached_pic else what
+    what = "cover art" if stream.disposition & av.stream.Disposition.attached_pic else what
     return f"{what} ({printable(str(name))})"
 
 
