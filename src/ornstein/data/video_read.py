@@ -81,7 +81,7 @@ def open_video(file: IO[bytes], limit_pixels: int = LIMIT_PIXELS) -> Iterator[Vi
         BadImage: with the reason, if it is no video, or damaged or cut short: the last two possibly after many frames,
             from `frames`.
     """
-    if is_animation(file):
+    if is_animation(file) or file.read(4) == b"GIF8":
         video = Video(_MILLISECOND, Fraction(10))
         video.frames = _animated(file, video, limit_pixels)
         yield video
@@ -109,11 +109,12 @@ def _bad(error: av.error.FFmpegError) -> BadImage:
 
 
 def _animated(file: IO[bytes], video: Video, limit_pixels: int) -> Generator[Shown, None, None]:
-    start = 0
+    start = count = 0
     for array, length in read_animation(file, limit_pixels):
         video.colour = Colour(video_colour.default_matrix(array.shape[1], array.shape[0]))
         yield Shown(start, length, lambda array=array: array)
-        start += length
+        start, count = start + length, count + 1
+        video.rate = Fraction(1000 * count, start)
 
 
 def _coded(
@@ -237,7 +238,7 @@ def _pulled(graph: Graph, times: deque[tuple[int | None, int]]) -> Iterator[Vide
             frame = graph.vpull()
         except (av.error.BlockingIOError, av.error.EOFError):
             return
-            frame.pts, frame.duration = times.popleft()
+        frame.pts, frame.duration = times.popleft()
         yield frame
 
 
@@ -279,18 +280,26 @@ def _note_colours(frame: VideoFrame, video: Video) -> None:
 
 
 def read_video(
-    file: IO[bytes], size: int | None, channels: int, stride: int = 1, limit_pixels: int = LIMIT_PIXELS
+    file: IO[bytes],
+    size: int | None,
+    channels: int,
+    stride: int = 1,
+    limit_pixels: int = LIMIT_PIXELS,
+    opened: list[Video] | None = None,
 ) -> Iterator[np.ndarray]:
     """Every `stride`-th frame of a video file or animation, uint8 (C, size, size), decoded as the file is read.
 
     Each frame is turned upright by the rotation that the file states, deinterlaced if need be, tone-mapped if it is
     HDR, laid over white if it is transparent; its centre square is cut out and resized as in `decode`. Pixels that are
-    not square are made so. One or two frames are in memory at a time (and what the codec keeps).
+    not square are made so. One or two frames are in memory at a time (and what the codec keeps). What the file states
+    is appended to `opened`.
 
     Raises:
         BadImage: with the reason, if it is no video, or damaged or cut short: possibly after many frames.
     """
     with open_video(file, limit_pixels) as video:
+        if opened is not None:
+            opened.append(video)
         for count, frame in enumerate(video.frames):
             if count % stride == 0:
                 yield square(frame.picture(), size, channels)
