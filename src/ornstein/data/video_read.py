@@ -155,23 +155,23 @@ def _timed(
     base = video.time_base
     usual = max(1, round(1 / (video.rate * base)))
     held: tuple[int, int, VideoFrame] | None = None
-    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    aspect, place = Fraction(stream.sample_aspect_ratio or 1), (0, False)
     for frame in _deinterlaced(_decoded(container, stream, limit_pixels), video):
         if held is None:
-            video.colour = colour_of(frame)
+            video.colour, place = colour_of(frame), _orientation(frame)
             _note_colours(frame, video)
         after = 0 if held is None else held[0] + held[1]
         start = frame.pts if frame.pts is not None else after
         if held is not None:
             start = max(start, held[0] + 1)
-            yield Shown(held[0], start - held[0], _picture(held[2], video.colour, aspect))
+            yield Shown(held[0], start - held[0], _picture(held[2], video.colour, aspect, place))
         held = start, frame.duration or usual, frame
     if held is not None:
         length = held[1]
         end = declared_end(container, stream)
         if end is not None:  # Matroska states when the last frame ends, and not how long it is shown
             length = max(length, round(end / base) - held[0])
-        yield Shown(held[0], length, _picture(held[2], video.colour, aspect))
+        yield Shown(held[0], length, _picture(held[2], video.colour, aspect, place))
 
 
 def _decoded(container: InputContainer, stream: VideoStream, limit_pixels: int) -> Iterator[VideoFrame]:
@@ -242,20 +242,21 @@ def _pulled(graph: Graph, times: deque[tuple[int | None, int]]) -> Iterator[Vide
         yield frame
 
 
-def _picture(frame: VideoFrame, colour: Colour, aspect: Fraction) -> Callable[[], np.ndarray]:
+def _picture(frame: VideoFrame, colour: Colour, aspect: Fraction, place: tuple[int, bool]) -> Callable[[], np.ndarray]:
     """The frame in RGB as it is to be seen: its pixels made square, turned and mirrored as the file states."""
+    turns, mirrored = place
 
     def made() -> np.ndarray:
         width = max(1, round(frame.width * aspect)) if aspect != 1 else None
         array = video_colour.to_rgb(frame, colour, width)
-        turns, mirrored = _orientation(frame)
         return np.ascontiguousarray(np.rot90(array[:, ::-1] if mirrored else array, turns))
 
     return made
 
 
 def _orientation(frame: VideoFrame) -> tuple[int, bool]:
-    """(quarter turns counterclockwise, whether it is mirrored before) of the frame's display matrix."""
+    """(quarter turns counterclockwise, whether it is mirrored before) of the first frame's display matrix."""
+    # Read once: a frame whose side data were read is part of a cycle, and stays in memory until it is collected.
     for side in frame.side_data:
         if getattr(side, "type", None) is not None and side.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5].astype(np.float64)
