@@ -12,6 +12,7 @@ from ornstein.extras import deferred
 
 if TYPE_CHECKING:
     import av
+    import av.stream
     from av.container import InputContainer
     from av.video.stream import VideoStream
 else:

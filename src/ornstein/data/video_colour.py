@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     av = deferred("av", "video", "a video")
 
-__all__ = ["SDR", "Colour", "colour_of", "from_rgb", "to_rgb"]
+__all__ = ["SDR", "Colour", "colour_of", "default_matrix", "from_rgb", "side_data", "to_rgb"]
 
 UNKNOWN = 2
 BT709, BT601, BT2020 = 1, 6, 9  # the numbers of matrices; BT709 and BT2020 are also those of primaries
@@ -164,12 +164,18 @@ def _known(number: int) -> int:
 
 def _peak(frame: VideoFrame) -> float:
     """The brightest pixel that the frame's content light level states, in cd/m2."""
-    for side in frame.side_data:
-        if getattr(side, "type", None) is not None and side.type.name == "CONTENT_LIGHT_LEVEL":
-            brightest = int(np.frombuffer(bytes(side)[:4], np.uint32)[0])
-            if brightest:
-                return float(min(max(brightest, WHITE), 10_000))
-    return _PEAK
+    stated = side_data(frame, "CONTENT_LIGHT_LEVEL")
+    brightest = int(np.frombuffer(stated[:4], np.uint32)[0]) if stated else 0
+    return float(min(max(brightest, WHITE), 10_000)) if brightest else _PEAK
+
+
+def side_data(frame: VideoFrame, name: str) -> bytes | None:
+    """One kind of what a file says about a frame beside its pixels; None if it does not.
+
+    A frame that was asked is part of a cycle and stays in memory until that is collected: ask one frame of a video.
+    """
+    entries: Any = frame.side_data
+    return next((bytes(each) for each in entries if each.type.name == name), None)
 
 
 # ---- HDR and wide primaries to SDR

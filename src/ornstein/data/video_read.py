@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -191,7 +191,7 @@ def _alpha_decoder(stream: VideoStream) -> Callable[[InputContainer], Iterator[V
         return None
 
     def frames(container: InputContainer) -> Iterator[VideoFrame]:
-        context = av.CodecContext.create(name, "r")
+        context: Any = av.CodecContext.create(name, "r")
         for packet in container.demux(stream):
             # the decoder that belongs to the stream is left out, and its end mark with it
             yield from context.decode(packet if packet.size else None)
@@ -255,16 +255,15 @@ def _picture(frame: VideoFrame, colour: Colour, aspect: Fraction, place: tuple[i
 
 
 def _orientation(frame: VideoFrame) -> tuple[int, bool]:
-    """(quarter turns counterclockwise, whether it is mirrored before) of the first frame's display matrix."""
-    # Read once: a frame whose side data were read is part of a cycle, and stays in memory until it is collected.
-    for side in frame.side_data:
-        if getattr(side, "type", None) is not None and side.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5].astype(np.float64)
-            mirrored = a * d - b * c < 0
-            if mirrored:
-                a, b = -a, -b
-            return round(np.degrees(np.arctan2(-b, a)) / 90) % 4, bool(mirrored)
-    return 0, False
+    """(quarter turns counterclockwise, whether it is mirrored before) of the frame's display matrix."""
+    stated = video_colour.side_data(frame, "DISPLAYMATRIX")
+    if stated is None:
+        return 0, False
+    a, b, _, c, d = np.frombuffer(stated, np.int32)[:5].astype(np.float64)
+    mirrored = bool(a * d - b * c < 0)
+    if mirrored:
+        a, b = -a, -b
+    return round(np.degrees(np.arctan2(-b, a)) / 90) % 4, mirrored
 
 
 def _note_colours(frame: VideoFrame, video: Video) -> None:

@@ -121,7 +121,7 @@ def _pictures(
     segments: Sequence[Path], times: Iterator[int], film: Film, stream: Any, end: int | None
 ) -> Iterator[tuple[Fraction, Any]]:
     """The packets of the segments. One is held back: its length is known by the next one's time."""
-    held = None
+    held, begun = None, 0
     for segment in segments:
         with av.open(str(segment)) as container:
             for packet in container.demux(container.streams.video[0]):
@@ -129,15 +129,15 @@ def _pictures(
                     continue  # the end of the file
                 time = next(times)
                 if held is not None:
-                    held.duration = time - held.pts
-                    yield held.pts * film.time_base, held
+                    held.duration = time - begun
+                    yield begun * film.time_base, held
                 packet.pts = packet.dts = time
                 packet.time_base, packet.stream = film.time_base, stream
-                held = packet
+                held, begun = packet, time
     if held is not None:
         usual = max(1, round(1 / (film.rate * film.time_base)))
-        held.duration = usual if end is None else max(1, end - held.pts)
-        yield held.pts * film.time_base, held
+        held.duration = usual if end is None else max(1, end - begun)
+        yield begun * film.time_base, held
 
 
 def _beside(
@@ -200,6 +200,7 @@ def _packets(source: InputContainer, streams: dict[int, Any]) -> Iterator[tuple[
     wanted = [stream for stream in source.streams if stream.index in streams]
     if not wanted:
         return
+    packet: Any
     for packet in source.demux(*wanted):
         stream, copy = packet.stream, streams[packet.stream.index]
         if packet.dts is None and stream.disposition & av.stream.Disposition.attached_pic:
