@@ -12,6 +12,8 @@ from ornstein.denoiser import Data, Denoiser
 from ornstein.process import Gaussian, Prediction, Process
 from ornstein.sampling import invert, sample
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Data",
     "Denoiser",

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ornstein import noise, schedules
+from ornstein import nets, noise, schedules
 from ornstein.denoiser import Data, Denoiser, Distilled
 from ornstein.errors import UserError
-from ornstein.nets import NETS
 from ornstein.process import Process
 from ornstein.solvers.tuned import Tuned
 from ornstein.store import atomic_save_tensors, atomic_write, load_tensors, read_json
@@ -97,8 +96,8 @@ def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
                 from ornstein.interop.diffusers import DiffusersNet
 
                 net = DiffusersNet(**arguments)
-            elif kind in NETS:
-                net = NETS[kind](**arguments)
+            elif kind in nets.NETS:
+                net = getattr(nets, kind)(**arguments)
             else:
                 raise ValueError(f"unknown network {kind!r}; give it as ornstein.load(path, net=...)")
         process = Process(schedules.from_config(config["schedule"]), noise.from_config(config["noise"]))

@@ -12,7 +12,7 @@ import typer
 from torch import Tensor
 
 from ornstein import autoencoders, checkpoint
-from ornstein.cli.command import console, progress, read_precision
+from ornstein.cli.command import console, progress
 from ornstein.cli.shards import batches_of, write_images
 from ornstein.compiling import cache_folder, compile_network
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
@@ -26,6 +26,7 @@ from ornstein.sampling import sample as draw_samples
 from ornstein.solvers import SOLVER, SOLVERS, Tuned
 from ornstein.solvers.grids import GRID, GRIDS
 from ornstein.training import processes
+from ornstein.training.config import autocast_dtype
 from ornstein.video import sample_given, sample_long
 
 
@@ -103,7 +104,7 @@ def sample(
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
     chosen, steps, at = _chosen(denoiser, run, solver, steps, spacing, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
-    dtype = read_precision(precision or ("auto" if own_noise else "float32"), device_of(denoiser))
+    dtype = autocast_dtype(precision or ("auto" if own_noise else "float32"), device_of(denoiser))
     if dtype is not None and not own_noise:
         raise UserError("--precision is for whole samples from noise, not for --given and --frames")
     if compile_ and clips:

@@ -12,6 +12,7 @@ from typing import IO, Any
 from ornstein.data.decode import BadImage
 from ornstein.data.sources import Entry, Listing, printable, sane_size
 from ornstein.errors import UserError
+from ornstein.extras import require
 
 _ONE, _SPLITS = "state.json", "dataset_dict.json"
 
@@ -31,10 +32,7 @@ def open_dataset(path: Path, suffixes: Collection[str], limit_bytes: int) -> Ite
     Raises:
         UserError: `datasets` is not installed, the set cannot be read, or it has no column of images.
     """
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]  (an extra)
-    except ImportError:
-        raise UserError(f"{path} is a data set of Hugging Face: pip install 'ornstein[datasets]'") from None
+    datasets = require("datasets", "datasets", f"{path}, a Hugging Face data set,")
     datasets.disable_progress_bars()
     try:
         found: Any = datasets.load_from_disk(str(path))

@@ -1,11 +1,12 @@
 """Clips as files: mp4, gif, and a contact sheet of their frames."""
 
+from __future__ import annotations
+
 import io
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
-import av.error
 import numpy as np
 import torch
 from PIL import Image
@@ -14,7 +15,14 @@ from torch.nn import functional as F
 
 from ornstein.data.pixels import grid, save_grid, to_uint8
 from ornstein.errors import RunError
+from ornstein.extras import deferred
 from ornstein.store import atomic_write, write_error
+
+if TYPE_CHECKING:
+    import av
+    import av.error
+else:
+    av = deferred("av", "video", "a video")
 
 
 def clip_grid(clips: Tensor, columns: int | None = None) -> Tensor:

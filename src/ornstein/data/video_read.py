@@ -1,17 +1,24 @@
 """The frames of one video, one at a time: a video file, an animated GIF, or a folder of images."""
 
-from collections.abc import Iterator, Sequence
-from typing import IO
+from __future__ import annotations
 
-import av
-import av.error
+from collections.abc import Iterator, Sequence
+from typing import IO, TYPE_CHECKING
+
 import numpy as np
-from av.container import InputContainer
-from av.video.stream import VideoStream
 from PIL import Image
 
 from ornstein.data.decode import LIMIT_PIXELS, MAX_ENLARGEMENT, MIN_SIDE, BadImage, decode, fit, to_array
 from ornstein.data.sources import MAX_FILE_BYTES, Entry
+from ornstein.extras import deferred
+
+if TYPE_CHECKING:
+    import av
+    import av.error
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+else:
+    av = deferred("av", "video", "a video")
 
 GIF = ".gif"
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", GIF}

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ornstein.errors import UserError
+from ornstein.extras import require
 from ornstein.faces.align import Similarity, alignment, warp
-from ornstein.faces.models import LANDMARKS_5, LANDMARKS_68, extra, model_path, to_dlib
+from ornstein.faces.models import LANDMARKS_5, LANDMARKS_68, model_path, to_dlib
 
 # dlib's detector sees faces from 80 pixels up. Longer sides than these are reduced: for upright looks, for the last of
 # them, which enlarges four times, and for turned ones. A look at 10 megapixels takes about 2 s.
@@ -85,7 +86,7 @@ class Detector:
         self.threshold = threshold
         self.smallest = smallest
         self.thorough = thorough
-        dlib = extra("dlib")
+        dlib = require("dlib", "faces", "a face")
         self._dlib = dlib
         self._detector, self._landmarks = _models(dlib, model_path(LANDMARKS_5))
 
@@ -156,7 +157,7 @@ class DenseLandmarks:
     licence = "iBUG 300-W: research only, no commercial use"
 
     def __init__(self) -> None:
-        self._dlib = extra("dlib")
+        self._dlib = require("dlib", "faces", "a face")
         self._landmarks = self._dlib.shape_predictor(model_path(LANDMARKS_68))
 
     def __call__(self, image: Tensor, face: Face) -> Tensor:

@@ -9,18 +9,23 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
-import av.error
 import numpy as np
 import torch
-from av.container import InputContainer
 from torch import Tensor
 
 from ornstein.data.decode import BadImage
 from ornstein.data.video_read import DEMUXER, VIDEO_SUFFIXES, decoded, upright
 from ornstein.errors import RunError, UserError
+from ornstein.extras import deferred
+
+if TYPE_CHECKING:
+    import av
+    import av.error
+    from av.container import InputContainer
+else:
+    av = deferred("av", "video", "a video")
 
 SUFFIXES = (".mp4", ".m4v", ".mov")  # that are written
 _MATRIX, _LIMITED = 6, 1  # ITU-T H.273: the matrix of BT.601, luma from 16 to 235

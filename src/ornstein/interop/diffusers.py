@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ornstein.denoiser import Data, Denoiser, Denoises, Kind
 from ornstein.errors import UserError
+from ornstein.extras import require
 from ornstein.noise import Identity
 from ornstein.process import Prediction, Process
 from ornstein.schedules import Discrete, Times
@@ -197,10 +198,7 @@ def _chain(scheduler: Any) -> tuple[list[float], Kind]:
 
 
 def _class(name: str) -> Any:
-    try:
-        library = importlib.import_module("diffusers")
-    except ImportError as e:
-        raise UserError("this needs diffusers: pip install 'ornstein[interop]'") from e
+    library = require("diffusers", "interop", "a model of diffusers")
     found: Callable[..., Any] | None = getattr(library, name, None) if name.isidentifier() else None
     if found is None:
         raise UserError(f"diffusers has no {name!r}")

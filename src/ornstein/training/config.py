@@ -139,12 +139,14 @@ def ema_decay(exponent: float, step: int) -> float:
     return (1 - 1 / step) ** (exponent + 1)
 
 
-def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype to autocast to, or None for float32.
 
     Raises:
         UserError: bf16 asked for on a GPU that has none.
     """
+    if precision not in get_args(Precision):
+        raise UserError(f"precision {precision!r} is unknown; known: {', '.join(get_args(Precision))}")
     if precision == "float32":
         return None
     if device.type == "cuda":
