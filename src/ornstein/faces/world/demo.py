@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ornstein.data import save_grid, save_mp4, to_uint8
 from ornstein.denoiser import Denoiser
-from ornstein.evaluation import Clips, Panel, Report, write_report
-from ornstein.evaluation.tables import Table
+from ornstein.evaluation import Clips, Panel, Report, Table, write_report
 from ornstein.faces.identity import Distillation, IdentityNet
 from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.provenance.card import ModelCard, write_card
