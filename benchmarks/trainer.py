@@ -30,8 +30,8 @@ from ornstein.objectives import low_discrepancy
 from ornstein.training import TrainConfig
 from ornstein.training.config import ema_decay
 from ornstein.training.loader import Images
+from ornstein.training.loop import _Run
 from ornstein.training.task import Diffusion
-from ornstein.training.train import _Run
 
 # net, side, channels, classes, batch, steps a turn
 CASES = {"digits": ("xs", 8, 1, 10, 128, 6), "colour": ("s", 32, 3, 0, 32, 2)}

@@ -41,7 +41,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
         yield f"```sh\n{' '.join(example.split())}\n```\n"
     yield "| | | default |\n|---|---|---|"
     for parameter in command.params:
-        if "--help" not in parameter.opts:
+        if "--help" not in parameter.opts and not getattr(parameter, "hidden", False):
             names = ", ".join(f"`{n if n.startswith('-') else n.upper()}`" for n in parameter.opts)
             given = parameter.default if parameter.show_default and not getattr(parameter, "is_flag", False) else None
             default = f"`{given}`" if isinstance(given, int | float | str | Path) else ""

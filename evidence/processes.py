@@ -20,9 +20,9 @@ import torch
 import ornstein as orn
 from ornstein.nets import UNet
 from ornstein.training import TrainConfig, sharding
+from ornstein.training.loop import _Run
 from ornstein.training.state import STATE
 from ornstein.training.task import Diffusion
-from ornstein.training.train import _Run
 
 SIDE, STEPS = 16, 10
 

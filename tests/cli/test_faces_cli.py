@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ornstein.cli import app
 from ornstein.faces.align import TEMPLATE
-from ornstein.faces.shards import Row, shard_name, write_shard
+from ornstein.faces.train.shards import Row, shard_name, write_shard
 
 
 def prepare(*arguments: object) -> Result:
@@ -61,7 +61,7 @@ def test_a_part_that_is_none(photos: Path, tmp_path: Path, shard: str) -> None:
 def test_the_missing_extra_is_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dlib", None)
     result = prepare(photos, "--out", tmp_path / "set")
-    assert result.exit_code == 2 and "pip install 'ornstein[faces]'" in result.output
+    assert result.exit_code == 2 and "pip install -e '.[faces]'" in result.output
     assert not (tmp_path / "set").exists()
 
 

@@ -38,7 +38,7 @@ def test_what_is_no_run_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    refused(studio("--home", tmp_path), "pip install 'ornstein[studio]'")
+    refused(studio("--home", tmp_path), "pip install -e '.[studio]'")
 
 
 def test_help_shows_an_example() -> None:

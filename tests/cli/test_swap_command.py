@@ -219,7 +219,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     result = swap("face.png", "face.png", "-o", tmp_path / "o.png", *AGREED)
-    assert result.exit_code == 2 and "pip install 'ornstein[faces]'" in one_line(result)
+    assert result.exit_code == 2 and "pip install -e '.[faces]'" in one_line(result)
     assert list(tmp_path.iterdir()) == []
 
 

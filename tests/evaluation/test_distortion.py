@@ -46,6 +46,26 @@ def test_ssim_falls_with_noise_at_every_size(size):
     assert (ssim(noise(size=size, seed=2), truth) < ssim(near, truth)).all()
 
 
+def test_ssim_is_that_of_scikit_image():
+    metrics = pytest.importorskip("skimage.metrics")
+    truth = noise(c=3, size=24)
+    images = (truth.int() + noise(c=3, size=24, seed=1) // 8).clamp(0, 255).to(torch.uint8)
+    settings = {"channel_axis": 0, "data_range": 255, "gaussian_weights": True, "use_sample_covariance": False}
+    expected = [
+        metrics.structural_similarity(a.numpy(), b.numpy(), **settings) for a, b in zip(images, truth, strict=True)
+    ]
+    torch.testing.assert_close(ssim(images, truth), torch.tensor(expected, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+def test_floats_have_the_figures_of_bytes():
+    """On the scale of [-1, 1] with range 2, as on that of 0 to 255."""
+    truth, images = noise(), noise(seed=1)
+    x, y = images.double() / 127.5 - 1, truth.double() / 127.5 - 1
+    torch.testing.assert_close(psnr(x, y), psnr(images, truth))
+    torch.testing.assert_close(ssim(x, y), ssim(images, truth))
+    torch.testing.assert_close(ssim(x, y, box=7), ssim(images, truth, box=7))
+
+
 def test_ssim_within_a_mask():
     truth = noise()
     images = truth.clone()
@@ -59,5 +79,7 @@ def test_ssim_within_a_mask():
 def test_wrong_images_are_refused():
     with pytest.raises(ValueError, match="one shape"):
         psnr(noise(), noise(size=16))
-    with pytest.raises(ValueError, match="uint8"):
+    with pytest.raises(ValueError, match="both uint8 or both floats"):
         ssim(noise().float(), noise())
+    with pytest.raises(ValueError, match="both uint8 or both floats"):
+        psnr(noise().int(), noise().int())

@@ -175,10 +175,10 @@ def test_selection() -> None:
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dlib", None)
-    with pytest.raises(UserError, match=r"dlib is not installed: pip install 'ornstein\[faces\]'"):
+    with pytest.raises(UserError, match=r"dlib, which is not installed: pip install -e '\.\[faces\]'"):
         Detector()
     monkeypatch.undo()
     pytest.importorskip("dlib", reason="the extra `faces` is not installed")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"face-recognition-models is not installed: pip install 'ornstein\[faces\]'"):
+    with pytest.raises(UserError, match=r"face-recognition-models is not installed: pip install -e '\.\[faces\]'"):
         Recogniser()

@@ -8,10 +8,10 @@ import ornstein as orn
 from ornstein.faces.conditions import appearance, blurred, lent, scene
 from ornstein.faces.identity import IdentityNet, likeness
 from ornstein.faces.photos import SourceFaces
-from ornstein.faces.sampling import Between, FaceModel, Inside, Towards, swap_crops
+from ornstein.faces.swap.sampling import Between, FaceModel, Inside, Towards, swap_crops
 from ornstein.guidance import ClassifierFree
 from ornstein.nets import FaceUNet
-from ornstein.sampling import Conditioned
+from ornstein.wrapper import Conditioned
 
 SPREAD = torch.tensor([[12.0, 6.0], [9.0, 6.0], [3.0, 6.0], [6.0, 6.0], [8.0, 10.0]])
 PROCESS = orn.Process(orn.schedules.Cosine())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from ornstein.errors import UserError
 from ornstein.training import processes
-from ornstein.training.train import train
+from ornstein.training.loop import train
 
 pytest.importorskip("accelerate")
 

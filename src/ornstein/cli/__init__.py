@@ -1,30 +1,51 @@
-"""The command line: `ornstein demo | train | sample | ...`, one file a command."""
+"""The command line: `ornstein demo | train | sample | ...`, one file a command. `COMMANDS` is the list."""
+
+from typing import Annotated
 
 import typer
 
-from ornstein.cli.bench import bench
-from ornstein.cli.command import run
-from ornstein.cli.demo import demo
-from ornstein.cli.distil import distil
-from ornstein.cli.evaluate import evaluate
-from ornstein.cli.faces import faces
-from ornstein.cli.fit_noise import fit_noise
-from ornstein.cli.sample import sample
-from ornstein.cli.studio import studio
-from ornstein.cli.swap import swap
-from ornstein.cli.train import train
-from ornstein.cli.tune import tune
+from ornstein import __version__
+from ornstein.cli.lazy import HELP, Group, Lazy
+
+__all__ = ["COMMANDS", "app", "main"]
+
+COMMANDS = {
+    "demo": Lazy("Train, sample and evaluate a model of handwritten digits.", "ornstein.cli.demo:demo"),
+    "train": Lazy("Train a model on your images or videos.", "ornstein.cli.train:train"),
+    "sample": Lazy("Draw samples from a trained model.", "ornstein.cli.sample:sample"),
+    "tune": Lazy("Learn a solver of few steps for a model.", "ornstein.cli.tune:tune"),
+    "distil": Lazy("Train a student that samples in few steps.", "ornstein.cli.distil:distil"),
+    "bench": Lazy("Measure the speed of sampling.", "ornstein.cli.bench:bench"),
+    "evaluate": Lazy("Score a trained model on held-out data.", "ornstein.cli.evaluate:evaluate"),
+    "fit-noise": Lazy("Estimate the noise covariance of your clips.", "ornstein.cli.fit_noise:fit_noise"),
+    "swap": Lazy("Swap faces in photos and videos.", "ornstein.cli.swap:swap"),
+    "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),
+    "faces": Lazy("Prepare, train and evaluate models of faces.", "ornstein.cli.faces:faces"),
+}
+
+
+class _Commands(Group):
+    table = COMMANDS
+
 
 app = typer.Typer(
-    name="ornstein",
-    help="Diffusion models for images and video whose noise may have any covariance.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    name="ornstein", cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP
 )
-for command in (demo, train, sample, tune, distil, bench, evaluate, fit_noise, swap, studio):
-    app.command()(run(command))
-app.add_typer(faces, name="faces")
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"ornstein {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ornstein(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Diffusion models for images and video whose noise may have any covariance."""
 
 
 def main() -> None:

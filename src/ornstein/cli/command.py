@@ -1,4 +1,4 @@
-"""What commands share: errors in one line with an exit code, and progress with a rate and the time that is left."""
+"""What commands share: errors in one line with an exit code, and progress bars. It does not import torch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ornstein.errors import RunError, UserError
-from ornstein.training.config import autocast_dtype
-from ornstein.training.processes import launched, rank
+from ornstein.training.launch import launched, rank
 
 # A path is one line, to be copied. Of several processes the first one speaks, and all of them say why they end.
 console = Console(highlight=False, soft_wrap=True, quiet=rank() > 0)
-_stderr = Console(stderr=True, highlight=False)
+errors = Console(stderr=True, highlight=False)
 
 
 def run(command: Callable[..., None]) -> Callable[..., None]:
@@ -32,14 +30,14 @@ def run(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **options)
         except KeyboardInterrupt:
-            _stderr.print("stopped; go on with --resume where the command has it")
+            errors.print("stopped; go on with --resume where the command has it")
             raise typer.Exit(130) from None
         except (UserError, RunError, ValueError, OSError, MemoryError) as error:
             if os.environ.get("ORNSTEIN_TRACEBACK") == "1":
                 raise
             code = 2 if isinstance(error, ValueError) else getattr(error, "exit_code", 1)
             who = f"process {rank()} of {launched()}: " if launched() > 1 else ""
-            _stderr.print(f"[bold red]error:[/] {who}{_one_line(error)}", markup=True, soft_wrap=True)
+            errors.print(f"[bold red]error:[/] {who}{_one_line(error)}", markup=True, soft_wrap=True)
             raise typer.Exit(code) from None
 
     return wrapped
@@ -48,13 +46,6 @@ def run(command: Callable[..., None]) -> Callable[..., None]:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text.replace("[", r"\[")
-
-
-def read_precision(text: str, device: torch.device) -> torch.dtype | None:
-    """--precision as the dtype to autocast to, None for float32; UserError for what is none."""
-    if text not in ("auto", "float32", "bf16"):
-        raise UserError(f"--precision {text!r} is unknown: auto, float32 or bf16")
-    return autocast_dtype(text, device)
 
 
 def progress(unit: str, transient: bool = False) -> Progress:

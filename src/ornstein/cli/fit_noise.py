@@ -16,6 +16,7 @@ from torch import Tensor
 from ornstein.cli.command import console, progress
 from ornstein.data.clips import open_clips
 from ornstein.errors import UserError
+from ornstein.extras import require
 from ornstein.noise import ClipStatistics, Covariance, FrameCovariance, to_config
 from ornstein.noise.estimation import Summary, summary
 from ornstein.store import atomic_write
@@ -148,10 +149,8 @@ def _print(found: Summary, name: str) -> None:
 
 def draw(found: Summary, name: str) -> bytes:
     """A PNG: the autocorrelation by lag, of the data and of each fit, and by spatial frequency; and the kappas."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    canvas = require("matplotlib.backends.backend_agg", "report", "--plot").FigureCanvasAgg
+    figure = require("matplotlib.figure", "report", "--plot").Figure(figsize=(15, 4.2), layout="constrained")
     by_lag, by_band, kappas = figure.subplots(1, 3)
     by_lag.plot(found.correlation, "k.-", label="data")
     for fit, noise in found.fits.items():
@@ -173,5 +172,5 @@ def draw(found: Summary, name: str) -> bytes:
     kappas.set(yscale="log", ylim=(1, None), title="κ(C⁻¹Σ) by spatial frequency; 1 is a perfect match")
     kappas.tick_params(axis="x", rotation=45)
     png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
+    canvas(figure).print_png(png)
     return png.getvalue()

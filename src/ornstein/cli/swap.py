@@ -16,7 +16,7 @@ from ornstein.errors import RunError, UserError
 if TYPE_CHECKING:  # loaded when used: dlib and c2pa are an extra, and torch takes its time
     from torch import Tensor
 
-    from ornstein.faces.consent import Consent
+    from ornstein.faces.provenance.consent import Consent
     from ornstein.faces.swap import Source, SwapModel, Swapper
     from ornstein.faces.video_swap import VideoReport, VideoSettings
 
@@ -66,9 +66,9 @@ def swap(
 
     Example: ornstein swap me.jpg party.jpg -o swapped.png --i-have-consent "Ann Lee, her birthday card"
     """
-    from ornstein.faces.blocklist import BlockList
-    from ornstein.faces.consent import Consent
-    from ornstein.faces.models import extra
+    from ornstein.extras import require
+    from ornstein.faces.provenance.blocklist import BlockList
+    from ornstein.faces.provenance.consent import Consent
     from ornstein.faces.swap import Swapper, SwapSettings, load_model
     from ornstein.faces.video_swap import VideoSettings
 
@@ -80,7 +80,7 @@ def swap(
     jobs = _jobs(paths or [], out, pairs or [], batch, face)
     if batch is None and isinstance(jobs[0][1], _Job):
         _check_files(jobs[0][1])
-    extra("c2pa")  # nothing is made that could not be signed
+    require("c2pa", "faces", "a signature")  # nothing is made that could not be signed
     loaded = load_model(model)
     console.print(f"model {model}: {loaded.card}", markup=False)
     protected = BlockList.load(block_list) if block_list is not None else None
@@ -120,8 +120,8 @@ class _Swaps:
     resume: bool
 
     def do(self, asked: _Job | str) -> None:
-        from ornstein.faces import photo_swap
         from ornstein.faces.swap import Choice
+        from ornstein.faces.swap import photo as photo_swap
         from ornstein.faces.video_swap import swap_video
 
         job = asked if isinstance(asked, _Job) else _refused(asked)
@@ -160,12 +160,15 @@ class _Swaps:
 
             report = swap_video(self.swapper, self.model, choice, order, self.video, self.resume, tell)
         console.print(f"wrote {job.out}: {report.frames} frames in {time.monotonic() - began:.0f} s", markup=False)
+        for note in report.notes:
+            console.print(note, markup=False)
         _tell_gaps(report)
 
 
 def _check_files(job: _Job) -> bool:
     """Whether it is a video. Raises UserError, before anything is loaded, where a file is missing or misnamed."""
-    from ornstein.faces import film, photo_swap
+    from ornstein.faces import film
+    from ornstein.faces.swap import photo as photo_swap
 
     named = [path for pair in job.whom for path in pair if isinstance(path, Path)]
     for path in (*named, job.target):
@@ -190,8 +193,8 @@ def _jobs(
     paths: list[Path], out: Path | None, pairs: list[str], batch: Path | None, face: str
 ) -> list[tuple[int, _Job | str]]:
     """(line, what to do), or why a line cannot be done."""
-    from ornstein.faces.photo_swap import COLUMNS, read_pairs
     from ornstein.faces.swap import ALL, LARGEST
+    from ornstein.faces.swap.photo import COLUMNS, read_pairs
 
     whom: Path | str = face if face in (ALL, LARGEST) else Path(face)
     if isinstance(whom, Path) and not whom.is_file():

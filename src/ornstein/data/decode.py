@@ -12,6 +12,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ornstein.data.colour import flatten
 from ornstein.data.entry import MAX_FILE_BYTES, BadImage, Entry, reason_of
+from ornstein.data.kinds import KIND_BYTES, kind_of
 from ornstein.errors import UserError
 
 __all__ = [
@@ -53,8 +54,8 @@ _HEAD_BYTES = 2**20
 _FREE_BYTES, _BYTES_A_PIXEL = 64 * 2**20, 16  # what a file may need, at most, for its pixels
 _LARGE_PIXELS = 2**24
 _one_large = threading.Lock()  # threads decode one large picture at a time: each takes up to half a gigabyte
-_HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-_JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+# Formats that another package reads, by their media types: the reader's name in Pillow, and the package.
+_READERS = {"image/heic": ("HEIF", "pillow-heif"), "image/jxl": ("JXL", "pillow-jxl-plugin")}
 
 
 def decode(
@@ -113,8 +114,8 @@ def _check_header(entry: Entry, limit_pixels: int) -> None:
             with Image.open(BytesIO(head), formats=formats()) as img:
                 width, height = img.size
     except UnidentifiedImageError:
-        if unreadable := _without_reader(head):
-            raise BadImage(unreadable) from None
+        if kind_of(head[:KIND_BYTES]) is None:
+            raise BadImage(_unreadable(head)) from None
     except Exception:  # the header goes on behind the part that was read, or is damaged: `decode` tells
         pass
     else:
@@ -133,7 +134,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     except (BadImage, UserError):
         raise
     except UnidentifiedImageError:
-        raise BadImage(_without_reader(data) or "not an image, or its header is damaged") from None
+        raise BadImage(_unreadable(data)) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise BadImage(f"more pixels than Pillow opens ({limit:,})") from None
@@ -218,14 +219,14 @@ def orientation_of(img: Image.Image) -> int:
         return 1
 
 
-def _without_reader(data: bytes) -> str | None:
-    """Why a file of a known format cannot be read here; None if its format is unknown or has a reader."""
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and "HEIF" not in formats():
-        return "HEIC, which needs pillow-heif (pip install pillow-heif)"
-    if data[4:12] == b"ftypavif" and "AVIF" not in formats():
-        return "AVIF, which this build of Pillow does not read"
-    if data.startswith(_JXL) and "JXL" not in formats():
-        return "JPEG XL, which needs pillow-jxl-plugin (pip install pillow-jxl-plugin)"
-    if data.startswith(b"\0\0\0\x0cjP  ") and "JPEG2000" not in formats():
-        return "JPEG 2000, which this build of Pillow does not read"
-    return None
+def _unreadable(data: bytes) -> str:
+    """Why Pillow does not open a file, by its first bytes."""
+    kind = kind_of(data[:KIND_BYTES])
+    if kind is None or kind.mime == "image/jpeg":
+        return "not an image, or its header is damaged"
+    name, package = _READERS.get(kind.mime, ("", ""))
+    if name and name not in formats():
+        return f"it is {kind.name}, which needs {package}: pip install {package}, or save it as JPEG"
+    if kind.mime.startswith("image/"):
+        return f"it is {kind.name} that cannot be read: damaged, or of a form that Pillow does not know"
+    return f"it is {kind.name}, and no picture that can be read"

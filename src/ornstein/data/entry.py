@@ -16,7 +16,7 @@ from ornstein.errors import RunError, UserError
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_FILE_BYTES",
-    "VIDEO_KINDS",
+    "VIDEO_SUFFIXES",
     "BadImage",
     "Entry",
     "Listing",
@@ -33,8 +33,10 @@ IMAGE_SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif", ".avifs", ".heic", ".heif", ".hif", ".jxl"),
     *(".jp2", ".j2k", ".jpx", ".jpf", ".j2c"),
 }
-# Videos by their suffix, for messages: more than are read.
-VIDEO_KINDS = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".mts"}
+VIDEO_SUFFIXES = {
+    *(".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
+    *(".flv", ".wmv", ".asf", ".3gp", ".3g2", ".ogv"),
+}
 MAX_FILE_BYTES = 512 * 2**20
 
 
@@ -145,7 +147,7 @@ def nothing_usable(
         there.append(f"{len(skipped)} skipped ({name}: {reason}{'; ...' if len(skipped) > 1 else ''})")
     if ignored:
         there.append(f"{ignored.total()} of other kinds ignored ({counted(ignored)})")
-    hint = f"; {CLIPS_HINT}" if kind == "image" and VIDEO_KINDS & set(ignored) else ""
+    hint = f"; {CLIPS_HINT}" if kind == "image" and VIDEO_SUFFIXES & set(ignored) else ""
     return UserError(f"no usable {kind} in {path}: files: {', '.join(there)}{hint}")
 
 

@@ -12,6 +12,7 @@ from ornstein.data.entry import BadImage, Entry, Listing, check_size, reason_of
 from ornstein.data.folder import open_file
 from ornstein.data.names import tidy
 from ornstein.errors import UserError
+from ornstein.extras import require
 
 __all__ = ["is_dataset", "list_dataset"]
 
@@ -33,10 +34,7 @@ def list_dataset(path: Path, limit_bytes: int) -> Listing:
     Raises:
         UserError: `datasets` is not installed, the set cannot be read, or it has no column of images.
     """
-    try:
-        import datasets  # pyright: ignore[reportMissingImports]  (an extra)
-    except ImportError:
-        raise UserError(f"{path} is a data set of Hugging Face: pip install -e '.[datasets]'") from None
+    datasets = require("datasets", "datasets", f"{path}, a Hugging Face data set,")
     datasets.disable_progress_bars()
     folder = path
     if (path / _SPLITS).is_file():

@@ -82,6 +82,11 @@ class MotionClips:
         return []
 
     @property
+    def rate(self) -> float | None:
+        """None: generated clips have no frame rate of their own."""
+        return None
+
+    @property
     def summary(self) -> str:
         """One line: how many clips of which source."""
         return f"{len(self):,} clips of {self.source}, generated"

@@ -101,7 +101,8 @@ class TarIndex:
     def _read(self, i: int, first: int, count: int) -> bytes:
         path = self.paths[self.shards[i]]
         try:
-            return read_at(self._handle(int(self.shards[i])).number, int(self._offsets[i]) + first, count)
+            handle = self._handle(int(self.shards[i]))  # kept until the end: other threads may drop it from the cache
+            return read_at(handle.number, int(self._offsets[i]) + first, count)
         except (BadImage, UserError) as error:
             # not the image but the disk or the network: another image in its place would change the training
             reason = str(error).removeprefix(f"cannot read {path}: ")

@@ -1,47 +1,46 @@
 """Features in which samples are compared with real images: pixels, random convolutions, or any TorchScript file.
 
-A distance between sets of images is only as good as the features that it is measured in, and says nothing without
-their name: each kind has one that belongs beside every figure.
+A distance between sets of images depends on its features and means nothing without their name. Every `Features` has a
+name that is printed beside each figure.
 """
 
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ornstein.autoencoders.perceptual import error_line, octaves, open_script, responses
 from ornstein.data import to_unit
-from ornstein.errors import UserError
-from ornstein.randomness import normal
+
+__all__ = ["Features", "open_features", "random_convolutions", "script_file"]
 
 _BATCH = 128
-_FILTERS = 24  # of each octave
-_WIDTH = 3  # of a filter, in pixels of its octave
-_LEAST_SIDE = 8  # an octave at least this wide has another one below it
 _THUMBNAIL = 4
-_SEED = 0
 _STREAM = 0x46454154
 
-# About one grey level: a feature that real images share is not blown up by what rounding leaves of its spread.
+# About one grey level: a feature that all real images share is not divided by a spread that is rounding alone.
 _LEAST_SPREAD = 0.01
 
 
 @dataclass(frozen=True)
 class Features:
-    """A map from uint8 images (N, C, H, W) to features (N, D), and the name to print beside what is measured in it."""
+    """A map from uint8 images (N, C, H, W) to features (N, D), and the name to print beside its figures."""
 
     name: str
     compute: Callable[[Tensor], Tensor]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (N, D), float32 on the CPU, batch by batch. ValueError where they are no (N, D) or not finite."""
+        """Return features (N, D), float32 on the CPU, computed in batches.
+
+        Raises:
+            ValueError: images that are not uint8 (N, C, H, W), or features that are not (N, D) or not finite.
+        """
         if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
             raise ValueError(
                 f"features are of uint8 images (N, C, H, W), N > 0, got {images.dtype} {tuple(images.shape)}"
@@ -59,10 +58,17 @@ class Features:
 
 
 def open_features(which: str, device: torch.device | str = "cpu") -> Callable[[Tensor], Features]:
-    """Features by name, "pixels" or "conv", or by the path of a TorchScript file.
+    """Open features by name, "pixels" or "conv", or by the path of a TorchScript file.
 
-    What is returned makes them for a set of real images, uint8 (N, C, H, W), which "conv" is scaled by. Raises
-    UserError for another name, a file that is not there or no TorchScript.
+    Args:
+        which: the name or path.
+        device: where a TorchScript file runs.
+
+    Returns:
+        A function from real images, uint8 (N, C, H, W), to `Features`. "conv" is scaled by these images.
+
+    Raises:
+        UserError: another name, no such file, or a file that is not TorchScript.
     """
     if which == "pixels":
         return lambda real: Features("pixels", lambda images: to_unit(images).flatten(1))
@@ -73,67 +79,49 @@ def open_features(which: str, device: torch.device | str = "cpu") -> Callable[[T
 
 
 def random_convolutions(real: Tensor) -> Features:
-    """Random filters by a fixed seed over a pyramid of octaves, scaled to unit spread over the images `real`.
+    """Random filters over a pyramid of octaves, scaled to unit spread over the images `real`.
 
-    On each octave, halved in size down to 4 pixels, 24 filters of 3x3 pixels that see no constant: the mean and the
-    standard deviation over the image of the modulus of each response. And the image itself at 4x4 pixels. Each number
-    is divided by its standard deviation over `real`, at least a grey level. Nothing is learned, nothing downloaded.
+    On each octave, halved in size down to 4 pixels, there are 24 filters of 3x3 pixels that sum to 0. The features are
+    the mean and standard deviation over the image of the absolute value of each response, and the image at 4x4 pixels.
+    Each feature is divided by its standard deviation over `real`, at least one grey level. Nothing is learned or
+    downloaded.
 
-    Chosen by measurement among pixels, one and two layers of filters, filters of whitened patches of the images, pooled
-    over the image or its quarters, scaled or not. On digits and 32x32 photographs distances in these rose with every
-    level of blur, noise, JPEG compression, blending of two images, swapped quarters and missing classes, and rose first
-    for most of them (docs/evaluate.md). What an image shows they do not know.
+    The design was chosen by measurement among pixels, one and two layers of filters, filters of whitened patches of the
+    images, pooled over the image or its quarters, scaled or not. On digits and 32x32 photographs distances in these
+    features rise with every level of blur, noise, JPEG compression, blending of two images, swapped quarters and
+    missing classes, and rise first for most of them (docs/evaluate.md). They do not know what an image shows.
     """
-    raw = _responses(real.shape[1])
-    # Deviations from the reference alone are scaled: distances do not see where the origin is.
-    spread = Features("conv", raw)(real).double()
+    # Only deviations are scaled: a distance does not depend on the origin.
+    spread = Features("conv", _responses)(real).double()
     mean, std = spread.mean(0).float(), spread.std(0).clamp(min=_LEAST_SPREAD).float()
-    name = f"conv ({len(std)} random multi-scale features, seed {_SEED}, scaled on {len(real)} real images)"
-    return Features(name, lambda images: (raw(images) - mean) / std)
+    name = f"conv ({len(std)} random multi-scale features, seed 0, scaled on {len(real)} real images)"
+    return Features(name, lambda images: (_responses(images) - mean.to(images.device)) / std.to(images.device))
 
 
-def _responses(channels: int) -> Callable[[Tensor], Tensor]:
-    shape = (_FILTERS, channels, _WIDTH, _WIDTH)
-
-    def filters(octave: int) -> Tensor:
-        w = normal(shape, _SEED, torch.arange(_FILTERS), octave, _STREAM, torch.float64)
-        w = w - w.mean((1, 2, 3), keepdim=True)
-        return (w / w.square().sum((1, 2, 3), keepdim=True).sqrt()).float()
-
-    def compute(images: Tensor) -> Tensor:
-        x = to_unit(images)
-        parts = [functional.adaptive_avg_pool2d(x, _THUMBNAIL).flatten(1)]
-        octave = 0
-        while True:
-            padded = functional.pad(x, (_WIDTH // 2,) * 4, mode="reflect")
-            response = functional.conv2d(padded, filters(octave)).abs().flatten(2)
-            parts += [response.mean(2), response.std(2)]
-            if min(x.shape[2:]) < _LEAST_SIDE:
-                return torch.cat(parts, 1)
-            x, octave = functional.avg_pool2d(x, 2), octave + 1
-
-    return compute
+def _responses(images: Tensor) -> Tensor:
+    x = to_unit(images)
+    parts = [functional.adaptive_avg_pool2d(x, _THUMBNAIL).flatten(1)]
+    for octave, part in octaves(x):
+        response = responses(part, octave, _STREAM).abs().flatten(2)
+        parts += [response.mean(2), response.std(2)]
+    return torch.cat(parts, 1)
 
 
 def script_file(path: Path, device: torch.device | str = "cpu") -> Features:
-    """Features by a TorchScript file, named with the first digits of its SHA-256.
+    """Features of a TorchScript file, named with the first digits of its SHA-256.
 
-    A module whose forward takes `return_features`, as the public Inception file of StyleGAN's metrics does, is called
-    with uint8 RGB images (N, 3, H, W), grey ones repeated, and return_features=True. Any other is called with float32
-    images (N, C, H, W) in [-1, 1]. Output (N, D), or (N, D, 1, 1). A TorchScript file is a program: open only what you
-    trust. Raises UserError where there is no such file or it is no TorchScript; what it says of an image of the wrong
-    size comes as ValueError.
+    A module whose forward takes `return_features`, such as the public Inception file of StyleGAN's metrics, gets uint8
+    RGB images (N, 3, H, W), grey images repeated, and return_features=True. Any other module gets float32 images
+    (N, C, H, W) in [-1, 1]. The output is (N, D) or (N, D, 1, 1). A TorchScript file is a program: open only what you
+    trust.
+
+    Raises:
+        UserError: there is no such file, or it is not TorchScript. What the program says about an image of the wrong
+            size is raised as ValueError when the features are computed.
     """
-    if not path.is_file():
-        raise UserError(f"unknown features {str(path)!r}: give pixels, conv or the path of a TorchScript file")
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the files that there are stay what they are
-            module: Any = torch.jit.load(str(path), map_location=device).eval()
-        wants_bytes = "return_features" in [argument.name for argument in module.forward.schema.arguments]
-    except (RuntimeError, OSError, AttributeError) as error:
-        raise UserError(f"{path} cannot be opened as TorchScript: {_first_line(error)}") from error
+    module = open_script(path, "features", "pixels, conv", device)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    wants_bytes = "return_features" in [argument.name for argument in module.forward.schema.arguments]
     name = f"{path.name} (sha256 {digest})"
 
     def compute(images: Tensor) -> Tensor:
@@ -144,12 +132,6 @@ def script_file(path: Path, device: torch.device | str = "cpu") -> Features:
             return module(colour.contiguous().to(device), return_features=True)
         except RuntimeError as error:
             shape = "x".join(str(n) for n in images.shape[1:])
-            raise ValueError(f"{name} does not take images of {shape}: {_first_line(error, last=True)}") from error
+            raise ValueError(f"{name} does not take images of {shape}: {error_line(error, -1)}") from error
 
     return Features(name, compute)
-
-
-def _first_line(error: BaseException, last: bool = False) -> str:
-    """One line of an error; TorchScript's own puts the reason last, after a traceback of its program."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1 if last else 0][:200] if lines else type(error).__name__

@@ -12,7 +12,6 @@ from torch import Tensor
 from ornstein.errors import UserError
 from ornstein.faces.align import TEMPLATE, Similarity, alignment, warp
 from ornstein.faces.detect import Face
-from ornstein.faces.models import extra
 
 # The five points of ArcFace's crops of 112 pixels: eye on the left, eye on the right, tip of the nose, corners of the
 # mouth. Deng et al., arXiv:1801.07698.
@@ -73,8 +72,8 @@ class OnnxRecogniser:
 
     def __init__(self, path: str | Path, mean: float = 127.5, scale: float = 127.5, bgr: bool = False) -> None:
         try:
-            runtime = extra("onnxruntime")
-        except UserError:
+            import onnxruntime as runtime  # pyright: ignore[reportMissingImports]
+        except ImportError:
             raise UserError("onnxruntime is not installed: pip install onnxruntime") from None
         if not Path(path).is_file():
             raise UserError(f"there is no ONNX file {path}")

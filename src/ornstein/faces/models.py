@@ -1,30 +1,19 @@
-"""dlib and the model files of the extra `faces`: looked up when used, never at import."""
+"""dlib and the model files of the extra `faces`, looked up when they are used."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ornstein.errors import UserError
+from ornstein.extras import install, require
 
 LANDMARKS_5 = "shape_predictor_5_face_landmarks.dat"
 LANDMARKS_68 = "shape_predictor_68_face_landmarks.dat"
 RECOGNITION = "dlib_face_recognition_resnet_model_v1.dat"
-
-
-def extra(module: str, name: str = "faces") -> Any:
-    """The module of an optional extra; UserError that says how to install it where it is missing."""
-    try:
-        found: ModuleType = importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{module} is not installed: pip install 'ornstein[{name}]'") from None
-    return found
 
 
 def model_path(file: str) -> str:
@@ -37,12 +26,12 @@ def model_path(file: str) -> str:
         path = Path(folder) / "models" / file
         if path.is_file():
             return str(path)
-    raise UserError(f"{file} of face-recognition-models is not installed: pip install 'ornstein[faces]'")
+    raise UserError(f"{file} of face-recognition-models is not installed: {install('faces')}")
 
 
 def require_models(*files: str) -> None:
     """Raises UserError, naming the extra to install, unless dlib and the model files are there."""
-    extra("dlib")
+    require("dlib", "faces", "a face")
     for file in files:
         model_path(file)
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ornstein.extras import require
 from ornstein.faces.detect import Face
-from ornstein.faces.models import RECOGNITION, extra, model_path, to_dlib
+from ornstein.faces.models import RECOGNITION, model_path, to_dlib
 
 # Faces nearer than this are one person's by dlib's own calibration (99.4% on LFW's pairs).
 SAME_PERSON = 0.6
@@ -37,7 +38,7 @@ class Recogniser:
     dimension = 128
 
     def __init__(self) -> None:
-        self._dlib = extra("dlib")
+        self._dlib = require("dlib", "faces", "a face")
         self._net = self._dlib.face_recognition_model_v1(model_path(RECOGNITION))
 
     def chips(self, image: Tensor, faces: Sequence[Face]) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ornstein.errors import RunError, UserError
+from ornstein.extras import install
 
 if TYPE_CHECKING:
     from ornstein.faces.detect import FaceDetector
@@ -87,7 +88,7 @@ def serving(
             import uvicorn
             from fastapi import FastAPI
         except ImportError:
-            raise UserError("gradio is not installed: pip install 'ornstein[studio]'") from None
+            raise UserError(f"the studio needs gradio, which is not installed: {install('studio')}") from None
         from ornstein.studio.app import STYLE, build, theme
         from ornstein.studio.studio import Studio
 

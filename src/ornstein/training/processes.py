@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ornstein.errors import RunError, UserError
+from ornstein.extras import require
 from ornstein.training import sharding
+from ornstein.training.launch import launched
 
 T = TypeVar("T")
 
@@ -127,16 +129,6 @@ class Processes:
         return network or (self.world > 1 and any(word in str(error).lower() for word in _LOST))
 
 
-def launched() -> int:
-    """The number of processes that a launcher says there are; 1 without one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """The number of this process as its launcher says it; 0 without one."""
-    return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
-
-
 @lru_cache(maxsize=1)
 def current() -> Processes:
     """The processes that this one was launched with. The first call starts their group, and waits for all of them.
@@ -155,14 +147,10 @@ def current() -> Processes:
     if split:
         # Accelerate would want to make the optimizer itself, and knows FSDP on GPUs alone
         del os.environ[_FSDP]
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
-    except ImportError:
-        raise UserError(f"{world} processes need Accelerate: pip install 'ornstein[distributed]'") from None
+    accelerate = require("accelerate", "distributed", f"a run on {world} processes")
     # Buffers are the same everywhere as it is.
-    kwargs = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    accelerator = Accelerator(
+    kwargs = accelerate.DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = accelerate.Accelerator(
         cpu=not torch.cuda.is_available(), mixed_precision="no", dynamo_backend="no", kwargs_handlers=[kwargs]
     )
     return Processes(accelerator, split)

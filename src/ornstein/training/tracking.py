@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ornstein.errors import UserError
+from ornstein.extras import install
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # and the package each needs
 
@@ -57,8 +58,7 @@ def _open(name: str, out: Path, config: dict[str, Any]) -> Any:
         if hasattr(tracker, "start"):
             tracker.start()
     except ImportError:
-        package = TRACKERS[name]
-        raise UserError(f"--track {name} needs accelerate and {package}: pip install accelerate {package}") from None
+        raise UserError(f"--track {name} needs accelerate and {TRACKERS[name]}: {install(name)}") from None
     if name == "wandb":
         tracker.store_init_configuration({k: v for k, v in config.items() if isinstance(v, int | float | str | bool)})
     return tracker
