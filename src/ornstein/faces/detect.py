@@ -16,9 +16,9 @@ from ornstein.extras import require
 from ornstein.faces.align import Similarity, alignment, warp
 from ornstein.faces.models import LANDMARKS_5, LANDMARKS_68, model_path, to_dlib
 
-# dlib's detector sees faces from 80 pixels up. Pictures with longer sides than these are reduced: for upright looks,
-# for the last of them, which enlarges four times, and for turned ones.
-LONGEST, LONGEST_ENLARGED, LONGEST_TURNED = 1600, 3200, 1200
+# dlib's detector sees faces from 80 pixels up. Pictures with longer sides than these are reduced; the second is for the
+# last look, which enlarges four times.
+LONGEST, LONGEST_ENLARGED = 1600, 3200
 _WINDOW = 80
 _RIM = 0.1  # rows added around the picture when looking again, so that faces cut by its border fit into the window
 _OVERLAP = 0.5  # two detections are of one face if their boxes share this part of the smaller one
@@ -124,7 +124,7 @@ class Detector:
         if not self.thorough:
             return
         yield [(min(2 * first, LONGEST / longest), 0, _RIM)]
-        turned = min(2 * first, LONGEST_TURNED / longest)
+        turned = min(2 * first, LONGEST / longest)
         yield [(turned, degrees, _RIM) for degrees in (90, 180, 270)]
         # a picture on its corner has room around its sides
         yield [(turned, degrees, 0) for degrees in (45, 135, 225, 315)]

@@ -214,8 +214,8 @@ def swap_crops(
     source = (source.repeat(b) if len(source) == 1 else source).to(device)
     if strength == 1:
         own = None
-    else:
-        own = model.recogniser.embed(target) if own is None else own.to(device)
+    elif own is None:
+        own = model.recogniser.embed(target)
     schedule = model.denoiser.process.schedule
     scale = model.guidance if guidance is None else guidance
     hidden = not model.relights
@@ -232,7 +232,7 @@ def swap_crops(
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
         d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, points, hidden=hidden)})
         if own is not None:
-            d = Between(d, SourceFaces(own[rows], y, m, points).known(points, moved=hidden), strength)
+            d = Between(d, SourceFaces(own[rows].to(device), y, m, points).known(points, moved=hidden), strength)
         if scale != 1:
             d = orn.guidance.ClassifierFree(d, scale)
         d = Inside(d, y, m)

@@ -50,9 +50,7 @@ class FaceSettings:
     swap: float = setting(0.1, "Weight of the identity term on swaps of two people.", minimum=0)
     swaps: float = setting(0.25, "Share of the batch that is swapped so.", minimum=0, maximum=1)
     colour: float = setting(1.0, "Weight of the squared error of a swap's 8x8 blur against the target's.", minimum=0)
-    begins: float = setting(
-        1.0, "Fraction of the training after which the identity terms begin.", minimum=0, maximum=1
-    )
+    begins: float = setting(1.0, "Fraction of the training after which the identity terms begin.", minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -141,7 +139,7 @@ class FaceTask(Task[Denoiser]):
 
     def config(self) -> dict[str, Any]:
         faces = asdict(self.settings) | {"recogniser": fingerprint(self.recogniser)}
-        return checkpoint.to_config(self.model) | {"faces": faces}
+        return self.model.to_config() | {"faces": faces}
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
         self.recogniser.save(out / IDENTITY)

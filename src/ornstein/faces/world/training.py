@@ -88,7 +88,7 @@ class WorldTask(Task[Denoiser]):
         return error.mean((1, 2, 3)) / weight.mean((1, 2, 3))
 
     def config(self) -> dict[str, Any]:
-        return checkpoint.to_config(self.model) | {"recogniser": fingerprint(self.recogniser)}
+        return self.model.to_config() | {"recogniser": fingerprint(self.recogniser)}
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
         self.recogniser.save(out / IDENTITY)
