@@ -118,13 +118,13 @@ class IdentityNet(Recorded):
             UserError: there is none, or it is damaged.
         """
         config = read_json(folder / CONFIG)
-        tensors, _ = load_tensors(folder / MODEL)
         try:
+            tensors, _ = load_tensors(folder / MODEL)
             # without memory: the file's tensors have the last word on the sizes
             with torch.device("meta"):
                 net = cls(**config)
             net.load_state_dict(tensors, assign=True)
-        except (RuntimeError, TypeError, ValueError, ArithmeticError) as error:
+        except (UserError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{folder / MODEL} is not a recogniser of faces: {reason}") from error
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

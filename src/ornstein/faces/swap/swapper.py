@@ -223,8 +223,8 @@ class Swapper:
             kept = [i for i, number in enumerate(who) if number >= 0]
             if not kept:
                 raise UserError(
-                    f"none of the {len(faces)} faces found in {name} is the person in a reference photo: give another "
-                    "photo of that person"
+                    f"none of the {len(faces)} faces in {name} is that of a reference photo: give another photo of "
+                    "that person"
                 )
             pairs, embeddings = [(faces[i], who[i]) for i in kept], embeddings[kept]
         if self.protected is not None and embeddings is not None:

@@ -130,7 +130,9 @@ class FaceTask(Task[Denoiser]):
             return torch.randn(some.target.shape, generator=draw, device=draw.device).to(shown.device)
 
         with torch.no_grad():
-            first = self.model(process.prior(tuple(some.target.shape)).sample(noise()), 1.0, **known).x0
+            first = self.model(
+                process.prior(tuple(some.target.shape), device=shown.device).sample(noise()), 1.0, **known
+            ).x0
         first = torch.lerp(some.target, first.clamp(-1, 1), some.mask)
         t = torch.rand(n, generator=draw, device=draw.device).to(shown.device) * (_NOISIEST - _CLEAREST) + _CLEAREST
         guess = self.model(process.add_noise(first, t, noise()), t, **known).x0
