@@ -235,7 +235,7 @@ def open_clips(
             raise UserError(f"{path} is generated clip by clip: stride and hop are for videos")
         return MotionClips(str(path), frames, 32 if size is None else size, 1 if channels is None else channels)
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.exists() and not path.is_dir():
         return _cut(path, Listing([_entry(path)]), frames, size, channels or 3, stride, hop, limit_pixels, progress)
     with open_source(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES, _NO_LIMIT, by_folder=False) as listing:
         return _cut(path, listing, frames, size, channels or 3, stride, hop, limit_pixels, progress)
