@@ -104,7 +104,7 @@ def _channel_axis(path: Path, name: str, shape: tuple[int, ...]) -> int | None:
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UserError(f"{path}: {name} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
     if len(shape) == 3:
-        if shape[2] in (1, 3, 4):
+        if shape[2] in (1, 3) or (shape[2] == 4 and shape[1] != 4):
             raise UserError(
                 f"{path}: {name} has shape {shape}, which is one picture (H, W, C): stack pictures as (N, H, W, C)"
             )
