@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from ornstein.denoiser import Denoises
 from ornstein.errors import UserError
 from ornstein.likelihood.decoders import LEVELS, pixel_indices
-from ornstein.likelihood.model import STREAM, column, open_model
+from ornstein.likelihood.model import STREAM, open_model
 from ornstein.randomness import generator, normal
 from ornstein.sampling import evaluation_mode
+from ornstein.solvers.runge_kutta import column
 from ornstein.store import atomic_save_tensors, atomic_write, read_json
 
 _DEQUANTISE = STREAM + 9
