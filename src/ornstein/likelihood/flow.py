@@ -14,8 +14,8 @@ from ornstein.denoiser import Denoises
 from ornstein.likelihood.dequantise import Dequantisation, check_dequantisation, dequantise
 from ornstein.likelihood.model import STREAM, Model, chunks, dimensions, open_model
 from ornstein.randomness import normal
-from ornstein.sampling import evaluation_mode
 from ornstein.solvers.runge_kutta import Path, Slope, Step, column, dormand_prince, rk4
+from ornstein.wrapper import evaluation_mode
 
 __all__ = ["TOLERANCE", "LogProb", "ode"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.process import Prediction, Process, float64_device
-from ornstein.sampling import device_of, module_of
+from ornstein.wrapper import device_of, module_of
 
 __all__ = ["STREAM", "Model", "chunks", "dimensions", "open_model"]
 
