@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
 from ornstein.training import sharding
-from ornstein.training.launch import launched
+from ornstein.launch import launched
 
 T = TypeVar("T")
 
