@@ -19,13 +19,13 @@ from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
-from ornstein.progress import console, progress, say, warn
+from ornstein.progress import progress, say, warn
 from ornstein.settings import to_json
 from ornstein.store import atomic_write
 from ornstein.training import processes
 from ornstein.training.jobs import Job, ReportPlan, new_job
 from ornstein.training.models import new_autoencoder, new_denoiser
-from ornstein.training.settings import DIFFUSION, DISTIL, SETTINGS, DataSettings, Settings
+from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings
 from ornstein.training.state import read_record
 
 __all__ = ["DataSettings", "Run", "Settings", "Split", "new_autoencoder", "new_denoiser", "open_data", "train"]
