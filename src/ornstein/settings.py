@@ -30,8 +30,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ornstein.errors import UserError
 
 __all__ = [
-    "PRECISIONS", "About", "about", "again", "check", "choices", "default_text", "device_setting", "field_of", "members",
-    "precision_setting", "read", "read_file", "setting", "settings_of", "to_json", "type_hints", "values",
+    "PRECISIONS", "About", "about", "again", "check", "choices", "default_text", "device_setting", "field_of",
+    "members", "precision_setting", "read", "read_file", "setting", "settings_of", "to_json", "type_hints", "values",
 ]  # fmt: skip
 
 T = TypeVar("T")

@@ -29,13 +29,14 @@ def write_clip_report(
     title: str,
     settings: Mapping[str, Any],
     advance: Advance = lambda what, done, total: None,
+    most: int = _JUDGED,
 ) -> list[Score]:
     """Write `out`/samples.mp4, .gif, .png (a contact sheet) and report.html; the scores of motion in it.
 
-    Up to 128 samples are judged against as many held-out clips.
+    Up to `most` samples are judged against as many held-out clips.
     """
     assert denoiser.data is not None
-    judged = max(_SHOWN, min(_JUDGED, len(held_out)))
+    judged = max(_SHOWN, min(most, len(held_out)))
     advance("sampling", 0, 2)
     samples = draw(denoiser, denoiser.data.labels(judged), judged, batch=_BATCH)
     upscale = max(1, 64 // samples.shape[-1])

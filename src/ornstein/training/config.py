@@ -15,7 +15,8 @@ FINAL = 0.01  # to this fraction of itself
 
 # The keys of `ornstein.objectives.OBJECTIVES`, which imports torch; a test compares them.
 OBJECTIVES = (
-    "simple", "score-matching", "vlb-x0", "vlb-eps", "hybrid", "continuous", "min-snr", "soft-min-snr", "sigmoid", "edm",
+    "simple", "score-matching", "vlb-x0", "vlb-eps", "hybrid", "continuous", "min-snr", "soft-min-snr", "sigmoid",
+    "edm",
 )  # fmt: skip
 
 _OPTIMIZER = "Optimizer"
@@ -56,9 +57,7 @@ class TrainConfig:
         minimum=0, maximum=0.28, panel=_OPTIMIZER,
     )  # fmt: skip
     clip: float = setting(1.0, "Largest norm of the gradient; a larger one is scaled down.", above=0, panel=_OPTIMIZER)
-    weight_decay: float = setting(
-        0.01, "Weight decay of matrices and convolutions.", minimum=0, panel=_OPTIMIZER
-    )
+    weight_decay: float = setting(0.01, "Weight decay of matrices and convolutions.", minimum=0, panel=_OPTIMIZER)
     betas: tuple[float, float] = setting(
         (0.9, 0.99), "Decay rates of AdamW's moments.", minimum=0, below=1, panel=_OPTIMIZER
     )

@@ -109,9 +109,7 @@ def _diffusion(
             assert isinstance(held_out, ImageSet)
             seen = train_set.drawn() if isinstance(train_set, StreamedSet) else train_set
             steps = plan.quality_steps
-            return write_run_report(
-                out, denoiser, seen, held_out, plan.title, plan.shown, count, steps, plan.advance
-            )
+            return write_run_report(out, denoiser, seen, held_out, plan.title, plan.shown, count, steps, plan.advance)
         assert not isinstance(held_out, ImageSet)
         return write_clip_report(out, denoiser, train_set, held_out, plan.title, plan.shown, plan.advance, count)
 
@@ -137,9 +135,7 @@ def _autoencoder(
         reconstruct(loss.model, held_out.images[:_MEASURED])
         count = int(plan.budget * min(_MEASURED, len(held_out)) / (time.monotonic() - began))
         part = held_out if count >= len(held_out) else held_out.split(max(count, 2) / len(held_out), 0)[1]
-        scores, warnings = write_autoencoder_report(
-            out, loss.model, seen, part, plan.title, plan.shown, plan.advance
-        )
+        scores, warnings = write_autoencoder_report(out, loss.model, seen, part, plan.title, plan.shown, plan.advance)
         for warning in warnings:
             warn(warning)
         return scores

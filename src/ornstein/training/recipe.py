@@ -25,10 +25,13 @@ from ornstein.store import atomic_write
 from ornstein.training import processes
 from ornstein.training.jobs import Job, ReportPlan, new_job
 from ornstein.training.models import new_autoencoder, new_denoiser
-from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings
+from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings, resumed
 from ornstein.training.state import read_record
 
-__all__ = ["DataSettings", "Run", "Settings", "Split", "new_autoencoder", "new_denoiser", "open_data", "train"]
+__all__ = [
+    "REPORT", "DataSettings", "Run", "Settings", "Split", "in_memory", "new_autoencoder", "new_denoiser", "open_data",
+    "report_seconds", "train",
+]  # fmt: skip
 
 _FEW = 20  # images or clips, below which a model learns them by heart
 _REPORT_SECONDS, _REPORT_SHARE = 60.0, 0.1  # a report takes the larger of a minute and a tenth of the training
@@ -131,9 +134,8 @@ def train(
         say(f"{out} is finished already: {_length(out, asked)}; give more --steps or --minutes to train on")
         report = report and not (out / REPORT).is_file()
     if group.main and report:
-        budget = max(_REPORT_SECONDS, _REPORT_SHARE * seconds)
-        title = title or f"Run {out.name}"
-        scores = _report(job, title=title, shown=asked.shown(), judged=judged, quality_steps=quality_steps, budget=budget)
+        plan = {"shown": asked.shown(), "judged": judged, "quality_steps": quality_steps}
+        scores = _report(job, title=title or f"Run {out.name}", budget=report_seconds(seconds), **plan)
     return Run(out, asked, scores, job.model, split.train, split.held_out)
 
 
@@ -147,7 +149,7 @@ def _asked(data: str | Path | None, out: Path, resume: bool, given: dict[str, An
     if unknown:
         raise UserError(f"train has no setting {min(unknown)!r}; known: {', '.join(Settings.__dataclass_fields__)}")
     if resume and (out / SETTINGS).is_file():
-        return Settings.stored(out / SETTINGS).resumed(**given)
+        return resumed(Settings.stored(out / SETTINGS), given)
     if "data" not in given:
         raise UserError("give --data: a folder or archive of images or videos, or a bundled set such as `digits`")
     return Settings(**given)
@@ -261,6 +263,11 @@ def _follow(job: Job[Any], settings: Settings, out: Path) -> tuple[int, float]:
 def _length(out: Path, settings: Settings) -> str:
     step = read_record(out)["step"]
     return f"{step} steps" if settings.minutes is None else f"{step} steps in {settings.minutes:g} minutes"
+
+
+def report_seconds(training: float) -> float:
+    """How long a report may take after so many seconds of training."""
+    return max(_REPORT_SECONDS, _REPORT_SHARE * training)
 
 
 def _report(job: Job[Any], **plan: Any) -> list[Score]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from ornstein.errors import UserError
-from ornstein.settings import again, check, field_of, read, read_file, setting, settings_of, to_json
+from ornstein.settings import again, check, field_of, precision_setting, read, read_file, setting, settings_of, to_json
 from ornstein.training.config import TrainConfig, check_length
 
-__all__ = ["AUTOENCODERS", "DIFFUSION", "DISTIL", "SETTINGS", "DataSettings", "Settings"]
+__all__ = ["AUTOENCODERS", "DIFFUSION", "DISTIL", "SETTINGS", "DataSettings", "DistilSettings", "Settings", "resumed"]
+
+T = TypeVar("T", bound=Any)
 
 SETTINGS = "train.json"
 DISTIL = "distil.json"  # the settings of a distilled model, beside those of its teacher
@@ -28,6 +31,7 @@ _BATCH, _CPU_BATCH, _TINY = 128, 32, 16
 _CLIP_BATCH = 16
 _AUTOENCODER_BATCH = 32  # of images above 32 pixels a side: an autoencoder computes at full resolution throughout
 _LEARNING_RATE = {"muon": 4e-3, "adamw": 1e-3}
+_DISTIL_STEPS = 1500
 _MUON_EMA = 0.02  # a shorter average than the trainer's own
 
 # Settings that only some kinds of model have.
@@ -89,13 +93,19 @@ class Settings(TrainConfig, DataSettings):
         None, "Image side over latent side: 2, 4, 8, ...", by_data="by the size", minimum=1, panel=_LATENTS
     )
     latent_channels: int | None = setting(
-        None, "Channels of the latents, or their length for a vae.", by_data="4, 8 for a vq, 32 for a vae",
-        minimum=1, panel=_LATENTS,
+        None,
+        "Channels of the latents, or their length for a vae.",
+        by_data="4, 8 for a vq, 32 for a vae",
+        minimum=1,
+        panel=_LATENTS,
     )
     layers: int | None = setting(None, "Layers of latents of an hvae.", by_data="2", minimum=1, panel=_LATENTS)
     codes: int | None = setting(None, "Entries of the codebook of a vq.", by_data="512", minimum=2, panel=_LATENTS)
     reconstruction: Literal["nll", "l1", "l2"] | None = setting(
-        None, "Reconstruction loss; nll: Gaussian of learned scale.", by_data="l1 for ae and vq, else nll", panel=_LATENTS
+        None,
+        "Reconstruction loss; nll: Gaussian of learned scale.",
+        by_data="l1 for ae and vq, else nll",
+        panel=_LATENTS,
     )
     kl: float | None = setting(
         None, "Weight of the rate; 1 is the bound.", by_data="1, 0.05 for a kl", minimum=0, panel=_LATENTS
@@ -135,12 +145,6 @@ class Settings(TrainConfig, DataSettings):
         """The settings that a run stores. Raises UserError if the file is not valid."""
         # a run that is older than --stream has decoded all images at the start
         return read(cls, {"stream": False} | read_file(path), path)
-
-    def resumed(self, **given: object) -> Settings:
-        """The stored settings with what is given for the resumption; steps replace minutes and the reverse."""
-        length = {"steps": {"minutes": None}, "minutes": {"steps": None}}
-        changed = {k: v for name in given for k, v in length.get(name, {}).items() if k not in given}
-        return replace(self, **(changed | given))  # pyright: ignore[reportArgumentType]
 
     def validate(self) -> None:
         """Raise UserError for options that do nothing, or do not go together, for this kind of model and data."""
@@ -206,12 +210,46 @@ class Settings(TrainConfig, DataSettings):
         return "xs" if small else "s" if cpu else "m"
 
     def config(self) -> TrainConfig:
-        """The trainer's settings, of `settled` ones."""
-        return settings_of(TrainConfig, self)
+        """The trainer's settings; what is not `settled` yet is as for small images on a CPU."""
+        known = None not in (self.batch, self.optimizer, self.learning_rate, self.ema)
+        return settings_of(TrainConfig, self if known else self.settled(self.size or 0, cpu=True))
 
     def shown(self) -> dict[str, object]:
         """The settings for people: those that were given or settled."""
         return {name: value for name, value in to_json(self).items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True)
+class DistilSettings:
+    """The settings of a distillation, stored in the student's run directory as distil.json."""
+
+    to: int = setting(4, "Steps that the student takes, 1 to 10.")
+    guidance: float = setting(1.0, "Scale of the teacher's guidance, which the student has built in.")
+    trajectories: int = setting(10_000, "Trajectories of the teacher to learn from.", minimum=1)
+    steps: int | None = again(TrainConfig, "steps", None, by_data=f"{_DISTIL_STEPS} without --minutes")
+    minutes: float | None = again(TrainConfig, "minutes", None)
+    batch: int = again(TrainConfig, "batch", 128)
+    learning_rate: float = again(TrainConfig, "learning_rate", 1e-3)
+    precision: str = precision_setting()
+    seed: int = again(TrainConfig, "seed", 0)
+    checkpoint_every: int = again(TrainConfig, "checkpoint_every", 500)
+    teacher: str = setting("", stored=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_length(self.steps, self.minutes)
+
+    def config(self) -> TrainConfig:
+        """The trainer's settings."""
+        steps = _DISTIL_STEPS if self.steps is None and self.minutes is None else self.steps
+        return settings_of(TrainConfig, self, steps=steps, condition_dropout=0.0)  # some trajectories have no class
+
+
+def resumed(stored: T, given: Mapping[str, object]) -> T:
+    """The stored settings with what a resumption is given; steps replace minutes and the reverse."""
+    other = {"steps": "minutes", "minutes": "steps"}
+    dropped = {other[name]: None for name in given if name in other and other[name] not in given}
+    return replace(stored, **(dropped | dict(given)))  # pyright: ignore[reportArgumentType]
 
 
 def _option(name: str) -> str:
