@@ -20,7 +20,7 @@ from torch import Tensor
 
 import ornstein as orn
 from ornstein.autoencoders import DiffusionChain, addressed
-from ornstein.data.faces import FaceWorld, attributes, identities, render
+from ornstein.faces.world import FaceWorld, attributes, identities, render
 
 FOLDER = Path(__file__).parent / "images" / "course"
 STYLE = {

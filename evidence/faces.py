@@ -23,16 +23,16 @@ import torch
 
 from ornstein.data import save_grid
 from ornstein.faces.align import Similarity, warp
-from ornstein.faces.demo import PHOTOS, demo
 from ornstein.faces.detect import Detector
-from ornstein.faces.evaluate import Held, photos_of, score_swaps, swap_held
-from ornstein.faces.face_noise import FaceNoise
-from ornstein.faces.face_set import open_faces
 from ornstein.faces.identity import agreement
 from ornstein.faces.recognise import Recogniser
-from ornstein.faces.runs import people_split, train_recogniser, train_swap
-from ornstein.faces.sampling import FaceModel, swap_crops
-from ornstein.faces.training import FaceSettings
+from ornstein.faces.swap.noise import FaceNoise
+from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.train.evaluate import Held, photos_of, score_swaps, swap_held
+from ornstein.faces.train.face_set import open_faces
+from ornstein.faces.train.objective import FaceSettings
+from ornstein.faces.train.runs import people_split, train_recogniser, train_swap
+from ornstein.faces.world.demo import PHOTOS, demo
 from ornstein.store import atomic_write
 from ornstein.training import TrainConfig
 

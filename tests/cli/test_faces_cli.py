@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ornstein.cli import app
 from ornstein.faces.align import TEMPLATE
-from ornstein.faces.shards import Row, shard_name, write_shard
+from ornstein.faces.train.shards import Row, shard_name, write_shard
 
 
 def prepare(*arguments: object) -> Result:

@@ -14,8 +14,8 @@ from ornstein.faces.align import TEMPLATE
 from ornstein.faces.detect import Face
 from ornstein.faces.identity import IdentityNet
 from ornstein.faces.photos import SourceFaces
-from ornstein.faces.sampling import FaceModel
 from ornstein.faces.swap import Source
+from ornstein.faces.swap.sampling import FaceModel
 from ornstein.nets import FaceUNet
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ornstein.faces.align import Similarity, crop, mask, template
-from ornstein.faces.blend import METHODS, paste
+from ornstein.faces.swap.blend import METHODS, paste
 
 SIZE = 64
 # Face as large as its crop, three times as large, half as large; turned; cut by two borders of the picture.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ornstein.faces.colour import match_colour, to_lab, to_rgb
+from ornstein.faces.swap.colour import match_colour, to_lab, to_rgb
 
 
 def noise(seed: int, low: float, high: float) -> torch.Tensor:

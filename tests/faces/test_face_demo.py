@@ -1,6 +1,6 @@
-from ornstein.faces.card import read_card
-from ornstein.faces.demo import demo
-from ornstein.faces.sampling import FaceModel
+from ornstein.faces.provenance.card import read_card
+from ornstein.faces.swap.sampling import FaceModel
+from ornstein.faces.world.demo import demo
 
 
 def test_a_demo_leaves_a_model_scores_and_a_report(tmp_path):

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from ornstein.faces.align import alignment, crop
+from ornstein.faces.align import alignment, crop, mask
 from ornstein.faces.detect import Detector
-from ornstein.faces.evaluate import Held, embed_crops, face_masks, found_landmarks, photos_of, score_swaps
-from ornstein.faces.face_set import FaceSet
 from ornstein.faces.recognise import Recogniser
+from ornstein.faces.train.evaluate import Held, embed_crops, found_landmarks, photos_of, score_swaps
+from ornstein.faces.train.face_set import FaceSet
 
 SIZE = 64
 
@@ -64,8 +64,8 @@ def test_a_perfect_swap_and_none_at_all(two):
 def test_masks_of_photos_are_those_of_their_landmarks(two):
     photos = photos_of(two)
     assert photos.masks.dtype == torch.uint8
-    masks = face_masks(two.landmarks, SIZE)
+    masks = mask(two.landmarks, SIZE)
     torch.testing.assert_close(photos.masks / 255, masks, atol=1 / 255, rtol=0)
-    for mask, points in zip(masks, two.landmarks, strict=True):
+    for area, points in zip(masks, two.landmarks, strict=True):
         x, y = points[4].round().long().tolist()  # the base of the nose
-        assert float(mask[0, y, x]) == 1 and not mask[0, 0].any() and not mask[0, -1].any()
+        assert float(area[0, y, x]) == 1 and not area[0, 0].any() and not area[0, -1].any()

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from ornstein.errors import UserError
-from ornstein.faces import prepare as prepare_module
 from ornstein.faces.align import Similarity, template
-from ornstein.faces.prepare import NO_FACE, FaceSet, open_faces, prepare
+from ornstein.faces.train import prepare as prepare_module
+from ornstein.faces.train.prepare import NO_FACE, FaceSet, open_faces, prepare
 
 
 def save(image: Tensor, path: Path) -> None:

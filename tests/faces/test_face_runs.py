@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from ornstein.errors import UserError
-from ornstein.faces.face_set import FaceSet
-from ornstein.faces.runs import people_split, train_recogniser, train_swap
-from ornstein.faces.sampling import FaceModel
+from ornstein.faces.swap.sampling import FaceModel
+from ornstein.faces.train.face_set import FaceSet
+from ornstein.faces.train.runs import people_split, train_recogniser, train_swap
 from ornstein.training import TrainConfig
 
 LANDMARKS = torch.tensor([[22.0, 13], [18, 13], [9, 13], [13, 13], [15.5, 20]])

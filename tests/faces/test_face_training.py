@@ -6,8 +6,8 @@ from ornstein.errors import UserError
 from ornstein.faces.conditions import CHANNELS
 from ornstein.faces.identity import IdentityNet
 from ornstein.faces.photos import Photos
-from ornstein.faces.sampling import FaceModel, swap_crops
-from ornstein.faces.training import FaceSettings, FaceTask, face_denoiser
+from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.train.objective import FaceSettings, FaceTask, face_denoiser
 from ornstein.nets import FaceUNet
 from ornstein.training import TrainConfig, run_task
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ornstein.errors import UserError
 from ornstein.faces import film, provenance
-from ornstein.faces.blocklist import BlockList
-from ornstein.faces.card import ModelCard
-from ornstein.faces.consent import Consent
 from ornstein.faces.film import Encoder, Film, is_video
-from ornstein.faces.photo_swap import Order
+from ornstein.faces.provenance.blocklist import BlockList
+from ornstein.faces.provenance.card import ModelCard
+from ornstein.faces.provenance.consent import Consent
 from ornstein.faces.swap import Choice, SwapModel, Swapper, SwapSettings
+from ornstein.faces.swap.photo import Order
 from ornstein.faces.video_swap import VideoReport, VideoSettings, swap_video
 
 HEIGHT, WIDTH = 64, 96

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ornstein.faces.poisson import membrane
+from ornstein.faces.swap.poisson import membrane
 
 
 def blob(size: int) -> torch.Tensor:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from ornstein.errors import RunError, UserError
-from ornstein.faces import log, provenance, signing
-from ornstein.faces.card import ModelCard, read_card, write_card
-from ornstein.faces.consent import Consent
+from ornstein.faces import provenance
+from ornstein.faces.provenance import log, signing
+from ornstein.faces.provenance.card import ModelCard, read_card, write_card
+from ornstein.faces.provenance.consent import Consent
 
 pytest.importorskip("c2pa", reason="the extra `faces` is not installed")
 

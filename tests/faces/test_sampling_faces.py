@@ -8,7 +8,7 @@ import ornstein as orn
 from ornstein.faces.conditions import appearance, blurred, lent, scene
 from ornstein.faces.identity import IdentityNet, likeness
 from ornstein.faces.photos import SourceFaces
-from ornstein.faces.sampling import Between, FaceModel, Inside, Towards, swap_crops
+from ornstein.faces.swap.sampling import Between, FaceModel, Inside, Towards, swap_crops
 from ornstein.guidance import ClassifierFree
 from ornstein.nets import FaceUNet
 from ornstein.wrapper import Conditioned

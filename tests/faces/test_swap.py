@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ornstein.errors import UserError
 from ornstein.faces import provenance
-from ornstein.faces.blocklist import BlockList
-from ornstein.faces.card import ModelCard
-from ornstein.faces.colour import to_lab
-from ornstein.faces.consent import Consent
-from ornstein.faces.label import badge, labelled
-from ornstein.faces.photo_swap import Order, photos_in, swap_photo
-from ornstein.faces.picture import read_picture
+from ornstein.faces.provenance.blocklist import BlockList
+from ornstein.faces.provenance.card import ModelCard
+from ornstein.faces.provenance.consent import Consent
+from ornstein.faces.provenance.label import badge, labelled
 from ornstein.faces.swap import Choice, Source, SwapModel, Swapper, SwapSettings, load_model
+from ornstein.faces.swap.colour import to_lab
+from ornstein.faces.swap.photo import Order, photos_in, swap_photo
+from ornstein.faces.swap.picture import read_picture
 
 CONSENT = Consent("Green and Red, a test")
 PLAIN = SwapSettings(steps=2, guidance=1.0, label=False)
@@ -291,7 +291,7 @@ def test_a_block_list_is_its_owners_alone_and_checked(tmp_path: Path) -> None:
 def test_what_was_done_is_in_the_manifest_and_in_the_log(
     own_key: None, swapper: Swapper, model: SwapModel, source: Path, scene: Tensor, tmp_path: Path
 ) -> None:
-    from ornstein.faces.log import sha256
+    from ornstein.faces.provenance.log import sha256
 
     target, out = save(scene, tmp_path / "t.png"), tmp_path / "out.png"
     swapped(swapper, model, source, target, out)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ornstein.errors import UserError
-from ornstein.faces.face_noise import FaceNoise
+from ornstein.faces.swap.noise import FaceNoise
 from ornstein.faces.tracks import Seen, by_frame, link, smooth
 
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from ornstein.data import to_unit
-from ornstein.data.faces import ATTRIBUTES, render
 from ornstein.evaluation.distortion import psnr, ssim
-from ornstein.faces.world import Looks, cases, region, world_photos
-from ornstein.faces.world_scores import Attributes, judge, nearest_people, noisy, pasted
+from ornstein.faces.world import ATTRIBUTES, Looks, cases, region, render, world_photos
+from ornstein.faces.world.scores import Attributes, judge, nearest_people, noisy, pasted
 
 SIZE = 32
 
@@ -35,15 +34,15 @@ def test_a_block_is_the_same_wherever_it_is_made():
         world_photos(100, SIZE, seed=2)
 
 
-def test_left_and_right_change_places_in_a_mirror():
+def test_left_and_right_change_places_mirror_order():
     """A head that looks straight ahead and whose hair is not looked at is its own mirror image, but for its roll."""
     from ornstein.faces.photos import mirror
-    from ornstein.faces.world import in_a_mirror
+    from ornstein.faces.world.dataset import mirror_order
 
     states = torch.zeros(1, len(ATTRIBUTES))
     states[:, ATTRIBUTES.index("scale")] = 1.0
     points = render(torch.full((1, 46), 0.5), states, SIZE).landmarks
-    torch.testing.assert_close(mirror(points, SIZE, in_a_mirror()), points, atol=1e-3, rtol=0)
+    torch.testing.assert_close(mirror(points, SIZE, mirror_order()), points, atol=1e-3, rtol=0)
     assert not torch.allclose(mirror(points, SIZE), points, atol=1.0)
 
 
@@ -58,7 +57,7 @@ def test_the_margin_holds_the_mask_and_ends_at_a_line():
 
 
 def test_looks_tell_people_apart_and_ignore_nothing_that_is_seen():
-    from ornstein.data.faces import identities
+    from ornstein.faces.world import identities
 
     people = identities(24, 5)
     looks = Looks(people)

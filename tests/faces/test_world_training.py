@@ -3,10 +3,10 @@ import torch
 
 from ornstein.faces.identity import IdentityNet
 from ornstein.faces.photos import SourceFaces
-from ornstein.faces.sampling import FaceModel, swap_crops
 from ornstein.faces.swap import load_model
+from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.world import cases, region, world_photos
-from ornstein.faces.world_training import WorldTask, in_parts, relit_denoiser
+from ornstein.faces.world.training import WorldTask, in_parts, relit_denoiser
 from ornstein.training import TrainConfig, run_task
 
 SIZE = 32

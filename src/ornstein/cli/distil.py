@@ -28,6 +28,7 @@ from ornstein.settings import read, read_file, settings_of, to_json
 from ornstein.store import CONFIG, atomic_write, read_config
 from ornstein.training import TrainConfig, TrainState, processes, run_task
 from ornstein.training.distil import Distillation, TrajectorySet, follow_teacher, new_student
+from ornstein.training.folder import check_folder
 from ornstein.training.jobs import affordable, preview, size_of
 from ornstein.training.recipe import REPORT, Split, in_memory, open_data, report_seconds
 from ornstein.training.settings import DISTIL, SETTINGS, DistilSettings, Settings, resumed
@@ -99,6 +100,7 @@ def _settings(asked: Distil, given: frozenset[str]) -> DistilSettings:
 
 def _claim(settings: DistilSettings, run: Path, out: Path, resume: bool) -> None:
     """Refuse what cannot be begun or resumed, before minutes of trajectories."""
+    check_folder(out)
     if not resume:
         check_new(out)
         out.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,10 @@ def prepare(
 
     Example: ornstein faces prepare photos.zip --out faces --size 64
     """
-    from ornstein.faces.prepare import NO_FACE, prepare  # torch.multiprocessing and the models' extra: only when used
+    from ornstein.faces.train.prepare import (  # torch.multiprocessing and the models' extra: only when used
+        NO_FACE,
+        prepare,
+    )
 
     with progress("photos") as bar:
         task = bar.add_task("preparing", total=None, note="")
@@ -129,8 +132,8 @@ def protect(
     """
     import torch
 
-    from ornstein.faces.blocklist import BlockList
     from ornstein.faces.detect import Detector, find_faces, subject
+    from ornstein.faces.provenance.blocklist import BlockList
     from ornstein.faces.read import read_photo
     from ornstein.faces.recognise import Recogniser
 
@@ -160,7 +163,7 @@ def card(
     from dataclasses import replace
 
     from ornstein.checkpoint import read_config
-    from ornstein.faces.card import read_card, write_card
+    from ornstein.faces.provenance.card import read_card, write_card
 
     read_config(run)
     given = {"licence": licence, "data": data, "research_only": research_only}

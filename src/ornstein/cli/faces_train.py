@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ornstein.cli.command import console, progress
 from ornstein.errors import UserError
-from ornstein.nets.face import PRESETS
+from ornstein.faces.nets.face import PRESETS
 from ornstein.store import atomic_write
 
 SCORES = "scores.json"
@@ -36,9 +36,9 @@ def train(
     A tenth of the people is held out, for `faces evaluate`. Example:
     ornstein faces train runs/prepared --minutes 120 --out runs/faces
     """
-    from ornstein.faces.card import ModelCard, write_card
-    from ornstein.faces.face_set import open_faces
-    from ornstein.faces.runs import people_split, train_recogniser, train_swap
+    from ornstein.faces.provenance.card import ModelCard, write_card
+    from ornstein.faces.train.face_set import open_faces
+    from ornstein.faces.train.runs import people_split, train_recogniser, train_swap
     from ornstein.training import TrainConfig
     from ornstein.training.state import check_new
 
@@ -79,11 +79,11 @@ def evaluate(
     Example: ornstein faces evaluate runs/faces --data runs/prepared -n 100
     """
     from ornstein.faces.detect import Detector
-    from ornstein.faces.evaluate import Held, score_swaps, swap_held
-    from ornstein.faces.face_set import open_faces
     from ornstein.faces.recognise import Recogniser
-    from ornstein.faces.runs import people_split
-    from ornstein.faces.sampling import FaceModel
+    from ornstein.faces.swap.sampling import FaceModel
+    from ornstein.faces.train.evaluate import Held, score_swaps, swap_held
+    from ornstein.faces.train.face_set import open_faces
+    from ornstein.faces.train.runs import people_split
 
     model = FaceModel.load(run)
     held = Held.of(people_split(open_faces(data))[1], people)
@@ -108,7 +108,7 @@ def demo(
 
     Example: ornstein faces demo && open runs/demo-swap/report.html
     """
-    from ornstein.faces.demo import demo as run_demo
+    from ornstein.faces.world.demo import demo as run_demo
 
     began = time.monotonic()
     with progress("parts", transient=True) as bar:

@@ -16,7 +16,7 @@ from ornstein.errors import RunError, UserError
 if TYPE_CHECKING:  # loaded when used: dlib and c2pa are an extra, and torch takes its time
     from torch import Tensor
 
-    from ornstein.faces.consent import Consent
+    from ornstein.faces.provenance.consent import Consent
     from ornstein.faces.swap import Source, SwapModel, Swapper
     from ornstein.faces.video_swap import VideoReport, VideoSettings
 
@@ -67,8 +67,8 @@ def swap(
     Example: ornstein swap me.jpg party.jpg -o swapped.png --i-have-consent "Ann Lee, her birthday card"
     """
     from ornstein.extras import require
-    from ornstein.faces.blocklist import BlockList
-    from ornstein.faces.consent import Consent
+    from ornstein.faces.provenance.blocklist import BlockList
+    from ornstein.faces.provenance.consent import Consent
     from ornstein.faces.swap import Swapper, SwapSettings, load_model
     from ornstein.faces.video_swap import VideoSettings
 
@@ -120,8 +120,8 @@ class _Swaps:
     resume: bool
 
     def do(self, asked: _Job | str) -> None:
-        from ornstein.faces import photo_swap
         from ornstein.faces.swap import Choice
+        from ornstein.faces.swap import photo as photo_swap
         from ornstein.faces.video_swap import swap_video
 
         job = asked if isinstance(asked, _Job) else _refused(asked)
@@ -165,7 +165,8 @@ class _Swaps:
 
 def _check_files(job: _Job) -> bool:
     """Whether it is a video. Raises UserError, before anything is loaded, where a file is missing or misnamed."""
-    from ornstein.faces import film, photo_swap
+    from ornstein.faces import film
+    from ornstein.faces.swap import photo as photo_swap
 
     named = [path for pair in job.whom for path in pair if isinstance(path, Path)]
     for path in (*named, job.target):
@@ -190,8 +191,8 @@ def _jobs(
     paths: list[Path], out: Path | None, pairs: list[str], batch: Path | None, face: str
 ) -> list[tuple[int, _Job | str]]:
     """(line, what to do), or why a line cannot be done."""
-    from ornstein.faces.photo_swap import COLUMNS, read_pairs
     from ornstein.faces.swap import ALL, LARGEST
+    from ornstein.faces.swap.photo import COLUMNS, read_pairs
 
     whom: Path | str = face if face in (ALL, LARGEST) else Path(face)
     if isinstance(whom, Path) and not whom.is_file():

@@ -1,4 +1,4 @@
-"""Judging a model: how near its samples are to the data, whether they are copies, the report to show it."""
+"""Evaluation of models: distances of samples from data, likelihood, copies of training images, and the report."""
 
 from ornstein.evaluation.features import Features, open_features
 from ornstein.evaluation.frechet import (
@@ -9,6 +9,7 @@ from ornstein.evaluation.frechet import (
     real_floor,
 )
 from ornstein.evaluation.kernel import KernelScore, kernel_distance
+from ornstein.evaluation.markup import Table
 from ornstein.evaluation.motion import (
     CorrelationError,
     MotionScore,
@@ -49,6 +50,7 @@ __all__ = [
     "Report",
     "Score",
     "Skipped",
+    "Table",
     "Trajectory",
     "autocorrelation",
     "band_autocorrelation",

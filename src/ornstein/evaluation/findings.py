@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ornstein.data import ImageSet
 from ornstein.evaluation.judge import METRICS, Judgement, Row, Spread
+from ornstein.evaluation.markup import Table
 from ornstein.evaluation.report import Images, Pairs, Report, Skipped, write_report
-from ornstein.evaluation.tables import Table
 
 NAMES = {
     "frechet": "Fréchet distance",

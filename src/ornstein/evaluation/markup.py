@@ -1,11 +1,13 @@
-"""What a page is made of: escaped text, and images inlined one at a time or as the frames of a film."""
+"""Parts of an HTML page: escaped text, tables, and images inlined one at a time or as the frames of a film."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -14,20 +16,49 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+__all__ = ["Table", "checked", "film", "image_uri", "img", "note", "plain", "table", "table_section", "text", "tiled"]
+
 _MOST_FRAMES = 64
 _MOST_TILES = 64
-_SPRITE_PIXELS = 2**24  # browsers refuse much larger images, and a page should stay easy to send
+_SPRITE_PIXELS = 2**21  # of all frames of a film: it decodes at once in any browser, and the page stays small
+# Pixels up to which an image, and a sprite sheet, is lossless; above it the loss is one that the eye does not see.
+_EXACT_IMAGE = 2**13
+_EXACT_SPRITE = 2**17
+_QUALITY = 88
+
+# Control characters, which move the cursor or colour a terminal, and marks that turn the direction of writing.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-def text(value: Any) -> str:
-    """A value as a reader wants it, escaped."""
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; header says what the figures are of, and of how many samples and seeds."""
+
+    title: str
+    header: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+def plain(value: Any) -> str:
+    """A value as one line of text without control characters, which are replaced by "\ufffd".
+
+    For every place that shows a file name, a class name or another text of the user.
+    """
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if value is None or isinstance(value, bool):
         value = {None: "none", True: "yes", False: "no"}[value]
     elif isinstance(value, float):
         value = f"{value:.4g}"
-    return escape(str(value))
+    elif isinstance(value, list | tuple):
+        value = ", ".join(plain(each) for each in value)
+    return _CONTROL.sub("\ufffd", str(value))
+
+
+def text(value: Any) -> str:
+    """A value as HTML text or attribute: `plain`, escaped."""
+    return escape(plain(value))
 
 
 def note(sentence: str) -> str:
@@ -35,29 +66,58 @@ def note(sentence: str) -> str:
     return f'<p class="note">{sentence}</p>'
 
 
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table element; the first cell of a row is its head. Every text is escaped."""
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in columns)
+    body = "".join(
+        f'<tr><th scope="row">{text(row[0])}</th>'
+        + "".join(f'<td class="num">{text(value)}</td>' for value in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def table_section(shown: Table) -> str:
+    """The section of a table in a report, its header above it."""
+    return note(text(shown.header)) + (
+        f'<div class="card"><div class="scroll" tabindex="0" role="region" aria-label="{text(shown.title)}">'
+        f"{table(shown.columns, shown.rows)}</div></div>"
+    )
+
+
 def checked(images: Tensor, name: str) -> np.ndarray:
-    """images as an array; raises ValueError unless they are uint8 (N, C, H, W) with 1 or 3 channels."""
+    """Images as an array. Raises ValueError unless they are uint8 (N, C, H, W) with 1 or 3 channels."""
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"{name} must be uint8 (N, 1 or 3, H, W), got {images.dtype} of shape {tuple(images.shape)}")
     return images.detach().cpu().numpy()
 
 
-def png_uri(pixels: np.ndarray) -> str:
-    """A data URI of pixels (C, H, W): 1 channel grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha."""
+def image_uri(pixels: np.ndarray, exact: int = _EXACT_IMAGE) -> str:
+    """A data URI of pixels (C, H, W): 1 channel grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha.
+
+    PNG up to `exact` pixels, WebP above.
+    """
     planes = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    kind = "PNG" if planes.shape[0] * planes.shape[1] <= exact else "WebP"
     buffer = io.BytesIO()
-    Image.fromarray(planes).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    picture = Image.fromarray(planes)
+    if kind == "WebP":
+        picture = picture.convert("RGBA" if len(pixels) in (2, 4) else "RGB")
+        picture.save(buffer, kind, quality=_QUALITY)
+    else:
+        picture.save(buffer, kind, optimize=True)
+    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def img(pixels: np.ndarray, alt: str) -> str:
     """An img element of pixels (C, H, W); alt must be escaped already."""
     _, height, width = pixels.shape
-    return f'<img src="{png_uri(pixels)}" width="{width}" height="{height}" alt="{alt}">'
+    return f'<img src="{image_uri(pixels)}" width="{width}" height="{height}" alt="{alt}">'
 
 
 def tiled(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
-    """images (n, C, H, W) in that many columns as one picture (C + 1, H', W'), see-through between tiles."""
+    """Images (n, C, H, W) in that many columns as one picture (C + 1, H', W'), transparent between tiles."""
     count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
     sheet = np.zeros((channels + 1, rows * (height + gap) - gap, columns * (width + gap) - gap), np.uint8)
@@ -69,11 +129,17 @@ def tiled(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
 
 
 def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "trajectory frames") -> dict[str, Any]:
-    """What the player needs of frames (K, n, C, H, W), at times (K,) where given: a sprite sheet, its layout, labels.
+    """What the player needs of frames (K, n, C, H, W): a sprite sheet, its layout, and a label for each frame.
 
-    At most 64 frames (evenly chosen, the last one kept) of at most 64 images are shown, fewer images where
-    they are large.
-    Raises ValueError for frames that are not uint8 images, or a count of times that differs.
+    At most 64 frames (evenly chosen, the last one kept) of at most 64 images are shown, fewer images if they are large.
+
+    Args:
+        frames: uint8 images.
+        times: the time of each frame, for its label.
+        name: what to call the frames in an error.
+
+    Raises:
+        ValueError: frames that are not uint8 images, or another number of times.
     """
     if frames.ndim != 5 or 0 in frames.shape:
         raise ValueError(f"{name} must be a non-empty (K, n, C, H, W), got shape {tuple(frames.shape)}")
@@ -91,7 +157,7 @@ def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "traj
     sheets = [tiled(checked(frames[k, :tiles], name), across, gap) for k in chosen]
     sprite = np.stack(sheets)
     return {
-        "sprite": png_uri(tiled(sprite, columns, 0)[:-1]),
+        "sprite": image_uri(tiled(sprite, columns, 0)[:-1], _EXACT_SPRITE),
         "columns": columns,
         "width": sprite.shape[-1],
         "height": sprite.shape[-2],

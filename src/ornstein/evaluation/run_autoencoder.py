@@ -15,10 +15,10 @@ from ornstein.autoencoders import Autoencoder, VQAutoencoder, addressed
 from ornstein.autoencoders.vq import perplexity
 from ornstein.data import ImageSet, batch_indices, save_grid, to_uint8, to_unit
 from ornstein.evaluation.distortion import psnr, ssim
+from ornstein.evaluation.markup import Table
 from ornstein.evaluation.panels import Panel
 from ornstein.evaluation.report import Images, Report, Score, Skipped, write_report
 from ornstein.evaluation.run import Advance, loss_curve
-from ornstein.evaluation.tables import Table
 
 _BATCH = 64
 _SHOWN = 10

@@ -121,7 +121,7 @@ def warp(image: Tensor, transform: Similarity, size: tuple[int, int], border: st
     return F.grid_sample(pixels, grid, mode="bicubic", padding_mode=padding, align_corners=False)[0]
 
 
-def mask(landmarks: Tensor, size: int, soft: float = 0.25) -> Tensor:
+def mask(landmarks: Tensor, size: int, soft: float = 0.15) -> Tensor:
     """Where the face is in aligned crops: float32 (N, 1, size, size), 1 inside, falling to 0 over `soft`.
 
     An ellipse-like hull of the five landmarks (N, 5, 2), in crop pixels: upright on the line of the eyes, as wide as

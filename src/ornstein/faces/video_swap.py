@@ -24,11 +24,11 @@ from torch import Tensor
 from ornstein.errors import RunError, UserError
 from ornstein.faces import film, provenance
 from ornstein.faces.detect import Face
-from ornstein.faces.face_noise import FaceNoise
 from ornstein.faces.film import Encoder, Film
-from ornstein.faces.label import labelled
-from ornstein.faces.photo_swap import Order, check_output
+from ornstein.faces.provenance.label import labelled
 from ornstein.faces.swap import LARGEST, Aligned, Choice, SwapModel, Swapper
+from ornstein.faces.swap.noise import FaceNoise
+from ornstein.faces.swap.photo import Order, check_output
 from ornstein.faces.tracks import Seen, Track, by_frame, link
 from ornstein.store import atomic_save_tensors, atomic_write, read_json, remove_partial, write_error
 

@@ -1,12 +1,27 @@
 """Networks: what a `Denoiser` wraps. `NETS` names those that a checkpoint can rebuild from its config."""
 
-from torch import nn
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from ornstein.nets.face import FaceUNet
-from ornstein.nets.relit import RelitUNet
 from ornstein.nets.unet import UNet
 from ornstein.nets.video import VideoUNet, frames_known, known_masks
 
-NETS: dict[str, type[nn.Module]] = {"FaceUNet": FaceUNet, "RelitUNet": RelitUNet, "UNet": UNet, "VideoUNet": VideoUNet}
+if TYPE_CHECKING:
+    from ornstein.faces.nets import FaceUNet, RelitUNet
+
+NETS: dict[str, str] = {
+    "FaceUNet": "ornstein.faces.nets",
+    "RelitUNet": "ornstein.faces.nets",
+    "UNet": "ornstein.nets.unet",
+    "VideoUNet": "ornstein.nets.video",
+}
+"""The module of each network, by the name that a stored model has for it."""
 
 __all__ = ["NETS", "FaceUNet", "RelitUNet", "UNet", "VideoUNet", "frames_known", "known_masks"]
+
+
+def __getattr__(name: str) -> Any:
+    # The face networks stand above this package: they are imported when a stored model or a user names them.
+    if name in NETS:
+        return getattr(importlib.import_module(NETS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

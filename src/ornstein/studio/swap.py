@@ -14,11 +14,12 @@ from torch import Tensor
 from ornstein.data import save_grid
 from ornstein.errors import UserError
 from ornstein.extras import require
-from ornstein.faces import film, log, photo_swap, provenance
-from ornstein.faces.consent import Consent
+from ornstein.faces import film, provenance
 from ornstein.faces.detect import Detector, Face, find_faces
-from ornstein.faces.picture import read_picture
-from ornstein.faces.swap import ALL, Choice, Swapper, SwapSettings, load_model
+from ornstein.faces.provenance import log
+from ornstein.faces.provenance.consent import Consent
+from ornstein.faces.swap import ALL, Choice, Swapper, SwapSettings, load_model, photo
+from ornstein.faces.swap.picture import read_picture
 from ornstein.faces.video_swap import VideoSettings, swap_video
 from ornstein.studio.judge import counted
 from ornstein.studio.studio import Studio
@@ -191,7 +192,7 @@ def page(studio: Studio) -> None:
             raise UserError(f"there is no {sorted(unknown)[0]} in {there.path.name}: it has {', '.join(there.names)}")
         video, folder = film.is_video(there.path), session.new_folder()
         suffix = there.path.suffix.lower()
-        kinds = film.SUFFIXES if video else photo_swap.SUFFIXES
+        kinds = film.SUFFIXES if video else photo.SUFFIXES
         out = folder / f"{there.path.stem}-swapped{suffix if suffix in kinds else kinds[0]}"
 
         def job(tell: Tell) -> str:
@@ -206,15 +207,13 @@ def page(studio: Studio) -> None:
             else:
                 choice = Choice([source] * len(picked), ALL, swapper.recogniser(there.shown, picked))
                 references = [_portrait(swapper, there, face, folder) for face in picked]
-            order = photo_swap.Order(
-                [photos] * len(choice.sources), there.path, out, statement, references, _log(studio)
-            )
+            order = photo.Order([photos] * len(choice.sources), there.path, out, statement, references, _log(studio))
             if video:
                 report = swap_video(swapper, loaded, choice, order, VideoSettings(), False, tell)
                 without = f", {report.frames_without} without a face" if report.frames_without else ""
                 return f"{report.frames} frames{without}"
             with counted(loaded.model.denoiser.net, tell, "swapping"):
-                faces = photo_swap.swap_photo(swapper, loaded, choice, order)
+                faces = photo.swap_photo(swapper, loaded, choice, order)
             return f"{faces} face{'s' * (faces != 1)}"
 
         work = Work(session, "frames" if video else "calls", job)

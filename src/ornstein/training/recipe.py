@@ -23,6 +23,7 @@ from ornstein.progress import progress, say, warn
 from ornstein.settings import to_json
 from ornstein.store import atomic_write
 from ornstein.training import processes
+from ornstein.training.folder import check_folder
 from ornstein.training.jobs import Job, ReportPlan, new_job
 from ornstein.training.models import new_autoencoder, new_denoiser
 from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings, resumed
@@ -105,6 +106,7 @@ def train(
     out = Path(out)
     asked = _asked(data, out, resume, settings)
     asked.validate()
+    check_folder(out)
     group = processes.current()  # before anything goes to a GPU: each process has its own
     where = choose_device(device)
     if asked.latent is not None:
@@ -117,6 +119,7 @@ def train(
         stream=split.stream,
         fps=getattr(split.train, "fps", None),
     ).settled(split.train.shape[-1], where.type == "cpu")
+    asked = replace(asked, net=asked.preset(split.train.shape[-1], asked.latent is not None, where.type == "cpu"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         job = new_job(asked, split.train, split.held_out, out, resume, where)

@@ -1,0 +1,31 @@
+"""Swapping: faces in a picture are aligned, repainted by a model, colour-matched and pasted back."""
+
+from ornstein.faces.swap.photo import Order, swap_photo
+from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.swap.swapper import (
+    ALL,
+    LARGEST,
+    Aligned,
+    Choice,
+    Source,
+    SwapModel,
+    Swapper,
+    SwapSettings,
+    load_model,
+)
+
+__all__ = [
+    "ALL",
+    "LARGEST",
+    "Aligned",
+    "Choice",
+    "FaceModel",
+    "Order",
+    "Source",
+    "SwapModel",
+    "SwapSettings",
+    "Swapper",
+    "load_model",
+    "swap_crops",
+    "swap_photo",
+]

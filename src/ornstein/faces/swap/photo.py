@@ -1,0 +1,146 @@
+"""A photo in, a photo out: swapped, labelled, signed and logged."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.data.sources import SUFFIXES as PHOTOS
+from ornstein.errors import UserError
+from ornstein.faces.detect import Face
+from ornstein.faces.provenance import log, manifest
+from ornstein.faces.provenance.consent import Consent
+from ornstein.faces.provenance.label import labelled
+from ornstein.faces.swap.picture import SUFFIXES, encode, read_picture
+from ornstein.faces.swap.swapper import Choice, SwapModel, Swapper
+from ornstein.store import atomic_write, write_error
+
+COLUMNS = ("source", "target", "out")  # of a list of pairs
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a swap is made of and where it goes; the same for a photo and a video.
+
+    sources: the photos of each source, by the number that `Choice` gives it; references: the photos of whose face each
+    of them takes, if any. log: a JSONL file; None: one beside `out`.
+    """
+
+    sources: Sequence[Sequence[Path]]
+    target: Path
+    out: Path
+    consent: Consent
+    references: Sequence[Path] = ()
+    log: Path | None = None
+
+    def __post_init__(self) -> None:
+        used = [path for photos in self.sources for path in photos] + [self.target, *self.references]
+        if any(path.exists() and self.out.exists() and path.samefile(self.out) for path in used):
+            raise UserError(f"{self.out} is one of the inputs: write the swap to another file")
+
+    def described(self, choice: Choice) -> str | list[str]:
+        """Which faces were swapped: "all", "largest", or those of reference photos, by their hashes."""
+        return choice.every if choice.references is None else [log.sha256(path) for path in self.references]
+
+    def statement(self, model: SwapModel, settings: dict[str, Any]) -> dict[str, Any]:
+        """What is said in the manifest of the output: consent, model, settings and the hashes of what went in."""
+        return {
+            "consent": self.consent.statement,
+            "model": {"sha256": model.sha256} | asdict(model.card),
+            "settings": settings,
+            "label": bool(settings["label"]),
+            "sources": [[log.sha256(path) for path in photos] for photos in self.sources],
+            "target": log.sha256(self.target),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+
+    def record(self, statement: dict[str, Any], **found: Any) -> None:
+        """One line in the log: the statement, the output's hash and what was found."""
+        path = self.log or self.out.parent / log.NAME
+        files = {"file": self.out.name, "output": log.sha256(self.out)}
+        log.append(path, statement | files | found)
+
+
+def check_output(out: Path, suffixes: Sequence[str], target: Path) -> None:
+    """Raises UserError where the name of the output is not of these kinds, or its folder cannot be."""
+    if out.suffix.lower() not in suffixes:
+        raise UserError(f"{out}: a swap of {target.name} is written as {', '.join(suffixes)}")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give the name of the file to write")
+
+
+def swap_photo(swapper: Swapper, model: SwapModel, choice: Choice, order: Order) -> int:
+    """Swap the faces of the photo `order.target` and write `order.out`; how many were swapped.
+
+    The output is labelled unless the settings say otherwise, signed, and complete or absent. Raises UserError where a
+    file cannot be used, has no face or a protected one, RunError where the output cannot be written.
+    """
+    out, suffix = order.out, order.out.suffix.lower()
+    check_output(out, SUFFIXES, order.target)
+    picture = read_picture(order.target)
+    chosen = swapper.choose(picture.shown, choice, str(order.target))
+    pixels, alpha = swapper.picture(picture.pixels, picture.shown, chosen, choice), picture.alpha
+    settings = asdict(swapper.settings) | {"faces": order.described(choice)}
+    if swapper.settings.label:
+        pixels, (left, top, right, bottom) = labelled(pixels, _covered([face for face, _ in chosen]))
+        if alpha is not None:
+            alpha = alpha.clone()
+            alpha[:, top:bottom, left:right] = 255
+    data = encode(picture.painted(pixels, alpha), suffix)
+    statement = order.statement(model, settings)
+    signed = BytesIO()
+    manifest.sign(BytesIO(data), signed, suffix, out.name, order.target, statement)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(out, error) from error
+    atomic_write(out, signed.getvalue())
+    order.record(statement, faces=len(chosen))
+    return len(chosen)
+
+
+def _covered(faces: Sequence[Face]) -> Tensor:
+    """Points (N, 2) all over the faces."""
+    along = torch.linspace(-0.5, 0.5, 9, dtype=torch.float64)
+    grid = torch.cartesian_prod(along, along)
+    return torch.cat([torch.tensor(face.centre) + face.side * grid for face in faces])
+
+
+def photos_in(path: Path) -> list[Path]:
+    """The photo `path`, or the photos in a folder of that name. Raises UserError where there is none."""
+    if not path.exists():
+        raise UserError(f"there is no file {path}")
+    if not path.is_dir():
+        return [path]
+    photos = sorted(each for each in path.iterdir() if each.suffix.lower() in PHOTOS and each.is_file())
+    if not photos:
+        raise UserError(f"there is no photo in the folder {path}")
+    return photos
+
+
+def read_pairs(path: Path) -> Iterator[tuple[int, list[Path | None]]]:
+    """The rows of a CSV file with the columns source, target, out: the line, and the three paths, None where empty.
+
+    Paths are relative to the file's folder. Raises UserError where it cannot be read or a column is missing.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path} has no column {missing[0]!r}: its first line must be {','.join(COLUMNS)}")
+            for row in rows:
+                cells = [(row[name] or "").strip() for name in COLUMNS]
+                yield rows.line_num, [path.parent / cell if cell else None for cell in cells]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV file: {error}") from None

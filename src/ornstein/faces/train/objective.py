@@ -1,0 +1,155 @@
+"""Training of a face swap: rebuild a face from its blur and a source of it, then be told whose it became."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import ornstein as orn
+from ornstein import checkpoint
+from ornstein.denoiser import Denoiser, SampleSpec
+from ornstein.errors import UserError
+from ornstein.faces.conditions import CHANNELS, blurred, scene
+from ornstein.faces.identity import IdentityNet, augmented, fingerprint, likeness
+from ornstein.faces.nets.face import FaceUNet
+from ornstein.faces.photos import Pairs, Photos
+from ornstein.objectives import low_discrepancy
+from ornstein.process import Prediction
+from ornstein.training import Task
+
+IDENTITY = "identity"  # the folder of the recogniser inside a run
+_CLEAREST, _NOISIEST = 0.3, 0.85  # times at which the model's own swaps are looked at
+
+
+@dataclass(frozen=True)
+class FaceSettings:
+    """What a swap is trained with, beside the trainer's own settings.
+
+    Args:
+        dropout: probability that a pair is trained without its identity, for guidance.
+        outside: weight of the pixels outside the mask, which are known, against 1 inside.
+        noise: times have the density (1 + noise) t^noise. At 0 they are uniform; at 2, for v and a cosine schedule, a
+            time counts nearly by its error of x0: whose face it is and how it is turned is decided at high noise.
+        tint: standard deviation of a shift of the blurred face's colours, so that they do not tell who it is.
+        identity: weight of the identity term on the truth's own pairs, which is 1 - cosine.
+        swap: the same on swaps of two people without a known truth.
+        swaps: share of the batch that is swapped so; it goes through the network twice.
+        colour: weight of the squared error of a swap's 8x8 blur against the target's.
+        begins: the fraction of the training after which the terms with the identity net are there.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    dropout: float = 0.15
+    outside: float = 0.05
+    noise: float = 1.5
+    tint: float = 0.05
+    identity: float = 0.1
+    swap: float = 0.1
+    swaps: float = 0.25
+    colour: float = 1.0
+    begins: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "swaps", "begins"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is a fraction, not {getattr(self, name)}")
+        for name in ("outside", "noise", "tint", "identity", "swap", "colour"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
+
+
+def face_denoiser(size: int, identity: int, preset: str = "s") -> Denoiser:
+    """An untrained swap model for crops of `size` pixels and identity vectors of that length (v-prediction, cosine)."""
+    net = FaceUNet.preset(preset, size=size, scene=CHANNELS, identity=identity)
+    return Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=SampleSpec((3, size, size)))
+
+
+class FaceTask(Task[Denoiser]):
+    """Training of a swap on pairs of photos, with identities as `recogniser` normalises them (E10, and E8 for v).
+
+    On each pair the squared error of v, more inside the mask than outside. From `settings.begins` on also whose face
+    the prediction is, by the recogniser: on the pairs themselves at middling noise, weighted by a^2; and on a part of
+    the batch that gets another row's source, where no truth is known. There the model first guesses from pure noise,
+    the guess is noised to a time in (0.3, 0.85), and what it makes of that is judged: the model's own swap and not
+    somebody else's photo. The recogniser sees it moved, blurred and noisy. It is not trained.
+
+    Source: S0; Kim et al. 2022 (DiffFace, arXiv:2212.13344), section 3.2, the identity of the predicted x0;
+    Clark et al. 2023 (DRaFT, arXiv:2309.17400), the gradient of a reward through the last steps alone.
+    """
+
+    def __init__(self, denoiser: Denoiser, recogniser: IdentityNet, photos: Photos, settings: FaceSettings) -> None:
+        super().__init__(denoiser, [denoiser.net, recogniser])
+        self.photos, self.settings = photos, settings
+        self.recogniser = recogniser.eval().requires_grad_(False)
+
+    def loss(
+        self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert labels is not None
+        settings, device = self.settings, x0.device
+        pairs = self.photos.pairs(labels.cpu(), draw).to(device)
+        n = len(x0)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=draw, device=device)
+
+        t = low_discrepancy(n, draw).float() ** (1 / (1 + settings.noise))
+        dropped = torch.rand(n, generator=draw, device=device) < settings.dropout
+        shown = scene(pairs.target, pairs.mask, pairs.landmarks, settings.tint * normal(n, 3, 1, 1))
+        z = normal(*pairs.truth.shape)
+        x_t = self.model.process.add_noise(pairs.truth, t, z)
+        known = pairs.source.known(pairs.landmarks)
+        guess = self.model(x_t, t, scene=shown, **known, dropped=dropped)
+        truth = Prediction(self.model.process, x_t, t, pairs.truth, self.model.process.noise.color(z))
+        weight = torch.lerp(torch.full_like(pairs.mask, settings.outside), torch.ones_like(pairs.mask), pairs.mask)
+        error = (weight * (guess.v - truth.v).square()).mean() / weight.mean()
+        if progress < settings.begins:
+            zero = error.new_zeros(())
+            return error, {"error": error, "unlike": zero, "swap_unlike": zero}
+        # the third of the rows with middling noise: less of it hides nothing, under more there is nothing to be seen
+        some = t.argsort()[n // 3 : n - n // 3]
+        trust = self.model.process.coefficients(t, x_t)[0].flatten().square() * ~dropped
+        unlike = (trust[some] * self.unlike(guess.x0[some], pairs.select(some), draw)).mean()
+        swap_unlike, colour = self.swapped(pairs, shown, draw)
+        total = error + settings.identity * unlike + settings.swap * swap_unlike + settings.colour * colour
+        return total, {"error": error, "unlike": unlike, "swap_unlike": swap_unlike}
+
+    def unlike(self, x0: Tensor, pairs: Pairs, draw: torch.Generator) -> Tensor:
+        """1 - cosine of whose face x0 is in the target picture and the pairs' identity, (B,)."""
+        picture = torch.lerp(pairs.target, x0, pairs.mask)
+        return 1 - likeness(self.recogniser(augmented(picture, draw, 0.5, mirror=False)), pairs.source.identity)
+
+    def swapped(self, pairs: Pairs, shown: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """On the first rows, with the source of the one before: 1 - cosine, and the squared error of the 8x8 blur."""
+        n = round(self.settings.swaps * len(shown))
+        if n == 0 or not (self.settings.swap or self.settings.colour):
+            return shown.new_zeros(()), shown.new_zeros(())
+        some = replace(pairs, source=pairs.source.roll(1)).select(torch.arange(n, device=shown.device))
+        process = self.model.process
+        known = {"scene": shown[:n]} | some.source.known(some.landmarks)
+
+        def noise() -> Tensor:
+            return torch.randn(some.target.shape, generator=draw, device=shown.device)
+
+        with torch.no_grad():
+            first = self.model(process.prior(tuple(some.target.shape)).sample(noise()), 1.0, **known).x0
+        first = torch.lerp(some.target, first.clamp(-1, 1), some.mask)
+        t = torch.rand(n, generator=draw, device=shown.device) * (_NOISIEST - _CLEAREST) + _CLEAREST
+        guess = self.model(process.add_noise(first, t, noise()), t, **known).x0
+        picture = torch.lerp(some.target, guess, some.mask)
+        return self.unlike(guess, some, draw).mean(), F.mse_loss(blurred(picture), blurred(some.target))
+
+    def config(self) -> dict[str, Any]:
+        faces = asdict(self.settings) | {"recogniser": fingerprint(self.recogniser)}
+        return self.model.to_config() | {"faces": faces}
+
+    def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
+        self.recogniser.save(out / IDENTITY)
+        checkpoint.save(model, out, extra | {"faces": asdict(self.settings)})

@@ -1,0 +1,114 @@
+"""Swaps in the procedural face world, where the true answer is a picture: photos to learn from, and cases to judge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ornstein.data import to_uint8
+from ornstein.faces.photos import Photos
+from ornstein.faces.world.landmarks import LANDMARKS
+from ornstein.faces.world.parameters import ATTRIBUTES, attributes, identities
+from ornstein.faces.world.views import Rendered, render, rendered
+
+_BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose answer is among them
+_MARGIN = 0.1  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
+_SOURCES = 10_000_019  # states of the source pictures of cases, far from those of their targets
+_PORTRAIT = 32  # pixels a side of the portraits that embeddings are of
+_NUMBERS = 64  # of an embedding
+_NEUTRAL = {"scale": 1.0, "light_y": 0.4, "light_power": 1.0, "ambient": 0.35}
+
+
+def region(mask: Tensor) -> Tensor:
+    """Where a swap may paint, (B, 1, H, W), 1 there and 0 elsewhere: the target's face `mask` and a margin around it.
+
+    It ends at a line: the answer is known beyond the face as well, and half of another one laid over it would be wrong.
+    """
+    reach = round(_MARGIN * mask.shape[-1])
+    return (F.max_pool2d(mask, 2 * reach + 1, 1, reach) > 0).to(mask.dtype)
+
+
+class Looks:
+    """What people look like as 64 numbers: principal components of their portraits, from the front in a soft light.
+
+    A component is divided by the square root of its standard deviation, half way to equal spread: what is seen most
+    weighs most, and what is hardly seen is not lost. It is made of the renderer's own description of a person, and
+    plays the part of the recogniser that real photographs have: a net learns it from pictures.
+    """
+
+    def __init__(self, people: Tensor) -> None:
+        pictures = self._portraits(people)
+        self.mean = pictures.mean(0)
+        _, spread, basis = torch.linalg.svd(pictures - self.mean, full_matrices=False)
+        numbers = min(_NUMBERS, len(spread))
+        scale = (spread[:numbers] / len(people) ** 0.5).clamp(min=1e-6).sqrt()
+        self.basis = basis[:numbers] / scale[:, None]
+
+    def __call__(self, people: Tensor) -> Tensor:
+        """The embeddings (B, 64) of people (B, K)."""
+        return (self._portraits(people) - self.mean) @ self.basis.T
+
+    def _portraits(self, people: Tensor) -> Tensor:
+        neutral = torch.tensor([_NEUTRAL.get(name, 0.0) for name in ATTRIBUTES])
+        (portraits,) = rendered(people, neutral.expand(len(people), -1), _PORTRAIT, lambda out: (out.image,))
+        return portraits.flatten(1)
+
+
+def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | None = None) -> Photos:
+    """`n` photos of the procedural world in blocks of 8 people in the same 8 states; the embeddings are their `Looks`.
+
+    Block k is a function of (seed, first + k); its embeddings also of the other blocks, unless `looks` is given. Raises
+    ValueError unless n is a positive multiple of 64.
+    """
+    if n < 1 or n % _BLOCK**2:
+        raise ValueError(f"photos of the face world come in blocks of {_BLOCK**2}, not {n}")
+    blocks = n // _BLOCK**2
+    people = identities(blocks * _BLOCK, seed, first * _BLOCK)
+    states = attributes(blocks * _BLOCK, seed, first * _BLOCK)
+    at = torch.arange(n)
+    block, person, state = at // _BLOCK**2, at // _BLOCK % _BLOCK, at % _BLOCK
+    person, state = block * _BLOCK + person, block * _BLOCK + state
+
+    def small(out: Rendered) -> tuple[Tensor, Tensor, Tensor]:
+        return to_uint8(out.image), (255 * region(out.mask)).round().to(torch.uint8), out.landmarks
+
+    images, masks, landmarks = rendered(people[person], states[state], size, small)
+    embeddings = (looks or Looks(people))(people)[person]
+    return Photos(images, masks, landmarks, person, embeddings, state, mirrored=mirror_order())
+
+
+def mirror_order() -> Tensor:
+    """Which landmark of the face world each one is in a mirror, (K,): left and right change places."""
+    other = {"right": "left", "left": "right"}
+    names = ["_".join(other.get(word, word) for word in name.split("_")) for name in LANDMARKS]
+    return torch.tensor([LANDMARKS.index(name) for name in names])
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Swaps whose answer is known, of people that were not trained on: person i, photographed once, into picture i.
+
+    source, target, truth: with image, mask and landmarks. mask: (N, 1, H, W) where a swap may paint, by the target's
+    face. people (N, K): who the sources are; targets (N, K): who the targets were; states (N, A): what they do.
+    """
+
+    source: Rendered
+    target: Rendered
+    truth: Rendered
+    mask: Tensor
+    people: Tensor
+    targets: Tensor
+    states: Tensor
+
+
+def cases(n: int, size: int, seed: int) -> Cases:
+    """`n` unseen people to be put into `n` unseen states of `n` others, seen each in one picture of another state."""
+    # a seed of its own, and so people that no training with another seed can have met
+    people, targets = identities(n, seed), identities(n, seed, n)
+    states, elsewhere = attributes(n, seed), attributes(n, seed, _SOURCES)
+    source, target = render(people, elsewhere, size), render(targets, states, size)
+    truth = render(people, states, size)
+    return Cases(source, target, truth, region(target.mask), people, targets, states)
