@@ -147,15 +147,15 @@ def _print(fitted: Summary, name: str, best: str) -> None:
         table.add_row(f"{low:.2f}-{high:.2f}", f"{share:.1%}", *(f"{values[lag]:.3f}" for lag in lags))
     console.print(table)
 
-    console.print("condition number of C^-1 Sigma: how far the signal-to-noise ratios of the data's modes differ")
+    say("kappa(C^-1 Sigma), the condition number: how far the signal-to-noise ratios of the data's modes differ")
     table = _table("C", "over frames", "by spatial frequency", "")
     for fit, (over_frames, by_frequency) in fitted.kappa.items():
         frames = "-" if math.isnan(over_frames) else f"{over_frames:.2f}"
-        marks = [mark for mark, kind in (("recommended", best), ("written", name)) if fit == kind]
+        marks = [mark for mark, kind in (("recommended", best), ("chosen", name)) if fit == kind]
         table.add_row(cell(fit), frames, f"{by_frequency:.2f}", ", ".join(marks))
     console.print(table)
     why = f"recommended: {best}, the smallest number by spatial frequency; 1 would be a perfect match"
-    say(why if best == name else f"{why}. Write it with --kind {best}")
+    say(why if best == name else f"{why}. Choose it with --kind {best}")
 
 
 def _table(*headings: str) -> Table:

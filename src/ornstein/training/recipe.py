@@ -128,7 +128,7 @@ def train(
     if group.main:
         atomic_write(out / SETTINGS, (json.dumps(to_json(asked), indent=1) + "\n").encode())
     _say_what(job, split, asked)
-    steps, seconds = _follow(job, asked, out)
+    steps, seconds = _follow(job, asked, out, resume)
     if isinstance(split.train, StreamedSet):
         split.train.damaged.update(group.collected(list(split.train.damaged.items())))  # each has read its own part
     group.end()
@@ -244,7 +244,7 @@ def _say_what(job: Job[Any], split: Split, settings: Settings) -> None:
         warn(f"{count} {kind} are few: the model will learn them by heart; use hundreds, better thousands")
 
 
-def _follow(job: Job[Any], settings: Settings, out: Path) -> tuple[int, float]:
+def _follow(job: Job[Any], settings: Settings, out: Path, resume: bool) -> tuple[int, float]:
     """Train to the end with a progress bar; the steps made here, and the seconds of training over all resumptions."""
     group, config = processes.current(), settings.config()
     kind = "images" if settings.frames is None else "clips"
@@ -252,12 +252,12 @@ def _follow(job: Job[Any], settings: Settings, out: Path) -> tuple[int, float]:
     total = 60 * config.minutes if config.minutes is not None else config.steps
     began, steps, seconds = time.monotonic(), 0, 0.0
     with progress("s" if timed else "steps") as bar:
-        task = bar.add_task("training", total=total, note="")
+        task = bar.add_task("training", total=total, note="", visible=not resume)  # a finished run makes no step
         for state in job.states:
             steps, seconds = steps + 1, state.elapsed
             done = state.elapsed if timed else state.step
             note = f"loss {state.loss:.4f}  {state.images_per_second:,.0f} {kind}/s"
-            bar.update(task, completed=min(done, total or done), note=note)
+            bar.update(task, completed=min(done, total or done), note=note, visible=True)
             if state.sample_due and group.main:
                 job.preview(state.model, out / "progress" / f"step-{state.step:06d}.png")
     return steps, seconds or time.monotonic() - began
