@@ -14,7 +14,7 @@ import ornstein
 ROOT = Path(ornstein.__file__).parent
 FLOORS = [
     # mathematics: torch and the standard library alone
-    "errors settings request",
+    "errors extras settings request",
     "store randomness devices schedules noise",
     "process",
     "denoiser preconditioning oracles wrapper",

@@ -5,12 +5,13 @@ Submodules and names are imported when they are first used, so that the command 
 
 import os
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 # Read when PyTorch starts its threads, so before it is imported: on a machine that others use too, OpenMP's default,
 # to spin while waiting for a thread that is not running, makes a training step of 45 ms one of a second.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ornstein import (
@@ -111,9 +112,7 @@ _MODULE_OF = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value = version("ornstein")
-    elif name in _MODULE_OF:
+    if name in _MODULE_OF:
         value = getattr(import_module(f"ornstein.{_MODULE_OF[name]}"), name)
     elif name in __all__:
         value = import_module(f"ornstein.{name}")

@@ -14,22 +14,14 @@ from ornstein import noise, schedules
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.denoiser import Denoiser, Distilled, SampleSpec
 from ornstein.errors import UserError
+from ornstein.nets import NETS
 from ornstein.process import Process
 from ornstein.solvers.tuned import Tuned
 from ornstein.store import CONFIG, FORMAT, MODEL, atomic_write, json_bytes, load_weights, read_config, read_json
 
-__all__ = ["NETWORKS", "TUNED", "fingerprint", "load", "load_tuned", "network_class", "save", "save_tuned"]
+__all__ = ["TUNED", "fingerprint", "load", "load_tuned", "network_class", "save", "save_tuned"]
 
 TUNED = "tuned.json"
-
-NETWORKS = {
-    "UNet": "ornstein.nets.unet",
-    "VideoUNet": "ornstein.nets.video",
-    "FaceUNet": "ornstein.nets.face",
-    "RelitUNet": "ornstein.nets.relit",
-    "DiffusersNet": "ornstein.interop.diffusers",
-}
-"""The networks that a config can name, and the module of each: imported when a model needs it."""
 
 # The keys of a config that decide a model's trajectories, besides its weights.
 _TRAJECTORY = ("schedule", "noise", "prediction", "data_std", "data_covariance", "net", "data")
@@ -37,9 +29,9 @@ _TRAJECTORY = ("schedule", "noise", "prediction", "data_std", "data_covariance",
 
 def network_class(name: str) -> type[nn.Module]:
     """The network class that a config names. Raises ValueError for an unknown name."""
-    if name not in NETWORKS:
+    if name not in NETS:
         raise ValueError(f"unknown network {name!r}; give it as ornstein.load(path, net=...)")
-    return getattr(import_module(NETWORKS[name]), name)
+    return getattr(import_module(NETS[name]), name)
 
 
 def save(denoiser: Denoiser, path: str | Path, extra: dict[str, Any] | None = None) -> None:

@@ -76,6 +76,7 @@ class Group(TyperGroup):
             else:
                 path = error.ctx.command_path if error.ctx is not None else "ornstein"
                 message = error.format_message().rstrip(".").replace("Value error, ", "")
+                message = message.removeprefix("Invalid value for ")
                 fail(f"{message}; see {path} --help")
             code = error.exit_code
         sys.exit(code if isinstance(code, int) else 0)
