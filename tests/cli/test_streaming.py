@@ -11,7 +11,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from ornstein.cli import app, setup
+from ornstein.cli import app
+from ornstein.training import recipe
 
 QUICK = ("--size", 8, "--net", "xs", "--batch", 4, "--sample-every", 0, "--held-out", 0.25)
 
@@ -41,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_set_that_does_not_fit_is_streamed_and_the_run_keeps_to_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "MEMORY_BUDGET", 48 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(recipe, "MEMORY_BUDGET", 48 * 3 * 8 * 8 - 1)
     out = tmp_path / "run"
     result = ornstein("train", "--data", shards, *QUICK, "--steps", 12, "--out", out)
     assert result.exit_code == 0, result.output

@@ -22,7 +22,7 @@ from ornstein.evaluation.few_steps import FRECHET, KERNEL, RMSE, Way, mean_over_
 from ornstein.evaluation.run import write_run_report
 from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.few_steps.distillation import check_teacher
-from ornstein.progress import cell, console, progress, say, warn
+from ornstein.progress import cell, console, progress, say
 from ornstein.request import SOLVER, STEPS
 from ornstein.settings import read, read_file, settings_of, to_json
 from ornstein.store import CONFIG, atomic_write, read_config
@@ -150,10 +150,8 @@ def _report(
     data = _data(run)
     ways = ways_of(run, teacher, student, settings.guidance)
     evaluations = (_FINE_STEPS + sum(way.steps for way in ways)) * (1 if settings.guidance == 1 else 2)
-    judged = affordable(teacher, budget, _JUDGED, steps=evaluations)
-    if data is None or judged < _FEWEST:
-        if data is not None:
-            warn(f"no report: it would take longer than {budget:.0f} s; `ornstein evaluate {out}` writes one")
+    judged = max(_FEWEST, affordable(teacher, budget, _JUDGED, evaluations))
+    if data is None:
         preview(student, out / "samples.png")
         return
     shown = {name: value for name, value in to_json(settings).items() if value is not None}

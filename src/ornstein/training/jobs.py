@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ __all__ = ["Job", "ReportPlan", "affordable", "new_job", "preview", "size_of"]
 # A preview is worth fewer samples and steps than a result.
 _PREVIEW_IMAGES, _PREVIEW_CLIPS, _PREVIEW_STEPS, _PREVIEW_PAIRS = 64, 4, 10, 8
 _MEASURED = 8  # samples that the time of a sample is measured with
-# What a report draws besides the samples that it scores, and the fewest that it scores.
-_SHOWN, _FEWEST = 120, 24
+# A report draws a grid and a film besides the samples that it scores. With less time it has fewer steps and samples.
+_GRID, _FILM, _FEWEST = 100, 20, 16
+_SHORT_STEPS = 8
+_BOUND_EVALUATIONS = 3200  # of the joint bound of a latent model
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,21 @@ def _diffusion(
         states = run_task(Diffusion(denoiser, config), train_set, config, out, resume)
 
     def report(plan: ReportPlan) -> list[Score]:
-        count = affordable(denoiser, plan.budget, plan.judged, _SHOWN)
-        if count < _FEWEST:
-            preview(denoiser, out / "samples.png")
-            warn(f"no report: it would take longer than {plan.budget:.0f} s; `ornstein evaluate {out}` writes one")
-            return []
         if isinstance(train_set, ImageSet | StreamedSet):
             assert isinstance(held_out, ImageSet)
+            effort = _effort(denoiser, plan)
             seen = train_set.drawn() if isinstance(train_set, StreamedSet) else train_set
-            steps = plan.quality_steps
-            return write_run_report(out, denoiser, seen, held_out, plan.title, plan.shown, count, steps, plan.advance)
+            return write_run_report(
+                out, denoiser, seen, held_out, plan.title, plan.shown, effort.judged, plan.quality_steps, plan.advance,
+                shown=effort.grid, steps=effort.steps,
+            )  # fmt: skip
         assert not isinstance(held_out, ImageSet)
-        return write_clip_report(out, denoiser, train_set, held_out, plan.title, plan.shown, plan.advance, count)
+        steps = STEPS
+        most = affordable(denoiser, plan.budget, plan.judged, steps)
+        if most < _FEWEST:
+            steps = _SHORT_STEPS
+            most = max(4, affordable(denoiser, plan.budget, _FEWEST, steps))
+        return write_clip_report(out, denoiser, train_set, held_out, plan.title, plan.shown, plan.advance, most, steps)
 
     about = size_of(denoiser)
     if denoiser.space is not None and denoiser.data is not None:
@@ -133,7 +139,11 @@ def _autoencoder(
         seen = train_set.drawn() if isinstance(train_set, StreamedSet) else train_set
         began = time.monotonic()
         reconstruct(loss.model, held_out.images[:_MEASURED])
-        count = int(plan.budget * min(_MEASURED, len(held_out)) / (time.monotonic() - began))
+        count = (
+            math.inf
+            if math.isinf(plan.budget)
+            else int(plan.budget * min(_MEASURED, len(held_out)) / (time.monotonic() - began))
+        )
         part = held_out if count >= len(held_out) else held_out.split(max(count, 2) / len(held_out), 0)[1]
         scores, warnings = write_autoencoder_report(out, loss.model, seen, part, plan.title, plan.shown, plan.advance)
         for warning in warnings:
@@ -169,23 +179,40 @@ def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool)
         return encode_images(path, images, out)
 
 
-def affordable(denoiser: Denoiser, budget: float, most: int, besides: int = 0, steps: int = STEPS) -> int:
+@dataclass(frozen=True)
+class _Effort:
+    judged: int
+    grid: int
+    steps: int
+
+
+def _effort(denoiser: Denoiser, plan: ReportPlan) -> _Effort:
+    """How much a report of images can draw within its time: all of it, or fewer samples of fewer steps."""
+    besides = _GRID + _FILM + sum(plan.quality_steps) * 2 * plan.judged // STEPS
+    if denoiser.space is not None:
+        besides += _BOUND_EVALUATIONS // STEPS
+    count = affordable(denoiser, plan.budget, besides + plan.judged, STEPS) - besides
+    if count >= _FEWEST:
+        return _Effort(count, _GRID, STEPS)
+    count = affordable(denoiser, plan.budget, _GRID + _FILM + _FEWEST, _SHORT_STEPS)
+    grid = min(_GRID, max(10, count - _FILM - _FEWEST))
+    return _Effort(_FEWEST, grid, _SHORT_STEPS)
+
+
+def affordable(denoiser: Denoiser, budget: float, most: int, steps: int) -> int:
     """How many samples of `steps` network evaluations can be drawn within `budget` seconds, at most `most`.
 
-    Args:
-        denoiser: the model; a few of its samples are drawn to measure their time.
-        budget: seconds.
-        most: the largest result.
-        besides: samples that are drawn anyway.
-        steps: evaluations per sample; a distilled model takes its own.
+    A few samples are drawn to measure their time. A distilled model takes its own steps.
     """
     assert denoiser.data is not None
+    if math.isinf(budget):
+        return most
     labels = denoiser.data.labels(_MEASURED)
     draw(denoiser, labels, _MEASURED, steps=1)  # the first call sets up caches and threads
     began = time.monotonic()
     draw(denoiser, labels, _MEASURED, steps=1)
     each = (time.monotonic() - began) / _MEASURED * (steps if denoiser.distilled is None else 1)
-    return max(0, min(most, int(budget / each) - besides))
+    return max(0, min(most, int(budget / each)))
 
 
 def size_of(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 _FEW = 20  # images or clips, below which a model learns them by heart
+_JUDGED = 256  # samples that a report scores
 _REPORT_SECONDS, _REPORT_SHARE = 60.0, 0.1  # a report takes the larger of a minute and a tenth of the training
 REPORT = "report.html"
 # Bundled sets, which are no paths.
@@ -74,7 +76,7 @@ def train(
     report: bool = True,
     device: str = "auto",
     title: str | None = None,
-    judged: int = 256,
+    judged: int | None = None,
     quality_steps: Sequence[int] = (),
     **settings: Any,
 ) -> Run:
@@ -91,7 +93,7 @@ def train(
             minute, whichever is longer: of a slow model fewer samples are scored.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         title: of the report.
-        judged: samples that the report scores at most.
+        judged: samples that the report scores, however long that takes; None: up to 256 within the time of a report.
         quality_steps: numbers of solver steps that the report compares.
         **settings: the fields of `ornstein.training.recipe.Settings`: size, steps, minutes, batch, frames, ...
 
@@ -137,8 +139,9 @@ def train(
         say(f"{out} is finished already: {_length(out, asked)}; give more --steps or --minutes to train on")
         report = report and not (out / REPORT).is_file()
     if group.main and report:
-        plan = {"shown": asked.shown(), "judged": judged, "quality_steps": quality_steps}
-        scores = _report(job, title=title or f"Run {out.name}", budget=report_seconds(seconds), **plan)
+        budget = report_seconds(seconds) if judged is None else math.inf
+        plan = {"shown": asked.shown(), "judged": judged or _JUDGED, "quality_steps": quality_steps, "budget": budget}
+        scores = _report(job, title=title or f"Run {out.name}", **plan)
     return Run(out, asked, scores, job.model, split.train, split.held_out)
 
 
