@@ -93,8 +93,8 @@ def _diffusion(
     resume: bool,
     device: torch.device,
 ) -> Job[Denoiser]:
-    config, images = settings.config(), isinstance(train_set, ImageSet | StreamedSet)
-    if settings.latent is not None and images:
+    config = settings.config()
+    if settings.latent is not None and isinstance(train_set, ImageSet | StreamedSet):
         latents = _encode(Path(settings.latent), train_set, out, resume)
         denoiser = new_denoiser(settings, train_set, latents.space, device)
         states = run_task(LatentDiffusion(denoiser, config), latents, config, out, resume)

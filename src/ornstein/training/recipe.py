@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ornstein import autoencoders
-from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed
+from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed, same_data
 from ornstein.data.images import MEMORY_BUDGET
-from ornstein.data.video_read import VIDEO_SUFFIXES
+from ornstein.data.sets import few_images
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
@@ -35,7 +35,6 @@ __all__ = [
     "report_seconds", "train",
 ]  # fmt: skip
 
-_FEW = 20  # images or clips, below which a model learns them by heart
 _JUDGED = 256  # samples that a report scores
 _REPORT_SECONDS, _REPORT_SHARE = 60.0, 0.1  # a report takes the larger of a minute and a tenth of the training
 REPORT = "report.html"
@@ -113,7 +112,7 @@ def train(
     where = choose_device(device)
     if asked.latent is not None:
         asked = _sized(asked)
-    split = open_data(asked)
+    split = open_data(asked, show=True)
     asked = replace(
         asked,
         data=_absolute(asked.data),
@@ -179,8 +178,10 @@ def _sized(settings: Settings) -> Settings:
     return replace(settings, channels=channels, size=size)  # pyright: ignore[reportArgumentType]  (1 or 3)
 
 
-def open_data(settings: Settings) -> Split:
+def open_data(settings: Settings, show: bool = False) -> Split:
     """The images or clips of a run: those to train on, and those held out by its seed.
+
+    With `show`, a line says what was read, and a warning if it is too little.
 
     Raises:
         UserError: the data cannot be used, or are not those of the fingerprint in the settings: the held-out part
@@ -189,11 +190,16 @@ def open_data(settings: Settings) -> Split:
     with progress("files", transient=True) as bar:
         task = bar.add_task("reading", total=None, note="")
         opened = _open(settings, lambda done, total: bar.update(task, completed=done, total=total))
+    if show:
+        say(opened.summary)
+        few = few_images(len(opened), "image" if settings.frames is None else "clip")
+        if few is not None:
+            warn(few)
     if settings.conditional and not opened.classes:
         if isinstance(opened, ImageSet | StreamedSet):
             opened.require_labels()
         raise UserError(f"{settings.data} has no classes: put the videos of each class in a folder named after it")
-    if settings.fingerprint not in (None, opened.fingerprint):
+    if not same_data(opened, settings.fingerprint):
         raise UserError(
             f"{settings.data} has changed since this run began: put the files back as they were, or train another run"
         )
@@ -206,15 +212,10 @@ def _open(settings: Settings, advance: Callable[[int, int], None]) -> ImageSet |
         return open_clips(
             settings.data, settings.frames, settings.size, settings.channels, stride=settings.stride, progress=advance
         )
-    try:
-        streamed = _streamed(settings)
-        if streamed is not None:
-            return streamed
-        return open_images(settings.data, settings.size, settings.channels, progress=advance)
-    except UserError as error:
-        if _holds_videos(Path(settings.data)):
-            raise UserError(f"{error}; to train on the videos there, give --frames") from error
-        raise
+    streamed = _streamed(settings)
+    if streamed is not None:
+        return streamed
+    return open_images(settings.data, settings.size, settings.channels, progress=advance)
 
 
 def _streamed(settings: Settings) -> StreamedSet | None:
@@ -228,23 +229,14 @@ def _streamed(settings: Settings) -> StreamedSet | None:
     return streamed
 
 
-def _holds_videos(path: Path) -> bool:
-    return any(p.suffix.lower() in VIDEO_SUFFIXES for p in ([path] if path.is_file() else path.rglob("*")))
-
-
 def _say_what(job: Job[Any], split: Split, settings: Settings) -> None:
     kind = "images" if settings.frames is None else "clips"
     about = f"{len(split.train)} {kind} of {tuple(split.train.shape)}, {job.about}"
-    if split.stream:
-        about += ", decoded as they are needed"
     if split.train.skipped:
         about += f", {len(split.train.skipped)} bad files skipped (listed in the report)"
     if processes.current().world > 1:
         about += f", {processes.current().world} processes"
     say(about)
-    count = len(split.train) + len(split.held_out)
-    if count < _FEW:
-        warn(f"{count} {kind} are few: the model will learn them by heart; use hundreds, better thousands")
 
 
 def _follow(job: Job[Any], settings: Settings, out: Path, resume: bool) -> tuple[int, float]:

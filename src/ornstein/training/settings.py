@@ -74,15 +74,15 @@ class DataSettings:
 class Settings(TrainConfig, DataSettings):
     """The settings of a run, stored in its directory as train.json: a resumption needs no options."""
 
-    batch: int | None = again(TrainConfig, "batch", None, by_data="128 images, 32 on a CPU, 16 clips")
-    optimizer: Literal["muon", "adamw"] | None = again(
+    batch: int | None = again(TrainConfig, "batch", None, by_data="128 images, 32 on a CPU, 16 clips")  # pyright: ignore[reportIncompatibleVariableOverride]
+    optimizer: Literal["muon", "adamw"] | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
         TrainConfig, "optimizer", None, by_data="muon for diffusion on images, else adamw"
     )
-    learning_rate: float | None = again(
+    learning_rate: float | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
         TrainConfig, "learning_rate", None, by_data=", ".join(f"{v:g} with {k}" for k, v in _LEARNING_RATE.items())
     )
     sample_every: int = again(TrainConfig, "sample_every", 1000)
-    ema: float | None = again(
+    ema: float | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
         TrainConfig, "ema", None, by_data=f"{_MUON_EMA:g} with muon, else {field_of(TrainConfig, 'ema').default:g}"
     )
     net: Literal["auto", "xs", "s", "m", "l"] = setting("auto", "Size of the network; auto: by data and device.")
