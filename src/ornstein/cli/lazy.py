@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class Group(TyperGroup):
             else:
                 path = error.ctx.command_path if error.ctx is not None else "ornstein"
                 message = error.format_message().rstrip(".").replace("Value error, ", "")
-                message = message.removeprefix("Invalid value for ")
+                message = re.sub(r"^Invalid value for '([^']*)'", r"\1", message)
                 fail(f"{message}; see {path} --help")
             code = error.exit_code
         sys.exit(code if isinstance(code, int) else 0)
