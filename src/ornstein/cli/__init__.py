@@ -24,7 +24,7 @@ COMMANDS = {
     "fit-noise": Lazy(
         "Estimate the noise covariance of your clips.", f"{_OPTIONS}:FitNoise", "ornstein.cli.fit_noise:fit_noise"
     ),
-    "swap": Lazy("Swap faces in photos and videos.", "ornstein.cli.swap:swap"),
+    "swap": Lazy("Swap faces in photos and videos.", "ornstein.faces.settings:SwapCommand", "ornstein.cli.swap:swap"),
     "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),
     "faces": Lazy("Prepare, train and evaluate models of faces.", "ornstein.cli.faces:faces"),
     "info": Lazy("Show what a run is.", f"{_OPTIONS}:Info", "ornstein.cli.info:info"),
