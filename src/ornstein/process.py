@@ -18,8 +18,14 @@ from ornstein.schedules import Schedule, Times
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A scalar or (B,) coefficient in float64, cast to x and shaped to multiply it."""
-    c = coefficient.to(dtype=x.dtype).to(x.device)
+    """A scalar or (B,) coefficient in float64, cast to x and shaped to multiply it.
+
+    A scalar of the CPU stays there: tensors of every device take it without a copy.
+    """
+    c = coefficient.to(x.dtype)
+    if c.ndim == 0 and c.device.type == "cpu":
+        return c
+    c = c.to(x.device, non_blocking=True)
     return c.reshape(-1, *[1] * (x.ndim - 1)) if c.ndim else c
 
 
@@ -59,7 +65,7 @@ class Gaussian:
                 f"the means have shapes {tuple(self.mean.shape)} and {tuple(other.mean.shape)}: not the same space"
             )
         size, batch = math.prod(self.mean.shape[1:]), self.mean.shape[0]
-        std1, std2 = (g.std.flatten().expand(batch) for g in (self, other))
+        std1, std2 = (g.std.to(self.mean).flatten().expand(batch) for g in (self, other))
         quadratic = self.noise.mahalanobis(self.mean - other.mean) / std2**2
         ratio = std1 / std2
         # (r^2 - 1)/2 - log r, in a form that does not cancel where the two are nearly the same.
@@ -114,7 +120,7 @@ class Prediction:
     def C_score(self) -> Tensor:
         """C grad log p_t(x_t) = -eps / s, which needs no inverse of C. Raises ValueError at t = 0."""
         _, s = self.process.coefficients(self.t, self.x_t)
-        if bool((s == 0).any()):
+        if _anywhere(s == 0):
             raise ValueError("at t = 0 there is no noise to tell the score by; ask for it at a small t > 0")
         return -self.eps / s
 
@@ -123,7 +129,7 @@ class Prediction:
         """a' x0 + s' eps. Raises ValueError at t = 0 where s' is infinite there (all but Cosine and Rectified)."""
         t, schedule = _float64(self.t), self.process.schedule
         s_dot = schedule.sigma_dot(t)
-        if bool((s_dot.isinf() & (t == 0)).any()):
+        if _anywhere(s_dot.isinf() & (t == 0)):
             # s' eps -> -(s^2)'/2 C grad log p_0, and of p_0 nothing is known
             raise ValueError(
                 "at t = 0 this schedule's flow holds the score, which is unknown there; take a small t > 0"
@@ -180,8 +186,8 @@ class Process:
 
     def _between(self, s: Times, t: Times, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a_{t|s}, s_{t|s}^2 and 1 - SNR_t/SNR_s in float64 (E3), for s <= t."""
-        s64, t64 = check_times(s, x), check_times(t, x)
-        if bool((s64 > t64).any()):
+        s64, t64 = _same_device(check_times(s, x), check_times(t, x))
+        if _anywhere(s64 > t64):
             raise ValueError("the kernels go from an earlier time s to a later time t: here s > t")
         schedule = self.schedule
         difference = schedule.log_snr(t64) - schedule.log_snr(s64)
@@ -203,7 +209,7 @@ class Process:
         Raises ValueError for s > t.
         """
         ratio, _, share = self._between(s, t, x_t)
-        s64, t64 = check_times(s, x_t), check_times(t, x_t)
+        s64, t64 = _same_device(check_times(s, x_t), check_times(t, x_t))
         a_s, s_s, s_t = self.schedule.alpha(s64), self.schedule.sigma(s64), self.schedule.sigma(t64)
         keep = torch.where(s64 == t64, torch.ones_like(s_s), ratio * s_s**2 / s_t**2)
         mean = expand(a_s * share, x_t) * x0 + expand(keep, x_t) * x_t
@@ -232,10 +238,12 @@ class Process:
         ((name, value),) = given.items()
         if value.shape != x_t.shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, but x_t has {tuple(x_t.shape)}")
-        a, s = self.coefficients(t, x_t)
+        t64 = check_times(t, x_t)
+        a64, s64 = self.schedule.alpha(t64), self.schedule.sigma(t64)
+        a, s = expand(a64, x_t), expand(s64, x_t)
         if name == "score":
             name, value = "eps", -s * self.noise.matvec(value)
-        if name == "eps" and bool((a == 0).any()):
+        if name == "eps" and _anywhere(a64.to(x_t.dtype) == 0):
             raise ValueError(
                 "at zero SNR x_t is all noise: the noise and the score say nothing of x_0; predict v or x0"
             )
@@ -247,18 +255,16 @@ class Process:
             norm = a**2 + s**2
             x0, eps = (a * x_t - s * value) / norm, (s * x_t + a * value) / norm
         else:
-            t64 = check_times(t, x_t)
-            a_dot, s_dot = (
-                expand(self.schedule.alpha_dot(t64), x_t),
-                expand(self.schedule.sigma_dot(t64), x_t),
-            )
-            norm = a * s_dot - a_dot * s
-            if bool((norm.isinf() & (s > 0)).any()):
+            rates = self.schedule.alpha_dot(t64), self.schedule.sigma_dot(t64)
+            if _anywhere((a64 * rates[1] - rates[0] * s64).to(x_t.dtype).isinf() & (s64 > 0)):
                 raise ValueError("the flow is infinite here (zero SNR) and says nothing of x_0; predict v or x0")
+            a_dot, s_dot = (expand(rate, x_t) for rate in rates)
+            norm = a * s_dot - a_dot * s
             x0, eps = (s_dot * x_t - s * value) / norm, (a * value - a_dot * x_t) / norm
-        at_data = s == 0
-        if bool(at_data.any()):
-            x0, eps = torch.where(at_data, x_t, x0), torch.where(at_data, torch.zeros_like(eps), eps)
+        at_data = s64.to(x_t.dtype) == 0
+        if at_data.device.type != "cpu" or bool(at_data.any()):
+            mask = at_data.to(x_t.device).reshape(-1, *[1] * (x_t.ndim - 1))
+            x0, eps = torch.where(mask, x_t, x0), torch.where(mask, torch.zeros_like(eps), eps)
         return Prediction(self, x_t, t, x0, eps)
 
     def drift(self, x: Tensor, t: Times) -> Tensor:
@@ -271,14 +277,35 @@ class Process:
 
 
 def _float64(t: Times) -> Tensor:
-    return torch.as_tensor(t, dtype=torch.float64)
+    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+    return (t.cpu() if t.device.type == "mps" else t).double()  # MPS has no float64
 
 
 def check_times(t: Times, x: Tensor) -> Tensor:
-    """t in float64. Raises ValueError unless it is a scalar or one a sample of x, within [0, 1]."""
+    """Times in float64, on their own device.
+
+    Args:
+        t: a scalar, or one time for each sample of x (B, *).
+
+    Raises:
+        ValueError: t has another shape, or lies outside [0, 1]. Times on an accelerator are not read, which would wait
+            for it at every step: keep times on the CPU to have them checked.
+    """
     t = _float64(t)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
         raise ValueError(f"times have shape {tuple(t.shape)}; give one, or one for each of the {x.shape[0]} samples")
-    if not bool(((t >= 0) & (t <= 1)).all()):
+    if _anywhere(~((t >= 0) & (t <= 1))):
         raise ValueError("times lie in [0, 1], 0 being the data")
     return t
+
+
+def _anywhere(condition: Tensor) -> bool:
+    """Whether a condition holds for any of its elements; False on an accelerator, which is not waited for."""
+    return condition.device.type == "cpu" and bool(condition.any())
+
+
+def _same_device(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both times on the accelerator where one of them is."""
+    if s.device == t.device:
+        return s, t
+    return (s.to(t.device), t) if s.device.type == "cpu" else (s, t.to(s.device))
