@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ornstein.checkpoint import CONFIG
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.nets.unet import PRESETS
-from ornstein.store import CONFIG, read_json
+from ornstein.store import read_json
 from ornstein.training.state import METRICS
 
 __all__ = ["command_line", "loss_lines", "machine_facts", "run_facts", "seconds_text"]

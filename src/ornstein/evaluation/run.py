@@ -36,6 +36,7 @@ _FILM = 20  # images of the denoising film
 _NEIGHBOURS = 5
 _BOUNDED = 32  # held-out images for the joint bound of a latent model
 _ENOUGH = 8  # samples and held-out images, below which no score says anything
+_MEASURING = 0.05  # of that time, for measuring how long a sample takes
 _RESERVE = 0.7  # of the time that a report may take, what is planned for samples; the rest is for scores
 
 Advance = Callable[[str, int, int], object]
@@ -78,19 +79,24 @@ def draw(
 def affordable(denoiser: Denoiser, seconds: float | None, batch: int = _BATCH) -> int:
     """How many samples of the default number of steps can be drawn within `seconds`, most of a report's time.
 
-    The time of a step is measured on a few samples. None is no limit.
+    The time of a step is measured on a few samples, and on more if that takes little of the time: a larger batch is
+    faster. None is no limit.
     """
     if seconds is None:
         return 2**31
     assert denoiser.data is not None
-    count = min(batch, 8)
-    labels = denoiser.data.labels(count)
-    steps = 2 if denoiser.distilled is None else denoiser.distilled.steps
-    draw(denoiser, labels, count, steps=1)  # the first call sets up caches and threads
-    began = time.perf_counter()
-    draw(denoiser, labels, count, steps=steps)
-    each = (time.perf_counter() - began) / count / steps
-    return int(_RESERVE * seconds / (each * (STEPS if denoiser.distilled is None else steps)))
+    steps = STEPS if denoiser.distilled is None else denoiser.distilled.steps
+    measured = 1 if denoiser.distilled is None else steps
+    count, each, spent = min(batch, 8), 0.0, 0.0
+    draw(denoiser, denoiser.data.labels(count), count, steps=1)  # the first call sets up caches and threads
+    while True:
+        began = time.perf_counter()
+        draw(denoiser, denoiser.data.labels(count), count, steps=measured)
+        took = time.perf_counter() - began
+        each, spent = took / count / measured, spent + took
+        if count == batch or 4 * took > _MEASURING * seconds:
+            return int(_RESERVE * max(0.0, seconds - spent) / (each * steps))
+        count = min(batch, 4 * count)
 
 
 def write_run_report(
