@@ -16,7 +16,11 @@ COMMANDS = {
     "tune": Lazy("Learn a solver of few steps for a model.", "ornstein.cli.tune:tune"),
     "distil": Lazy("Train a student that samples in few steps.", "ornstein.cli.distil:distil"),
     "bench": Lazy("Measure the speed of sampling.", "ornstein.cli.bench:bench"),
-    "evaluate": Lazy("Score a trained model on held-out data.", "ornstein.cli.evaluate:evaluate"),
+    "evaluate": Lazy(
+        "Score a trained model on held-out data.",
+        "ornstein.evaluation.settings:Evaluate",
+        "ornstein.cli.evaluate:evaluate",
+    ),
     "fit-noise": Lazy("Estimate the noise covariance of your clips.", "ornstein.cli.fit_noise:fit_noise"),
     "swap": Lazy("Swap faces in photos and videos.", "ornstein.cli.swap:swap"),
     "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),

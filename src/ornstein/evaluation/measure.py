@@ -145,6 +145,7 @@ def evaluate_model(
     advance: Advance = lambda what, done, total: None,
     pieces: Pieces | None = None,
     deadline: float | None = None,
+    precision: torch.dtype | None = None,
 ) -> Evaluation:
     """Measure a model as planned, against held-out images.
 
@@ -162,6 +163,7 @@ def evaluate_model(
         pieces: results that are known are not measured again, and new ones are kept there.
         deadline: a time of `time.monotonic` after which nothing more is started. What is left out then is named in the
             result; a first set of samples is always measured.
+        precision: of the network for samples; None is float32. Likelihoods are always in float32.
 
     Raises:
         UserError: fewer than 8 images, or images that the model was not made for.
@@ -176,7 +178,7 @@ def evaluate_model(
     if len(held_out) < ENOUGH:
         raise UserError(f"{held_out.source} leaves {len(held_out)} images to evaluate on: at least {ENOUGH} are needed")
     assert d.data is not None
-    work = _Work(d, plan, held_out, train, advance, pieces or Pieces(), deadline)
+    work = _Work(d, plan, held_out, train, advance, Pieces() if pieces is None else pieces, deadline, precision)
     chosen = choose(held_out, plan.count)
     real = held_out.images[chosen]
     extract = features(real)
@@ -221,9 +223,10 @@ class _Work:
         advance: Advance,
         pieces: Pieces,
         deadline: float | None,
+        precision: torch.dtype | None,
     ) -> None:
         self.d, self.plan, self.held_out, self.train = d, plan, held_out, train
-        self.advance, self.pieces, self.deadline = advance, pieces, deadline
+        self.advance, self.pieces, self.deadline, self.precision = advance, pieces, deadline, precision
         self.total, self.done = plan.calls(len(held_out)), 0
         self.left_out: list[str] = []
         self.kept = max(_PAIRS, min(plan.count, _COPIES, _COPY_NUMBERS // math.prod(d.shape or (1,))))
@@ -341,10 +344,18 @@ class _Work:
             def advance(state: State) -> None:
                 step(first + count * state.step // state.steps)
 
-            label = None if labels is None else labels[first : first + count]
+            label = None if labels is None else labels[first : first + count].to(device_of(d))
             try:
                 images = sample(
-                    d, (count, *shape), solver, steps, seed=seed, cond={"label": label}, callback=advance, first=first
+                    d,
+                    (count, *shape),
+                    solver,
+                    steps,
+                    seed=seed,
+                    cond={"label": label},
+                    callback=advance,
+                    first=first,
+                    precision=self.precision,
                 )
             except ValueError as error:
                 raise ValueError(f"{solver} with {steps} steps: {error}") from error

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from ornstein.errors import UserError
-from ornstein.store import atomic_save_tensors, atomic_write, load_tensors
+from ornstein.store import atomic_save_tensors, atomic_write, load_tensors, read_json
 from ornstein.training import processes
 
-__all__ = ["FILE", "Pieces"]
+__all__ = ["FILE", "PICTURES", "Pieces"]
 
 FILE = "pieces.json"
-_PICTURES = "pieces.safetensors"
+PICTURES = "pieces.safetensors"
 
 
 class Pieces:
@@ -54,15 +54,24 @@ class Pieces:
         if self.folder is None or not processes.current().main:
             return
         if pictures is not None:
-            atomic_save_tensors(self.folder / _PICTURES, {"pictures": pictures}, {"name": name})
+            atomic_save_tensors(self.folder / PICTURES, {"pictures": pictures}, {"name": name})
         # after the pictures: results without theirs would be known to have none
         text = json.dumps({"key": self.key, "pieces": self._known}, indent=1)
         atomic_write(self.folder / FILE, (text + "\n").encode())
 
+    @classmethod
+    def sizes(cls, folder: Path, key: Mapping[str, Any]) -> dict[str, int]:
+        """The sizes of the results in a folder, {"count": ..., "images": ...}, if the rest of their key is `key`."""
+        with contextlib.suppress(UserError, ValueError, KeyError, TypeError):
+            stored = read_json(folder / FILE)["key"]
+            if {k: v for k, v in stored.items() if k not in ("n", "images")} == json.loads(json.dumps(dict(key))):
+                return {"count": int(stored["n"]), "images": int(stored["images"])}
+        return {}
+
     def _read(self) -> dict[str, Any]:
         assert self.folder is not None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads((self.folder / FILE).read_text(encoding="utf-8"))
+        with contextlib.suppress(UserError, ValueError, KeyError, TypeError):
+            stored = read_json(self.folder / FILE)
             if stored["key"] == self.key:
                 return dict(stored["pieces"])
         return {}
@@ -70,7 +79,7 @@ class Pieces:
     def _pictures(self, name: str) -> Tensor | None:
         assert self.folder is not None
         try:
-            tensors, about = load_tensors(self.folder / _PICTURES)
+            tensors, about = load_tensors(self.folder / PICTURES)
         except UserError:
             return None
         return tensors.get("pictures") if about.get("name") == name else None

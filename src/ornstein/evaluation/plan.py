@@ -183,7 +183,7 @@ def sized(given: Mapping[str, Any], held_out: int, costs: Costs, seconds: float 
         return Plan(**given)
     planned = _RESERVE * seconds
     count = min(FULL["count"], max(_LEAST_SAMPLES, held_out))
-    counts = [count >> k for k in range(12) if count >> k > _LEAST_SAMPLES] + [_LEAST_SAMPLES, ENOUGH]
+    counts = [count >> k for k in range(12) if count >> k > _LEAST_SAMPLES] + [_LEAST_SAMPLES, 32, 16, ENOUGH]
     smallest = Plan(**(_BREADTHS[-1] | {"count": ENOUGH, "methods": ()} | given))
     likelihood = _likelihood(given, held_out, costs, min(_LIKELIHOOD * planned, planned - _samples(smallest, costs)))
     left = planned - costs.call * Plan(**(_BREADTHS[-1] | likelihood | given)).likelihood_calls(held_out)
@@ -198,6 +198,7 @@ def sized(given: Mapping[str, Any], held_out: int, costs: Costs, seconds: float 
 # From the full plan down to a single set of samples.
 _BREADTHS: tuple[dict[str, Any], ...] = (
     {"solvers": FULL["solvers"], "steps": FULL["steps"], "seeds": FULL["seeds"]},
+    {"solvers": FULL["solvers"], "steps": (5, 10, 20), "seeds": 3},
     {"solvers": FULL["solvers"], "steps": (10, 20), "seeds": 3},
     {"solvers": FULL["solvers"], "steps": (10, 20), "seeds": 2},
     {"solvers": FULL["solvers"][:1], "steps": (10, 20), "seeds": 2},

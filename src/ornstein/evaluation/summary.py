@@ -98,7 +98,10 @@ def _pm(mean: float, error: float) -> str:
 
 
 def _figure(spread: Spread) -> str:
-    return f"{spread.mean:.3g}" if math.isnan(spread.std) else f"{spread.mean:.3g} ± {spread.std:.1g}"
+    """The mean with its spread, without exponents: "182 ± 11"."""
+    if math.isnan(spread.std):
+        return f"{spread.mean:.3g}"
+    return f"{spread.mean:.3g} ± {f'{spread.std:.1g}' if spread.std < 9.5 else f'{spread.std:.0f}'}"
 
 
 def _quality_row(row: Row) -> tuple[Any, ...]:
