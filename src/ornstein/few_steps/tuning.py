@@ -20,7 +20,7 @@ from ornstein.randomness import normal
 from ornstein.schedules import Schedule
 from ornstein.solvers import SOLVER, SOLVERS, grids
 from ornstein.solvers.coefficients import Form, weights
-from ornstein.solvers.multistep import multistep, seen
+from ornstein.solvers.multistep import interpolated, multistep
 from ornstein.solvers.tuned import PAST, Step, Tuned
 from ornstein.wrapper import Conditioned, device_of
 
@@ -246,7 +246,7 @@ def _run(d: Denoises, x: Tensor, times: Tensor, table: list[Step], form: Form) -
     before: list[Tensor] = []
     for k, step in enumerate(table):
         now = d(x, times[k])
-        own = seen(now, form)
+        own = interpolated(now, form)
         x = step.apply(now, own, times[k + 1], before)
         before.insert(0, own)
         del before[PAST:]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ornstein.denoiser import Denoises
 from ornstein.errors import UserError
 from ornstein.likelihood.decoders import LEVELS, pixel_indices
-from ornstein.likelihood.model import STREAM, column, open_model
+from ornstein.likelihood.model import STREAM, open_model
 from ornstein.randomness import generator, normal
+from ornstein.solvers.runge_kutta import column
 from ornstein.store import atomic_save_tensors, atomic_write, read_json
 from ornstein.wrapper import evaluation_mode
 
