@@ -48,6 +48,11 @@ def model(make=lambda x, log_snr, label: torch.zeros_like(x), classes=(), shape=
     return orn.Denoiser(Net(make), orn.Process(orn.schedules.Cosine()), "x0", data=orn.Data(shape, classes))
 
 
+def normal_density(x, log_snr, label):
+    """The exact x0-prediction for data N(0, I)."""
+    return x * torch.sigmoid(log_snr).sqrt().view(-1, 1, 1, 1)
+
+
 QUICK = Plan(count=16, solvers=("ddim",), steps=(2,), seeds=2, methods=(), batch=7)
 
 
@@ -154,19 +159,44 @@ def test_bits_of_a_model_that_predicts_the_pixels():
         assert bits.mean == pytest.approx(sum(bits.parts.values()), abs=1e-9)
         assert abs(bits.parts["diffusion"]) < 1e-6 and abs(bits.parts["prior"]) < 1e-3
         assert bits.count == 3 and bits.error < 1e-6
-    done = []
-    flow = bits_of_images(d, grey[:1], "ode", advance=done.append)
-    assert done == [1] and math.isnan(flow.error) and flow.count == 1 and flow.parts == {}
     with pytest.raises(ValueError, match="unknown likelihood 'elbo'; known: vlb"):
         bits_of_images(d, grey, "elbo")
+
+
+def test_bits_by_the_flow_of_a_normal_density():
+    """The exact denoiser of N(0, I): each grey pixel has log2(sqrt(2 pi)) bits, and 7 for its bin of width 2/256."""
+    d = model(normal_density)
+    grey, done = torch.full((2, *SHAPE), 128, dtype=torch.uint8), []
+    flow = bits_of_images(d, grey[:1], "ode", advance=done.append)
+    assert flow.mean == pytest.approx(math.log2(math.sqrt(2 * math.pi)) + 7, abs=3e-3)
+    assert done == [1] and math.isnan(flow.error) and flow.count == 1 and flow.parts == {}
+
+
+def test_the_flow_of_a_model_without_width_ends(monkeypatch):
+    """All samples are one picture: the density of any other one is zero, and its path never ends."""
+    monkeypatch.setattr(streaming, "_MOST_CALLS", 40)
+    with pytest.raises(ValueError, match="took more than 40 evaluations of the network"):
+        bits_of_images(model(), pictures(2, 0).images, "ode")
+
+
+def test_a_flow_that_cannot_be_followed_is_named_and_the_samples_are_scored(monkeypatch):
+    def fails(*arguments, **options):
+        raise ValueError("the ODE took too many steps")
+
+    monkeypatch.setattr(importlib.import_module("ornstein.evaluation.measure"), "bits_of_images", fails)
+    plan = dataclasses.replace(QUICK, methods=("ode",))
+    result = evaluate_model(model(), plan, pictures(20, 0), None, open_features("pixels"))
+    assert result.bits == () and result.left_out == ("likelihood, ode: the ODE took too many steps",)
+    assert len(result.rows) == 1
 
 
 def test_a_dequantiser_is_fitted_to_the_training_images(monkeypatch):
     monkeypatch.setattr("ornstein.evaluation.measure.FIT_STEPS", 3)
     plan = dataclasses.replace(QUICK, seeds=1, methods=("ode", "ode-variational"), images=9)
     seen = []
+    d = model(normal_density)
     result = evaluate_model(
-        model(), plan, pictures(20, 0), pictures(30, 1), open_features("pixels"), lambda *now: seen.append(now)
+        d, plan, pictures(20, 0), pictures(30, 1), open_features("pixels"), lambda *now: seen.append(now)
     )
     uniform, fitted = result.bits
     assert (uniform.method, fitted.method) == ("ode", "ode-variational")
@@ -187,7 +217,7 @@ def test_bits_do_not_depend_on_the_batch(method, monkeypatch):
 
     def seen(x, log_snr, label):
         rows.append(len(x))
-        return 0.5 * torch.tanh(x)
+        return normal_density(x, log_snr, label) if method == "ode" else 0.5 * torch.tanh(x)
 
     shape = (1, 2, 2)
     monkeypatch.setattr(streaming, "STEPS", 50)

@@ -114,7 +114,7 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
         facts | _without(run_facts(asked.run, denoiser, material.train or material.held_out, material.held_out), facts),
     )
     if result.left_out:
-        _say(f"the time was over; not measured: {'; '.join(result.left_out)}. Again with more --minutes, or --full")
+        _say(f"not measured: {'; '.join(result.left_out)}; more fits into more --minutes, or --full")
     _say(f"\nreport: {folder / REPORT}\nfigures: {folder / JSON}\nagain: {command}")
     if asked.json:
         typer.echo(json.dumps(record, indent=1))

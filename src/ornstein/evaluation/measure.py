@@ -88,7 +88,7 @@ class Evaluation:
         copies, copies_of: distances of so many samples to training images; None if these are not known.
         samples, labels: the first samples, uint8, and their classes.
         nearest, distances: the image nearest to each of the first samples, of the training set if it is known.
-        left_out: what was not measured, because the time was over.
+        left_out: what was not measured, because the time was over or the flow could not be followed.
     """
 
     plan: Plan
@@ -259,9 +259,13 @@ class _Work:
             elif known is None:
                 fitted = self._dequantiser() if method == VARIATIONAL else None
                 step = self.start(name, CALLS[method], len(images))
-                measured = bits_of_images(
-                    self.d, images, method, labels, advance=step, dequantiser=fitted, stop=self.over
-                )
+                try:
+                    measured = bits_of_images(
+                        self.d, images, method, labels, advance=step, dequantiser=fitted, stop=self.over
+                    )
+                except ValueError as error:  # a flow that cannot be followed: the samples can still be scored
+                    self.left_out.append(f"{name}: {error}")
+                    continue
                 bits.append(measured)
                 if measured.count == len(images):
                     self.pieces.put(name, asdict(measured))

@@ -141,7 +141,7 @@ def write_evaluation_report(
     chart = [
         {"solver": r.solver, "steps": r.steps, **{NAMES[m]: getattr(r, m).mean for m in METRICS}} for r in result.rows
     ]
-    left_out = f"The time was over; not measured: {'; '.join(result.left_out)}." if result.left_out else ""
+    left_out = f"Not measured: {'; '.join(result.left_out)}." if result.left_out else ""
     write_report(
         path,
         Report(
