@@ -16,19 +16,17 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
+from ornstein.few_steps.settings import MOST_STEPS
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
 from ornstein.schedules import Schedule
 from ornstein.solvers import SOLVER, SOLVERS, grids
 from ornstein.solvers.coefficients import Form, weights
-from ornstein.solvers.multistep import multistep, seen
+from ornstein.solvers.multistep import interpolated, multistep
 from ornstein.solvers.tuned import PAST, Step, Tuned
 from ornstein.wrapper import Conditioned, device_of
 
-__all__ = ["MOST_STEPS", "Trajectories", "fine", "judged", "trajectories", "tune"]
-
-MOST_STEPS = 24
-"""A tuned solver of more steps would have more than 200 coefficients, and little to gain."""
+__all__ = ["Trajectories", "fine", "judged", "trajectories", "tune"]
 
 _FINE_STEPS = 100
 _SLOPES = (0.25, 0.3, 0.35, 0.42)  # the default grid's is 0.35
@@ -263,7 +261,7 @@ def _run(d: Denoises, x: Tensor, times: Tensor, table: list[Step], form: Form) -
     before: list[Tensor] = []
     for k, step in enumerate(table):
         now = d(x, times[k])
-        own = seen(now, form)
+        own = interpolated(now, form)
         x = step.apply(now, own, times[k + 1], before)
         before.insert(0, own)
         del before[PAST:]
