@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ornstein as orn
-from ornstein.evaluation.facts import command_line, loss_lines, network_text, run_facts, seconds_text, training_facts
+from ornstein.evaluation.facts import command_line, network_text, run_facts, seconds_text, training_facts
 from ornstein.nets import UNet
 
 
@@ -46,13 +46,12 @@ def test_the_command_line_can_be_copied(monkeypatch):
 
 
 def test_steps_and_time_are_those_of_the_run_directory(tmp_path):
-    assert training_facts(tmp_path) == {} and loss_lines(tmp_path) == []
+    assert training_facts(tmp_path) == {}
     (tmp_path / "config.json").write_text(json.dumps({"training": {"step": 120, "steps": 500}}))
     lines = [{"step": 60, "loss": 1.0, "elapsed": 30.0}, {"step": 100, "loss": 0.5, "elapsed": 50.0}]
     torn = '{"step": 110, "lo'
     (tmp_path / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), torn]))
     assert training_facts(tmp_path) == {"steps reached": "120 of 500", "training time": "1 min"}
-    assert loss_lines(tmp_path) == lines
     (tmp_path / "config.json").write_text("[]")
     assert training_facts(tmp_path) == {}
 

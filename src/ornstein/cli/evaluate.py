@@ -14,7 +14,6 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from ornstein import autoencoders, checkpoint
-from ornstein.cli.command import console, progress
 from ornstein.cli.held_out_data import Material, open_material, pixel_digest
 from ornstein.cli.options import refuse
 from ornstein.denoiser import Denoiser
@@ -32,6 +31,7 @@ from ornstein.evaluation.plan import Costs, Plan, measure_costs, sized
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.evaluation.settings import MINUTES, Evaluate
 from ornstein.evaluation.summary import tables, write_evaluation_report
+from ornstein.progress import console, progress, say, warn
 from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder, read_config
 from ornstein.training import processes
 
@@ -67,10 +67,10 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
     group.agreed(lambda: make_folder(folder) and None)  # a folder that cannot be written is refused now
     key = _key(asked, material, str(device))
     plan, costs = group.agreed(lambda: _plan(asked, given, settled, denoiser, material, features, folder, key))
-    _say(plan.line(len(material.held_out), costs))
+    say(plan.line(len(material.held_out), costs))
     pieces = Pieces(folder, key | {"n": plan.count, "images": plan.images})
     if len(pieces):
-        _say(f"{len(pieces)} parts of this are in {folder / PIECES} already")
+        say(f"{len(pieces)} parts of this are in {folder / PIECES} already")
     seconds = _limit(asked, given)
     with progress("calls") as bar:
         task = bar.add_task("evaluating", total=None, note="")
@@ -114,8 +114,11 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
         facts | _without(run_facts(asked.run, denoiser, material.train or material.held_out, material.held_out), facts),
     )
     if result.left_out:
-        _say(f"not measured: {'; '.join(result.left_out)}; more fits into more --minutes, or --full")
-    _say(f"\nreport: {folder / REPORT}\nfigures: {folder / JSON}\nagain: {command}")
+        say(f"not measured: {'; '.join(result.left_out)}; more fits into more --minutes, or --full")
+    console.print()
+    say(f"report: {folder / REPORT}")
+    say(f"figures: {folder / JSON}")
+    say(f"again: {command}")
     if asked.json:
         typer.echo(json.dumps(record, indent=1))
 
@@ -226,10 +229,6 @@ def _print(shown: list[Table]) -> None:
         console.print(plain(table.header), style="dim", markup=False)
 
 
-def _say(text: str) -> None:
-    console.print("\n".join(plain(line) for line in text.split("\n")), markup=False)
-
-
 def _evaluate_autoencoder(asked: Evaluate) -> None:
     """Reconstructions and rates of an autoencoder."""
     if processes.launched() > 1:
@@ -256,13 +255,13 @@ def _evaluate_autoencoder(asked: Evaluate) -> None:
         rich.add_row(score.name, str(score.value))
     console.print(rich)
     for warning in warnings:
-        console.print(f"warning: {plain(warning)}", style="yellow", markup=False)
+        warn(warning)
     record = {
         "model": str(run),
         "about": material.about,
         "scores": {score.name: score.value for score in scores},
         "warnings": warnings,
     }
-    _say(f"report: {folder / REPORT}")
+    say(f"report: {folder / REPORT}")
     if asked.json:
         typer.echo(json.dumps(record, indent=1))

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ornstein.cli.command import console, progress
-from ornstein.cli.runs import SETTINGS, in_memory
-from ornstein.cli.setup import Settings, open_data
 from ornstein.data import ImageSet, StreamedSet, open_images
 from ornstein.errors import UserError
-from ornstein.evaluation.markup import plain
 from ornstein.evaluation.matched import check_images
 from ornstein.evaluation.plan import ENOUGH
+from ornstein.progress import plain, progress, say
+from ornstein.training.recipe import Settings, in_memory, open_data
+from ornstein.training.settings import SETTINGS
 
 __all__ = ["Material", "open_material", "pixel_digest"]
 
@@ -128,7 +127,7 @@ def _others(
     own = _own(settings, run, None) if known else None
     if own is None:
         about += "; held-out part unknown: the training images were not found, and may be among these"
-        _say("held-out part unknown: the training images were not found; no copies are looked for")
+        say("held-out part unknown: the training images were not found; no copies are looked for")
         return Material(images, None, about)
     seen = set(_digests(own.train.images))
     fresh = torch.tensor([digest not in seen for digest in _digests(images.images)])
@@ -138,12 +137,8 @@ def _others(
             raise UserError(f"{count} of {len(images)} images of {data} are training images of {run}: give others")
         images = images._subset(torch.nonzero(fresh)[:, 0])
         about += f", without {count} that are training images"
-        _say(f"{count} images are left out, for they are training images")
+        say(f"{count} images are left out, for they are training images")
     return Material(images, own.train, about)
-
-
-def _say(text: str) -> None:
-    console.print(plain(text), markup=False)
 
 
 def _digests(images: Tensor) -> list[bytes]:

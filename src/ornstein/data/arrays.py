@@ -82,6 +82,11 @@ def open_arrays(path: Path) -> Arrays:
                 yield file.read(range(first, min(first + count, len(file))))
 
     axis = _channel_axis(path, name, header.shape)
+    shape = header.shape
+    c = 1 if axis is None else shape[axis]
+    h, w = (shape[2], shape[3]) if axis == 1 else (shape[1], shape[2])
+    if h * w > LIMIT_PIXELS:
+        raise UserError(f"{path}: {name} has images of {w}x{h} pixels: more than the limit of {LIMIT_PIXELS:,}")
     note, offset, factor = _range(path, name, header.dtype, rows)
 
     def chunks() -> Iterator[np.ndarray]:
@@ -90,11 +95,6 @@ def open_arrays(path: Path) -> Arrays:
                 chunk = np.rint((chunk.astype(np.float32) + offset) * factor).clip(0, 255).astype(np.uint8)
             yield chunk[..., None] if axis is None else np.moveaxis(chunk, axis, -1)
 
-    shape = header.shape
-    c = 1 if axis is None else shape[axis]
-    h, w = (shape[2], shape[3]) if axis == 1 else (shape[1], shape[2])
-    if h * w > LIMIT_PIXELS:
-        raise UserError(f"{path}: {name} has images of {w}x{h} pixels: more than the limit of {LIMIT_PIXELS:,}")
     numbers, classes = (None, []) if labels is None else _classes(path, labels, shape[0])
     return Arrays(shape[0], (h, w, c), numbers, classes, [note], ignored, chunks)
 
@@ -104,7 +104,7 @@ def _channel_axis(path: Path, name: str, shape: tuple[int, ...]) -> int | None:
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UserError(f"{path}: {name} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
     if len(shape) == 3:
-        if shape[2] in (1, 3, 4):
+        if shape[2] in (1, 3) or (shape[2] == 4 and shape[1] != 4):
             raise UserError(
                 f"{path}: {name} has shape {shape}, which is one picture (H, W, C): stack pictures as (N, H, W, C)"
             )

@@ -81,6 +81,8 @@ def _to_srgb(img: Image.Image, profile: bytes | None) -> Image.Image:
         img = img.convert("L")
     elif img.mode not in ("L", "RGB", "CMYK", "LAB"):
         img = img.convert("RGB")
+    if profile is not None and img.mode == "L":
+        return img.point(_grey_curve(profile))
     transform = None if profile is None else _transform(profile, img.mode)
     if transform is None and img.mode == "LAB":
         transform = _lab()
@@ -93,7 +95,7 @@ def _to_srgb(img: Image.Image, profile: bytes | None) -> Image.Image:
 
 @lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From pictures of `mode` with this profile to sRGB; None if the profile is damaged, of another mode, or sRGB."""
+    """From colours of `mode` with this profile to sRGB; None if the profile is damaged, of another mode, or sRGB."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
@@ -106,6 +108,19 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return None
     return transform
+
+
+@lru_cache(maxsize=64)
+def _grey_curve(profile: bytes) -> list[int]:
+    """The level in sRGB of each of 256 levels of grey with this profile; themselves if it is none of grey."""
+    try:
+        source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        exact = ImageCms.Flags.NOOPTIMIZE
+        transform = ImageCms.buildTransform(source, target, "L", "RGB", flags=exact)
+        levels = ImageCms.applyTransform(Image.fromarray(np.arange(256, dtype=np.uint8)[None]), transform)
+        return np.asarray(levels)[0, :, 0].tolist()
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return list(range(256))
 
 
 @lru_cache(maxsize=1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,14 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ornstein.checkpoint import CONFIG
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.nets.unet import PRESETS
-from ornstein.store import read_json
-from ornstein.training.state import METRICS
+from ornstein.store import CONFIG, read_json
+from ornstein.training.state import read_metrics
 
-__all__ = ["command_line", "loss_lines", "machine_facts", "run_facts", "seconds_text"]
+__all__ = ["command_line", "machine_facts", "run_facts", "seconds_text"]
 
 
 def run_facts(out: Path, model: nn.Module, train: Any, held_out: Any) -> dict[str, Any]:
@@ -76,28 +73,11 @@ def training_facts(out: Path) -> dict[str, Any]:
     planned, minutes = training.get("steps"), training.get("minutes")
     of = f" of {planned:,}" if isinstance(planned, int) else f" in {minutes:g} minutes" if minutes else ""
     facts: dict[str, Any] = {"steps reached": f"{training['step']:,}{of}"}
-    lines = loss_lines(out)
-    if lines and "elapsed" in lines[-1]:
+    lines = [line for line in read_metrics(out) if isinstance(line.get("elapsed"), float)]
+    if lines:
         last = lines[-1]
         facts["training time"] = seconds_text(last["elapsed"] * training["step"] / max(1, last["step"]))
     return facts
-
-
-def loss_lines(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that can be read; none if there is no such file."""
-    try:
-        text = (out / METRICS).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return []
-    lines = []
-    for line in text.splitlines():
-        try:
-            read = json.loads(line)
-        except ValueError:
-            continue  # the last line of a run that was killed
-        if isinstance(read, Mapping) and isinstance(read.get("step"), int) and isinstance(read.get("loss"), float):
-            lines.append(dict(read))
-    return lines
 
 
 def machine_facts(model: nn.Module | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet, batch_indices, save_grid, to_uint8, to_unit
 from ornstein.denoiser import Denoiser
-from ornstein.evaluation.facts import loss_lines, run_facts, seconds_text
+from ornstein.evaluation.facts import run_facts, seconds_text
 from ornstein.evaluation.frechet import pixel_frechet
 from ornstein.evaluation.held_out import CALLS, bits_by_own_prior, bits_of_images
 from ornstein.evaluation.matched import class_numbers
@@ -24,20 +24,22 @@ from ornstein.evaluation.noise_left import noise_score, noise_warning
 from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
 from ornstein.sampling import State, sample
 from ornstein.solvers import SOLVER
+from ornstein.training.state import read_metrics
 
-__all__ = ["STEPS", "Advance", "affordable", "draw", "loss_curve", "write_run_report"]
+__all__ = ["RESERVE", "SHORT_STEPS", "STEPS", "Advance", "affordable", "draw", "loss_curve", "write_run_report"]
 
 STEPS = 20
 _BATCH = 256
 _SHOWN = 10  # images a class
 _UNLABELLED = 64
+SHORT_STEPS = 8  # of a model that is too slow for the usual number
 _PAIRS = 24
 _FILM = 20  # images of the denoising film
 _NEIGHBOURS = 5
 _BOUNDED = 32  # held-out images for the joint bound of a latent model
 _ENOUGH = 8  # samples and held-out images, below which no score says anything
 _MEASURING = 0.05  # of that time, for measuring how long a sample takes
-_RESERVE = 0.7  # of the time that a report may take, what is planned for samples; the rest is for scores
+RESERVE = 0.7  # of the time that a report may take, what is planned for samples; the rest is for scores
 
 Advance = Callable[[str, int, int], object]
 
@@ -76,17 +78,24 @@ def draw(
     return to_uint8(denoiser.decode(images))
 
 
-def affordable(denoiser: Denoiser, seconds: float | None, batch: int = _BATCH) -> int:
-    """How many samples of the default number of steps can be drawn within `seconds`, most of a report's time.
+def affordable(denoiser: Denoiser, seconds: float, most: int, steps: int = STEPS, batch: int = _BATCH) -> int:
+    """How many samples can be drawn within a time.
 
     The time of a step is measured on a few samples, and on more if that takes little of the time: a larger batch is
-    faster. None is no limit.
+    faster.
+
+    Args:
+        denoiser: the model; a distilled one takes its own steps.
+        seconds: the time; infinite for no limit.
+        most: the largest result.
+        steps: network evaluations for a sample.
+        batch: samples that go through the network at once.
     """
-    if seconds is None:
-        return 2**31
+    if math.isinf(seconds):
+        return most
     assert denoiser.data is not None
-    steps = STEPS if denoiser.distilled is None else denoiser.distilled.steps
-    measured = 1 if denoiser.distilled is None else steps
+    few = denoiser.distilled
+    measured, steps = (1, steps) if few is None else (few.steps, few.steps)
     count, each, spent = min(batch, 8), 0.0, 0.0
     draw(denoiser, denoiser.data.labels(count), count, steps=1)  # the first call sets up caches and threads
     while True:
@@ -95,7 +104,7 @@ def affordable(denoiser: Denoiser, seconds: float | None, batch: int = _BATCH) -
         took = time.perf_counter() - began
         each, spent = took / count / measured, spent + took
         if count == batch or 4 * took > _MEASURING * seconds:
-            return int(_RESERVE * max(0.0, seconds - spent) / (each * steps))
+            return max(0, min(most, int((seconds - spent) / (each * steps))))
         count = min(batch, 4 * count)
 
 
@@ -110,7 +119,7 @@ def write_run_report(
     quality_steps: Sequence[int] = (),
     advance: Advance = lambda what, done, total: None,
     quality: Sequence[Mapping[str, Any]] = (),
-    seconds: float | None = None,
+    seconds: float = math.inf,
 ) -> list[Score]:
     """Write `out`/samples.png and `out`/report.html.
 
@@ -123,28 +132,28 @@ def write_run_report(
             which has its own.
         advance: called with (what, done, total).
         quality: rows of the comparison that are known already.
-        seconds: time for all of it. With a slow model the comparison is left out, then fewer samples are drawn and
-            scored; the report says so.
+        seconds: time for all of it. With a slow model the comparison is left out, then fewer samples with fewer steps
+            are drawn and scored; the report says so.
 
     Returns:
         The scores in the report; none with fewer than 8 samples or held-out images.
     """
     assert denoiser.data is not None
     few = denoiser.distilled
-    made_by = f"{STEPS} steps of {SOLVER}" if few is None else f"distilled to {few}"
     sizes = _Sizes.within(denoiser, samples, quality_steps if few is None else (), seconds)
+    made_by = f"{sizes.steps} steps of {SOLVER}" if few is None else f"distilled to {few}"
     total = 2 + 2 * len(sizes.compared)
 
     advance("samples", 0, total)
-    pictures, shown = _pictures(denoiser, sizes.shown)
+    pictures, shown = _pictures(denoiser, sizes.shown, sizes.steps)
     upscale = max(1, 64 // pictures.shape[-1])
-    columns = _SHOWN if shown is not None else 8
+    columns = 8 if shown is None else int((shown == 0).sum())
     save_grid(pictures, out / "samples.png", columns=columns, upscale=upscale, gap=1)
-    film = _film(denoiser, sizes.film)
+    film = _film(denoiser, sizes.film, sizes.steps)
 
     advance("scores", 1, total)
     labels = denoiser.data.labels(sizes.scored)
-    drawn = draw(denoiser, labels, sizes.scored).cpu()
+    drawn = draw(denoiser, labels, sizes.scored, steps=sizes.steps).cpu()
     scores: list[Score] = []
     warnings: list[str | None] = [sizes.note]
     if min(len(held_out), len(drawn)) >= _ENOUGH:
@@ -181,7 +190,7 @@ def write_run_report(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What a report draws: images of the gallery and of the film, samples to score, and what it leaves out.
+    """What a report draws: images of the gallery and of the film, samples to score, and the steps of all of them.
 
     compared: numbers of steps that are compared. bounded: whether the joint bound of a latent model is measured. note:
     the sentence about what was left out for want of time.
@@ -190,58 +199,63 @@ class _Sizes:
     shown: int
     film: int
     scored: int
+    steps: int
     compared: tuple[int, ...]
     bounded: bool
     note: str | None
 
     @classmethod
-    def within(cls, d: Denoiser, samples: int, compared: Sequence[int], seconds: float | None) -> _Sizes:
-        """The sizes that fit into a time; costs are counted in samples of the default number of steps."""
+    def within(cls, d: Denoiser, samples: int, compared: Sequence[int], seconds: float) -> _Sizes:
+        """The sizes that fit into a time; costs are counted in network evaluations."""
         assert d.data is not None
-        limit = affordable(d, seconds)
+        steps = STEPS if d.distilled is None else d.distilled.steps
         gallery = min(len(d.data.classes), _SHOWN) * _SHOWN or _UNLABELLED
         bounded = d.distilled is None and isinstance(d.space, LatentSpace) and d.space.stochastic
-        costs = {
-            "the comparison of solvers": math.ceil(sum(2 * samples * n / STEPS for n in compared)),
-            "the joint bound": math.ceil(_BOUNDED * CALLS["continuous"] / STEPS) if bounded else 0,
+        optional = {
+            "the comparison of solvers": sum(2 * samples * n for n in compared),
+            "the joint bound": _BOUNDED * CALLS["continuous"] if bounded else 0,
         }
+        whole = sum(optional.values()) + steps * (gallery + _FILM + samples)
+        limit = steps * affordable(d, RESERVE * seconds, math.ceil(whole / steps), steps)
         dropped = []
-        for what, cost in costs.items():
-            if cost and sum(costs.values()) + gallery + _FILM + samples > limit:
+        for what, cost in list(optional.items()):
+            if cost and sum(optional.values()) + steps * (gallery + _FILM + samples) > limit:
                 dropped.append(what)
-                costs = costs | {what: 0}
-        left = limit - sum(costs.values())
-        scored = min(samples, left - gallery - _FILM)
-        film = _FILM
+                optional[what] = 0
+        left, film = limit - sum(optional.values()), _FILM
+        scored = min(samples, left // steps - gallery - film)
         if scored < min(samples, _PAIRS):
-            gallery, film, scored = max(4, left // 3), max(1, min(_FILM, left // 10)), max(4, min(samples, left // 2))
+            steps = min(steps, SHORT_STEPS)
+            gallery, film = max(4, min(gallery, left // (3 * steps))), max(1, min(film, left // (8 * steps)))
+            scored = max(4, min(samples, left // (2 * steps)))
         if scored < samples:
             dropped.append(f"{samples - scored} of {samples} samples to score")
         note = None
         if dropped:
             note = (
-                f"To stay within {seconds_text(seconds or 0)} this report leaves out {' and '.join(dropped)}; "
+                f"To stay within {seconds_text(seconds)} this report leaves out {' and '.join(dropped)}; "
                 "`ornstein evaluate` measures more."
             )
         return cls(
             shown=gallery,
             film=film,
             scored=scored,
-            compared=() if "the comparison of solvers" in dropped else tuple(compared),
-            bounded=bounded and "the joint bound" not in dropped,
+            steps=steps,
+            compared=tuple(compared) if optional["the comparison of solvers"] else (),
+            bounded=bool(optional["the joint bound"]),
             note=note,
         )
 
 
-def _pictures(d: Denoiser, count: int) -> tuple[Tensor, Tensor | None]:
+def _pictures(d: Denoiser, count: int, steps: int) -> tuple[Tensor, Tensor | None]:
     """The images of the gallery and their classes, up to ten of the first ten classes; None without classes."""
     assert d.data is not None
     classes = min(len(d.data.classes), _SHOWN)
     labels = torch.arange(classes).repeat_interleave(max(1, min(_SHOWN, count // classes))) if classes else None
-    return draw(d, labels, count if labels is None else len(labels)).cpu(), labels
+    return draw(d, labels, count if labels is None else len(labels), steps=steps).cpu(), labels
 
 
-def _film(d: Denoiser, count: int) -> Trajectory:
+def _film(d: Denoiser, count: int, steps: int) -> Trajectory:
     """The states of `count` samples on their way."""
     assert d.data is not None
     frames: list[Tensor] = []
@@ -251,7 +265,7 @@ def _film(d: Denoiser, count: int) -> Trajectory:
         frames.append(to_uint8(d.decode(state.x)).cpu())
         times.append(state.t)
 
-    draw(d, d.data.labels(count), count, callback=keep)
+    draw(d, d.data.labels(count), count, steps=steps, callback=keep)
     return Trajectory(torch.stack(frames), times)
 
 
@@ -345,5 +359,5 @@ def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: I
 
 def loss_curve(out: Path) -> Curve | None:
     """The training loss by step of the run in `out`; None if nothing was logged."""
-    lines = loss_lines(out)
+    lines = [line for line in read_metrics(out) if isinstance(line.get("loss"), float)]
     return Curve([line["step"] for line in lines], [line["loss"] for line in lines]) if lines else None

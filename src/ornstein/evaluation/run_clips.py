@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ornstein.evaluation.motion import clip_frechet, correlation_error, flicker_
 from ornstein.evaluation.noise_left import noise_score, noise_warning
 from ornstein.evaluation.report import Clips as PlayingClips
 from ornstein.evaluation.report import Report, Score, Skipped, write_report
-from ornstein.evaluation.run import Advance, affordable, draw, loss_curve
+from ornstein.evaluation.run import RESERVE, SHORT_STEPS, STEPS, Advance, affordable, draw, loss_curve
 
 __all__ = ["motion_scores", "read", "write_clip_report"]
 
@@ -35,7 +36,7 @@ def write_clip_report(
     settings: Mapping[str, Any],
     advance: Advance = lambda what, done, total: None,
     samples: int = _SCORED,
-    seconds: float | None = None,
+    seconds: float = math.inf,
 ) -> list[Score]:
     """Write `out`/samples.mp4, .gif, .png (a contact sheet) and report.html.
 
@@ -45,16 +46,20 @@ def write_clip_report(
         title, settings: what the report is called, and the settings that it lists.
         advance: called with (what, done, total).
         samples: clips to score at most, against as many held-out clips.
-        seconds: time for all of it; a slow model makes fewer clips, at least 4.
+        seconds: time for all of it; a slow model makes fewer clips with fewer steps, at least 4.
 
     Returns:
         The scores in the report; none with fewer than 16 held-out clips.
     """
     assert denoiser.data is not None
-    count = max(_SHOWN, min(samples, _SCORED, len(held_out)))
-    count = max(_FEWEST, min(count, affordable(denoiser, seconds, _BATCH)))
+    count, steps = max(_SHOWN, min(samples, _SCORED, len(held_out))), STEPS
+    fit = affordable(denoiser, RESERVE * seconds, count, batch=_BATCH)
+    if fit < _SHOWN:
+        steps = SHORT_STEPS
+        fit = min(_SHOWN, fit * STEPS // steps)
+    count = max(_FEWEST, fit)
     advance("sampling", 0, 2)
-    made = draw(denoiser, denoiser.data.labels(count), count, batch=_BATCH).cpu()
+    made = draw(denoiser, denoiser.data.labels(count), count, steps=steps, batch=_BATCH).cpu()
     upscale = max(1, 64 // made.shape[-1])
     shown = made[:_SHOWN]
     save_sheet(shown, out / "samples.png", upscale=upscale)
@@ -66,7 +71,7 @@ def write_clip_report(
     real = read(held_out, max(count, _SHOWN))
     scores: list[Score] = []
     warnings: list[str | None] = []
-    if len(real) >= _SHOWN:
+    if min(count, len(real)) >= _SHOWN:
         seen = read(train, len(real))
         share, noise = noise_score(denoiser, to_unit(made), real, seen)
         scores = noise + motion_scores(to_unit(made), real, seen)

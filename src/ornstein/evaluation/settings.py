@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ornstein.request import SOLVER
-from ornstein.settings import check, setting
+from ornstein.request import SOLVER, SOLVERS
+from ornstein.settings import PRECISIONS, check, device_setting, setting
 
 __all__ = ["FULL", "METHODS", "Bench", "Evaluate"]
 
@@ -24,29 +24,6 @@ FULL: dict[str, Any] = {
 }
 
 MINUTES = 3.0
-
-_PRECISIONS = ("auto", "float32", "bf16", "fp16")
-
-# Names of `ornstein.solvers.SOLVERS`, which are not imported: that would import PyTorch.
-_SOLVERS = (
-    "ddpm",
-    "ddim",
-    "euler",
-    "heun",
-    "rk4",
-    "euler-maruyama",
-    "langevin",
-    "flow-3m",
-    "dpmpp-2m",
-    "dpmpp-3m",
-    "dpmpp-2s",
-    "unipc",
-    "deis",
-    "ipndm",
-    "dpmpp-2m-sde",
-    "heun-churn",
-    "rk45",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +48,7 @@ class Evaluate:
         None, "Samples for each seed, and real images at most.", names=("-n", "--num"), by_data="by time, up to 2000"
     )
     solvers: tuple[str, ...] | None = setting(
-        None, "Solvers.", choices=_SOLVERS, by_data="by time, flow-3m and ddim; a distilled model's own"
+        None, "Solvers.", choices=SOLVERS, by_data="by time, flow-3m and ddim; a distilled model's own"
     )
     steps: tuple[int, ...] | None = setting(
         None, "Numbers of solver steps.", by_data="by time, of 5,10,20,50; a distilled model's own"
@@ -91,8 +68,8 @@ class Evaluate:
         None, "Use this share of the data only, drawn by the run's seed.", above=0, below=1
     )
     batch: int = setting(128, "Samples that go through the network at once.", minimum=1)
-    device: str = setting("auto", "Device to compute on.")
-    precision: str = setting("float32", "Precision of the network.", choices=_PRECISIONS)
+    device: str = device_setting()
+    precision: str = setting("float32", "Precision of the network.", choices=PRECISIONS)
     json: bool = setting(False, "Print the results as JSON.")
     overwrite: bool = setting(False, "Replace files that this command did not write.")
     out: Path | None = setting(None, "Folder for the report.", names=("-o", "--out"), by_data="RUN/evaluation")
@@ -109,7 +86,7 @@ class Bench:
     """
 
     run: Path = setting(help="The run directory of a trained model.", argument=True)
-    solvers: tuple[str, ...] = setting(("ddim", SOLVER), "Solvers.", choices=_SOLVERS)
+    solvers: tuple[str, ...] = setting(("ddim", SOLVER), "Solvers.", choices=SOLVERS)
     steps: tuple[int, ...] = setting((10,), "Numbers of steps.", minimum=1)
     batch: tuple[int, ...] = setting((1, 32), "Numbers of samples at once.", minimum=1)
     precision: tuple[str, ...] = setting(
@@ -117,7 +94,7 @@ class Bench:
     )
     repeats: int = setting(3, "Samplings of each case; the median is shown.", minimum=1)
     compile: bool = setting(False, "Compile the network first, and say how long that took.")
-    device: str = setting("auto", "Device to compute on.")
+    device: str = device_setting()
     json: bool = setting(False, "Print the results as JSON.")
 
     def __post_init__(self) -> None:

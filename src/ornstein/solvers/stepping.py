@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
-from ornstein.process import Prediction
+from ornstein.process import Prediction, Process
 from ornstein.schedules import Times
 from ornstein.wrapper import Wrapper
 
