@@ -22,7 +22,7 @@ from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.facts import device_text
 from ornstein.evaluation.settings import Bench
-from ornstein.progress import cell, console, progress, say
+from ornstein.progress import cell, console, progress, say, silenced
 from ornstein.sampling import sample
 from ornstein.solvers import Counted
 from ornstein.wrapper import device_of
@@ -84,8 +84,14 @@ COLUMNS = ("solver", "steps", "batch", "precision", "images/s", "ms per evaluati
 
 def bench(asked: Bench, given: frozenset[str]) -> None:
     """Time the sampling of a run as `asked`."""
+    with silenced(asked.json):
+        record = _bench(asked)
     if asked.json:
-        console.quiet = True
+        typer.echo(json.dumps(record, indent=1))
+
+
+def _bench(asked: Bench) -> dict[str, Any]:
+    """Print the table of all cases, and return what --json prints."""
     denoiser = checkpoint.load(asked.run)
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
@@ -111,16 +117,14 @@ def bench(asked: Bench, given: frozenset[str]) -> None:
             bar.update(task, advance=1, note=f"{result.solver}, {result.steps} steps, batch {result.batch}")
     say(f"{asked.run}: samples of {tuple(denoiser.data.shape)}, PyTorch {torch.__version__}, {device_text(device)}")
     console.print(table)
-    if asked.json:
-        record = {
-            "run": str(asked.run),
-            "shape": list(denoiser.data.shape),
-            "device": device_text(device),
-            "torch": torch.__version__,
-            "compile_seconds": compiled,
-            "results": [asdict(result) for result in results],
-        }
-        typer.echo(json.dumps(record, indent=1))
+    return {
+        "run": str(asked.run),
+        "shape": list(denoiser.data.shape),
+        "device": device_text(device),
+        "torch": torch.__version__,
+        "compile_seconds": compiled,
+        "results": [asdict(result) for result in results],
+    }
 
 
 def measured(denoiser: Denoiser, cases: Sequence[Case], repeats: int) -> Iterator[Result]:

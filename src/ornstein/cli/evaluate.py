@@ -31,7 +31,7 @@ from ornstein.evaluation.plan import Costs, Plan, measure_costs, sized
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.evaluation.settings import MINUTES, Evaluate
 from ornstein.evaluation.summary import tables, write_evaluation_report
-from ornstein.progress import console, progress, say, warn
+from ornstein.progress import console, progress, say, silenced, warn
 from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder, read_config
 from ornstein.training import processes
 
@@ -43,15 +43,21 @@ _OF_SAMPLES = (*_SIZES, "minutes", "full", "features", "batch", "precision")
 
 def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
     """Evaluate a run as `asked`."""
-    began = time.monotonic()
     if asked.full and asked.minutes is not None:
         raise UserError("--full takes as long as it takes: leave out --minutes")
-    if asked.json:
-        console.quiet = True
-    if "autoencoder" in read_config(asked.run):
-        refuse(Evaluate, given, _OF_SAMPLES, f"{asked.run} is an autoencoder")
-        _evaluate_autoencoder(asked)
-        return
+    with silenced(asked.json):
+        if "autoencoder" in read_config(asked.run):
+            refuse(Evaluate, given, _OF_SAMPLES, f"{asked.run} is an autoencoder")
+            record = _evaluate_autoencoder(asked)
+        else:
+            record = _evaluate_model(asked, given)
+    if asked.json and record is not None:
+        typer.echo(json.dumps(record, indent=1))
+
+
+def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | None:
+    """Likelihoods and scores of samples of a diffusion model, as --json prints them; None in all processes but one."""
+    began = time.monotonic()
     denoiser = checkpoint.load(asked.run)
     settled = _settled(asked, denoiser)
     Plan(**settled)  # wrong sizes are refused before anything is read
@@ -87,7 +93,7 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
         )
     group.end()
     if not group.main:
-        return  # this process has made its share of the samples
+        return None  # this process has made its share of the samples
     command = _command(asked, plan)
     shown = tables(result, material.about)
     _print(shown)
@@ -119,8 +125,7 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
     say(f"report: {folder / REPORT}")
     say(f"figures: {folder / JSON}")
     say(f"again: {command}")
-    if asked.json:
-        typer.echo(json.dumps(record, indent=1))
+    return record
 
 
 def _without(facts: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
@@ -229,7 +234,7 @@ def _print(shown: list[Table]) -> None:
         console.print(plain(table.header), style="dim", markup=False)
 
 
-def _evaluate_autoencoder(asked: Evaluate) -> None:
+def _evaluate_autoencoder(asked: Evaluate) -> dict[str, Any]:
     """Reconstructions and rates of an autoencoder."""
     if processes.launched() > 1:
         raise UserError("autoencoders are evaluated by one process: leave out the launcher")
@@ -256,12 +261,10 @@ def _evaluate_autoencoder(asked: Evaluate) -> None:
     console.print(rich)
     for warning in warnings:
         warn(warning)
-    record = {
+    say(f"report: {folder / REPORT}")
+    return {
         "model": str(run),
         "about": material.about,
         "scores": {score.name: score.value for score in scores},
         "warnings": warnings,
     }
-    say(f"report: {folder / REPORT}")
-    if asked.json:
-        typer.echo(json.dumps(record, indent=1))

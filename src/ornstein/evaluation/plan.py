@@ -140,6 +140,9 @@ def measure_costs(d: Denoiser, batch: int, extract: Callable[[Tensor], Tensor]) 
         d: the model.
         batch: samples that go through the network at once; fewer are used if that is slow.
         extract: uint8 images to the features they are compared in.
+
+    Raises:
+        ValueError: the model diverges in a single step.
     """
     assert d.data is not None
     shape = d.data.shape
@@ -147,7 +150,10 @@ def measure_costs(d: Denoiser, batch: int, extract: Callable[[Tensor], Tensor]) 
 
     def draw(count: int) -> float:
         labels = d.data.labels(count) if d.data is not None else None
-        latest[0] = sample(d, (count, *shape), "ddim", 1, cond={"label": labels}, batch=count)
+        try:
+            latest[0] = sample(d, (count, *shape), "ddim", 1, cond={"label": labels}, batch=count)
+        except ValueError as error:
+            raise ValueError(f"ddim with 1 steps: {error}") from error
         return float(latest[0].flatten()[0])  # waits for the device
 
     count, call = 1, 0.0
