@@ -73,8 +73,8 @@ def test_mistakes(model: Path, tmp_path: Path) -> None:
     refused(ornstein("bench", model, "--solvers", "eular"), "unknown solver 'eular'")
     refused(ornstein("bench", model, "--steps", "a"), "--steps takes numbers", "'a'")
     refused(ornstein("bench", model, "--batch", "0"), "--batch", "from 1 up")
-    refused(ornstein("bench", model, "--precision", "half"), "--precision 'half' is unknown")
-    refused(ornstein("sample", model, "--precision", "half"), "--precision 'half' is unknown")
+    refused(ornstein("bench", model, "--precision", "half"), "unknown precision 'half'")
+    refused(ornstein("sample", model, "--precision", "half"), "--precision: 'half'", "bf16")
     refused(ornstein("bench", tmp_path / "none"), "no such folder")
 
 
@@ -133,7 +133,7 @@ def test_many_samples_go_through_in_parts(denoiser: Denoiser) -> None:
 def test_a_grid_of_very_many_is_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "_GRID_PIXELS", 70 * 64**2)
     said: list[str] = []
-    monkeypatch.setattr(shards.console, "print", lambda text, **_: said.append(text))
+    monkeypatch.setattr(shards, "say", said.append)
     shards.write_images(tmp_path, {}, 75, 40, lambda rows: torch.zeros(len(rows), 1, 8, 8))
     assert said == [f"75 samples in {tmp_path}, the first 70 in {tmp_path / 'grid.png'}"]
     with Image.open(tmp_path / "grid.png") as picture:

@@ -15,8 +15,6 @@ from rich.table import Table as RichTable
 
 from ornstein import autoencoders, checkpoint
 from ornstein.cli.command import console, progress
-from ornstein.cli.runs import SETTINGS, in_memory
-from ornstein.cli.setup import Settings, open_data
 from ornstein.data import ImageSet, StreamedSet, open_images
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
@@ -30,6 +28,8 @@ from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.solvers import SOLVER, SOLVERS
 from ornstein.store import atomic_write, write_error
 from ornstein.training import processes
+from ornstein.training.recipe import Settings, in_memory, open_data
+from ornstein.training.settings import SETTINGS
 
 JSON = "evaluation.json"
 REPORT = "report.html"

@@ -40,6 +40,8 @@ def read_animation(file: IO[bytes], limit_pixels: int = LIMIT_PIXELS) -> Iterato
                 yield np.asarray(flat), duration if duration >= _SHORTEST else _USUAL
     except BadImage:
         raise
+    except Image.DecompressionBombError:
+        raise BadImage(f"more pixels than the limit of {limit_pixels:,}") from None
     except Exception as error:  # decoders raise nearly everything on damaged input
         raise BadImage(f"damaged animation: {error or type(error).__name__}".replace("\n", " ")) from None
 

@@ -22,7 +22,7 @@ from ornstein.training.state import read_metrics
 
 STEPS = 20
 _BATCH = 256
-_SHOWN = 10  # images a class
+_GRID = 100  # images of the grid of samples: up to 10 a class
 _PAIRS = 24
 _FILM = 20  # images of the denoising film
 _NEIGHBOURS = 5
@@ -72,49 +72,60 @@ def write_run_report(
     quality_steps: Sequence[int] = (),
     advance: Advance = lambda what, done, total: None,
     quality: Sequence[Mapping[str, Any]] = (),
+    shown: int = _GRID,
+    steps: int = STEPS,
 ) -> list[Score]:
-    """Write `out`/samples.png and `out`/report.html; the scores in it, measured on `judged` samples.
+    """Write `out`/samples.png and `out`/report.html.
 
-    quality_steps: numbers of steps at which DDIM and DPM-Solver++ 3M are compared, below the rows of `quality` that are
-    there already; not for a distilled model, which has its own. advance(what, done, total) is told
-    how far it is. With fewer than 8 held-out images nothing is scored.
+    Args:
+        judged: samples that the scores are measured on.
+        quality_steps: numbers of steps at which DDIM and the default solver are compared, below the rows of `quality`;
+            not for a distilled model, which has its own.
+        advance: called with (what, done, total).
+        shown: images of the grid at most; with classes, up to 10 of each.
+        steps: solver steps of every sample, but for those of `quality_steps`.
+
+    Returns:
+        The scores of the report; none with fewer than 8 held-out images.
     """
     assert denoiser.data is not None
     classes = len(denoiser.data.classes)
     few = denoiser.distilled
-    made_by = f"{STEPS} steps of {SOLVER}" if few is None else f"distilled to {few}"
+    made_by = f"{steps} steps of {SOLVER}" if few is None else f"distilled to {few}"
     quality_steps = quality_steps if few is None else ()
     total = 2 + 2 * len(quality_steps)
+    filmed = min(_FILM, shown)
     frames: list[Tensor] = []
     times: list[float] = []
 
     def film(state: State) -> None:
         if state.first == 0:
-            frames.append(to_uint8(denoiser.decode(state.x[:_FILM])))
+            frames.append(to_uint8(denoiser.decode(state.x[:filmed])))
             times.append(state.t)
 
     advance("samples", 0, total)
-    shown = torch.arange(min(classes, 10)).repeat_interleave(_SHOWN) if classes else None
-    pictures = draw(denoiser, shown, len(shown) if shown is not None else 64)
+    rows = min(classes, 10)
+    columns = max(1, shown // 10) if classes else 8
+    grid_labels = torch.arange(rows).repeat_interleave(columns) if classes else None
+    pictures = draw(denoiser, grid_labels, rows * columns if classes else min(64, shown), steps=steps)
     upscale = max(1, 64 // pictures.shape[-1])
-    save_grid(pictures, out / "samples.png", columns=_SHOWN if classes else 8, upscale=upscale, gap=1)
-    film_labels = denoiser.data.labels(_FILM)
-    draw(denoiser, film_labels, _FILM, callback=film)
+    save_grid(pictures, out / "samples.png", columns=columns, upscale=upscale, gap=1)
+    draw(denoiser, denoiser.data.labels(filmed), filmed, steps=steps, callback=film)
 
     advance("scores", 1, total)
     labels = denoiser.data.labels(judged)
-    samples = draw(denoiser, labels, judged)
+    samples = draw(denoiser, labels, judged, steps=steps)
     scores = _scores(samples, labels, train, held_out) if len(held_out) >= _ENOUGH else []
     if few is None and isinstance(denoiser.space, LatentSpace) and denoiser.space.stochastic:
         scores += _joint_bound(denoiser, denoiser.space, held_out)
     near = nearest(samples[:_PAIRS], train.images)
 
     compared: list[Mapping[str, Any]] = [*quality]
-    for i, (solver, steps) in enumerate((s, n) for s in ("ddim", SOLVER) for n in quality_steps):
-        advance(f"{solver}, {steps} steps", 2 + i, total)
-        images = samples if (solver, steps) == (SOLVER, STEPS) else draw(denoiser, labels, judged, solver, steps)
+    for i, (solver, n) in enumerate((s, n) for s in ("ddim", SOLVER) for n in quality_steps):
+        advance(f"{solver}, {n} steps", 2 + i, total)
+        images = samples if (solver, n) == (SOLVER, steps) else draw(denoiser, labels, judged, solver, n)
         frechet = pixel_frechet(images, held_out.images)
-        row: dict[str, Any] = {"solver": solver, "steps": steps, frechet.name: frechet.value}
+        row: dict[str, Any] = {"solver": solver, "steps": n, frechet.name: frechet.value}
         if labels is not None:
             row["k-NN agreement"] = _agreement(images, labels, train)
         compared.append(row)
@@ -124,7 +135,7 @@ def write_run_report(
             title=title,
             lead=f"{train.drawn_from or len(train)} training images, {len(held_out)} held out; {made_by}.",
             scores=scores,
-            samples=Images(pictures, shown),
+            samples=Images(pictures, grid_labels),
             real=Images(held_out.images, held_out.labels if classes else None),
             class_names=denoiser.data.classes,
             trajectory=Trajectory(torch.stack(frames), times),

@@ -14,7 +14,7 @@ from ornstein.denoiser import Denoiser
 from ornstein.evaluation.motion import clip_frechet, correlation_error, flicker_score
 from ornstein.evaluation.report import Clips as PlayingClips
 from ornstein.evaluation.report import Report, Score, Skipped, write_report
-from ornstein.evaluation.run import Advance, draw, loss_curve
+from ornstein.evaluation.run import STEPS, Advance, draw, loss_curve
 
 _SHOWN = 16
 _JUDGED = 128
@@ -29,15 +29,17 @@ def write_clip_report(
     title: str,
     settings: Mapping[str, Any],
     advance: Advance = lambda what, done, total: None,
+    most: int = _JUDGED,
+    steps: int = STEPS,
 ) -> list[Score]:
     """Write `out`/samples.mp4, .gif, .png (a contact sheet) and report.html; the scores of motion in it.
 
-    Up to 128 samples are judged against as many held-out clips.
+    Up to `most` samples, of `steps` solver steps, are compared with as many held-out clips.
     """
     assert denoiser.data is not None
-    judged = max(_SHOWN, min(_JUDGED, len(held_out)))
+    judged = min(most, max(_SHOWN, len(held_out)))
     advance("sampling", 0, 2)
-    samples = draw(denoiser, denoiser.data.labels(judged), judged, batch=_BATCH)
+    samples = draw(denoiser, denoiser.data.labels(judged), judged, steps=steps, batch=_BATCH)
     upscale = max(1, 64 // samples.shape[-1])
     shown = samples[:_SHOWN]
     save_sheet(shown, out / "samples.png", upscale=upscale)
@@ -47,7 +49,7 @@ def write_clip_report(
 
     advance("scores", 1, 2)
     real = read(held_out, judged)
-    scores = motion_scores(to_unit(samples), real, read(train, judged)) if len(real) >= _SHOWN else []
+    scores = motion_scores(to_unit(samples), real, read(train, judged)) if min(judged, len(real)) >= _SHOWN else []
     write_report(
         out / "report.html",
         Report(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
+from ornstein.few_steps.settings import MOST_STEPS
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
 from ornstein.schedules import Schedule
@@ -23,9 +24,6 @@ from ornstein.solvers.coefficients import Form, weights
 from ornstein.solvers.multistep import multistep, seen
 from ornstein.solvers.tuned import PAST, Step, Tuned
 from ornstein.wrapper import Conditioned, device_of
-
-MOST_STEPS = 24
-"""Past these a tuned solver would have 200 numbers and more, and little left to gain."""
 
 _FINE_STEPS = 100
 _SLOPES = (0.25, 0.3, 0.35, 0.42)  # the default grid's is 0.35

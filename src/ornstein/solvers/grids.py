@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ornstein.request import GRID as GRID
 from ornstein.schedules import Discrete, Schedule
 
 # Grids spaced in the log-SNR end here before their last step into t = 0, where it is infinite.
@@ -104,9 +105,6 @@ GRIDS: dict[str, Callable[[Schedule, float, float, int], Tensor]] = {
     "karras": karras,
     "trailing": trailing,
 }
-
-GRID = "logistic"
-"""The default."""
 
 
 def make(grid: str | Sequence[float] | Tensor, schedule: Schedule, times: tuple[float, float], steps: int) -> Tensor:
