@@ -21,7 +21,7 @@ from ornstein.nets import UNet, VideoUNet
 from ornstein.process import Process
 from ornstein.training.settings import Settings
 
-__all__ = ["new_autoencoder", "new_denoiser"]
+__all__ = ["learns_classes", "new_autoencoder", "new_denoiser"]
 
 # With fewer images per class than this the classes are not learned, unless --conditional asks for them.
 _IMAGES_PER_CLASS = 10
@@ -65,7 +65,7 @@ def new_denoiser(
     """
     device = default_device() if device is None else device
     shape = tuple(data.shape) if space is None else space.latent_shape
-    classes = data.classes if _learns_classes(settings, data) else []
+    classes = data.classes if learns_classes(settings, data) else []
     preset = settings.preset(shape[-1], space is not None, device.type == "cpu")
     with _seeded(settings.seed):
         net = _network(settings, preset, shape, len(classes), latent=space is not None)
@@ -90,7 +90,8 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _learns_classes(settings: Settings, data: ImageSet | StreamedSet | Clips) -> bool:
+def learns_classes(settings: Settings, data: ImageSet | StreamedSet | Clips) -> bool:
+    """Whether a model of these data is conditional on their classes."""
     if settings.conditional is not None:
         return settings.conditional
     return 1 < len(data.classes) <= len(data) / _IMAGES_PER_CLASS

@@ -26,7 +26,7 @@ from ornstein.store import atomic_write
 from ornstein.training import processes
 from ornstein.training.folder import check_folder
 from ornstein.training.jobs import Job, ReportPlan, new_job
-from ornstein.training.models import new_autoencoder, new_denoiser
+from ornstein.training.models import learns_classes, new_autoencoder, new_denoiser
 from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings, resumed
 from ornstein.training.state import read_record
 
@@ -203,8 +203,11 @@ def open_data(settings: Settings, show: bool = False) -> Split:
         raise UserError(
             f"{settings.data} has changed since this run began: put the files back as they were, or train another run"
         )
-    stream = isinstance(opened, StreamedSet)
-    return Split(*opened.split(settings.held_out, settings.seed), opened.fingerprint, stream)
+    # A run keeps the fingerprint that it began with: those of version 0.1 know names only, and split without classes.
+    fingerprint = settings.fingerprint or opened.fingerprint
+    every_class = learns_classes(settings, opened) and fingerprint != opened.names_fingerprint
+    parts = opened.split(settings.held_out, settings.seed, every_class)
+    return Split(*parts, fingerprint, isinstance(opened, StreamedSet))
 
 
 def _open(settings: Settings, advance: Callable[[int, int], None]) -> ImageSet | StreamedSet | Clips:
