@@ -2,8 +2,9 @@
 
 Every objective is f(d, x0, t, z, **cond) -> (B,): the loss of each sample at its own time, x_t = a x_0 + s R z with
 z ~ N(0, I) of x0's shape (B, *) and t (B,) in (0, 1]. All are means over the N numbers of a sample, so that one
-learning rate fits every size; those of the bound are nats per dimension. `Denoiser.loss`, the error of the network's output, is
-the default of training; these are the others, by name in `OBJECTIVES`. Times may be on the CPU, samples on any device.
+learning rate fits every size; those of the bound are nats per dimension. `Denoiser.loss`, the error of the network's
+output, is the default of training; these are the others, by name in `OBJECTIVES`. Times may be on the CPU, samples on
+any device.
 """
 
 from __future__ import annotations
