@@ -23,7 +23,6 @@ from tables import Table
 from torch import Tensor
 
 import ornstein as orn
-from ornstein.cli.setup import Settings, open_data
 from ornstein.data import ImageSet, to_uint8
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance, real_floor
@@ -31,6 +30,7 @@ from ornstein.evaluation.run import STEPS
 from ornstein.few_steps import tuning
 from ornstein.randomness import normal
 from ornstein.solvers import SOLVER, Tuned
+from ornstein.training.recipe import Settings, open_data
 from ornstein.wrapper import Conditioned
 from solvers import rms, tuned_of
 

@@ -22,12 +22,12 @@ import torch
 from rich.console import Console
 from tables import Table
 
-from ornstein.cli.setup import Settings, new_denoiser, open_data
 from ornstein.data import ImageSet, save_grid
 from ornstein.evaluation.features import random_convolutions
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.store import atomic_write
 from ornstein.training import train
+from ornstein.training.recipe import Settings, new_denoiser, open_data
 from training import ours
 
 EVALUATIONS = 20
@@ -63,7 +63,7 @@ def row(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, float]
     asked = replace(asked, **{key: value for key, value in changed.items() if key != "ema"})
     images, kept, _, _ = open_data(asked)
     assert isinstance(kept, ImageSet)
-    settings = asked.settled(images.shape[-1])
+    settings = asked.settled(images.shape[-1], not torch.cuda.is_available())
     config = replace(settings.config(), **{key: value for key, value in changed.items() if key == "ema"})
     began, states = time.process_time(), train(new_denoiser(settings, images), images, config, run, run.is_dir())
     losses = [state.loss for state in states]

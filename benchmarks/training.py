@@ -74,7 +74,7 @@ def train_both(arguments: argparse.Namespace, seed: int) -> None:
 
 
 def _untrained(arguments: argparse.Namespace) -> orn.Denoiser:
-    from ornstein.cli.setup import Settings, new_denoiser
+    from ornstein.training.recipe import Settings, new_denoiser
 
     images = open_images(arguments.data, arguments.size)
     settings = Settings(arguments.data, arguments.size, conditional=False, net=arguments.net or "auto")
