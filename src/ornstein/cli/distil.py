@@ -19,7 +19,7 @@ from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.few_steps import FRECHET, KERNEL, RMSE, Way, mean_over_seeds, quality_by_steps
-from ornstein.evaluation.run import write_run_report
+from ornstein.evaluation.run import affordable, write_run_report
 from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.few_steps.distillation import check_teacher
 from ornstein.progress import cell, console, progress, say
@@ -29,7 +29,7 @@ from ornstein.store import CONFIG, atomic_write, read_config
 from ornstein.training import TrainConfig, TrainState, processes, run_task
 from ornstein.training.distil import Distillation, TrajectorySet, follow_teacher, new_student
 from ornstein.training.folder import check_folder
-from ornstein.training.jobs import affordable, preview, size_of
+from ornstein.training.jobs import preview, size_of
 from ornstein.training.recipe import REPORT, Split, in_memory, open_data, report_seconds
 from ornstein.training.settings import DISTIL, SETTINGS, DistilSettings, Settings, resumed
 from ornstein.training.state import check_new, check_resumable

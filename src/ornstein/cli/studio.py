@@ -29,6 +29,9 @@ def studio(
         Path | None,
         typer.Option(help="The file whose first line is the password. (As an option, others would see it.)"),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A further host name of the studio, such as a reverse proxy's; repeatable.")
+    ] = None,
     browse: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Open the studio: train, generate, video and noise, face swap, likelihood, in the browser.
@@ -45,7 +48,7 @@ def studio(
         if not sys.stdin.isatty():
             raise UserError(f"give the password of {user} in a file: --password-file")
         password = typer.prompt(f"password of {user}", hide_input=True)
-    address = Address(host, port, user, password)
+    address = Address(host, port, user, password, tuple(allow_host or ()))
     for run in runs or []:
         read_config(run)  # told now, not on a page
     with serving(home, runs or [], address) as url:

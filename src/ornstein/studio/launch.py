@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ornstein.errors import RunError, UserError
 from ornstein.extras import install
+from ornstein.studio.guard import Guard
 
 if TYPE_CHECKING:
     from ornstein.faces.detect import FaceDetector
@@ -32,13 +33,15 @@ _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SS
 class Address:
     """Where the studio listens, and who may come in. Raises UserError where that would be open to others.
 
-    port: None for the first free one from 7860 on.
+    port: None for the first free one from 7860 on. names: further host names under which pages reach it, such as that
+    of a reverse proxy.
     """
 
     host: str = "127.0.0.1"
     port: int | None = None
     user: str | None = None
     password: str | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.user is None) != (self.password is None):
@@ -114,7 +117,8 @@ def serving(
             theme=theme(),
             css=STYLE,
         )
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        guarded = Guard(app, address.host, (home, *given), address.names)
+        server = uvicorn.Server(uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:
