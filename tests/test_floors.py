@@ -14,8 +14,8 @@ import ornstein
 ROOT = Path(ornstein.__file__).parent
 FLOORS = [
     # mathematics: torch and the standard library alone
-    "errors extras settings request",
-    "store sizes randomness devices schedules noise",
+    "errors extras launch progress settings request",
+    "store runs seal sizes randomness devices schedules noise",
     "process",
     "denoiser preconditioning oracles wrapper",
     "guidance solvers",
