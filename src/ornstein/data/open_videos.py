@@ -1,51 +1,31 @@
 """Clips from the videos of a folder or archive, decoded once; or from a bundled source."""
 
-import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from typing import IO
 
-import numpy as np
 import torch
 
 from ornstein.data import identity, sets
 from ornstein.data.classes import group
+from ornstein.data.clip_sources import SourceVideo, file_entry, find_videos
 from ornstein.data.clips import ClipSet
 from ornstein.data.decode import LIMIT_PIXELS, BadImage, check_form, strict_pillow
-from ornstein.data.entry import IMAGE_SUFFIXES, Entry, Listing, nothing_usable, reason_of
+from ornstein.data.entry import IMAGE_SUFFIXES, Listing, nothing_usable, reason_of
 from ornstein.data.frame_store import FrameStore
 from ornstein.data.images import Progress
-from ornstein.data.kinds import is_animation, open_regular
 from ornstein.data.motion import MOTIONS, MotionClips
-from ornstein.data.names import natural_key, tidy
+from ornstein.data.names import natural_key
 from ornstein.data.sources import open_source
-from ornstein.data.video_read import VIDEO_SUFFIXES, Video, read_folder, read_video
+from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.errors import UserError
 
 __all__ = ["open_clips"]
 
-_MAY_MOVE = {".webp", ".png", ".apng", ".avif"}
 _NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a whole
-
-
-@dataclass(frozen=True)
-class _Video:
-    """One video of a source: a file, or a folder of frames."""
-
-    name: str
-    entries: list[Entry]
-    frames: Callable[[int | None, int, int, int], Iterator[np.ndarray]]
-    opened: list[Video] = field(default_factory=list)  # what the file states, once it was read
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(entry.size for entry in self.entries)
 
 
 def open_clips(
@@ -61,26 +41,31 @@ def open_clips(
 ) -> ClipSet | MotionClips:
     """Open clips of `frames` frames: a folder, a .zip archive (read in place), a video file, or a bundled source.
 
-    A video is a file (mp4, mov, webm, mkv, avi, mpg, ts, flv, wmv, 3gp and similar), an animation (GIF, WebP, PNG,
-    AVIF), or a folder of images of one size in natural order. Images beside videos are not frames and are skipped, and
-    so are thumbnails: images named as a video is. If all videos lie in sub-folders, and in several, the first folder on
-    the path is the class. Each frame is turned upright, its centre square cut out and resized. Videos that cannot be
-    used, among them those shorter than a clip, are listed in `skipped`. Frames are decoded as a stream; above 2 GB they
-    go to a temporary file.
+    A video is a file (mp4, mov, webm, mkv, avi, mpg, ts, flv, wmv, 3gp and their kin), an animation (GIF, WebP, PNG,
+    AVIF), or a folder of images of one size in natural order. Images in a folder with videos are skipped, and so are
+    folders of images that are named as videos are: thumbnails. If all videos lie in sub-folders, and in several, the
+    first folder on the path is the class. Each frame is turned upright, its centre square cut out and resized. Frames
+    are decoded as a stream; above 2 GB they go to a temporary file.
 
     The bundled sources are "moving-digits", "bouncing-balls" and "drifting-textures", see `MotionClips`. A folder of
     such a name is given as "./moving-digits".
 
     Args:
-        size: pixels a side; None keeps the size that all have, and is 32 for the bundled sources.
-        channels: 3 (RGB) or 1 (luma); None means 3, and 1 for the bundled sources.
-        stride: every `stride`-th frame is taken.
-        hop: a clip begins every `hop` of the frames taken; None begins each where the last one ended.
-        progress: called with (done, total) after each video.
+        path: the source.
+        frames: of a clip.
+        size: pixels a side; None keeps the size that all videos have (32 for a bundled source).
+        channels: 3 (RGB) or 1 (luma); None: 3, and 1 for a bundled source.
+        stride: every `stride`-th frame of a video is taken.
+        hop: a clip begins every `hop` of those; None: where the last one ended.
+        limit_pixels: the most pixels of a frame.
+        progress: called as progress(done, total) after each video.
+
+    Returns:
+        The clips. Videos that cannot be used, among them those shorter than a clip, are listed in `skipped`.
 
     Raises:
-        UserError: there is no such source, nothing usable in it, the sizes differ and size=None, or an argument is out
-            of range.
+        UserError: there is no such source, nothing usable in it, the sizes differ and `size` is None, or an argument is
+            out of range.
         RunError: the disk has no room for the temporary file.
     """
     if frames < 1 or stride < 1 or (hop is not None and hop < 1):
@@ -93,7 +78,7 @@ def open_clips(
     path = Path(path)
     cut = _Cut(frames, size, channels or 3, stride, hop or frames, limit_pixels)
     if path.suffix.lower() in VIDEO_SUFFIXES and path.exists() and not path.is_dir():
-        return _cut(path, Listing([_entry(path)]), cut, progress)
+        return _cut(path, Listing([file_entry(path)]), cut, progress)
     with open_source(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES, _NO_LIMIT, by_folder=False) as listing:
         return _cut(path, listing, cut, progress)
 
@@ -152,7 +137,7 @@ def _cut(path: Path, listing: Listing, cut: _Cut, progress: Progress) -> ClipSet
     )
 
 
-def _decode(video: _Video, cut: _Cut, store: FrameStore) -> range:
+def _decode(video: SourceVideo, cut: _Cut, store: FrameStore) -> range:
     """Add the frames of a video to the store; where its clips begin. If it raises, the store is as it was."""
     begin = len(store)
     try:
@@ -170,9 +155,9 @@ def _decode(video: _Video, cut: _Cut, store: FrameStore) -> range:
     return begins
 
 
-def _labelled(path: Path, listing: Listing) -> tuple[list[_Video], list[str], list[tuple[str, str]], Counter[str]]:
+def _labelled(path: Path, listing: Listing) -> tuple[list[SourceVideo], list[str], list[tuple[str, str]], Counter[str]]:
     """The videos of a source that belong to the data and their classes, if any; what is skipped and ignored."""
-    videos, beside = _videos(listing, path)
+    videos, beside = find_videos(listing, path)
     names = [video.name.split("/", 1)[-1] if listing.prefixed else video.name for video in videos]
     groups = group(names, path.is_file() or listing.prefixed, [video.entries[0].label for video in videos])
     skipped = [*listing.skipped, *beside, *((videos[i].name, why) for i, why in groups.skipped.items())]
@@ -181,69 +166,9 @@ def _labelled(path: Path, listing: Listing) -> tuple[list[_Video], list[str], li
     return [videos[i] for i in kept], labels, skipped, listing.ignored + Counter(groups.ignored.values())
 
 
-def _entry(path: Path) -> Entry:
-    with open_regular(path) as file:
-        size = file.seek(0, os.SEEK_END)
-    return Entry(tidy(path.name), size, partial(open_regular, path))
-
-
-def _sums(videos: Sequence[_Video]) -> list[int]:
+def _sums(videos: Sequence[SourceVideo]) -> list[int]:
     """A checksum of the contents of each video."""
     entries = [entry for video in videos for entry in video.entries]
     sums = iter(identity.checksums(len(entries), entries.__getitem__, [entry.size for entry in entries]))
     of_videos = [[next(sums) for _ in video.entries] for video in videos]
     return [each[0] if len(each) == 1 else identity.checksum(str(each).encode()) for each in of_videos]
-
-
-def _videos(listing: Listing, path: Path) -> tuple[list[_Video], list[tuple[str, str]]]:
-    """The videos of a source in natural order, each file and each folder of frames; (folder, reason) of what is none.
-
-    Pictures in a folder with video files are their covers, not frames; so are pictures that are named as a video is.
-    """
-    videos: list[_Video] = []
-    folders: dict[str, list[Entry]] = {}
-    for entry in listing.entries:
-        if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES or _is_animation(entry):
-            opened: list[Video] = []
-            videos.append(_Video(entry.name, [entry], partial(_read_file, entry.open, opened), opened))
-        else:
-            folders.setdefault(entry.name.rpartition("/")[0], []).append(entry)
-    busy = {video.name.rpartition("/")[0] for video in videos}
-    stems = {PurePosixPath(video.name).stem for video in videos}
-    beside: list[tuple[str, str]] = []
-    for folder, pictures in folders.items():
-        frames = [] if folder in busy else [each for each in pictures if not stems & _stems(each.name)]
-        if len(frames) < len(pictures):
-            count = len(pictures) - len(frames)
-            beside.append((folder or path.name, f"pictures beside videos, no frames of one: {count:,}"))
-        if frames:
-            videos.append(_Video(folder or path.name, frames, partial(read_folder, frames)))
-    return sorted(videos, key=lambda video: natural_key(video.name)), beside
-
-
-def _stems(name: str) -> set[str]:
-    """What a video is called whose thumbnail this is: "a" for a.jpg and for a.mp4.jpg."""
-    stem = PurePosixPath(name).stem
-    return {stem, PurePosixPath(stem).stem} if PurePosixPath(stem).suffix.lower() in VIDEO_SUFFIXES else {stem}
-
-
-def _is_animation(entry: Entry) -> bool:
-    if Path(entry.name).suffix.lower() not in _MAY_MOVE:
-        return False
-    try:
-        with entry.open() as file:
-            return is_animation(file)
-    except (OSError, BadImage, UserError):  # what is wrong with it is said when it is read
-        return False
-
-
-def _read_file(
-    opener: Callable[[], IO[bytes]],
-    opened: list[Video],
-    size: int | None,
-    channels: int,
-    stride: int,
-    limit_pixels: int,
-) -> Iterator[np.ndarray]:
-    with opener() as file:
-        yield from read_video(file, size, channels, stride, limit_pixels, opened)
