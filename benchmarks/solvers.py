@@ -46,7 +46,7 @@ def rms(parts: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def best(runs: Iterable[tuple[str, Run]], test: Trajectories) -> tuple[str, float] | None:
-    """The one that ends nearest to the fine solutions: all on the first part of `test`, the best of them on the whole."""
+    """The one that ends nearest to the fine solutions: all on a first part of `test`, the best of them on the whole."""
 
     def error(run: Run, parts: Trajectories) -> float:
         with torch.no_grad():

@@ -186,9 +186,7 @@ def main() -> None:
     parser.add_argument("--net", help="of `ornstein train`; by default its own choice")
     parser.add_argument("--parameters", type=int, help="of their network; by default as many as ours")
     parser.add_argument("--beta-schedule", default="linear", help="of theirs: linear, or squaredcos_cap_v2")
-    parser.add_argument(
-        "--every", type=int, default=1, help="seeds that are scored at the other numbers of evaluations too"
-    )
+    parser.add_argument("--every", type=int, default=1, help="seeds that are scored at other evaluations too")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.out is None:
