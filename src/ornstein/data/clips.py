@@ -1,14 +1,12 @@
 """Sets of clips: cut from the videos of a folder or archive, decoded once; or generated from known motion."""
 
 import hashlib
-import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from statistics import median
 from typing import IO, Protocol
 
@@ -18,19 +16,18 @@ from torch import Tensor
 
 from ornstein.data import identity, images, sets
 from ornstein.data.classes import group
+from ornstein.data.clip_sources import SourceVideo, file_entry, find_videos
 from ornstein.data.decode import LIMIT_PIXELS, MIN_SIDE, BadImage, strict_pillow
-from ornstein.data.entry import IMAGE_SUFFIXES, Entry, Listing, nothing_usable, reason_of
-from ornstein.data.kinds import is_animation, open_regular
+from ornstein.data.entry import IMAGE_SUFFIXES, Listing, nothing_usable, reason_of
 from ornstein.data.motion import MOTIONS, MotionClips
-from ornstein.data.names import natural_key, tidy
+from ornstein.data.names import natural_key
 from ornstein.data.pixels import to_unit
 from ornstein.data.sources import open_source
-from ornstein.data.video_read import VIDEO_SUFFIXES, Video, read_folder, read_video
+from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.errors import RunError, UserError
 
 __all__ = ["ClipSet", "Clips", "open_clips"]
 
-_MAY_MOVE = {".webp", ".png", ".apng", ".avif"}
 _NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a whole
 
 
@@ -180,21 +177,6 @@ class ClipSet:
         )
 
 
-@dataclass(frozen=True)
-class _Video:
-    """One video of a source: a file, or a folder of frames."""
-
-    name: str
-    entries: list[Entry]
-    frames: Callable[[int | None, int, int, int], Iterator[np.ndarray]]
-    opened: list[Video] = field(default_factory=list)  # what the file states, once it was read
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its files."""
-        return sum(entry.size for entry in self.entries)
-
-
 def open_clips(
     path: str | Path,
     frames: int,
@@ -209,20 +191,31 @@ def open_clips(
     """Open clips of `frames` frames: a folder, a .zip archive (read in place), a video file, or a bundled source.
 
     A video is a file (mp4, mov, webm, mkv, avi, mpg, ts, flv, wmv, 3gp and their kin), an animation (GIF, WebP, PNG,
-    AVIF), or a folder of images of one size in natural order. Images beside videos are no frames: they are skipped, and
-    so are those that are named as a video is (its thumbnail). Of the frames every `stride`-th is taken; a clip begins
-    every `hop` of those, by default where the last one ended. Where all
-    videos lie in sub-folders, and in several, the first folder on the path is the class. Each frame is turned
-    upright, its centre square cut out and resized to `size` pixels a side; size=None keeps the size that all have.
-    `channels` is 3 (RGB) or 1 (luma); None means 3, and 1 for the bundled sources. Videos that cannot be used, among
-    them those shorter than a clip, are listed in `skipped`. `progress(done, total)` is called after each video.
-    Frames are decoded as a stream; above 2 GB they go to a temporary file.
+    AVIF), or a folder of images of one size in natural order. Images in a folder with videos are skipped, and so are
+    folders of images that are named as videos are: thumbnails. If all videos lie in sub-folders, and in several, the
+    first folder on the path is the class. Each frame is turned upright, its centre square cut out and resized. Frames
+    are decoded as a stream; above 2 GB they go to a temporary file.
 
-    The bundled sources are "moving-digits", "bouncing-balls" and "drifting-textures", see `MotionClips`; size=None is
-    32 there. A folder of such a name is given as "./moving-digits".
+    The bundled sources are "moving-digits", "bouncing-balls" and "drifting-textures", see `MotionClips`. A folder of
+    such a name is given as "./moving-digits".
 
-    Raises UserError where there is no such source, nothing usable in it, the sizes differ and size=None, or an
-    argument is out of range; RunError where the disk has no room for the temporary file.
+    Args:
+        path: the source.
+        frames: of a clip.
+        size: pixels a side; None keeps the size that all videos have (32 for a bundled source).
+        channels: 3 (RGB) or 1 (luma); None: 3, and 1 for a bundled source.
+        stride: every `stride`-th frame of a video is taken.
+        hop: a clip begins every `hop` of those; None: where the last one ended.
+        limit_pixels: the most pixels of a frame.
+        progress: called as progress(done, total) after each video.
+
+    Returns:
+        The clips. Videos that cannot be used, among them those shorter than a clip, are listed in `skipped`.
+
+    Raises:
+        UserError: there is no such source, nothing usable in it, the sizes differ and `size` is None, or an argument is
+            out of range.
+        RunError: the disk has no room for the temporary file.
     """
     if frames < 1 or stride < 1 or (hop is not None and hop < 1):
         raise UserError(f"frames, stride and hop must be at least 1, not {frames}, {stride} and {hop}")
@@ -236,7 +229,7 @@ def open_clips(
         return MotionClips(str(path), frames, 32 if size is None else size, 1 if channels is None else channels)
     path = Path(path)
     if path.suffix.lower() in VIDEO_SUFFIXES and path.exists() and not path.is_dir():
-        return _cut(path, Listing([_entry(path)]), frames, size, channels or 3, stride, hop, limit_pixels, progress)
+        return _cut(path, Listing([file_entry(path)]), frames, size, channels or 3, stride, hop, limit_pixels, progress)
     with open_source(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES, _NO_LIMIT, by_folder=False) as listing:
         return _cut(path, listing, frames, size, channels or 3, stride, hop, limit_pixels, progress)
 
@@ -252,7 +245,7 @@ def _cut(
     limit_pixels: int,
     progress: Callable[[int, int], None] | None,
 ) -> ClipSet:
-    listed, beside = _videos(listing, path)
+    listed, beside = find_videos(listing, path)
     names = [video.name.split("/", 1)[-1] if listing.prefixed else video.name for video in listed]
     groups = group(names, path.is_file() or listing.prefixed, [video.entries[0].label for video in listed])
     skipped, hop, ignored = [*listing.skipped, *beside], hop or frames, Counter(listing.ignored)
@@ -262,7 +255,7 @@ def _cut(
     videos = [listed[i] for i in chosen]
     label_of = {} if groups.labels is None else {listed[i].name: groups.labels[i] for i in chosen}
     store = _Store()
-    used: list[_Video] = []
+    used: list[SourceVideo] = []
     starts: list[int] = []
     owners: list[int] = []
     with strict_pillow():
@@ -271,10 +264,7 @@ def _cut(
             try:
                 for frame in video.frames(size, channels, stride, limit_pixels):
                     store.append(frame, video.name)
-                count = len(store) - begin
-                if count < frames:
-                    strided = f" at stride {stride}" if stride > 1 else ""
-                    raise BadImage(f"too short: {count} frames{strided}, a clip has {frames}")
+                count = _enough(len(store) - begin, frames, stride)
             except (BadImage, OSError) as bad:
                 store.truncate(begin)
                 skipped.append((video.name, reason_of(bad)))
@@ -311,72 +301,19 @@ def _cut(
     )
 
 
-def _entry(path: Path) -> Entry:
-    with open_regular(path) as file:
-        size = file.seek(0, os.SEEK_END)
-    return Entry(tidy(path.name), size, partial(open_regular, path))
+def _enough(count: int, frames: int, stride: int) -> int:
+    if count < frames:
+        strided = f" at stride {stride}" if stride > 1 else ""
+        raise BadImage(f"too short: {count} frames{strided}, a clip has {frames}")
+    return count
 
 
-def _sums(videos: Sequence[_Video]) -> list[int]:
+def _sums(videos: Sequence[SourceVideo]) -> list[int]:
     """A checksum of the contents of each video."""
     entries = [entry for video in videos for entry in video.entries]
     sums = iter(identity.checksums(len(entries), entries.__getitem__, [entry.size for entry in entries]))
     of_videos = [[next(sums) for _ in video.entries] for video in videos]
     return [each[0] if len(each) == 1 else identity.checksum(str(each).encode()) for each in of_videos]
-
-
-def _videos(listing: Listing, path: Path) -> tuple[list[_Video], list[tuple[str, str]]]:
-    """The videos of a source in natural order, each file and each folder of frames; (folder, reason) of what is none.
-
-    Pictures in a folder with video files are their covers, not frames; so are pictures that are named as a video is.
-    """
-    videos: list[_Video] = []
-    folders: dict[str, list[Entry]] = {}
-    for entry in listing.entries:
-        if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES or _is_animation(entry):
-            opened: list[Video] = []
-            videos.append(_Video(entry.name, [entry], partial(_read_file, entry.open, opened), opened))
-        else:
-            folders.setdefault(entry.name.rpartition("/")[0], []).append(entry)
-    busy = {video.name.rpartition("/")[0] for video in videos}
-    stems = {PurePosixPath(video.name).stem for video in videos}
-    beside: list[tuple[str, str]] = []
-    for folder, pictures in folders.items():
-        frames = [] if folder in busy else [each for each in pictures if not stems & _stems(each.name)]
-        if len(frames) < len(pictures):
-            count = len(pictures) - len(frames)
-            beside.append((folder or path.name, f"pictures beside videos, no frames of one: {count:,}"))
-        if frames:
-            videos.append(_Video(folder or path.name, frames, partial(read_folder, frames)))
-    return sorted(videos, key=lambda video: natural_key(video.name)), beside
-
-
-def _stems(name: str) -> set[str]:
-    """What a video is called whose thumbnail this is: "a" for a.jpg and for a.mp4.jpg."""
-    stem = PurePosixPath(name).stem
-    return {stem, PurePosixPath(stem).stem} if PurePosixPath(stem).suffix.lower() in VIDEO_SUFFIXES else {stem}
-
-
-def _is_animation(entry: Entry) -> bool:
-    if Path(entry.name).suffix.lower() not in _MAY_MOVE:
-        return False
-    try:
-        with entry.open() as file:
-            return is_animation(file)
-    except (OSError, BadImage, UserError):  # what is wrong with it is said when it is read
-        return False
-
-
-def _read_file(
-    opener: Callable[[], IO[bytes]],
-    opened: list[Video],
-    size: int | None,
-    channels: int,
-    stride: int,
-    limit_pixels: int,
-) -> Iterator[np.ndarray]:
-    with opener() as file:
-        yield from read_video(file, size, channels, stride, limit_pixels, opened)
 
 
 class _Store:

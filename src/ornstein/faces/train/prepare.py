@@ -186,6 +186,8 @@ def _finish(plan: Plan, mine: Sequence[int], unread: Sequence[tuple[str, str]]) 
     summary = Summary(people.total(), len(people), files, skipped, missing)
     if not missing:
         if not summary.faces:
+            for shard in range(plan.shards):  # of no use, and they would block another call
+                plan.path(shard).unlink()
             raise UserError(f"no face found in any photo of {plan.source}: {summary.files} looked at")
         index = {
             **plan.described(),
