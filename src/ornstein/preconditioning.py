@@ -86,9 +86,8 @@ class Preconditioning:
             return expand(c[..., 0], y) * y
         ratio, basis, inverse = (m.to(a.device) for m in self._modes)
         c = f(a, s, self.data_std**2 * ratio)
-        matrix = (
-            ((basis * c[..., None, :]) @ inverse).to(y.dtype).to(y.device, non_blocking=True)
-        )  # cast first: MPS has no float64
+        matrix = (basis * c[..., None, :]) @ inverse
+        matrix = matrix.to(y.dtype).to(y.device, non_blocking=True)  # cast first: MPS has no float64
         axis = frame_axis(y.shape[1:]) + 1
         length = len(ratio)
         if y.shape[axis] != length:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.denoiser import Denoiser, Denoises
+from ornstein.denoiser import Denoiser, Denoises, condition_tensor
 from ornstein.process import Prediction, Process, float64_device
 from ornstein.wrapper import device_of, module_of
 
@@ -81,9 +81,8 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
 
 
 def _condition(value: Any, device: torch.device) -> Any:
-    """A tensor, or a list of numbers, as a tensor on `device`; anything else as it is."""
-    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
-        value = torch.as_tensor(value)
+    """A tensor, or a list of numbers, as a tensor on `device`; anything else unchanged."""
+    value = condition_tensor(value)
     return value.to(device) if isinstance(value, Tensor) else value
 
 
