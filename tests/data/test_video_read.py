@@ -353,8 +353,10 @@ def test_a_recording_may_begin_and_end_anywhere(
 ) -> None:
     """A transport stream is cut where the recorder was stopped: what can be decoded is there, and nothing broken."""
     rng = np.random.default_rng(0)
-    frames = [np.kron(rng.integers(0, 256, (8, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(60)]
-    path = films.write(tmp_path / "a.ts", frames, codec, options={"g": "12"})
+    frames = [np.kron(rng.integers(0, 256, (8, 12, 1)), np.ones((8, 8, 3))).astype(np.uint8) for _ in range(60)]
+    path = films.write(
+        tmp_path / "a.ts", frames, codec, options={"g": "12", "qscale": "2"} if codec == "mpeg2video" else {"g": "12"}
+    )
     data = path.read_bytes()
     path.write_bytes(data[int(first * len(data)) // 188 * 188 : int(last * len(data))])
     video, times, pictures = read(path)

@@ -105,7 +105,6 @@ def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | 
         "data": material.held_out.source,
         "data_fingerprint": material.held_out.fingerprint,
         "about": material.about,
-        "seconds": round(time.monotonic() - began, 1),
     } | result.to_json()
     atomic_write(folder / JSON, json_bytes(record))
     assert denoiser.data is not None
