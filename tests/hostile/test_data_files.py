@@ -243,6 +243,29 @@ def mixed_zip(root: Path) -> Path:
     return root / "a.zip"
 
 
+def nameless_zip(root: Path) -> Path:
+    with zipfile.ZipFile(root / "a.zip", "w") as archive:
+        archive.writestr("good.png", png())
+        archive.writestr("x", png())
+    data = (root / "a.zip").read_bytes()
+    end = data.rindex(b"PK\1\2")
+    (root / "a.zip").write_bytes(data[: end + 28] + b"\0\0" + data[end + 30 : end + 46] + data[end + 47 :])
+    return root / "a.zip"
+
+
+def damaged_animation(root: Path) -> Path:
+    buffer = io.BytesIO()
+    frames = [Image.new("L", (8, 8), 40 * i) for i in range(4)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    with zipfile.ZipFile(root / "a.zip", "w") as archive:  # stored: only the checksum is wrong
+        archive.writestr("good.png", png())
+        archive.writestr("film.gif", buffer.getvalue())
+    data = bytearray((root / "a.zip").read_bytes())
+    data[data.index(b"GIF89a") + len(buffer.getvalue()) // 2] ^= 1
+    (root / "a.zip").write_bytes(data)
+    return root / "a.zip"
+
+
 # name: (how it is made, the error, or None if the good picture is read; words of the error or of the summary)
 CASES: dict[str, tuple[Callable[[Path], Path], str | None, str]] = {
     "a tar's extended header claims 3 GB": (tar_with(header("x", 3 * GB, b"x"), sparse=3 * GB), None, "damaged"),
@@ -270,6 +293,8 @@ CASES: dict[str, tuple[Callable[[Path], Path], str | None, str]] = {
         "table of contents",
     ),
     "paths that lead out of a zip": (mixed_zip, None, "leads out"),
+    "a file without a name in a zip": (nameless_zip, None, ""),
+    "a damaged animation in a zip": (damaged_animation, None, ""),
     "a sparse file of 500 MB": (beside("a.png", bytes, 500 * 2**20), None, "not an image"),
     "a sparse file of 3 GB": (beside("a.png", bytes, 3 * GB), None, "3,072 MB"),
     "a picture and 500 MB": (beside("a.png", png, 500 * 2**20), None, "500 MB"),
