@@ -12,7 +12,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,7 @@ def damaged_animation(root: Path) -> Path:
         archive.writestr("good.png", png())
         archive.writestr("film.gif", buffer.getvalue())
     data = bytearray((root / "a.zip").read_bytes())
-    data[data.index(b"GIF89a") + len(buffer.getvalue()) // 2] ^= 1
+    data[data.index(b"GIF8") + len(buffer.getvalue()) // 2] ^= 1
     (root / "a.zip").write_bytes(data)
     return root / "a.zip"
 
@@ -355,22 +355,24 @@ def zlib_zeros(size: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Any]]]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What each opener makes of each case: [images, streamed, clips]."""
-    base = tmp_path_factory.getbasetemp()
-    paths = [str(make(tmp_path_factory.mktemp("case"))) for make, _, _ in CASES.values()]
-    run = subprocess.run(
-        [sys.executable, "-c", CHILD, *paths],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS * 3 * len(CASES),
-        check=True,
-    )
+    roots = [tmp_path_factory.mktemp("case") for _ in CASES]
+    try:
+        paths = [str(make(root)) for root, (make, _, _) in zip(roots, CASES.values(), strict=True)]
+        run = subprocess.run(
+            [sys.executable, "-c", CHILD, *paths],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS * 3 * len(CASES),
+            check=True,
+        )
+    finally:
+        # Python's own removal of a folder 1,500 deep overflows its stack
+        subprocess.run(["rm", "-rf", *roots], check=True)
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(lines) == 3 * len(CASES), run.stderr
-    yield {name: lines[3 * i : 3 * i + 3] for i, name in enumerate(CASES)}
-    # Python's own removal of a folder 1,500 deep overflows its stack
-    subprocess.run(["rm", "-rf", *(path for path in paths if path.startswith(str(base)))], check=True)
+    return {name: lines[3 * i : 3 * i + 3] for i, name in enumerate(CASES)}
 
 
 @pytest.mark.parametrize("name", CASES)
