@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ornstein.process import float64_device
+from ornstein.devices import float64_device
 
 __all__ = ["generator", "normal"]
 
