@@ -153,8 +153,8 @@ def test_wrong_settings_are_named():
         FaceUNet(3, 20, 5, 6, multipliers=(1, 2, 2), depths=(1, 1, 1))
     with pytest.raises(ValueError, match="one per level"):
         FaceUNet(3, 16, 5, 6, multipliers=(1, 2), depths=(1,))
-    for wrong in ({"scene": 3}, {"identity": 0}, {"spread": 0.0}):
-        with pytest.raises(ValueError, match="scene has more channels"):
+    for wrong, message in (({"scene": 3}, "more channels"), ({"identity": 0}, "positive"), ({"spread": 0.0}, "spread")):
+        with pytest.raises(ValueError, match=message):
             FaceUNet(**{"channels": 3, "size": 16, "scene": 5, "identity": 6} | wrong)
     with pytest.raises(ValueError, match="no preset 'z'"):
         FaceUNet.preset("z", size=64, scene=5, identity=4)

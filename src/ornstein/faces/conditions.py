@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.faces.nets.face import blurred
 from ornstein.faces.nets.placement import spots
+from ornstein.faces.nets.unet import blurred
 
 CHANNELS = 5  # of a scene: the picture, the mask, the landmarks
 POINTS = 5  # of the landmarks, the first ones: those that dlib gives

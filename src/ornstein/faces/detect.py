@@ -16,11 +16,12 @@ from ornstein.extras import require
 from ornstein.faces.align import Similarity, alignment, warp
 from ornstein.faces.models import LANDMARKS_5, LANDMARKS_68, model_path, to_dlib
 
-# dlib's detector sees faces from 80 pixels up. Longer sides than these are reduced: for upright looks, for the last of
-# them, which enlarges four times, and for turned ones. A look at 10 megapixels takes about 2 s.
-LONGEST, LONGEST_ENLARGED, LONGEST_TURNED = 1600, 3200, 800
+# dlib's detector sees faces from 80 pixels up. Pictures with longer sides than these are reduced: for upright looks,
+# for the last of them, which enlarges four times, and for turned ones.
+LONGEST, LONGEST_ENLARGED, LONGEST_TURNED = 1600, 3200, 1200
 _WINDOW = 80
 _RIM = 0.1  # rows added around the picture when looking again, so that faces cut by its border fit into the window
+_OVERLAP = 0.5  # two detections are of one face if their boxes share this part of the smaller one
 
 # dlib's box in an aligned crop, in shares of the side: what its landmark model was trained to start from. (The mean
 # over LFW's faces; the deviation from it is 0.07 of the side.)
@@ -71,51 +72,72 @@ class FaceDetector(Protocol):
 class Detector:
     """dlib's frontal detector (histograms of oriented gradients) and its model of five landmarks, both CC0.
 
-    `threshold`: the least score; 0.5 keeps nearly all real faces and few others. `smallest`: the least side of a face,
-    in pixels, that is looked for at once. Where the first look finds nothing, the picture is enlarged twice and given a
-    rim, then turned by quarters, then by eighths, then enlarged four times, each time within the limits above: a second
-    or more for a picture without a face, and not done where `thorough` is False (frames of a video).
+    The first look is at the upright picture. Later ones enlarge it twice and add a rim, turn it by multiples of 45
+    degrees, and enlarge it four times, within fixed limits of size. The detector must confirm what a later look finds
+    in its aligned crop. Detections that overlap are one face: the best score wins.
+
+    Args:
+        threshold: the least score. 0.5 keeps nearly all real faces and few others.
+        smallest: the side in pixels of the smallest faces that the first look finds.
+        thorough: make the later looks. Without them only upright faces are found; that is for frames of a video.
+        all_looks: make all looks, so that a large upright face does not hide small, turned or lying ones. Without it
+            the detector stops after the first look that finds a face: for photographs of one person each.
+
+    Raises:
+        ValueError: `smallest` is below 1.
 
     King, "Max-Margin Object Detection", arXiv:1502.00046; Kazemi and Sullivan, "One Millisecond Face Alignment with an
     Ensemble of Regression Trees", CVPR 2014.
     """
 
-    def __init__(self, threshold: float = 0.5, smallest: int = _WINDOW, thorough: bool = True) -> None:
+    def __init__(
+        self, threshold: float = 0.5, smallest: int = _WINDOW, thorough: bool = True, all_looks: bool = True
+    ) -> None:
         if smallest < 1:
             raise ValueError(f"smallest is the side of a face in pixels, not {smallest}")
         self.threshold = threshold
         self.smallest = smallest
         self.thorough = thorough
+        self.all_looks = all_looks
         dlib = require("dlib", "faces", "a face")
         self._dlib = dlib
         self._detector, self._landmarks = _models(dlib, model_path(LANDMARKS_5))
 
     def __call__(self, image: Tensor) -> list[Face]:
-        """The faces of a picture uint8 (3, H, W), best score first; an empty list where there is none."""
-        for looks in self._looks(max(image.shape[1:])):
-            found: list[tuple[float, Similarity]] = []
+        """The faces of a picture uint8 (3, H, W), best score first; an empty list if there is none."""
+        faces: list[Face] = []
+        for number, looks in enumerate(self._looks(max(image.shape[1:]))):
             for zoom, degrees, rim in looks:
-                found += self._look(image, zoom, degrees, rim)
-            faces: list[Face] = []
-            for score, placed in sorted(found, key=lambda item: -item[0]):
-                face = Face(self._five(image, placed), score)
-                if all(math.dist(face.centre, other.centre) > max(face.side, other.side) / 2 for other in faces):
-                    faces.append(face)
-            if faces:
-                return faces
-        return []
+                for score, placed in self._look(image, zoom, degrees, rim):
+                    face = Face(self._five(image, placed), score)
+                    if number == 0 or self._confirmed(image, face):
+                        faces.append(face)
+            if faces and not self.all_looks:
+                break
+        return _merged(faces)
 
     def _looks(self, longest: int) -> Iterator[list[tuple[float, float, float]]]:
-        """Groups of (zoom, degrees, rim), to be tried in turn until one finds a face."""
+        """Groups of looks (zoom, degrees, rim) at a picture whose longer side is `longest` pixels, in their order."""
         first = _WINDOW / self.smallest
-        turned = min(2 * first, LONGEST_TURNED / longest)
-        yield [(min(first, LONGEST / longest), 0, 0)]
+        upright = min(first, LONGEST / longest)
+        yield [(upright, 0, 0)]
         if not self.thorough:
             return
         yield [(min(2 * first, LONGEST / longest), 0, _RIM)]
+        turned = min(2 * first, LONGEST_TURNED / longest)
         yield [(turned, degrees, _RIM) for degrees in (90, 180, 270)]
-        yield [(turned, degrees, _RIM) for degrees in (45, 135, 225, 315)]
+        # a picture on its corner has room around its sides
+        yield [(turned, degrees, 0) for degrees in (45, 135, 225, 315)]
         yield [(min(4 * first, LONGEST_ENLARGED / longest), 0, _RIM)]
+
+    def _confirmed(self, image: Tensor, face: Face) -> bool:
+        """Whether the detector finds the face again in the crop that its landmarks align: false ones vanish there."""
+        side = _BOX_SIDE * _PATCH
+        middle = [part * _PATCH for part in _BOX_CENTRE]
+        patch = to_dlib(warp(image, alignment(face.landmarks, _PATCH), (_PATCH, _PATCH)))
+        boxes, _, _ = self._detector.run(patch, 0, self.threshold)
+        expected = (middle[0] - side / 2, middle[1] - side / 2, side)
+        return any(_overlap((box.left(), box.top(), box.width()), expected) > _OVERLAP for box in boxes)
 
     def _look(self, image: Tensor, zoom: float, degrees: float, rim: float) -> list[tuple[float, Similarity]]:
         """(score, the transform from the picture to a patch in which the face is level) of what is found."""
@@ -165,6 +187,23 @@ class DenseLandmarks:
         placed = alignment(face.landmarks, _PATCH)
         patch = to_dlib(warp(image, placed, (_PATCH, _PATCH)))
         return placed.inverse()(_mean_points(self._dlib, self._landmarks, patch, (0.0, _JITTER)))
+
+
+def _merged(faces: Sequence[Face]) -> list[Face]:
+    """The faces without those that overlap one of a better score, best score first."""
+    kept: list[tuple[Face, tuple[float, float, float]]] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        (x, y), side = face.centre, face.side
+        box = (x - side / 2, y - side / 2, side)
+        if all(_overlap(box, other) <= _OVERLAP for _, other in kept):
+            kept.append((face, box))
+    return [face for face, _ in kept]
+
+
+def _overlap(a: tuple[float, float, float], b: tuple[float, float, float]) -> float:
+    """The area that two squares (left, top, side) share, as a part of the smaller one."""
+    across, along = (max(min(a[i] + a[2], b[i] + b[2]) - max(a[i], b[i]), 0.0) for i in (0, 1))
+    return across * along / min(a[2], b[2]) ** 2
 
 
 @lru_cache(maxsize=1)

@@ -1,4 +1,6 @@
-"""The blocks that all networks on images are made of: residual blocks, attention, their norms."""
+"""Residual blocks, attention and norms: the building blocks of all networks on images."""
+
+from __future__ import annotations
 
 from typing import TypeVar
 
@@ -6,13 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = ["Attention", "Block", "Stage", "attend", "group_norm", "largest_divisor", "zeroed"]
+
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 class Block(nn.Module):
-    """Residual block: norm, SiLU, (halving), 3x3 convolution, norm, SiLU, 3x3 convolution.
+    """Residual block: norm, SiLU, (downsampling), 3x3 convolution, norm, SiLU, 3x3 convolution.
 
-    The second norm is modulated by an embedding (B, `embedding`); with `embedding` 0 it has its own scale and shift.
+    Args:
+        inputs: channels of the input.
+        outputs: channels of the output.
+        embedding: width of the embedding (B, `embedding`) that modulates the second norm; 0 for a norm with a learned
+            scale and shift instead.
+        down: halve height and width.
+        attention: add self-attention at the end.
+        dropout: probability of dropping a feature before the last convolution.
     """
 
     def __init__(
@@ -36,6 +47,7 @@ class Block(nn.Module):
         self.attention = Attention(outputs) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(B, `inputs`, H, W) -> (B, `outputs`, H, W), or half the height and width."""
         h = F.silu(self.norm1(x))
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
@@ -48,7 +60,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """The blocks of one level, on one side."""
+    """The blocks of one resolution level of an encoder or decoder."""
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         for block in self:
@@ -57,7 +69,7 @@ class Stage(nn.ModuleList):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels, added to its input (B, C, H, W)."""
+    """Self-attention over the pixels, added to its input (B, C, H, W); heads of about 64 channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,12 +81,21 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if x.device.type == "cpu":
-            # torch's fused kernel is up to 8 times slower than two matrix products here (bf16, backward)
-            mixed = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v)
         return x + self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v for q, k, v (..., heads, N, D) and bias (heads, N, N)."""
+    if q.device.type == "cpu":
+        # PyTorch's fused kernel is up to 8 times slower than two matrix products here (bf16, backward)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        return torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
+    if q.ndim == 4:
+        return F.scaled_dot_product_attention(q, k, v, bias)
+    lead = q.shape[:-3]
+    mixed = F.scaled_dot_product_attention(*(each.flatten(0, -4) for each in (q, k, v)), bias)
+    return mixed.unflatten(0, lead)
 
 
 def largest_divisor(number: int, limit: int) -> int:
@@ -83,11 +104,12 @@ def largest_divisor(number: int, limit: int) -> int:
 
 
 def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
-    """Up to 32 groups of at least 16 channels: narrower ones cost 5 to 10 times as much on a CPU in bf16."""
+    """Up to 32 groups of at least 16 channels: narrower ones are 5 to 10 times slower on a CPU in bf16."""
     return nn.GroupNorm(largest_divisor(channels, min(32, channels // 16)), channels, affine=affine)
 
 
 def zeroed(layer: Layer) -> Layer:
+    """The layer with zero weights and bias."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

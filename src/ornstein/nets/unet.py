@@ -1,6 +1,9 @@
 """A compact U-Net: adaptive group norm on log-SNR and class, attention at the low resolutions."""
 
+from __future__ import annotations
+
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,45 +12,51 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.nets.blocks import Block, Stage, group_norm, zeroed
+from ornstein.nets.recorded import Recorded
 
-LOG_SNR_RANGE = (-20.0, 20.0)  # beyond it the data, or the noise, is below float32 resolution
+__all__ = ["FREQUENCIES", "LOG_SNR_RANGE", "PRESETS", "Embedding", "UNet"]
+
+LOG_SNR_RANGE = (-20.0, 20.0)
+"""Log-SNR is clamped to this: beyond it the data, or the noise, is below the resolution of float32."""
+
 FREQUENCIES = 16
+"""Fourier features of the log-SNR: so many cosines and sines."""
 
-# width, blocks at the first, middle and last level, largest resolution with attention
 PRESETS = {
     "xs": (32, (1, 1, 1), 8),
     "s": (48, (1, 1, 2), 8),
     "m": (64, (1, 2, 3), 8),
     "l": (128, (2, 2, 3), 16),
 }
+"""By name: width, blocks at the first, middle and last level, largest resolution with attention."""
 
 
-class UNet(nn.Module):
+class UNet(Recorded):
     """Network `(x, log_snr, label) -> (B, C, H, W)` for square images, conditioned by adaptive group norm.
 
-    The image enters and leaves as patches of `patch` pixels, each a vector of channels: a convolution at full
-    resolution, which costs the most and knows the least, is then not needed. The encoder halves what it is given once
-    per level after the first; the decoder mirrors it and adds to each level the encoder's last features there. Log-SNR
-    and class modulate the second norm of each block. The last convolution starts at zero: untrained, it answers 0.
+    The image enters and leaves as patches of `patch` pixels, each a vector of channels: that saves the convolutions at
+    full resolution, the most expensive ones. The encoder halves the resolution once per level after the first; the
+    decoder mirrors it and adds the encoder's last features to each level. Log-SNR and class modulate the second norm
+    of each block. The last convolution starts at zero: an untrained network returns 0.
 
     Args:
         channels: C of the images.
         size: H = W of the images in pixels, divisible by patch * 2^(levels - 1).
-        classes: number of classes; 0 for an unconditional net.
-        patch: side in pixels of the patches.
+        classes: number of classes; 0 for an unconditional network.
+        patch: side of the patches in pixels.
         width: channels of the first level.
         multipliers: channels of each level, as multiples of `width`; their number is the number of levels.
         depths: residual blocks of each level, on each side.
-        attention: the resolutions, of size / patch / 2^level, at which blocks attend.
+        attention: the resolutions, of size / patch / 2^level, with self-attention.
         dropout: probability of dropping a feature inside the residual blocks.
-        learned_variance: whether it returns (B, 2C, H, W), the second half for the variance of the reverse steps
-            (E9; Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), as `Denoiser` reads it.
+        learned_variance: return (B, 2C, H, W), the second half for the variance of the reverse steps (E9; Nichol &
+            Dhariwal 2021, arXiv:2102.09672, eq. 15), as `Denoiser` reads it.
 
     Raises:
-        ValueError: an argument is out of range, or `size` does not divide.
+        ValueError: an argument is out of range, or `size` is not divisible.
 
-    Source: Ronneberger et al. 2015; Dhariwal & Nichol 2021 (arXiv:2105.05233), section 3, adaptive group
-    norm; Kingma et al. 2021 (arXiv:2107.00630), conditioning on log-SNR.
+    Source: Ronneberger et al. 2015 (arXiv:1505.04597); Dhariwal & Nichol 2021 (arXiv:2105.05233), section 3, adaptive
+    group norm; Kingma et al. 2021 (arXiv:2107.00630), conditioning on log-SNR.
     """
 
     def __init__(
@@ -73,19 +82,8 @@ class UNet(nn.Module):
         if size % (patch * 2 ** (levels - 1)):
             of = f"{levels} levels" if patch == 1 else f"{levels} levels of patches of {patch} pixels"
             raise ValueError(f"size {size} is not divisible by {patch * 2 ** (levels - 1)}, the downsampling of {of}")
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "size": size,
-            "classes": classes,
-            "patch": patch,
-            "width": width,
-            "multipliers": list(multipliers),
-            "depths": list(depths),
-            "attention": list(attention),
-            "dropout": dropout,
-            "learned_variance": learned_variance,
-        }
-        self.patch = patch
+        self.channels, self.size, self.classes, self.patch = channels, size, classes, patch
+        self._checked: weakref.ref[Tensor] | None = None  # the labels that were checked last
         side = size // patch
         widths = [width * m for m in multipliers]
         embedding = 4 * width
@@ -116,9 +114,8 @@ class UNet(nn.Module):
         self.head = nn.Sequential(group_norm(now), nn.SiLU(), zeroed(nn.Conv2d(now, out, 3, padding=1)))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
-    @classmethod
-    def preset(
-        cls,
+    @staticmethod
+    def preset_config(
         name: str,
         *,
         channels: int,
@@ -126,11 +123,42 @@ class UNet(nn.Module):
         classes: int = 0,
         patch: int | None = None,
         learned_variance: bool = False,
-    ) -> "UNet":
-        """A net of one of four sizes, in patches of `patch` pixels: 2 from 64 pixels on, 4 from 128 on, unless given.
+    ) -> dict[str, Any]:
+        """The constructor's arguments for one of the presets, as for `preset`."""
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        width, (first, middle, last), largest = PRESETS[name]
+        if patch is None:
+            patch = 1 if size < 64 or size % 4 else 2 if size < 128 or size % 8 else 4
+        side = size // patch
+        resolutions = [side]
+        while resolutions[-1] % 2 == 0 and (resolutions[-1] > 8 or resolutions == [side]):
+            resolutions.append(resolutions[-1] // 2)
+        inner = len(resolutions) - 2
+        return {
+            "channels": channels,
+            "size": size,
+            "classes": classes,
+            "patch": patch,
+            "width": width,
+            # the first level and those above 64 pixels stay narrow: their convolutions are the most expensive
+            "multipliers": [1 if r == side or r > 64 else 2 for r in resolutions],
+            "depths": [first, *[middle] * inner, last] if inner >= 0 else [last],
+            "attention": [r for r in resolutions if r <= largest and r < side],
+            "learned_variance": learned_variance,
+        }
 
-        The patches are halved (at least once) until there are 8 a side, or an odd number. Attention stands below the
-        first level where 8 or fewer are left (16 in "l"). Parameters, and processor time of a training step (AdamW,
+    @classmethod
+    def preset(cls, name: str, **settings: Any) -> UNet:
+        """A network of one of four sizes.
+
+        Args:
+            name: "xs", "s", "m" or "l".
+            settings: channels and size of the images; optionally classes, learned_variance, and patch, by default 1
+                below 64 pixels, 2 from 64 and 4 from 128 pixels on.
+
+        The patches are halved (at least once) until there are 8 a side, or an odd number. Attention is used below the
+        first level at resolutions of up to 8 (16 in "l"). Parameters, and processor time of a training step (AdamW,
         bf16) on one core with AVX512-bf16; two cores take half of it, float32 takes 1.5 to 2 times as long:
 
         | name | 8x8, batch 128 | 32x32, batch 32 |
@@ -141,53 +169,37 @@ class UNet(nn.Module):
         | l    | 12.0 M, 852 ms | 18.9 M, 3.48 s  |
 
         Raises:
-            ValueError: no such preset.
+            ValueError: no such preset, or as the constructor.
         """
-        if name not in PRESETS:
-            raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
-        width, (first, middle, last), attend = PRESETS[name]
-        if patch is None:
-            patch = 1 if size < 64 or size % 4 else 2 if size < 128 or size % 8 else 4
-        side = size // patch
-        resolutions = [side]
-        while resolutions[-1] % 2 == 0 and (resolutions[-1] > 8 or resolutions == [side]):
-            resolutions.append(resolutions[-1] // 2)
-        inner = len(resolutions) - 2
-        return cls(
-            channels,
-            size,
-            classes,
-            patch=patch,
-            width=width,
-            # the first level and those above 64 pixels stay narrow: a convolution there costs the most
-            multipliers=[1 if r == side or r > 64 else 2 for r in resolutions],
-            depths=[first, *[middle] * inner, last] if inner >= 0 else [last],
-            attention=[r for r in resolutions if r <= attend and r < side],
-            learned_variance=learned_variance,
-        )
+        return cls(**cls.preset_config(name, **settings))
 
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
-        """The raw prediction (B, C or 2C, H, W) from x (B, C, H, W), log_snr (B,) and label (B,), in x's dtype.
+        """The network's prediction.
 
-        log_snr is a^2/s^2 in nats, infinite values allowed (clamped to [-20, 20]); label is a class index, -1
-        for no condition; label None is -1 for all.
+        Args:
+            x: images (B, C, H, W).
+            log_snr: (B,) a^2/s^2 in nats; infinite values are allowed (clamped to [-20, 20]).
+            label: class indices (B,) int64, -1 for no class; None is -1 for all. On any device.
+
+        Returns:
+            (B, C, H, W), or (B, 2C, H, W) with a learned variance, in the dtype of x.
 
         Raises:
-            ValueError: shapes that do not fit the net, a label for an unconditional net, or one out of range.
+            ValueError: shapes that do not fit the network, a label for an unconditional network, or one out of range.
         """
-        if not torch.compiler.is_compiling():  # it looks at values, which compiled code cannot
+        if not torch.compiler.is_compiling():  # compiled code cannot read values
             self.check(x, log_snr, label)
         dtype = self.stem.weight.dtype
         embedding = self.embedding(log_snr, label)
         h = self.stem(self.patches(x.to(dtype)))
-        across = []
+        skips = []
         for stage in self.encoder:
             h = stage(h, embedding)
-            across.append(h)
-        h = across.pop()
+            skips.append(h)
+        h = skips.pop()
         for i, stage in enumerate(self.decoder):
             if i:
-                h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + across.pop()
+                h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = stage(h, embedding)
         return self.pixels(self.head(h)).to(x.dtype)
 
@@ -196,25 +208,35 @@ class UNet(nn.Module):
         return F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
 
     def pixels(self, h: Tensor) -> Tensor:
-        """The images whose `patches` are h."""
+        """The inverse of `patches`."""
         return F.pixel_shuffle(h, self.patch)
 
     def check(self, x: Tensor, log_snr: Tensor, label: Tensor | None) -> None:
-        channels, size, classes = (self.config[key] for key in ("channels", "size", "classes"))
+        """Raises ValueError as `forward`."""
+        channels, size = self.channels, self.size
         if x.ndim != 4 or x.shape[1:] != (channels, size, size):
             raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {channels}, {size}, {size})")
         if log_snr.shape != x.shape[:1]:
             raise ValueError(f"log_snr is {tuple(log_snr.shape)}; it must be ({len(x)},), one per sample")
-        if label is None:
-            return
-        if not classes:
+        if label is not None:
+            self._check_label(label, len(x))
+
+    def _check_label(self, label: Tensor, batch: int) -> None:
+        if not self.classes:
             raise ValueError("a label was given, but this net is unconditional (classes=0): leave label out")
-        if label.shape != x.shape[:1] or label.dtype != torch.long:
-            raise ValueError(f"label is {label.dtype} {tuple(label.shape)}; it must be int64 ({len(x)},)")
-        low, high = (int(v) for v in label.aminmax()) if len(label) else (0, 0)
-        if low < -1 or high >= classes:
+        if label.shape != (batch,) or label.dtype != torch.long:
+            raise ValueError(f"label is {label.dtype} {tuple(label.shape)}; it must be int64 ({batch},)")
+        if label.device.type != "cpu":
+            # To read a value is to wait for the device. A sampler gives the same tensor at every step, which is read
+            # once; a training has checked its labels on the CPU.
+            if self.training or (self._checked is not None and self._checked() is label):
+                return
+            self._checked = weakref.ref(label)
+        low, high = torch.stack(label.aminmax()).tolist() if batch else (0, 0)
+        if low < -1 or high >= self.classes:
+            self._checked = None
             wrong = low if low < -1 else high
-            raise ValueError(f"label {wrong} is out of range: 0..{classes - 1}, or -1 for no condition")
+            raise ValueError(f"label {wrong} is out of range: 0..{self.classes - 1}, or -1 for no class")
 
 
 class Embedding(nn.Module):
@@ -222,15 +244,15 @@ class Embedding(nn.Module):
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
-        # Periods from 125 (the whole clamped range and more) to 1.25 in log-SNR: finer detail in the
-        # noise level than that is not in the optimal denoiser, and would only let the net memorise it.
+        # Periods from 125 (the whole clamped range and more) to 1.25 in log-SNR: finer detail in the noise level than
+        # that is not in the optimal denoiser, and would only let the network memorise it.
         frequencies = torch.logspace(math.log10(0.05), math.log10(5.0), FREQUENCIES)
         self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.first = nn.Linear(2 * FREQUENCIES, width)
         self.second = nn.Linear(width, width)
         self.classes = classes
-        self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row: no condition
+        self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row: no class
 
     def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
         angle = log_snr.float().clamp(*LOG_SNR_RANGE)[:, None] * self.frequencies
@@ -239,5 +261,6 @@ class Embedding(nn.Module):
         if self.label is not None:
             if label is None:
                 label = log_snr.new_full(log_snr.shape, -1, dtype=torch.long)
+            label = label.to(log_snr.device, non_blocking=True)
             out = out + self.label(torch.where(label < 0, self.classes, label))
         return F.silu(out)
