@@ -30,8 +30,8 @@ from ornstein.evaluation.frechet import frechet_distance, real_floor
 from ornstein.evaluation.run import STEPS
 from ornstein.few_steps import tuning
 from ornstein.randomness import normal
-from ornstein.sampling import Conditioned
 from ornstein.solvers import SOLVER, Tuned
+from ornstein.wrapper import Conditioned
 from solvers import rms, tuned_of
 
 REAL = 5000

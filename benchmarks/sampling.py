@@ -27,9 +27,9 @@ from torch import Tensor
 
 import ornstein as orn
 from ornstein.compiling import compile_network
+from ornstein.devices import choose_precision
 from ornstein.interop.diffusers import times, wrap
 from ornstein.solvers import SOLVER
-from ornstein.training.config import autocast_dtype
 from solvers import tuned_of
 
 _PIPELINE_STEPS = 50
@@ -72,7 +72,7 @@ def equal_steps(width: int, size: int, batch: int, steps: int, repeats: int, com
 
         return run
 
-    auto = autocast_dtype("auto", torch.device("cpu"))
+    auto = choose_precision("auto", torch.device("cpu"))
     parameters = sum(p.numel() for p in model.parameters())
     table = Table(
         f"The same weights, {steps} steps of DDIM, {batch} images of {size}×{size}",

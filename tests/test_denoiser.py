@@ -201,7 +201,7 @@ ZERO = [Cosine(None), Rectified(), Discrete.linear(10).zero_terminal()]
 def test_zero_terminal_snr(schedule: Cosine | Rectified | Discrete):
     net, p = Fixed(torch.ones(1, 3)), Process(schedule)
     for kind in ("eps", "score"):
-        with pytest.raises(ValueError, match=r"zero terminal SNR.*says nothing of x_0; predict v, x0 or flow"):
+        with pytest.raises(ValueError, match=r"zero terminal SNR.*carries no information on x_0; predict v, x0"):
             Denoiser(net, p, prediction=kind)
     for kind in ("v", "x0", "edm"):
         assert bool(Denoiser(net, p, prediction=kind)(torch.ones(1, 3), 1.0).x0.isfinite().all())

@@ -176,12 +176,6 @@ def test_a_distilled_model_is_sampled_by_its_own_steps() -> None:
         orn.sample(student, (4, 3), guidance=2.0)
 
 
-def test_without_a_word_50_steps_of_ddim_are_taken() -> None:
-    d, times = model(Identity()), []
-    plain = orn.sample(d, (2, 3), callback=lambda state: times.append(state.t))
-    assert len(times) == 51 and torch.equal(plain, orn.sample(d, (2, 3), "ddim", 50, "logistic"))
-
-
 def test_what_cannot_be_distilled() -> None:
     class Foreign(Exact):
         def forward(self, x: Tensor, log_snr: Tensor, scene: Tensor | None = None) -> Tensor:  # pyright: ignore

@@ -118,7 +118,7 @@ def test_samples_of_any_rank_and_dtype():
 
 def test_errors(oracle: Oracle):
     for cond in ({}, {"label": None}):
-        with pytest.raises(ValueError, match="needs a condition to lean towards"):
+        with pytest.raises(ValueError, match="needs a condition, such as"):
             ClassifierFree(oracle, 2.0)(X, 0.5, **cond)
     for interval in ((0.5, 0.5), (0.6, 0.2), (-0.1, 1.0), (0.0, 1.5)):
         with pytest.raises(ValueError, match="guidance interval"):

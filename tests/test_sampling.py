@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ornstein import Denoiser, Process
+from ornstein.errors import UserError
 from ornstein.guidance import ClassifierFree
 from ornstein.nets import UNet
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
 from ornstein.process import Prediction
+from ornstein.request import SOLVER, STEPS
 from ornstein.sampling import State, invert, sample
 from ornstein.schedules import Cosine, LinearBeta
 from ornstein.solvers import SOLVERS, ddim
@@ -131,7 +133,8 @@ def test_ancestral_samples_have_the_law_of_the_data():
 def test_the_start_is_the_prior_of_its_time():
     """The state at times[0] is s R z: its covariance s^2 C, and z ~ N(0, I) by sample number."""
     states: list[State] = []
-    sample(ORACLE, (4000, 3), steps=1, times=(0.4, 0.0), callback=states.append)
+    with pytest.warns(UserWarning, match=r"starts at t = 0.4.*give start=process.add_noise"):
+        sample(ORACLE, (4000, 3), steps=1, times=(0.4, 0.0), callback=states.append)
     s = float(P.schedule.sigma(0.4))
     torch.testing.assert_close(torch.cov(states[0].x.mT), s**2 * P.noise.dense().float(), rtol=0, atol=0.1)
     assert float(states[0].x.mean(0).abs().max()) < 0.1
@@ -166,9 +169,9 @@ def test_parts_of_a_way_make_the_whole():
     """times=(1, t) and then (t, 0) on parts of one grid is the whole grid: a one-step solver has no memory."""
     grid = [1.0, 0.7, 0.4, 0.2, 0.0]
     start = randn(3, 3)
-    middle = sample(ORACLE, (3, 3), grid=grid[:3], start=start)
-    parts = sample(ORACLE, (3, 3), grid=grid[2:], start=middle)
-    torch.testing.assert_close(parts, sample(ORACLE, (3, 3), grid=grid, start=start), rtol=0, atol=1e-12)
+    middle = sample(ORACLE, (3, 3), "ddim", grid=grid[:3], start=start)
+    parts = sample(ORACLE, (3, 3), "ddim", grid=grid[2:], start=middle)
+    torch.testing.assert_close(parts, sample(ORACLE, (3, 3), "ddim", grid=grid, start=start), rtol=0, atol=1e-12)
 
 
 def test_a_solver_of_ones_own():
@@ -328,14 +331,14 @@ def test_inversion_takes_conditions():
         ({"grid": "cosine"}, "unknown grid 'cosine'; known: logistic, uniform"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"times": (0.0, 0.0)}, "times go from one to another"),
-        ({"shape": (3,)}, r"a shape is a batch of samples, \(B, ...\), got \(3,\)"),
+        ({"shape": (3,)}, r"a shape is that of a batch of samples, \(B, ...\), got \(3,\)"),
         ({"shape": (0, 3)}, r"got \(0, 3\)"),
-        ({"start": torch.zeros(3, 3)}, r"start has shape \(3, 3\), but samples of \(4, 3\) were asked for"),
+        ({"start": torch.zeros(3, 3)}, r"start has shape \(3, 3\), but samples of \(4, 3\) were requested"),
         ({"guidance": 2.0}, "guidance needs a condition"),
         ({"guidance": 2.0, "cond": {"label": None}}, "guidance needs a condition"),
         ({"cond": {"label": torch.zeros(3, dtype=torch.long)}}, r"cond\['label'\] has 3 rows for 4 samples"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
-        ({"times": (0.0, 1.0), "solver": "ddpm"}, "start at the data, t = 0, which is not drawn: give them as start="),
+        ({"times": (0.0, 1.0), "solver": "ddpm"}, "starts at the data, t = 0, needs the data: give start="),
         ({"times": (0.0, 1.0), "solver": "ddpm", "start": torch.zeros(4, 3)}, "runs down in t"),
         ({"grid": [1.0, math.nan, 0.0]}, "strictly one way"),
     ],
@@ -376,7 +379,54 @@ def test_lists_are_conditions_of_one_entry_a_sample() -> None:
         sample(Words(), (3, 2), steps=1, cond={"words": ["a", "b"]})
 
 
+@pytest.mark.parametrize("times", [(1.0, 0.0), (0.98, 0.0)])
+def test_no_warning_if_the_first_state_is_practically_noise(times, recwarn):
+    sample(ORACLE, (2, 3), steps=1, times=times)
+    sample(ORACLE, (2, 3), steps=1, times=(0.4, 0.0), start=torch.zeros(2, 3))
+    assert not recwarn
+
+
+def test_a_list_of_numbers_is_a_condition_for_each_sample():
+    seen: list[torch.Tensor] = []
+
+    class Labels:
+        process = P
+
+        def __call__(self, x_t, t, /, label):
+            seen.append(label)
+            return self.process.convert(x_t, t, x0=torch.zeros_like(x_t))
+
+    sample(Labels(), (3, 3), steps=1, cond={"label": [4, 5, 6]}, batch=2)
+    assert [each.tolist() for each in seen] == [[4, 5], [6]] and seen[0].dtype == torch.int64
+
+
+def test_the_default_is_that_of_the_command_line():
+    start = randn(2, 3)
+    by_name = sample(ORACLE, (2, 3), SOLVER, STEPS, "logistic", start=start)
+    assert (SOLVER, STEPS) == ("flow-3m", 20) and torch.equal(sample(ORACLE, (2, 3), start=start), by_name)
+
+
+def test_a_precision_may_be_a_name():
+    net = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.dtypes = net, set()
+
+        def forward(self, x, log_snr):
+            out = self.conv(x)
+            self.dtypes.add(out.dtype)
+            return out
+
+    d = Denoiser(Net(), Process(LinearBeta()), "x0")
+    sample(d, (1, 1, 4, 4), steps=1, precision="bf16")
+    assert d.net.dtypes == {torch.bfloat16} and d.precision is None
+    with pytest.raises(UserError, match="unknown precision 'half'"):
+        sample(d, (1, 1, 4, 4), steps=1, precision="half")
+
+
 def test_running_up_from_the_data_asks_for_the_data() -> None:
     oracle = GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(Process(LinearBeta()))
-    with pytest.raises(ValueError, match="give them as start"):
+    with pytest.raises(ValueError, match="give start="):
         sample(oracle, (3, 1), times=(0.0, 1.0))

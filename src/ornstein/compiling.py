@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ornstein.denoiser import Denoises
 from ornstein.errors import RunError
-from ornstein.sampling import device_of, module_of
+from ornstein.wrapper import device_of, module_of
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 

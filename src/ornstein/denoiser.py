@@ -12,16 +12,23 @@ from typing import Any, ClassVar, Literal, Protocol, get_args
 import torch
 from torch import Tensor, nn
 
+from ornstein import noise, schedules
 from ornstein.noise import Covariance
 from ornstein.preconditioning import Preconditioning
 from ornstein.process import Prediction, Process, check_times
 from ornstein.schedules import Times
+from ornstein.store import CONFIG, FORMAT, MODEL, atomic_save_tensors, atomic_write, json_bytes, make_folder
+
+__all__ = ["Data", "Denoiser", "Denoises", "Distilled", "Kind", "SampleSpec", "Space"]
 
 Kind = Literal["x0", "eps", "v", "score", "flow", "edm"]
 
 
 class Denoises(Protocol):
-    """What samplers and likelihoods need: a process, and E[x_0 | x_t] in all its forms; learned or exact."""
+    """What samplers and likelihoods need: a process, and E[x_0 | x_t] in all its forms; learned or exact.
+
+    Anything with these two members will do. `ornstein.wrapper` finds the networks inside, and so the device.
+    """
 
     @property
     def process(self) -> Process: ...
@@ -30,7 +37,7 @@ class Denoises(Protocol):
 
 
 class Space(Protocol):
-    """What the samples of a latent model stand for: images of `shape` (C, H, W), through a decoder."""
+    """What the samples of a latent model represent: images of `shape` (C, H, W), through a decoder."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -43,25 +50,57 @@ class Space(Protocol):
 
 
 @dataclass(frozen=True)
-class Data:
-    """What the samples are: their shape without the batch, (C, H, W), the class names, the value range."""
+class SampleSpec:
+    """What a model's samples look like.
+
+    Attributes:
+        shape: of one sample, without the batch: (C, H, W), or (C, F, H, W) for clips.
+        classes: class names; empty if the model has none.
+        value_range: smallest and largest value of the data.
+    """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...] = ()
     value_range: tuple[float, float] = (-1.0, 1.0)
 
     def labels(self, n: int) -> Tensor | None:
-        """Classes (n,) of n samples, each class in turn; None where there are none."""
+        """Class numbers (n,) for n samples, each class in turn; None if there are no classes."""
         return torch.arange(n) % len(self.classes) if self.classes else None
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return {"shape": list(self.shape), "classes": list(self.classes), "value_range": list(self.value_range)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> SampleSpec:
+        """The sample spec that `to_config` described. Raises ValueError if the dict does not describe one."""
+        shape, classes, (low, high) = config["shape"], config["classes"], config["value_range"]
+        if not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError(f"data.shape holds positive integers, not {shape}")
+        if not all(isinstance(name, str) for name in classes) or isinstance(classes, str):
+            raise ValueError("data.classes is a list of names")
+        if not -math.inf < float(low) < float(high) < math.inf:
+            raise ValueError(f"data.value_range is a smallest and a largest value, not {config['value_range']}")
+        return cls(tuple(shape), tuple(classes), (float(low), float(high)))
+
+
+Data = SampleSpec
+"""The former name of `SampleSpec`."""
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What a distilled model was made for: steps of `solver` at these `times`, from 1 to 0, and no other.
+    """What a distilled model was trained for: steps of `solver` at these `times`, from 1 to 0, and no others.
 
-    At each of them it answers with the x0 whose DDIM step ends where its teacher's flow does (E31), which is not
-    E[x_0 | x_t]. `guidance` is the scale of classifier-free guidance under which its teacher was followed. Raises
-    ValueError for times that do not fall from 1 to 0.
+    At each of these times it returns the x0 whose DDIM step ends where its teacher's flow does (E31), which is not
+    E[x_0 | x_t].
+
+    Attributes:
+        times: the time steps, falling from 1 to 0.
+        guidance: the scale of classifier-free guidance that its teacher was followed with.
+
+    Raises:
+        ValueError: the times do not fall from 1 to 0, or the guidance is not finite.
     """
 
     times: tuple[float, ...]
@@ -71,7 +110,9 @@ class Distilled:
     def __post_init__(self) -> None:
         fall = all(a > b for a, b in pairwise(self.times))
         if len(self.times) < 2 or not fall or (self.times[0], self.times[-1]) != (1.0, 0.0):
-            raise ValueError(f"a distilled model's times fall from 1 to 0, got {self.times}")
+            raise ValueError(f"the times of a distilled model fall from 1 to 0, got {self.times}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"the guidance scale of a distilled model is a finite number, got {self.guidance}")
 
     @property
     def steps(self) -> int:
@@ -80,27 +121,42 @@ class Distilled:
     def __str__(self) -> str:
         return f"{self.steps} step{'s' * (self.steps > 1)} of {self.solver}"
 
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return {"times": list(self.times), "guidance": self.guidance}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Distilled:
+        """What `to_config` described. Raises ValueError if the dict does not describe one."""
+        return cls(tuple(float(t) for t in config["times"]), float(config["guidance"]))
+
 
 class Denoiser(nn.Module):
-    """Reads `net(x, log_snr, **cond)` as E[x_0 | x_t] and everything linear in it (E8).
+    """Reads `net(x, log_snr, **cond)` as E[x_0 | x_t] and every quantity linear in it (E8).
 
-    `prediction` says what the network's output stands for: "x0", "eps", "v", "score", "flow", or "edm", the
-    preconditioned residual of Karras et al. (2022, eq. 7) for data of standard deviation `data_std`, for any schedule:
-    with d = sqrt(a^2 data_std^2 + s^2), x0 = (a data_std^2/d^2) x + (s data_std/d) net(x/d, log_snr). At data_std 1 and
-    a^2 + s^2 = 1 it is "v" with the sign turned. With `data_covariance`, the covariance Sigma of the data over frames
-    in units of data_std^2, it acts mode by mode of C^-1 Sigma: see `Preconditioning`.
+    Conditions (`label`, ...) go to the network unchanged; a call without them is the unconditional prediction.
 
-    Conditions (`label`, ...) go to the network as they are; a call without them is the unconditional prediction.
+    A network that returns twice the channels of x, (B, 2C, *), has a learned variance of the reverse steps too (E9):
+    its second half is 2v - 1, where v interpolates the log variance between log beta~ and log beta (Nichol & Dhariwal
+    2021, arXiv:2102.09672, eq. 15); see `Prediction.log_variance`.
 
-    A network that returns twice the channels of x, (B, 2C, *), has learned the variance of the reverse steps too (E9):
-    its second half is 2v - 1, v the place of the log variance between log beta~ and log beta (Nichol & Dhariwal 2021,
-    eq. 15); see `Prediction.log_variance`.
+    Args:
+        net: a module that maps x (B, *), log_snr (B,) and conditions to a tensor like x.
+        process: schedule and noise.
+        prediction: the quantity that the network returns: "x0", "eps", "v", "score", "flow", or "edm", the
+            preconditioned residual of Karras et al. (2022, arXiv:2206.00364, eq. 7) for data of standard deviation
+            `data_std`, for any schedule: with d = sqrt(a^2 data_std^2 + s^2),
+            x0 = (a data_std^2/d^2) x + (s data_std/d) net(x/d, log_snr). With data_std 1 and a^2 + s^2 = 1 it is -v.
+        data_std: standard deviation of the data, used by "edm".
+        data: the sample spec; stored with the model.
+        data_covariance: for "edm" on clips: the covariance Sigma of the data over frames, in units of data_std^2. The
+            preconditioning then acts on each mode of C^-1 Sigma; see `Preconditioning`.
+        space: for latent models, what decodes samples to images; see `decode`.
+        distilled: for distilled models, the steps that it was trained for.
 
-    `data` describes the samples and is stored with the model, and so is `space` where the samples are latents: `decode`
-    makes images of them. `distilled` says that it is a model of few steps, and of which.
-
-    Raises ValueError for an unknown prediction, for "eps" and "score" with a zero terminal SNR: at t = 1 they say
-    nothing of x_0; and for "flow" where it is infinite there.
+    Raises:
+        ValueError: an unknown prediction; "eps" or "score" with a zero terminal SNR, which carry no information on x_0
+            at t = 1; "flow" with a schedule whose flow is infinite there.
     """
 
     def __init__(
@@ -109,7 +165,7 @@ class Denoiser(nn.Module):
         process: Process,
         prediction: Kind = "v",
         data_std: float = 0.5,
-        data: Data | None = None,
+        data: SampleSpec | None = None,
         data_covariance: Covariance | None = None,
         space: Space | None = None,
         distilled: Distilled | None = None,
@@ -119,13 +175,14 @@ class Denoiser(nn.Module):
             raise ValueError(f"unknown prediction {prediction!r}; known: {', '.join(get_args(Kind))}")
         if prediction in ("eps", "score") and process.schedule.zero_terminal_snr:
             raise ValueError(
-                f"prediction {prediction!r} with a zero terminal SNR: at t = 1 the sample is all noise, so its noise "
-                "says nothing of x_0; predict v, x0 or flow, or give the schedule a terminal SNR"
+                f"prediction {prediction!r} does not work with a zero terminal SNR: at t = 1 the sample is pure noise, "
+                "so the noise carries no information on x_0; predict v, x0 or flow, or use a schedule whose terminal "
+                "SNR is positive"
             )
         if prediction == "flow" and not bool(process.schedule.alpha_dot(1.0).isfinite()):
             raise ValueError("the flow of this schedule is infinite at t = 1 (zero terminal SNR); predict v or x0")
         if not 0 < data_std < math.inf:
-            raise ValueError(f"data_std is a standard deviation, got {data_std}")
+            raise ValueError(f"data_std is a standard deviation, positive and finite, got {data_std}")
         if data_covariance is not None and prediction != "edm":
             raise ValueError(f'a data covariance preconditions the prediction "edm", not {prediction!r}')
         self.net = net
@@ -136,11 +193,11 @@ class Denoiser(nn.Module):
         self.space = space
         self.distilled = distilled
         self.data_covariance = data_covariance
-        self.precision: torch.dtype | None = None  # what the network alone is cast to (`sample(precision=...)`)
+        self.precision: torch.dtype | None = None  # autocast dtype of the network alone (`sample(precision=...)`)
         self._preconditioning = Preconditioning(process, data_std, data_covariance)
 
     def forward(self, x_t: Tensor, t: Times, **cond: Any) -> Prediction:
-        """E[x_0 | x_t] in every form, for x_t (B, *) and t a scalar or (B,) in [0, 1]."""
+        """E[x_0 | x_t] in every form, for x_t (B, *) and t, a scalar or (B,), in [0, 1]."""
         output, mix = self._output(x_t, t, cond)
         if self.prediction == "edm":
             prediction = self.process.convert(x_t, t, x0=self._preconditioning.x0(x_t, t, output))
@@ -149,7 +206,7 @@ class Denoiser(nn.Module):
         return prediction if mix is None else replace(prediction, variance_mix=mix)
 
     def _output(self, x_t: Tensor, t: Times, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-        """The network's prediction, and the v of E9 where it has twice the channels."""
+        """The network's prediction, and the v of E9 if it returns twice the channels."""
         log_snr = self.process.schedule.log_snr(check_times(t, x_t)).to(x_t)
         log_snr = log_snr.expand(x_t.shape[0])
         x = self._preconditioning.network_input(x_t, t) if self.prediction == "edm" else x_t
@@ -158,7 +215,7 @@ class Denoiser(nn.Module):
         else:
             with torch.autocast(x.device.type, self.precision):
                 output = self.net(x, log_snr, **cond)
-        # A network may compute in half precision; what follows is the sample's own arithmetic.
+        # The network may compute in half precision; everything after it has the dtype of the sample.
         if output.shape == x_t.shape:
             return output.to(x_t.dtype), None
         if output.shape != (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
@@ -167,18 +224,26 @@ class Denoiser(nn.Module):
         return mean, (variance + 1) / 2
 
     def loss(self, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
-        """Mean squared error of the network's own output against its target, (B,).
+        """Mean squared error of the network's output against its target.
 
-        For "eps" this is L_simple (E10); the others weigh the same regression by what their target is made of (E8), and
-        "score" carries the weight s^2 of E16. x0, z: (B, *) with z ~ N(0, I); t: (B,) in (0, 1].
+        For "eps" this is L_simple (E10). The other predictions weight the same regression by what their target is made
+        of (E8); "score" carries the weight s^2 of E16.
+
+        Args:
+            x0: data (B, *).
+            t: times (B,) in (0, 1].
+            z: white noise (B, *), z ~ N(0, I).
+
+        Returns:
+            (B,), one value a sample.
         """
         x_t = self.process.add_noise(x0, t, z)
         return self.error(Prediction(self.process, x_t, t, x0, self.process.noise.color(z)), **cond)
 
     def error(self, truth: Prediction, **cond: Any) -> Tensor:
-        """Mean squared error of the network's own output at truth.x_t against the one that would say `truth`, (B,).
+        """Mean squared error of the network's output at truth.x_t against the output that means `truth`, (B,).
 
-        Of the x_0 that made x_t it is `loss`; distillation has it learn another. truth.t: (B,) in (0, 1].
+        With the x_0 that x_t was made from, this is `loss`; distillation uses another x_0. truth.t: (B,) in (0, 1].
         """
         x_t, t = truth.x_t, truth.t
         output, _ = self._output(x_t, t, cond)
@@ -191,12 +256,12 @@ class Denoiser(nn.Module):
         return error.flatten(1).square().mean(1)
 
     def decode(self, x: Tensor) -> Tensor:
-        """The images that samples x (B, *) stand for: x itself, or what the space of a latent model makes of them."""
+        """Images from samples x (B, *): x itself, or the decoded latents of a latent model."""
         return x if self.space is None else self.space.decode(x)
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Shape without the batch of what `decode` returns; None where the model does not describe its samples."""
+        """Shape of one sample that `decode` returns; None if the model has no sample spec."""
         if self.space is not None:
             return tuple(self.space.shape)
         return None if self.data is None else tuple(self.data.shape)
@@ -204,12 +269,45 @@ class Denoiser(nn.Module):
     @property
     def conditions(self) -> tuple[str, ...]:
         """Names of the conditions that the network takes besides x and log_snr."""
-        names = list(inspect.signature(self.net.forward).parameters)
-        return tuple(names[2:])
+        return tuple(inspect.signature(self.net.forward).parameters)[2:]
 
-    def save(self, path: str | Path) -> None:
-        """Write the folder `path`: model.safetensors and config.json; `ornstein.load` reads it."""
-        # Saving stands above; the method is here because a model saves itself.
-        from ornstein import checkpoint
+    def to_config(self) -> dict[str, Any]:
+        """Everything needed to rebuild the model except the weights, in JSON types."""
+        config: dict[str, Any] = {
+            "format": FORMAT,
+            "schedule": schedules.to_config(self.process.schedule),
+            "noise": noise.to_config(self.process.noise),
+            "prediction": self.prediction,
+            "data_std": self.data_std,
+            "net": {"type": type(self.net).__name__, **getattr(self.net, "config", {})},
+        }
+        if self.data_covariance is not None:
+            config["data_covariance"] = noise.to_config(self.data_covariance)
+        for name, part in (("latent", self.space), ("data", self.data), ("distilled", self.distilled)):
+            if part is not None:
+                config[name] = part.to_config()
+        return config
 
-        checkpoint.save(self, path)
+    def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """Write the folder `path`: model.safetensors and config.json; `ornstein.load` reads it.
+
+        The config is written last: a folder without one is not a model, so no model is ever half written.
+
+        Args:
+            extra: JSON values to store in the config beside the model's own.
+
+        Raises:
+            UserError: the path is a link or a file.
+            RunError: the folder cannot be written.
+        """
+        folder = make_folder(path)
+        atomic_save_tensors(folder / MODEL, self.net.state_dict(), {})
+        atomic_write(folder / CONFIG, json_bytes(self.to_config() | (extra or {})))
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.net.parameters())
+        about = "" if self.data is None else f", samples {self.data.shape}"
+        return (
+            f"Denoiser({type(self.net).__name__} with {parameters:,} parameters, {self.prediction!r} on "
+            f"{self.process.schedule}, noise {self.process.noise}{about})"
+        )

@@ -1,4 +1,4 @@
-"""Guidance: a denoiser that wraps a denoiser and leans towards its condition."""
+"""Guidance: a denoiser that wraps a denoiser and moves its prediction towards its condition."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from typing import Any
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
-from ornstein.process import Prediction, Process, check_times
+from ornstein.process import Prediction, check_times
 from ornstein.schedules import Times
+from ornstein.wrapper import Wrapper
+
+__all__ = ["ClassifierFree"]
 
 
 @dataclass(frozen=True)
-class ClassifierFree:
-    """Classifier-free guidance (Ho & Salimans 2022): x0 = u + scale (c - u), c with the condition and u without.
+class ClassifierFree(Wrapper):
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): x0 = u + scale (c - u) (E38).
 
-    scale 1 is the plain conditional model, 0 the unconditional one. `interval` (low, high) limits it to those times t
-    (Kynkaanniemi et al. 2024); outside, the conditional model stands. A learned variance (E9) is the conditional
-    model's. Raises ValueError without a condition.
+    c is the prediction with the condition, u the one without. A learned variance (E9) is the conditional model's.
+
+    Args:
+        denoiser: a model that was trained with and without its condition.
+        scale: 1 is the plain conditional model, 0 the unconditional one.
+        interval: guidance applies to times low <= t <= high (Kynkaanniemi et al. 2024, arXiv:2404.07724); outside, the
+            prediction is the conditional model's.
+
+    Raises:
+        ValueError: an interval outside [0, 1]; a call without a condition.
     """
 
     denoiser: Denoises
@@ -30,23 +40,23 @@ class ClassifierFree:
         if not 0 <= low < high <= 1:
             raise ValueError(f"a guidance interval lies in [0, 1] with low < high, got {self.interval}")
 
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
-
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         if all(value is None for value in cond.values()):
-            raise ValueError("guidance needs a condition to lean towards, such as label=...; none was given")
+            raise ValueError("guidance needs a condition, such as label=...; none was given")
         with_condition = self.denoiser(x_t, t, **cond)
-        times = check_times(t, x_t)
-        low, high = self.interval
-        inside = (times >= low) & (times <= high)
-        if self.scale == 1 or not bool(inside.any()):
+        if self.scale == 1:
             return with_condition
+        factor: float | Tensor = self.scale - 1
+        if self.interval != (0.0, 1.0):
+            low, high = self.interval
+            times = check_times(t, x_t)
+            inside = (times >= low) & (times <= high)
+            if times.device.type == "cpu" and not bool(inside.any()):  # known without waiting for a device
+                return with_condition
+            factor = (factor * inside.to(x_t)).reshape(-1, *[1] * (x_t.ndim - 1))
         without = self.denoiser(x_t, t)
-        scale = ((self.scale - 1) * inside.to(x_t)).reshape(-1, *[1] * (x_t.ndim - 1))
         return replace(
             with_condition,
-            x0=with_condition.x0 + scale * (with_condition.x0 - without.x0),
-            eps=with_condition.eps + scale * (with_condition.eps - without.eps),
+            x0=with_condition.x0 + factor * (with_condition.x0 - without.x0),
+            eps=with_condition.eps + factor * (with_condition.eps - without.eps),
         )

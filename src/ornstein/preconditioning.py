@@ -77,7 +77,7 @@ class Preconditioning:
         ratio, basis, inverse = (m.to(a.device) for m in self._modes)
         c = f(a, s, self.data_std**2 * ratio)
         matrix = ((basis * c[..., None, :]) @ inverse).to(y)
-        axis = frame_axis(y.ndim)
+        axis = frame_axis(y.shape[1:]) + 1
         length = len(ratio)
         if y.shape[axis] != length:
             raise ValueError(f"the data covariance acts on {length} frames, the sample {tuple(y.shape)} has another")

@@ -2,6 +2,9 @@
 
 x_t = a(t) x_0 + s(t) R z with z ~ N(0, I) and C = R R^T. Times are floats, scalars or (B,) tensors in [0, 1]; samples
 are (B, *) of any rank. Coefficients are computed in float64 and cast when they meet a sample.
+
+Times that are Python numbers or CPU tensors never make an accelerator wait: their coefficients are computed on the CPU,
+whatever device the samples are on. Times on an accelerator are not checked, since a check would wait for them.
 """
 
 from __future__ import annotations
@@ -16,47 +19,62 @@ from torch import Tensor
 from ornstein.noise import Covariance, Identity
 from ornstein.schedules import Schedule, Times
 
+__all__ = [
+    "Gaussian",
+    "Prediction",
+    "Process",
+    "check_times",
+    "expand",
+    "float64_device",
+    "kl_gaussians",
+    "linear_marginal",
+]
+
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A scalar or (B,) coefficient in float64, cast to x and shaped to multiply it.
+    """A scalar or (B,) coefficient in float64, cast to the dtype of x and shaped to multiply it.
 
-    A scalar of the CPU stays there: tensors of every device take it without a copy.
+    A scalar on the CPU stays there: it multiplies samples on any device without a copy.
     """
-    c = coefficient.to(x.dtype)
-    if c.ndim == 0 and c.device.type == "cpu":
-        return c
-    c = c.to(x.device, non_blocking=True)
-    return c.reshape(-1, *[1] * (x.ndim - 1)) if c.ndim else c
+    c = coefficient.to(dtype=x.dtype)
+    if c.ndim == 0:
+        return c if c.device.type == "cpu" else c.to(x.device)
+    return c.to(x.device, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, std^2 C): mean (B, *), std a scalar or (B, 1, ...), C the process's covariance."""
+    """N(mean, std^2 C): mean (B, *), std a scalar or (B, 1, ...), C the covariance `noise` of the process."""
 
     mean: Tensor
     std: Tensor
     noise: Covariance
 
     def sample(self, z: Tensor | None = None) -> Tensor:
-        """mean + std R z, (B, *); z ~ N(0, I) is drawn where it is not given."""
+        """mean + std R z, (B, *). By default z ~ N(0, I) comes from torch's global generator."""
         z = torch.randn_like(self.mean) if z is None else z
         return self.mean + self.std * self.noise.color(z)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; mean, std^2 C) of each sample in nats: (B, *) -> (B,). ValueError where C is singular."""
+        """log N(x; mean, std^2 C) of each sample in nats: (B, *) -> (B,).
+
+        Raises:
+            SingularCovarianceError: C has no inverse.
+        """
         size = math.prod(x.shape[1:])
         std = self.std.to(x)
-        log_std = std.log().flatten().expand(x.shape[0]) if std.numel() == 1 else std.log().flatten()
+        log_std = std.log().flatten().expand(x.shape[0])
         quadratic = self.noise.mahalanobis((x - self.mean) / std)
-        # Four dimensions would be read as a sample without a batch.
-        shape = (*x.shape, 1) if x.ndim == 4 else tuple(x.shape)
-        return -0.5 * (quadratic + self.noise.logdet(shape) + size * math.log(2 * math.pi)) - size * log_std
+        logdet = self.noise.logdet(tuple(x.shape[1:]))
+        return -0.5 * (quadratic + logdet + size * math.log(2 * math.pi)) - size * log_std
 
     def kl(self, other: Gaussian) -> Tensor:
         """KL(self || other) of each sample in nats, for two Gaussians over the same C (E26; S3): (B, *) -> (B,).
 
-        N log(s2/s1) + (N s1^2 + (m1 - m2)^T C^-1 (m1 - m2))/(2 s2^2) - N/2 with N elements a sample. Raises ValueError
-        where the covariances are not the same, the means differ in shape, or C is singular.
+        N log(s2/s1) + (N s1^2 + (m1 - m2)^T C^-1 (m1 - m2))/(2 s2^2) - N/2, with N the elements of a sample.
+
+        Raises:
+            ValueError: the covariances or the shapes of the means differ, or C is singular.
         """
         if self.noise != other.noise:
             raise ValueError(f"both Gaussians must have the same noise, got {self.noise} and {other.noise}")
@@ -68,7 +86,7 @@ class Gaussian:
         std1, std2 = (g.std.to(self.mean).flatten().expand(batch) for g in (self, other))
         quadratic = self.noise.mahalanobis(self.mean - other.mean) / std2**2
         ratio = std1 / std2
-        # (r^2 - 1)/2 - log r, in a form that does not cancel where the two are nearly the same.
+        # (r^2 - 1)/2 - log r, in a form without cancellation where the two are nearly the same.
         excess = ratio - 1
         return size * ((ratio + 1) * excess / 2 - torch.log1p(excess)) + quadratic / 2
 
@@ -76,8 +94,10 @@ class Gaussian:
 def kl_gaussians(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Tensor:
     """KL(N(mean1, cov1) || N(mean2, cov2)) in nats with full covariances (E26): means (*, N), covs (*, N, N) -> (*).
 
-    1/2 [tr(S2^-1 S1) + d^T S2^-1 d - N + log det S2/det S1], d = mean2 - mean1. Raises ValueError for a covariance that
-    is not positive definite. Source: S3.
+    1/2 [tr(S2^-1 S1) + d^T S2^-1 d - N + log det S2/det S1], d = mean2 - mean1. Source: S3.
+
+    Raises:
+        ValueError: a covariance is not positive definite.
     """
     (root1, failed1), (root2, failed2) = torch.linalg.cholesky_ex(cov1), torch.linalg.cholesky_ex(cov2)
     if bool((failed1 != 0).any() or (failed2 != 0).any()):
@@ -89,14 +109,33 @@ def kl_gaussians(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> Te
     return 0.5 * (trace + quadratic - mean1.shape[-1]) + log_ratio
 
 
+def linear_marginal(
+    mean: Tensor, cov: Tensor, matrix: Tensor, noise_cov: Tensor, offset: Tensor | float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """The marginal of y = A x + b + n with x ~ N(mean, cov), n ~ N(0, noise_cov): mean A m + b, covariance A S A^T + L.
+
+    S4 derives DDIM's marginals from it (there misprinted as A L^-1 A^-1). Source: Bishop 2006, eq. 2.115.
+
+    Args:
+        mean, cov: of x, (*, N) and (*, N, N).
+        matrix: A, (M, N).
+        noise_cov: L, (M, M).
+        offset: b, (M,).
+
+    Returns:
+        Mean (*, M) and covariance (*, M, M) of y.
+    """
+    return mean @ matrix.mT + offset, matrix @ cov @ matrix.mT + noise_cov
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """What a denoiser says of x_t, in every form (E8). x0 is E[x_0 | x_t]; the others are linear in it.
+    """The prediction of a denoiser at x_t in every form (E8). x0 is E[x_0 | x_t]; the other forms are linear in it.
 
     eps = R z; v = a eps - s x0; score = -C^-1 eps / s; flow = a' x0 + s' eps, the velocity of the probability-flow ODE.
-    At t = 0, where x_t is the data, eps is 0 and x0 is x_t: the score there is not known, nor the flow of a schedule
-    whose s grows as sqrt(t), which holds the score. `variance_mix` is the v of E9 where the network learned it:
-    the place of the reverse variance between beta~ (0) and beta (1), (B, *).
+    At t = 0, where x_t is the data, eps is 0 and x0 is x_t; the score is unknown there, and so is the flow of a
+    schedule whose s grows as sqrt(t), which contains the score. `variance_mix`, (B, *), is the v of E9 of a network
+    that learned it: 0 puts the reverse variance at beta~, 1 at beta.
     """
 
     process: Process
@@ -108,53 +147,69 @@ class Prediction:
 
     @cached_property
     def v(self) -> Tensor:
+        """a eps - s x0."""
         a, s = self.process.coefficients(self.t, self.x_t)
         return a * self.eps - s * self.x0
 
     @cached_property
     def score(self) -> Tensor:
-        """grad log p_t(x_t). Raises SingularCovarianceError where C has no inverse, and ValueError at t = 0."""
+        """grad log p_t(x_t).
+
+        Raises:
+            SingularCovarianceError: C has no inverse.
+            ValueError: t = 0.
+        """
         return self.process.noise.solve(self.C_score)
 
     @cached_property
     def C_score(self) -> Tensor:
-        """C grad log p_t(x_t) = -eps / s, which needs no inverse of C. Raises ValueError at t = 0."""
-        _, s = self.process.coefficients(self.t, self.x_t)
-        if _anywhere(s == 0):
+        """C grad log p_t(x_t) = -eps / s, which needs no inverse of C.
+
+        Raises:
+            ValueError: t = 0.
+        """
+        sigma = self.process.schedule.sigma(check_times(self.t, self.x_t))
+        if _any(sigma == 0):
             raise ValueError("at t = 0 there is no noise to tell the score by; ask for it at a small t > 0")
-        return -self.eps / s
+        return -self.eps / expand(sigma, self.x_t)
 
     @cached_property
     def flow(self) -> Tensor:
-        """a' x0 + s' eps. Raises ValueError at t = 0 where s' is infinite there (all but Cosine and Rectified)."""
-        t, schedule = _float64(self.t), self.process.schedule
+        """a' x0 + s' eps.
+
+        Raises:
+            ValueError: t = 0 and s' is infinite there (all schedules but Cosine and Rectified).
+        """
+        t, schedule = check_times(self.t, self.x_t), self.process.schedule
         s_dot = schedule.sigma_dot(t)
-        if _anywhere(s_dot.isinf() & (t == 0)):
-            # s' eps -> -(s^2)'/2 C grad log p_0, and of p_0 nothing is known
+        if _any(s_dot.isinf() & (t == 0)):
+            # s' eps -> -(s^2)'/2 C grad log p_0, and p_0 is unknown
             raise ValueError(
                 "at t = 0 this schedule's flow holds the score, which is unknown there; take a small t > 0"
             )
-        a_dot, s_dot = expand(schedule.alpha_dot(t), self.x_t), expand(s_dot, self.x_t)
-        return a_dot * self.x0 + s_dot * self.eps
+        return expand(schedule.alpha_dot(t), self.x_t) * self.x0 + expand(s_dot, self.x_t) * self.eps
 
     def log_variance(self, s: Times) -> Tensor:
         """The learned log variance of the reverse step to s < t: v log beta + (1 - v) log beta~ (E9), (B, *).
 
-        beta and beta~ are those of the step from t to s itself, so it serves a chain of any length; -inf at s = 0. The
-        step's covariance is R diag(variance) R^T: element by element of R^-1 x (Nichol & Dhariwal 2021, eq. 15).
-        Raises ValueError where the network has no variance.
+        beta and beta~ belong to the step from t to s, so a chain of any length can use it; -inf at s = 0. The step's
+        covariance is R diag(variance) R^T: element by element of R^-1 x (Nichol & Dhariwal 2021, eq. 15).
+
+        Raises:
+            ValueError: the network has no variance.
         """
         if self.variance_mix is None:
             raise ValueError('the network learned no variance (it has not twice the channels); use "lower" or "upper"')
-        lower = self.process.posterior(self.x_t, self.x0, s, self.t).std.log() * 2
-        schedule, s64, t64 = self.process.schedule, _float64(s), _float64(self.t)
-        width = 2 * (schedule.sigma(t64).log() - schedule.sigma(s64).log())  # beta/beta~ = s_t^2/s_s^2
-        return torch.where(lower.isneginf(), lower, lower + self.variance_mix * expand(width, self.x_t))
+        lower = self.process.posterior_factors(self.x_t, s, self.t)[2].log() * 2
+        sigma_s, sigma_t = (self.process.schedule.sigma(check_times(u, self.x_t)) for u in (s, self.t))
+        width = 2 * (sigma_t.log() - sigma_s.log())  # beta/beta~ = s_t^2/s_s^2
+        width = torch.where(sigma_s == 0, 0.0, width)  # the lower end is -inf there, and stays
+        return lower + self.variance_mix * expand(width, self.x_t)
 
 
 @dataclass(frozen=True)
 class Process:
-    """A forward process: `schedule` gives a(t) and s(t), `noise` the covariance C (identity unless said otherwise)."""
+    """A forward process: `schedule` gives a(t) and s(t), `noise` the covariance C (the identity by default)."""
 
     schedule: Schedule
     noise: Covariance = field(default_factory=Identity)
@@ -165,7 +220,15 @@ class Process:
         return expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
 
     def add_noise(self, x0: Tensor, t: Times, z: Tensor) -> Tensor:
-        """x_t = a x_0 + s R z (E2). x0, z: (B, *)."""
+        """x_t = a x_0 + s R z (E2).
+
+        Args:
+            x0, z: (B, *), floating point.
+            t: a scalar or (B,).
+
+        Raises:
+            ValueError: x0 is not floating point, or the times are outside [0, 1].
+        """
         a, s = self.coefficients(t, x0)
         return a * x0 + s * self.noise.color(z)
 
@@ -181,39 +244,51 @@ class Process:
         t: Times = 1.0,
         device: torch.device | str = "cpu",
     ) -> Gaussian:
-        """The law N(0, s_t^2 C) that sampling starts from, for samples of `shape` (B, *)."""
+        """N(0, s_t^2 C), the law that sampling starts from, for samples of `shape` (B, *).
+
+        It leaves out the part a_t x_0 of the data: at t = 1 that part is small, at earlier times it is not.
+        """
         return self.marginal(torch.zeros(shape, dtype=dtype, device=device), t)
 
-    def _between(self, s: Times, t: Times, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """a_{t|s}, s_{t|s}^2 and 1 - SNR_t/SNR_s in float64 (E3), for s <= t."""
-        s64, t64 = _same_device(check_times(s, x), check_times(t, x))
-        if _anywhere(s64 > t64):
+    def _between(self, s: Times, t: Times, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """s, t, a_{t|s} and 1 - SNR_t/SNR_s in float64 (E3), for s <= t."""
+        s64, t64 = _together(check_times(s, x), check_times(t, x))
+        if _any(s64 > t64):
             raise ValueError("the kernels go from an earlier time s to a later time t: here s > t")
         schedule = self.schedule
         difference = schedule.log_snr(t64) - schedule.log_snr(s64)
-        # Both ends at t = 0: inf - inf, and nothing happens between them.
-        share = -torch.expm1(torch.where(s64 == t64, torch.zeros_like(difference), difference))
-        ratio = schedule.alpha(t64) / schedule.alpha(s64)
-        ratio = torch.where(s64 == t64, torch.ones_like(ratio), ratio)
-        return ratio, schedule.sigma(t64) ** 2 * share, share
+        # With both ends at t = 0 it is inf - inf, and nothing happens between them.
+        share = -torch.expm1(torch.where(s64 == t64, 0.0, difference))
+        ratio = torch.where(s64 == t64, 1.0, schedule.alpha(t64) / schedule.alpha(s64))
+        return s64, t64, ratio, share
 
     def transition(self, x_s: Tensor, s: Times, t: Times) -> Gaussian:
-        """q(x_t | x_s) = N(a_{t|s} x_s, s_{t|s}^2 C) for s <= t (E1, E3). Raises ValueError for s > t."""
-        ratio, variance, _ = self._between(s, t, x_s)
-        return Gaussian(expand(ratio, x_s) * x_s, expand(variance.sqrt(), x_s), self.noise)
+        """q(x_t | x_s) = N(a_{t|s} x_s, s_{t|s}^2 C) for s <= t (E1, E3).
+
+        Raises:
+            ValueError: s > t.
+        """
+        _, t64, ratio, share = self._between(s, t, x_s)
+        std = self.schedule.sigma(t64) * share.sqrt()
+        return Gaussian(expand(ratio, x_s) * x_s, expand(std, x_s), self.noise)
+
+    def posterior_factors(self, x_t: Tensor, s: Times, t: Times) -> tuple[Tensor, Tensor, Tensor]:
+        """The factors of x_0 and x_t in the mean of `posterior`, and its standard deviation; each multiplies x_t."""
+        s64, t64, ratio, share = self._between(s, t, x_t)
+        a_s, s_s, s_t = self.schedule.alpha(s64), self.schedule.sigma(s64), self.schedule.sigma(t64)
+        keep = torch.where(s64 == t64, 1.0, ratio * s_s**2 / s_t**2)
+        return expand(a_s * share, x_t), expand(keep, x_t), expand(share.sqrt() * s_s, x_t)
 
     def posterior(self, x_t: Tensor, x0: Tensor, s: Times, t: Times) -> Gaussian:
         """q(x_s | x_t, x_0) = N(mu~, beta~ C) for s <= t (E6); on the grid of a chain it is E6 to the letter.
 
         mu~ = a_s (s_{t|s}^2/s_t^2) x_0 + a_{t|s} (s_s^2/s_t^2) x_t, beta~ = s_{t|s}^2 s_s^2/s_t^2.
-        Raises ValueError for s > t.
+
+        Raises:
+            ValueError: s > t.
         """
-        ratio, _, share = self._between(s, t, x_t)
-        s64, t64 = _same_device(check_times(s, x_t), check_times(t, x_t))
-        a_s, s_s, s_t = self.schedule.alpha(s64), self.schedule.sigma(s64), self.schedule.sigma(t64)
-        keep = torch.where(s64 == t64, torch.ones_like(s_s), ratio * s_s**2 / s_t**2)
-        mean = expand(a_s * share, x_t) * x0 + expand(keep, x_t) * x_t
-        return Gaussian(mean, expand(share.sqrt() * s_s, x_t), self.noise)
+        of_x0, of_x_t, std = self.posterior_factors(x_t, s, t)
+        return Gaussian(of_x0 * x0 + of_x_t * x_t, std, self.noise)
 
     def convert(
         self,
@@ -228,8 +303,8 @@ class Process:
     ) -> Prediction:
         """From any one of the five predictions to all of them (E8), for any C. All are (B, *).
 
-        Raises ValueError unless exactly one is given, and where that one says nothing of x_0 (noise or score at zero
-        SNR).
+        Raises:
+            ValueError: not exactly one is given, or the given one does not determine x_0 (noise or score at zero SNR).
         """
         forms = {"x0": x0, "eps": eps, "v": v, "score": score, "flow": flow}
         given = {name: form for name, form in forms.items() if form is not None}
@@ -239,11 +314,12 @@ class Process:
         if value.shape != x_t.shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, but x_t has {tuple(x_t.shape)}")
         t64 = check_times(t, x_t)
-        a64, s64 = self.schedule.alpha(t64), self.schedule.sigma(t64)
-        a, s = expand(a64, x_t), expand(s64, x_t)
+        # Cast, as the arithmetic below sees them: a sigma that underflows is 0 there.
+        alpha, sigma = (f(t64).to(x_t.dtype) for f in (self.schedule.alpha, self.schedule.sigma))
+        a, s = expand(alpha, x_t), expand(sigma, x_t)
         if name == "score":
             name, value = "eps", -s * self.noise.matvec(value)
-        if name == "eps" and _anywhere(a64.to(x_t.dtype) == 0):
+        if name == "eps" and _any(alpha == 0):
             raise ValueError(
                 "at zero SNR x_t is all noise: the noise and the score say nothing of x_0; predict v or x0"
             )
@@ -255,17 +331,22 @@ class Process:
             norm = a**2 + s**2
             x0, eps = (a * x_t - s * value) / norm, (s * x_t + a * value) / norm
         else:
-            rates = self.schedule.alpha_dot(t64), self.schedule.sigma_dot(t64)
-            if _anywhere((a64 * rates[1] - rates[0] * s64).to(x_t.dtype).isinf() & (s64 > 0)):
-                raise ValueError("the flow is infinite here (zero SNR) and says nothing of x_0; predict v or x0")
-            a_dot, s_dot = (expand(rate, x_t) for rate in rates)
-            norm = a * s_dot - a_dot * s
-            x0, eps = (s_dot * x_t - s * value) / norm, (a * value - a_dot * x_t) / norm
-        at_data = s64.to(x_t.dtype) == 0
+            x0, eps = self._from_flow(x_t, t64, value)
+        at_data = sigma == 0
         if at_data.device.type != "cpu" or bool(at_data.any()):
             mask = at_data.to(x_t.device).reshape(-1, *[1] * (x_t.ndim - 1))
-            x0, eps = torch.where(mask, x_t, x0), torch.where(mask, torch.zeros_like(eps), eps)
+            x0, eps = torch.where(mask, x_t, x0), torch.where(mask, 0.0, eps)
         return Prediction(self, x_t, t, x0, eps)
+
+    def _from_flow(self, x_t: Tensor, t: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 and eps of a' x0 + s' eps."""
+        schedule = self.schedule
+        a, s, a_dot, s_dot = (f(t) for f in (schedule.alpha, schedule.sigma, schedule.alpha_dot, schedule.sigma_dot))
+        norm = a * s_dot - a_dot * s
+        if _any(norm.isinf() & (s > 0)):
+            raise ValueError("the flow is infinite here (zero SNR) and says nothing of x_0; predict v or x0")
+        a, s, a_dot, s_dot, norm = (expand(c, x_t) for c in (a, s, a_dot, s_dot, norm))
+        return (s_dot * x_t - s * flow) / norm, (a * flow - a_dot * x_t) / norm
 
     def drift(self, x: Tensor, t: Times) -> Tensor:
         """f(t) x, the drift of the forward SDE dx = f x dt + g R dW (E18); f = -beta/2 when variance preserving."""
@@ -276,36 +357,40 @@ class Process:
         return expand(self.schedule.g2(check_times(t, x)).sqrt(), x)
 
 
-def _float64(t: Times) -> Tensor:
-    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
-    return (t.cpu() if t.device.type == "mps" else t).double()  # MPS has no float64
-
-
 def check_times(t: Times, x: Tensor) -> Tensor:
-    """Times in float64, on their own device.
+    """t in float64, on its own device; on the CPU if that device has no float64.
 
     Args:
-        t: a scalar, or one time for each sample of x (B, *).
+        t: a scalar or (B,), in [0, 1]. Times on an accelerator are not checked.
+        x: the samples (B, *).
 
     Raises:
-        ValueError: t has another shape, or lies outside [0, 1]. Times on an accelerator are not read, which would wait
-            for it at every step: keep times on the CPU to have them checked.
+        ValueError: t has another shape, is outside [0, 1], or x is not floating point.
     """
-    t = _float64(t)
+    if not x.is_floating_point():
+        raise ValueError(
+            f"samples are floating point, data in [-1, 1]; got {x.dtype}: convert 8-bit x by x / 127.5 - 1"
+        )
+    t = t.to(float64_device(t.device)).double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
         raise ValueError(f"times have shape {tuple(t.shape)}; give one, or one for each of the {x.shape[0]} samples")
-    if _anywhere(~((t >= 0) & (t <= 1))):
+    if _any(~((t >= 0) & (t <= 1))):
         raise ValueError("times lie in [0, 1], 0 being the data")
     return t
 
 
-def _anywhere(condition: Tensor) -> bool:
-    """Whether a condition holds for any of its elements; False on an accelerator, which is not waited for."""
+def float64_device(device: torch.device) -> torch.device:
+    """`device`, or the CPU in its place if it has no float64 (MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _any(condition: Tensor) -> bool:
+    """Whether it holds anywhere; False without looking if it is on an accelerator, which a look would wait for."""
     return condition.device.type == "cpu" and bool(condition.any())
 
 
-def _same_device(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Both times on the accelerator where one of them is."""
-    if s.device == t.device:
+def _together(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on one device: a tensor (B,) on the CPU follows the other one to an accelerator."""
+    if s.device == t.device or s.ndim == 0 or t.ndim == 0:
         return s, t
     return (s.to(t.device), t) if s.device.type == "cpu" else (s, t.to(s.device))

@@ -5,31 +5,32 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ornstein.denoiser import Denoiser, Denoises, Distilled
+from ornstein.denoiser import Denoises
+from ornstein.devices import choose_precision
 from ornstein.guidance import ClassifierFree
-from ornstein.process import Prediction, Process
 from ornstein.randomness import normal
-from ornstein.schedules import Times
+from ornstein.request import SOLVER, STEPS, SampleRequest
 from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
 from ornstein.solvers.grids import GRID
+from ornstein.wrapper import Conditioned, device_of, distilled_of, evaluation_mode, network_precision, networks_of
 
-SOLVER = "ddim"
-STEPS = 50
-"""What `sample` takes where nothing is said, with the default grid."""
+__all__ = ["SampleRequest", "State", "at_once", "conditions_of", "draw", "invert", "rows_of", "sample", "settled"]
 
-# The draw that a trajectory starts from; the noise of step k is draw k + 1.
+# Draw 0 is the noise that a trajectory starts from; the noise of step k is draw k + 1.
 _START = 0
 
-# Numbers of the samples that go through the network at once unless said otherwise: 341 images of 32x32 pixels, 5 of
-# 256x256. What the network makes of them on the way is some hundred times as many.
+# How many numbers go through the network at once by default: 341 images of 32x32 pixels, 5 of 256x256. The activations
+# of the network take some hundred times as much.
 _AT_ONCE = 2**20
+
+# A trajectory that starts where the data's coefficient is larger has visible data in its first state.
+_NEGLIGIBLE_ALPHA = 0.1
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,6 @@ class State:
     t: float
     x: Tensor
     first: int
-
-
-@dataclass(frozen=True)
-class Conditioned:
-    """A denoiser with its condition filled in."""
-
-    denoiser: Denoises
-    cond: dict[str, Any]
-
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
-
-    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
-        return self.denoiser(x_t, t, **self.cond, **cond)
 
 
 def sample(
@@ -72,203 +58,230 @@ def sample(
     callback: Callable[[State], object] | None = None,
     batch: int | None = None,
     first: int = 0,
-    precision: torch.dtype | None = None,
+    precision: str | torch.dtype | None = None,
 ) -> Tensor:
-    """Samples of `shape` (B, *) by running the reverse process from times[0] down to times[1].
+    """Samples from a denoiser: the reverse process from times[0] down to times[1].
 
-    Unless told otherwise it takes 50 steps of "ddim" on the "logistic" grid; a distilled model its own few steps.
-    It warns where such a model is asked for others, which it has not learned.
+    By default 20 steps of "flow-3m" on the "logistic" time schedule, as `ornstein sample`; a distilled model takes its
+    own few steps, and a warning says so if others are requested. Everything runs on the device of the network's
+    weights; `start` and `cond` may be on any.
 
     Args:
-        solver: a name of `ornstein.solvers.SOLVERS`, or a solver, e.g. `partial(solvers.ddim, eta=0.5)`; a `Tuned` one
-            (`checkpoint.load_tuned`) has its own times, which stand for grid and steps.
-        grid: a name of `ornstein.solvers.grids.GRIDS`, or the times themselves; these then stand for steps and times.
-        seed: sample i's noise at step k is addressed by (seed, i, k): the same in any batch and on any device.
-        guidance: the scale of classifier-free guidance; 1 or None is the plain conditional model.
+        d: a `Denoiser`, an exact denoiser of `ornstein.oracles`, or anything that wraps one.
+        shape: (B, *), the number of samples and the shape of each.
+        solver, steps, grid, seed, guidance, times, batch, first, precision: see `SampleRequest`.
         cond: conditions for the network by name: tensors (B, ...) or lists with one entry a sample; anything else is
             shared by all samples.
-        start: the state at times[0], instead of a draw from the prior N(0, s^2 C); the dtype is kept.
+        start: the state (B, *) at times[0], instead of a draw from the prior N(0, s^2 C); its dtype is kept.
         callback: called with the `State` at the start and after every step.
-        batch: how many samples go through the network at once; about a million numbers unless said otherwise
-            (`at_once`), so that memory does not grow with the number of samples.
-        first: the number of the first sample, to make samples 64..127 of a set by themselves.
-        precision: the dtype of the network's convolutions and matrix products, such as torch.bfloat16; its own unless
-            given. The solver's arithmetic stays as it is.
 
-    Raises ValueError for an unknown solver or grid (it names the known ones), steps < 1, a shape that `start` or a
-    condition does not have, and guidance without a condition, or of a distilled model, which has it built in.
+    Returns:
+        Samples of `shape`, float32 or the dtype of `start`.
+
+    Raises:
+        ValueError: an unknown solver or time schedule; steps or batch < 1; a shape that differs from that of `start`
+            or of a condition; guidance without a condition, or of a distilled model, which has it built in; a
+            trajectory that starts at t = 0 without `start`; a solver that diverges.
     """
+    request = SampleRequest(solver, steps, grid, times, seed, guidance, batch, first, precision)
+    return draw(d, shape, request, cond, start, callback)
+
+
+def draw(
+    d: Denoises,
+    shape: Sequence[int],
+    request: SampleRequest,
+    cond: dict[str, Any] | None = None,
+    start: Tensor | None = None,
+    callback: Callable[[State], object] | None = None,
+) -> Tensor:
+    """Samples (B, *) as `request` says; `sample` with its settings as one object."""
     shape = tuple(shape)
-    solver, steps, grid = settled(d, solver, steps, grid, times)
-    if isinstance(solver, str) and solver not in SOLVERS:
-        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
-    step_with = SOLVERS[solver] if isinstance(solver, str) else solver
     if len(shape) < 2 or min(shape) < 1:
-        raise ValueError(f"a shape is a batch of samples, (B, ...), got {shape}")
+        raise ValueError(f"a shape is that of a batch of samples, (B, ...), got {shape}")
     if start is not None and tuple(start.shape) != shape:
-        raise ValueError(f"start has shape {tuple(start.shape)}, but samples of {shape} were asked for")
-    cond = {k: v for k, v in (cond or {}).items() if v is not None}
-    if guidance is not None and guidance != 1:
-        own = distilled_of(d)
-        if own is not None:
-            raise ValueError(f"a distilled model has its guidance built in, {own.guidance:g}: leave it out")
-        if not cond:
-            raise ValueError("guidance needs a condition to lean towards, such as cond={'label': ...}; none was given")
-        d = ClassifierFree(d, guidance)
-    if isinstance(step_with, Tuned):
-        grid = step_with.times
-    at = grids.make(grid, d.process.schedule, times, steps)
-    if start is None and float(at[0]) == 0:
-        raise ValueError("these times start at the data, t = 0, which is not drawn: give them as start=...")
-    size = at_once(shape[1:]) if batch is None else batch
-    if size < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    out = []
-    with torch.no_grad(), evaluation_mode(d), network_precision(d, precision):
+        raise ValueError(f"start has shape {tuple(start.shape)}, but samples of {shape} were requested")
+    solver, times = settled(d, request)
+    cond = conditions_of(d, cond, shape[0])
+    d = _guided(d, request.guidance, cond)
+    _check_start(d, float(times[0]), start)
+    device = device_of(d)
+    dtype = _dtype(request.precision, device)
+    size = request.batch or at_once(shape[1:])
+    parts = []
+    with torch.no_grad(), evaluation_mode(d), network_precision(d, dtype):
         for low in range(0, shape[0], size):
             rows = slice(low, min(low + size, shape[0]))
-            own = {k: _rows_of(k, v, rows, shape[0]) for k, v in cond.items()}
-            begin = None if start is None else start[rows]
+            own = Conditioned(d, rows_of(cond, rows))
+            begin = None if start is None else start[rows].to(_place(d, start))
             part = (rows.stop - low, *shape[1:])
             final = None
-            for state in _trajectory(Conditioned(d, own), part, step_with, at, seed, begin, first + low):
+            for state in _trajectory(own, part, solver, times, request.seed, begin, request.first + low, device):
                 final = state.x
                 if callback is not None:
                     callback(state)
             assert final is not None
-            out.append(final)
-    return torch.cat(out)
+            parts.append(final)
+    return torch.cat(parts)
 
 
-def settled(
-    d: Denoises,
-    solver: str | Solver | None,
-    steps: int | None,
-    grid: str | Sequence[float] | Tensor | None,
-    times: tuple[float, float] = (1.0, 0.0),
-) -> tuple[str | Solver, int, str | Sequence[float] | Tensor]:
-    """Solver, steps and grid where they are given, and what `sample` takes in their place where they are not.
+def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
+    """The solver and the time steps (float64, on the CPU) that `request` means for `d`, with all defaults filled in.
 
-    Warns where `d` is a distilled model and these are not what it was made for.
+    Warns if `d` is a distilled model and the request differs from what it was trained for.
+
+    Raises:
+        ValueError: an unknown solver or time schedule.
     """
+    solver, steps, grid = request.solver, request.steps, request.grid
     own = distilled_of(d)
     if own is None:
-        return solver or SOLVER, STEPS if steps is None else steps, GRID if grid is None else grid
-    here = grid is None and steps in (None, own.steps)
-    if grid is not None and not isinstance(grid, str):
-        here = tuple(torch.as_tensor(grid, dtype=torch.float64).flatten().tolist()) == own.times
-    if here and solver in (None, own.solver) and tuple(times) == (1.0, 0.0):
-        return own.solver, own.steps, own.times
-    told = f"this model was distilled for {own} at its own times"
-    warnings.warn(f"{told}: by others its samples are not its teacher's", UserWarning, stacklevel=3)
-    return solver or own.solver, own.steps if steps is None else steps, GRID if grid is None else grid
+        solver, steps, grid = solver or SOLVER, steps or STEPS, GRID if grid is None else grid
+    elif _as_trained(request, own.steps, own.times, own.solver):
+        solver, steps, grid = own.solver, own.steps, own.times
+    else:
+        what = f"this model was distilled for {own} at its own time steps"
+        warnings.warn(f"{what}: with others its samples differ from its teacher's", UserWarning, stacklevel=4)
+        solver, steps, grid = solver or own.solver, steps or own.steps, GRID if grid is None else grid
+    if isinstance(solver, str):
+        if solver not in SOLVERS:
+            raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
+        solver = SOLVERS[solver]
+    if isinstance(solver, Tuned):
+        grid = solver.times
+    return solver, grids.make(grid, d.process.schedule, request.times, steps)
+
+
+def _as_trained(request: SampleRequest, steps: int, times: tuple[float, ...], solver: str) -> bool:
+    if request.grid is not None and not isinstance(request.grid, str):
+        same = tuple(torch.as_tensor(request.grid, dtype=torch.float64).flatten().tolist()) == times
+    else:
+        same = request.grid is None and request.steps in (None, steps)
+    return same and request.solver in (None, solver) and tuple(request.times) == (1.0, 0.0)
+
+
+def _guided(d: Denoises, scale: float | None, cond: dict[str, Any]) -> Denoises:
+    if scale is None or scale == 1:
+        return d
+    if not math.isfinite(scale):
+        raise ValueError(f"a guidance scale is a finite number, got {scale}")
+    own = distilled_of(d)
+    if own is not None:
+        raise ValueError(f"a distilled model has its guidance built in, {own.guidance:g}: leave it out")
+    if not cond:
+        raise ValueError("guidance needs a condition, such as cond={'label': ...}; none was given")
+    return ClassifierFree(d, scale)
+
+
+def _check_start(d: Denoises, t: float, start: Tensor | None) -> None:
+    if start is not None:
+        return
+    if t == 0:
+        raise ValueError("a trajectory that starts at the data, t = 0, needs the data: give start=...")
+    alpha = float(d.process.schedule.alpha(t))
+    if alpha > _NEGLIGIBLE_ALPHA:
+        warnings.warn(
+            f"the trajectory starts at t = {t:g}, where a state still holds {alpha:.2g} times the data, but it is "
+            "drawn as pure noise: give start=process.add_noise(x0, t, z) to start from data",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _dtype(precision: str | torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    return choose_precision(precision, device) if isinstance(precision, str) else precision
+
+
+def _place(d: Denoises, start: Tensor) -> torch.device:
+    """Where a trajectory from `start` runs: with the network, or where `start` is if there is none (an oracle)."""
+    return device_of(d) if networks_of(d) else start.device
 
 
 def _trajectory(
-    d: Denoises, shape: tuple[int, ...], solver: Solver, times: Tensor, seed: int, start: Tensor | None, first: int
+    d: Denoises,
+    shape: tuple[int, ...],
+    solver: Solver,
+    times: Tensor,
+    seed: int,
+    start: Tensor | None,
+    first: int,
+    device: torch.device,
 ) -> Iterator[State]:
-    device = device_of(d) if start is None else start.device
+    device = device if start is None else start.device
     dtype = torch.float32 if start is None else start.dtype
-    index = torch.arange(first, first + shape[0])
+    index = torch.arange(first, first + shape[0], device=device)
 
     def noise(step: int, draw: int = 0) -> Tensor:
         return normal(shape, seed, index, step + 1, stream=draw, dtype=dtype, device=device)
 
-    t = float(times[0])
+    at = times.tolist()
     x = start
     if x is None:
         z = normal(shape, seed, index, _START, dtype=dtype, device=device)
-        x = d.process.prior(shape, dtype=dtype, t=t, device=device).sample(z)
-    count = len(times) - 1
-    yield State(0, count, t, x, first)
+        x = d.process.prior(shape, dtype=dtype, t=at[0], device=device).sample(z)
+    yield State(0, len(at) - 1, at[0], x, first)
+    finite: list[Tensor] = []
     for k, state in enumerate(solver(d, x, times, noise), start=1):
-        if not bool(torch.isfinite(state).all()):
-            raise ValueError(f"the solver diverged: values that are not finite at t = {float(times[k]):.4g}")
-        yield State(k, count, float(times[k]), state, first)
+        finite.append(state.isfinite().all())
+        if device.type == "cpu":  # elsewhere reading the answer waits for the device: once, at the end
+            _check_finite(finite, at)
+        yield State(k, len(at) - 1, at[k], state, first)
+    _check_finite(finite, at)
+
+
+def _check_finite(finite: list[Tensor], times: list[float]) -> None:
+    """Raises ValueError that names the first time step at which a state is not finite."""
+    flags = torch.stack(finite).tolist() if finite else []
+    if not all(flags):
+        raise ValueError(f"the solver diverged: values that are not finite at t = {times[flags.index(False) + 1]:.4g}")
 
 
 def at_once(shape: Sequence[int]) -> int:
-    """How many samples of `shape`, without the batch, go through the network at once unless said otherwise."""
+    """How many samples of `shape`, without the batch, go through the network at once by default."""
     return max(1, _AT_ONCE // math.prod(shape))
+
+
+def conditions_of(d: Denoises, cond: dict[str, Any] | None, count: int) -> dict[str, Any]:
+    """The conditions of `count` samples, without those that are None, tensors on the device of `d`.
+
+    A list of numbers becomes a tensor; any other list or tuple keeps one entry a sample.
+
+    Raises:
+        ValueError: a condition with another number of rows.
+    """
+    out: dict[str, Any] = {}
+    device = device_of(d)
+    for name, value in (cond or {}).items():
+        if value is None:
+            continue
+        if isinstance(value, list | tuple) and value and all(isinstance(v, int | float) for v in value):
+            value = torch.tensor(value)
+        if _one_a_sample(value) and len(value) != count:
+            raise ValueError(f"cond[{name!r}] has {len(value)} rows for {count} samples")
+        out[name] = value.to(device) if isinstance(value, Tensor) and device.type != "cpu" else value
+    return out
+
+
+def rows_of(cond: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """The conditions of some of the samples; those that all samples share are kept."""
+    return {k: v[rows] if _one_a_sample(v) else v for k, v in cond.items()}
+
+
+def _one_a_sample(value: Any) -> bool:
+    return value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, list | tuple)
 
 
 def invert(
     d: Denoises,
     x0: Tensor,
     steps: int = 50,
-    grid: str | Sequence[float] | Tensor = "logistic",
+    grid: str | Sequence[float] | Tensor = GRID,
     cond: dict[str, Any] | None = None,
 ) -> Tensor:
-    """DDIM inversion (E25): the state at t = 1 that the deterministic sampler would carry to x0 (B, *).
+    """DDIM inversion (E25): the state at t = 1 that the deterministic sampler carries to x0 (B, *).
 
-    The DDIM step run upwards on the same grid; `sample(d, x0.shape, start=invert(d, x0))` returns x0 as steps grow.
+    This is the DDIM step run upwards on the same time steps. `sample(d, x0.shape, start=invert(d, x0))` approaches x0
+    as the number of steps grows.
     """
     at = grids.make(grid, d.process.schedule, (1.0, 0.0), steps).flip(0)
     return sample(d, x0.shape, solver=ddim, grid=at, start=x0, cond=cond)
-
-
-def _rows_of(name: str, value: Any, rows: slice, total: int) -> Any:
-    if (isinstance(value, Tensor) and value.ndim > 0) or isinstance(value, list | tuple):
-        if len(value) != total:
-            raise ValueError(f"cond[{name!r}] has {len(value)} rows for {total} samples")
-        return value[rows]
-    return value
-
-
-def module_of(d: Denoises) -> nn.Module | None:
-    """The network behind guidance and conditions, where there is one."""
-    while not isinstance(d, nn.Module):
-        inner = getattr(d, "denoiser", None)
-        if inner is None:
-            return None
-        d = inner
-    return d
-
-
-def distilled_of(d: Denoises) -> Distilled | None:
-    """What a distilled model was made for; None for any other."""
-    return getattr(module_of(d), "distilled", None)
-
-
-def device_of(d: Denoises) -> torch.device:
-    """Where the network's weights are; the CPU where there is none."""
-    module = module_of(d)
-    parameter = next(module.parameters(), None) if module is not None else None
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-class evaluation_mode:
-    """The network without dropout while it samples; each of its modules gets its own mode back afterwards."""
-
-    def __init__(self, d: Denoises) -> None:
-        self.module = module_of(d)
-
-    def __enter__(self) -> None:
-        if self.module is not None:
-            # One by one: a part that is frozen in evaluation mode stays so in a network that is training.
-            self.training = [(m, m.training) for m in self.module.modules()]
-            self.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        if self.module is not None:
-            for module, training in self.training:
-                module.training = training
-
-
-@contextmanager
-def network_precision(d: Denoises, dtype: torch.dtype | None) -> Iterator[None]:
-    """The network, and nothing around it, under autocast to `dtype`; as it is where that is None.
-
-    Raises ValueError where there is no network.
-    """
-    if dtype is None:
-        yield
-        return
-    module = module_of(d)
-    if not isinstance(module, Denoiser):
-        raise ValueError("a precision is that of a network; this denoiser has none")
-    own, module.precision = module.precision, dtype
-    try:
-        yield
-    finally:
-        module.precision = own

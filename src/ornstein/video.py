@@ -1,4 +1,4 @@
-"""Clips beyond plain sampling: frames that are given, and clips longer than the network's."""
+"""Sampling of clips: with given frames, and longer than the network's own length."""
 
 from __future__ import annotations
 
@@ -14,24 +14,35 @@ from ornstein.denoiser import Denoises
 from ornstein.nets.video import frames_known
 from ornstein.noise import Covariance, Identity
 from ornstein.noise.frames import FrameCovariance
-from ornstein.process import Prediction, Process
+from ornstein.process import Prediction
 from ornstein.randomness import normal
-from ornstein.sampling import sample
+from ornstein.sampling import SampleRequest, conditions_of, draw, rows_of, settled
 from ornstein.schedules import Times
-from ornstein.solvers import SOLVERS, Solver
+from ornstein.solvers import Solver
 from ornstein.solvers.stepping import Noise
+from ornstein.wrapper import Wrapper, device_of
+
+__all__ = ["GivenFrames", "sample_given", "sample_long"]
 
 
 @dataclass(frozen=True)
-class GivenFrames:
+class GivenFrames(Wrapper):
     """A denoiser that knows some clean frames: E[x_0 | x_t, x_0 on the known frames].
 
-    The network sees them, and the answer on them is what they are: x_0 itself, and eps = (x_t - a x_0)/s. The whole
-    clip is noised under C and denoised by the solver as any other; no part of a state is ever replaced. This is the
-    exact conditional wherever the network is, for any C: Tweedie's formula for the law of x_t given the known frames.
+    The network sees the known frames, and the prediction there is exact: x_0 itself, and eps = (x_t - a x_0)/s. The
+    whole clip is noised under C and denoised by the solver like any other; no part of a state is ever replaced. If the
+    network is exact, so is this conditional, for any C: it is Tweedie's formula for the law of x_t given the known
+    frames.
 
-    known (B, C, F, H, W), looked at where known_mask (B, F) bool is true. With guidance, wrap this in `ClassifierFree`:
-    then the known frames stay known without the condition too. Raises ValueError for shapes that do not fit.
+    With guidance, wrap this in `ClassifierFree`: the known frames then stay known without the condition too.
+
+    Args:
+        denoiser: a model of clips that takes known frames.
+        known: (B, C, F, H, W), used where known_mask is true.
+        known_mask: (B, F) bool.
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
 
     denoiser: Denoises
@@ -46,10 +57,6 @@ class GivenFrames:
             )
         if self.known_mask.dtype != torch.bool:
             raise ValueError(f"known_mask is {self.known_mask.dtype}; it must be bool")
-
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
 
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         if x_t.shape != self.known.shape:
@@ -68,29 +75,35 @@ def sample_given(
     d: Denoises,
     known: Tensor,
     known_mask: Tensor,
-    solver: str | Solver = "ddim",
-    steps: int = 50,
-    grid: str | Sequence[float] | Tensor = "logistic",
-    seed: int = 0,
-    guidance: float | None = None,
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    *,
     cond: dict[str, Any] | None = None,
-    batch: int | None = None,
-    first: int = 0,
+    **settings: Any,
 ) -> Tensor:
-    """Clips (B, C, F, H, W) that go on from known frames (prediction) or lead between them (interpolation).
+    """Clips that continue known frames (prediction) or lead between them (interpolation).
 
-    known (B, C, F, H, W), looked at where known_mask (F,) or (B, F) bool is true, and returned as it is there. The
-    other arguments are those of `ornstein.sample`; sample i is the same in any `batch`. Raises ValueError as it does,
-    and for shapes that do not fit.
+    Args:
+        known: (B, C, F, H, W), used where known_mask is true, and returned unchanged there.
+        known_mask: (F,) or (B, F) bool.
+        solver, steps, settings: those of `SampleRequest`; sample i is the same in any `batch`.
+        cond: as in `ornstein.sample`.
+
+    Returns:
+        (B, C, F, H, W).
+
+    Raises:
+        ValueError: as `ornstein.sample`, and for shapes that do not fit.
     """
-    mask = known_mask.expand(known.shape[0], -1) if known_mask.ndim == 1 else known_mask
+    request = SampleRequest(solver, steps, **settings)
+    device = device_of(d)
+    known = known.to(device)
+    mask = (known_mask.expand(len(known), -1) if known_mask.ndim == 1 else known_mask).to(device)
     out = []
-    for rows in _parts(known.shape[0], batch):
+    for rows, own in _batches(d, cond, len(known), request.batch):
         given = GivenFrames(d, known[rows], mask[rows])
-        own = _rows_of(cond, rows)
-        shape = known[rows].shape
-        x = sample(given, shape, solver, steps, grid, seed, guidance, own, first=first + rows.start)
-        out.append(torch.where(mask[rows, None, :, None, None].to(x.device), known[rows].to(x), x))
+        x = draw(given, known[rows].shape, replace(request, first=request.first + rows.start), own)
+        out.append(torch.where(mask[rows, None, :, None, None], known[rows].to(x), x))
     return torch.cat(out)
 
 
@@ -99,26 +112,30 @@ def sample_long(
     shape: Sequence[int],
     window: int,
     overlap: int,
-    solver: str | Solver = "ddim",
-    steps: int = 50,
-    grid: str | Sequence[float] | Tensor = "logistic",
-    seed: int = 0,
-    guidance: float | None = None,
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    *,
     cond: dict[str, Any] | None = None,
-    batch: int | None = None,
-    first: int = 0,
+    **settings: Any,
 ) -> Tensor:
-    """Clips of `shape` (B, C, F, H, W) of any length F, made `window` frames at a time.
+    """Clips of any length, made `window` frames at a time.
 
-    The first window is `sample`'s; each later one is given the last `overlap` frames of the one before, see
-    `GivenFrames`. The noise of a frame is the same in the two windows that hold it, and that of the new frames is drawn
-    from the Gaussian conditional of C given the old ones, at the start and in every stochastic step. The result depends
-    on that noise through its innovation alone, which is independent of all that came before: so a network that knows
-    the conditional law makes clips whose every frame has it given the `overlap` frames before.
+    The first window is that of `ornstein.sample`; each later one is given the last `overlap` frames of the one before,
+    see `GivenFrames`. A frame in two windows has the same noise in both, and the noise of the new frames is drawn from
+    the Gaussian conditional of C given the old ones, at the start and in every stochastic step. The result depends on
+    that noise only through its innovation, which is independent of everything before. So a network that knows the
+    conditional law makes clips in which every frame follows it given the `overlap` frames before.
 
-    The other arguments are those of `sample`; sample i is the same in any `batch`. Raises ValueError as `sample` does;
-    unless 1 <= overlap < window <= F; and for a covariance that is not stationary over frames, or that acts on pixels
-    too with a root that mixes later frames into earlier ones.
+    Args:
+        shape: (B, C, F, H, W) with any number of frames F.
+        window: frames that the network makes at once.
+        overlap: frames that consecutive windows share, 1 <= overlap < window <= F.
+        solver, steps, settings: those of `SampleRequest`; sample i is the same in any `batch`.
+        cond: as in `ornstein.sample`.
+
+    Raises:
+        ValueError: as `ornstein.sample`; windows that do not fit; a covariance that is not stationary over frames, or
+            that acts on pixels too with a root that mixes later frames into earlier ones.
     """
     shape = tuple(shape)
     if len(shape) != 5 or not 1 <= overlap < window <= shape[2]:
@@ -127,40 +144,41 @@ def sample_long(
             f"window {window}"
         )
     _check_stationary(d.process.noise)
+    request = SampleRequest(solver, steps, **settings)
+    step_with, times = settled(d, request)
     windows = 1 + math.ceil((shape[2] - window) / (window - overlap))
     out = []
-    for rows in _parts(shape[0], batch):
+    for rows, own in _batches(d, cond, shape[0], request.batch):
         part = (rows.stop - rows.start, shape[1], window, *shape[3:])
-        numbers = torch.arange(first + rows.start, first + rows.stop)
-        own = _rows_of(cond, rows)
-        x = sample(d, part, solver, steps, grid, seed, guidance, own, first=first + rows.start)
-        step_with = SOLVERS[solver] if isinstance(solver, str) else solver
-        noise = _WindowNoise(d.process.noise, part, overlap, seed, numbers, x)
+        of_rows = replace(request, first=request.first + rows.start)
+        x = draw(d, part, of_rows, own)
+        numbers = torch.arange(of_rows.first, of_rows.first + part[0], device=x.device)
+        noise = _WindowNoise(d.process.noise, part, overlap, request.seed, numbers, x)
         mask = frames_known(window, overlap).expand(part[0], -1)
         prior = d.process.prior(part, dtype=x.dtype, device=x.device)
         for k in range(1, windows):
             known = torch.cat([x[:, :, -overlap:], x.new_zeros(*part[:2], window - overlap, *part[3:])], dim=2)
-            given = GivenFrames(d, known, mask)
             start = prior.sample(noise(k, 0))
-            new = sample(given, part, _with_noise(step_with, noise, k), steps, grid, seed, guidance, own, start)
+            of_window = replace(of_rows, solver=_with_noise(step_with, noise, k), grid=times)
+            new = draw(GivenFrames(d, known, mask), part, of_window, own, start)
             x = torch.cat([x, new[:, :, overlap:]], dim=2)
         out.append(x[:, :, : shape[2]])
     return torch.cat(out)
 
 
-def _parts(total: int, batch: int | None) -> list[slice]:
+def _batches(
+    d: Denoises, cond: dict[str, Any] | None, total: int, batch: int | None
+) -> Iterator[tuple[slice, dict[str, Any]]]:
+    """The rows of each batch, all at once by default, and their conditions."""
     size = total if batch is None else batch
-    if size < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
-    return [slice(low, min(low + size, total)) for low in range(0, total, size)]
-
-
-def _rows_of(cond: dict[str, Any] | None, rows: slice) -> dict[str, Any]:
-    return {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in (cond or {}).items()}
+    every = conditions_of(d, cond, total)
+    for low in range(0, total, size):
+        rows = slice(low, min(low + size, total))
+        yield rows, rows_of(every, rows)
 
 
 def _with_noise(solver: Solver, windows: _WindowNoise, window: int) -> Solver:
-    """The solver with the noise of one window in place of the sampler's."""
+    """The solver with the noise of one window instead of the sampler's."""
 
     def run(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
         return solver(d, x, times, lambda step, draw=0: windows(window, step + 1, draw))
@@ -171,9 +189,9 @@ def _with_noise(solver: Solver, windows: _WindowNoise, window: int) -> Solver:
 class _WindowNoise:
     """White noise z of each window such that R z is the same on the frames that two windows share.
 
-    Of window k, given the noise e of the last `overlap` frames of window k - 1: z = z' + R_o^+ (e - R_o z'), with z'
-    fresh and R_o the rows of R for the shared frames. R z then has covariance C and is e on these (Matheron's rule).
-    Where R acts on pixels too and is causal in the frames, the same is z = R^-1 e on the shared frames and z' after.
+    Let e be the noise of the last `overlap` frames of window k - 1. Window k has z = z' + R_o^+ (e - R_o z'), with z'
+    fresh and R_o the rows of R for the shared frames: R z has covariance C and equals e there (Matheron's rule). If R
+    acts on pixels too and is causal in the frames, z = R^-1 e on the shared frames and z' on the others does the same.
     """
 
     def __init__(
@@ -194,7 +212,7 @@ class _WindowNoise:
                 raise ValueError(f"long clips need noise over frames alone, or with a causal root; {noise} has neither")
 
     def __call__(self, window: int, step: int, draw: int = 0) -> Tensor:
-        """z (B, C, F, H, W) of a window at a step; windows are asked for in order."""
+        """z (B, C, F, H, W) of a window at a step; windows come in order."""
         stream = window << 16 | draw
         z = normal(
             self.shape, self.seed, self.index, step, stream=stream, dtype=self.like.dtype, device=self.like.device

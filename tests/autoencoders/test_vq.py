@@ -33,6 +33,28 @@ def test_the_nearest_entry():
     assert torch.equal(book(entries).nearest(tokens), torch.cdist(tokens, entries).argmin(1))
 
 
+@pytest.mark.parametrize("offset", [1e3, 1e5])
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_nearest_entry_far_from_the_origin(offset: float, apart: bool):
+    """Float32 tokens and entries far out, in one cloud or in two opposite ones: the squares cancel, not the result."""
+    draw = torch.Generator().manual_seed(0)
+    entries, tokens = torch.randn(32, 4, generator=draw), torch.randn(400, 4, generator=draw)
+    entries, tokens = entries + offset, tokens + offset
+    if apart:
+        entries[::2] *= -1
+        tokens[::2] *= -1
+    distances = torch.cdist(tokens.double(), entries.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    chosen = distances.gather(1, book(entries).nearest(tokens)[:, None])[:, 0]
+    torch.testing.assert_close(chosen, distances.amin(1), rtol=1e-6, atol=0)
+
+
+def test_the_nearest_entry_in_parts(monkeypatch: pytest.MonkeyPatch):
+    codebook, tokens = book(torch.randn(7, 3)), torch.randn(50, 3)
+    whole = codebook.nearest(tokens)
+    monkeypatch.setattr("ornstein.autoencoders.vq._AT_ONCE", 30)
+    assert torch.equal(codebook.nearest(tokens), whole)
+
+
 def test_the_straight_through_gradient_is_the_identity():
     encoded, entries = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 3, 4, 4)
     out, weight = straight_through(encoded, entries), torch.randn(2, 3, 4, 4)

@@ -14,12 +14,12 @@ from ornstein import Data, Denoiser, Process, sample
 from ornstein.cli import app, shards
 from ornstein.cli.bench import timed
 from ornstein.data.decode import to_array
+from ornstein.devices import choose_precision
 from ornstein.nets import UNet
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
 from ornstein.sampling import at_once
 from ornstein.schedules import Cosine
-from ornstein.training.config import autocast_dtype
 
 
 def ornstein(*arguments: object) -> Result:
@@ -104,7 +104,7 @@ def test_the_precision_of_the_command_reaches_the_network(model: Path, denoiser:
     assert by_default.exit_code == 0, by_default.output
     with Image.open(tmp_path / "default" / "00002.png") as picture:
         found = torch.from_numpy(to_array(picture).copy()).float()
-    kind = "float32" if autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
+    kind = "float32" if choose_precision("auto", torch.device("cpu")) is None else "bf16"
     assert torch.equal(found, pictures[kind])
     dtypes: set[torch.dtype] = set()
     hook = denoiser.net.stem.register_forward_hook(lambda *a: dtypes.add(a[-1].dtype))

@@ -11,7 +11,7 @@ from ornstein.faces.photos import SourceFaces
 from ornstein.faces.swap.sampling import Between, FaceModel, Inside, Towards, swap_crops
 from ornstein.guidance import ClassifierFree
 from ornstein.nets import FaceUNet
-from ornstein.sampling import Conditioned
+from ornstein.wrapper import Conditioned
 
 SPREAD = torch.tensor([[12.0, 6.0], [9.0, 6.0], [3.0, 6.0], [6.0, 6.0], [8.0, 10.0]])
 PROCESS = orn.Process(orn.schedules.Cosine())

@@ -101,7 +101,7 @@ def test_the_same_images_as_the_pipeline(tmp_path: Path, spacing: str, clip: boo
     start = noise(2, 3, 8, 8, seed=3)
     d = load_pipeline(tmp_path / "pipeline")
     d = Clipped(d) if clip else d
-    own = orn.sample(d, (2, 3, 8, 8), grid=times(pipeline.scheduler, 5), start=start)
+    own = orn.sample(d, (2, 3, 8, 8), "ddim", grid=times(pipeline.scheduler, 5), start=start)
     own = (own / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     # At 1/T a scheduler that clips and stays there clips once more, which is no step of ours.
     once_more = clip and not to_one and spacing == "leading"
@@ -127,7 +127,7 @@ def test_the_same_images_as_pipelines_of_other_chains_and_predictions(tmp_path: 
     images = pipeline(batch_size=2, num_inference_steps=5, generator=generator, output_type="np").images
     d = load_pipeline(tmp_path / "pipeline")
     assert d.process.schedule.zero_terminal_snr == ("rescale_betas_zero_snr" in options)
-    own = orn.sample(d, (2, 3, 8, 8), grid=times(pipeline.scheduler, 5), start=noise(2, 3, 8, 8, seed=3))
+    own = orn.sample(d, (2, 3, 8, 8), "ddim", grid=times(pipeline.scheduler, 5), start=noise(2, 3, 8, 8, seed=3))
     own = (own / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(own, torch.from_numpy(images), rtol=0, atol=1e-4)
     assert float(own.std()) > 0.05 and float(((own > 0) & (own < 1)).float().mean()) > 0.3
@@ -146,7 +146,7 @@ def test_classes_are_asked_for_as_diffusers_asks_for_them() -> None:
     with torch.no_grad():
         for k in scheduler.timesteps:
             theirs = scheduler.step(model(theirs, k, class_labels=labels).sample, k, theirs).prev_sample
-    own = orn.sample(wrap(model, scheduler), x.shape, grid="trailing", steps=4, start=x, cond={"label": labels})
+    own = orn.sample(wrap(model, scheduler), x.shape, "ddim", grid="trailing", steps=4, start=x, cond={"label": labels})
     torch.testing.assert_close(own, theirs, rtol=0, atol=1e-4 * float(theirs.abs().max()))
 
 
@@ -163,7 +163,7 @@ def test_a_pipeline_written_is_read_by_diffusers_and_by_us(tmp_path: Path) -> No
     generator = torch.Generator().manual_seed(1)
     images = pipeline(batch_size=1, num_inference_steps=4, generator=generator, output_type="np").images
     again, start = load_pipeline(tmp_path / "out"), noise(1, 3, 8, 8, seed=1)
-    own = orn.sample(again, (1, 3, 8, 8), grid="trailing", steps=4, start=start)
+    own = orn.sample(again, (1, 3, 8, 8), "ddim", grid="trailing", steps=4, start=start)
     own = (own / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     torch.testing.assert_close(own, torch.from_numpy(images), rtol=0, atol=1e-4)
     assert not list((tmp_path / "out").rglob("*.bin"))

@@ -69,7 +69,9 @@ def test_operations_against_the_dense_matrix(c: FrameCovariance, clip: bool):
     quadratic = (x * along_frames(torch.linalg.inv(dense), x)).flatten(1).sum(1)
     torch.testing.assert_close(c.mahalanobis(x), quadratic, **close)
     frames = x.shape[1:].numel() // c.length
-    assert c.logdet(tuple(x.shape)) == pytest.approx(frames * float(torch.linalg.slogdet(dense)[1]), rel=1e-9, abs=1e-9)
+    assert c.logdet(tuple(x.shape[1:])) == pytest.approx(
+        frames * float(torch.linalg.slogdet(dense)[1]), rel=1e-9, abs=1e-9
+    )
 
 
 @regular
@@ -88,7 +90,7 @@ def test_singular_covariances_color_but_have_no_density(c: FrameCovariance):
         with pytest.raises(SingularCovarianceError, match=r"singular.*\.floored"):
             refused(unit)
     with pytest.raises(ValueError, match=r"singular.*\.floored"):
-        c.logdet((1, c.length))
+        c.logdet((c.length,))
 
 
 @singular
@@ -160,12 +162,60 @@ def test_an_empty_batch(c: Covariance):
     assert c.whiten(torch.zeros(0, 2, getattr(c, "length", 5), 1, 1)).shape[0] == 0
 
 
-def test_logdet_of_a_sample_or_a_batch():
+def test_logdet_takes_the_shape_of_one_sample():
+    """A 4-tuple is a clip (C, F, H, W), whatever its numbers; a batch is refused, not guessed."""
     c = AR1(3, 0.5)
     one = float(torch.linalg.slogdet(c.dense())[1])
-    for shape, axes in (((3,), 1), ((7, 3), 1), ((2, 3, 4, 5), 40), ((7, 2, 3, 4, 5), 40)):
+    for shape, axes in (((3,), 1), ((7, 3), 7), ((2, 3, 4, 5), 40), ((8, 3, 3, 16), 8 * 48), ((3, 3, 1, 1), 3)):
         assert c.logdet(shape) == pytest.approx(axes * one, rel=1e-12)
         assert Identity().logdet(shape) == 0
+    with pytest.raises(ValueError, match="without the batch"):
+        c.logdet((7, 2, 3, 4, 5))
+
+
+@pytest.mark.parametrize("c", [AR1(6, 0.9), AR1(70, 0.9), Matrix(random_covariance(6))], ids=str)
+def test_noise_over_frames_on_images_is_said(c: FrameCovariance):
+    """Rows of an image are not frames: the covariance acts on them with a warning that names the right noise."""
+    x = randn(2, 3, c.length, c.length)
+    for f in (c.color, c.matvec, c.whiten, c.solve):
+        with pytest.warns(UserWarning, match=r"the rows.*use Kronecker\(space=.*images have no frames"):
+            f(x)
+
+
+@pytest.mark.parametrize("c", [AR1(5, 0.6), AR1(70, 0.6), Matrix(random_covariance(70)), Identity()], ids=str)
+def test_casts_are_made_once_for_each_dtype(c: Covariance, monkeypatch: pytest.MonkeyPatch):
+    x = randn(2, getattr(c, "length", 5))
+    expected = [f(x.float()) for f in (c.color, c.matvec, c.whiten, c.solve)]
+
+    def refuse(*_: object):
+        raise AssertionError("a cast was made again")
+
+    monkeypatch.setattr("ornstein.noise.covariance.cast_like", refuse)
+    again = [f(x.float()) for f in (c.color, c.matvec, c.whiten, c.solve)]
+    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+
+
+def test_a_cast_made_in_inference_mode_serves_training():
+    c, x = AR1(5, 0.6), randn(1, 5)
+    with torch.inference_mode():
+        c.color(x)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(c.color(x).sum(), x)
+    assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("c", [*REGULAR, *SINGULAR], ids=str)
+def test_repr_is_one_short_line(c: Covariance):
+    assert len(repr(c)) < 80
+    assert "\n" not in repr(c)
+    assert "object at" not in repr(c)
+
+
+def test_a_generator_draws_on_its_own_device():
+    """The usual case is a CPU generator and samples elsewhere: the "meta" device stands for any other."""
+    draw = AR1(3, 0.6).sample((2, 3), torch.Generator().manual_seed(0), device="cpu")
+    assert torch.equal(draw, AR1(3, 0.6).sample((2, 3), torch.Generator().manual_seed(0)))
+    assert Identity().sample((2, 3), torch.Generator(), device="meta").device.type == "meta"
 
 
 def test_identity():
@@ -180,7 +230,7 @@ def test_identity():
 def test_a_single_frame_has_no_neighbour():
     c, x = AR1(1, 1.0), randn(2, 1)
     assert torch.equal(c.whiten(c.color(x)), x)
-    assert c.logdet((2, 1)) == 0
+    assert c.logdet((1,)) == 0
 
 
 @pytest.mark.parametrize("rho", [0.9, -1.0])
@@ -196,7 +246,7 @@ def test_long_axes_need_no_quadratic_memory(rho: float):
         torch.testing.assert_close(c.whiten(c.color(x)), x, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(c.solve(c.matvec(x)), x, rtol=1e-9, atol=1e-9)
         assert c.mahalanobis(c.color(x)).item() == pytest.approx(float((x**2).sum()), rel=1e-10)
-        assert c.logdet((1, length)) == pytest.approx((length - 1) * math.log(1 - rho * rho), rel=1e-12)
+        assert c.logdet((length,)) == pytest.approx((length - 1) * math.log(1 - rho * rho), rel=1e-12)
     assert "_matrices" not in vars(c), "a long axis must not cache a matrix"
 
 
@@ -214,7 +264,7 @@ def test_the_wrong_length_is_named():
     with pytest.raises(ValueError, match=r"acts on an axis of 4, but dim 2 of \(2, 4, 3, 1, 1\) has 3"):
         c.whiten(randn(2, 4, 3, 1, 1))
     with pytest.raises(ValueError, match="acts on an axis of 4"):
-        c.logdet((2, 4, 3, 1, 1))
+        c.logdet((4, 3, 1, 1))
     with pytest.raises(ValueError, match="without a batch"):
         c.color(randn(4))
 

@@ -141,7 +141,7 @@ def check_algebra(c: Covariance, matrix: Tensor, x: Tensor) -> None:
     quadratic = ((flat @ inverse) * flat).sum(1).reshape(len(x), -1).sum(1)
     torch.testing.assert_close(c.mahalanobis(x), quadratic, **CLOSE)
     logdet = x[0].numel() // len(matrix) * float(torch.linalg.slogdet(matrix)[1])
-    assert c.logdet(tuple(x.shape)) == pytest.approx(logdet, rel=1e-8, abs=1e-8)
+    assert c.logdet(tuple(x.shape[1:])) == pytest.approx(logdet, rel=1e-8, abs=1e-8)
     units = torch.eye(len(matrix), dtype=torch.float64).reshape(-1, *((1,) if x.ndim > 2 else ()), *x.shape[2:])
     if x.ndim == 2:
         units = torch.eye(len(matrix), dtype=torch.float64)
@@ -161,21 +161,20 @@ def test_covariances_over_frames(c: FrameCovariance):
         assert_rows = f(by_vectors).reshape(2, 3, 2, 1, c.length).movedim(-1, 2)
         torch.testing.assert_close(f(clip), assert_rows, **CLOSE)
     torch.testing.assert_close(c.mahalanobis(clip), (clip * c.solve(clip)).flatten(1).sum(1), **CLOSE)
-    assert c.logdet((3, c.length, 2, 1)) == c.logdet((2, 3, c.length, 2, 1)) == pytest.approx(6 * c.logdet((c.length,)))
+    assert c.logdet((3, c.length, 2, 1)) == pytest.approx(6 * c.logdet((c.length,)))
 
 
 @pytest.mark.parametrize(("c", "frame"), CLIPS, ids=lambda v: str(v) if isinstance(v, Covariance) else "")
 def test_covariances_over_clips(c: Covariance, frame: tuple[int, int, int]):
     torch.testing.assert_close(c.dense(), expected(c), rtol=1e-10, atol=1e-12)
     check_algebra(c, over_sample(c, frame), randn(2, 3, *frame))
-    if not (isinstance(c, Kronecker) and c.time is None):
-        assert c.logdet((3, *frame)) == c.logdet((2, 3, *frame))
 
 
 def test_images():
     c = Kronecker(space=(AR1(3, 0.4), Mixed(4, 0.3)))
     check_algebra(c, expected(c), randn(2, 2, 3, 4))
-    assert c.logdet((2, 3, 4)) == c.logdet((5, 2, 3, 4)) == c.logdet((5, 2, 3, 4, 1))
+    with pytest.raises(ValueError, match="acts on"):
+        c.logdet((5, 2, 3, 4, 1))
     x = randn(5, 2, 3, 4)
     noise = Gaussian(torch.zeros_like(x), torch.ones((), dtype=torch.float64), c)
     normal = torch.distributions.MultivariateNormal(torch.zeros(12).double(), c.dense())
@@ -238,7 +237,7 @@ def test_singular_covariances(c: Covariance, shape: tuple[int, ...]):
             refused(units)
         assert "\n" not in str(error.value)
     with pytest.raises(SingularCovarianceError):
-        c.logdet(shape if len(shape) > 1 else (1, *shape))
+        c.logdet(shape)
 
 
 @singular
@@ -345,7 +344,7 @@ def test_the_wrong_shape_is_named():
                 with pytest.raises(ValueError, match="acts on"):
                     f(randn(*shape))
         with pytest.raises(ValueError, match="acts on"):
-            c.logdet((2, 1, 3, 4, 2))
+            c.logdet((1, 3, 4, 2))
     with pytest.raises(ValueError, match="acts on an axis of 5"):
         cast(Covariance, Mixed(5, 0.1)).color(randn(2, 4))
     with pytest.raises(ValueError, match="acts on an axis of 70"):

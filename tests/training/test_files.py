@@ -78,7 +78,7 @@ def test_remove_partial_touches_nothing_else(tmp_path):
 def test_read_json_says_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="there is no file"):
         read_json(tmp_path / "none.json")
-    for text, words in [("{", "cannot read"), ("[1]", "holds no JSON object")]:
+    for text, words in [("{", "cannot read"), ("[1]", "does not hold a JSON object")]:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match=words):
             read_json(tmp_path / "bad.json")

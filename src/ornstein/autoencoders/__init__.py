@@ -1,4 +1,4 @@
-"""Autoencoders: plain, variational, hierarchical, with a codebook; their losses and files (E26-E30)."""
+"""Autoencoders: plain, variational, hierarchical, vector-quantised; their losses and files (E26-E30)."""
 
 from ornstein.autoencoders.autoencoder import Autoencoder, Terms, addressed, drawn
 from ornstein.autoencoders.chain import DiffusionChain

@@ -1,4 +1,4 @@
-"""What every autoencoder is: an encoder, a decoder, the decoder's scale, and a bound on -log p(x)."""
+"""The base class of autoencoders: an encoder, a decoder, the decoder's scale, and a bound on -log p(x)."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from ornstein.autoencoders.gaussian import Latents
 from ornstein.autoencoders.hierarchy import Elbo, Noise
+from ornstein.autoencoders.networks import Plan
 from ornstein.likelihood.decoders import discretised_gaussian, pixel_indices
+from ornstein.nets.recorded import Recorded
 from ornstein.nets.unet import PRESETS
 from ornstein.randomness import normal
 
+__all__ = ["Autoencoder", "GaussianAutoencoder", "NetworkSettings", "Terms", "addressed", "drawn", "spatial_factor"]
+
 _STREAM = 0x41450000  # of the layers' noise: sampling and likelihoods have others
 
-# The scale has a long way to go, from the spread of the data to the error of the last step: with this gain a step
-# of the optimizer moves its logarithm that much further than a weight.
+# The log scale moves a long way, from the spread of the data to the error of the last step: with this gain a step of
+# the optimizer moves it that much further than a weight.
 _GAIN = 4.0
 _FIRST_LOG_SCALE = -1.0
 
 
 def drawn(generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Noise:
-    """Noise drawn from `generator`, on its device, layer by layer as it is asked for."""
+    """Noise drawn from `generator`, on its device, layer by layer in the order of use."""
     return lambda _, shape: torch.randn(shape, generator=generator, device=generator.device, dtype=dtype)
 
 
@@ -43,12 +47,15 @@ def addressed(
 
 @dataclass(frozen=True)
 class Terms:
-    """What one pass says of a batch; training and reports need no other.
+    """The result of one forward pass.
 
-    reconstruction: x_hat (B, C, H, W), the mean of p(x|z), not clamped. rates: (L, B) nats, what each layer of
-    latents costs, the lowest first; (0, B) for the plain autoencoder, tokens log K for a codebook of K entries.
-    penalty: (B,), what the model adds to its own loss (a codebook's commitment), 0 elsewhere. log_scale: of the
-    decoder, a scalar. figures: scalars to log, by name.
+    Attributes:
+        reconstruction: x_hat (B, C, H, W), the mean of p(x|z), not clamped.
+        rates: (L, B) nats, the cost of each layer of latents, the lowest layer first; (0, B) for the plain autoencoder,
+            tokens log K for a codebook of K entries.
+        penalty: (B,), a loss of the model's own (the commitment to a codebook), else 0.
+        log_scale: log standard deviation of the decoder, a scalar.
+        figures: scalars to log, by name.
     """
 
     reconstruction: Tensor
@@ -58,38 +65,91 @@ class Terms:
     figures: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Autoencoder(ABC, nn.Module):
+class NetworkSettings(TypedDict, total=False):
+    """The arguments of encoder and decoder, which all autoencoders share; see `Autoencoder`."""
+
+    factor: int | None
+    width: int
+    depths: Sequence[int]
+    attention: int
+
+
+def spatial_factor(size: int) -> int:
+    """The default reduction for latents with a height and width: 2 for images below 32 pixels, else 4."""
+    return 2 if size < 32 else 4
+
+
+class Autoencoder(ABC, Recorded):
     """Images x (B, C, H, W) in [-1, 1] to latents z and back; p(x|z) = N(x_hat(z), scale^2) with a learned scale.
 
-    kind: its name in `AUTOENCODERS`. shape: (C, H, W) of the images. latent_shape: (c, h, w) or (n,) of z.
-    layer_shapes: of the latents that `Terms.rates` is about, layer by layer. config: the arguments that make it again,
-    in JSON types. networks: the parts that may compute in half precision; what is around them keeps its precision.
+    Args:
+        channels: C of the images.
+        size: H = W of the images in pixels.
+        latent_channels: c, channels of the latents.
+        factor: H/h, the reduction of the convolutions, a power of two; by default `default_factor(size)`.
+        width: channels of the first level; the others have twice as many.
+        depths: residual blocks of the first, the middle and the last level, on each side.
+        attention: the largest resolution of the latents (pixels) at which the last block attends.
+
+    Attributes:
+        kind: its name in `AUTOENCODERS`.
+        shape: (C, H, W) of the images.
+        latent_shape: (c, h, w) or (n,) of z.
+        layer_shapes: shapes of the layers of latents that `Terms.rates` counts.
+        plan: the levels of encoder and decoder.
+        config: the arguments that build it again.
+        networks: the parts that may compute in half precision; the code around them keeps its precision.
+
+    Raises:
+        ValueError: an argument is out of range, or `factor` does not divide `size` (it says which sizes work).
     """
 
     kind: ClassVar[str]
     encoder: nn.Module
     decoder: nn.Module
+    default_factor = staticmethod(spatial_factor)
 
-    def __init__(self, channels: int, size: int, latent_shape: Sequence[int], config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        size: int,
+        latent_channels: int,
+        *,
+        factor: int | None = None,
+        width: int = 48,
+        depths: Sequence[int] = (1, 1, 2),
+        attention: int = 16,
+    ) -> None:
         super().__init__()
-        if channels < 1 or size < 1 or min(latent_shape) < 1:
-            raise ValueError(f"channels, size and latent_channels are positive, got {channels}, {size}, {latent_shape}")
+        if min(channels, size, latent_channels) < 1:
+            raise ValueError(
+                f"channels, size and latent_channels are positive, got {channels}, {size}, {latent_channels}"
+            )
+        factor = self.default_factor(size) if factor is None else factor
+        self.config |= {"latent_channels": latent_channels, "factor": factor}
+        self.config |= {"width": width, "depths": list(depths), "attention": attention}
+        self.plan = Plan(size, factor, width, depths, attention)
         self.shape = (channels, size, size)
-        self.latent_shape = tuple(latent_shape)
+        self.latent_shape: tuple[int, ...] = (latent_channels, size // factor, size // factor)
         self.layer_shapes: list[tuple[int, ...]] = [self.latent_shape]
-        self.config = {"channels": channels, "size": size} | config
         self.scale = nn.Parameter(torch.tensor(_FIRST_LOG_SCALE / _GAIN))
 
     @classmethod
     def preset(cls, name: str, *, channels: int, size: int, **settings: Any) -> Self:
         """A model with the width and depth of the U-Net's preset "xs", "s", "m" or "l"; settings go to the constructor.
 
-        Raises ValueError where there is no such preset, or as the constructor does.
+        Raises:
+            ValueError: no such preset, or as the constructor.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
         width, depths, _ = PRESETS[name]
         return cls(channels, size, width=width, depths=depths, **settings)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.scale.device
 
     @property
     def log_scale(self) -> Tensor:
@@ -102,17 +162,23 @@ class Autoencoder(ABC, nn.Module):
         return [self.encoder, self.decoder]
 
     def encode(self, x: Tensor) -> Latents:
-        """q(z|x), of the lowest layer where there are several. Raises ValueError for another shape than the model's."""
-        self.check(x)
-        return Latents.of(self.encoder(x).to(x.dtype))
+        """q(z|x), of the lowest layer if there are several.
+
+        Args:
+            x: images (B, C, H, W) on any device.
+
+        Raises:
+            ValueError: another shape than the model's.
+        """
+        return Latents.of(self.encoder(self.checked(x)).to(x.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
-        """x_hat (B, C, H, W), the mean of p(x|z), not clamped; spatial latents of any size give an image of theirs.
+        """x_hat (B, C, H, W), the mean of p(x|z), not clamped; spatial latents may have any height and width.
 
-        Raises ValueError for another number of latent channels.
+        Raises:
+            ValueError: another number of latent channels than the model's.
         """
-        self.check_latents(z)
-        return self.decoder(z).to(z.dtype)
+        return self.decoder(self.checked_latents(z)).to(z.dtype)
 
     @abstractmethod
     def forward(self, x: Tensor, noise: Noise) -> Terms:
@@ -120,7 +186,7 @@ class Autoencoder(ABC, nn.Module):
 
     @abstractmethod
     def prior(self, n: int, noise: Noise) -> Tensor:
-        """n latents (n, *latent_shape) of the model's own prior. ValueError where it has none."""
+        """n latents (n, *latent_shape) of the model's own prior. Raises ValueError if it has none."""
 
     def sample(self, n: int, noise: Noise) -> Tensor:
         """n images (n, C, H, W): the decoder's means for latents of the model's own prior."""
@@ -139,26 +205,34 @@ class Autoencoder(ABC, nn.Module):
     def bound(self, x: Tensor, noise: Noise) -> Elbo:
         """-log p(x) <= total in expectation over the noise, for 8-bit pixels x in [-1, 1]; nothing is learned.
 
-        total/(C H W log 2) are bits/dim. Raises ValueError for a plain autoencoder, whose latents have no finite rate,
-        and for x that are not 8-bit pixels.
+        total/(C H W log 2) are bits/dim.
+
+        Raises:
+            ValueError: a plain autoencoder, whose latents have an infinite rate; x are not 8-bit pixels.
         """
-        was = self.training
+        training, x = self.training, x.to(self.device)
         try:
             with torch.no_grad():
                 terms = self.eval()(x, noise)
                 return Elbo(-self.log_prob(x, terms.reconstruction), terms.rates.double())
         finally:
-            self.train(was)
+            self.train(training)
 
-    def check(self, x: Tensor) -> None:
+    def checked(self, x: Tensor) -> Tensor:
+        """Images on the device of the model. Raises ValueError unless they have the model's shape."""
         if tuple(x.shape[1:]) != self.shape or not x.is_floating_point():
             c, h, w = self.shape
             raise ValueError(f"x is {x.dtype} {tuple(x.shape)}, but this model takes floats (B, {c}, {h}, {w})")
+        return x.to(self.device)
 
-    def check_latents(self, z: Tensor) -> None:
-        # convolutions take latents of any height and width: parts of a large one, say
+    def checked_latents(self, z: Tensor) -> Tensor:
+        """Latents on the device of the model. Raises ValueError unless they are the model's, of any height and width.
+
+        Convolutions take latents of any size, such as tiles of a large one.
+        """
         if z.ndim != 1 + len(self.latent_shape) or z.shape[1] != self.latent_shape[0]:
             raise ValueError(f"z is {tuple(z.shape)}, but this model's latents are (B, *{self.latent_shape})")
+        return z.to(self.device)
 
     def _terms(self, x: Tensor, reconstruction: Tensor, rates: Tensor) -> Terms:
         return Terms(reconstruction, rates, x.new_zeros(len(x)), self.log_scale)

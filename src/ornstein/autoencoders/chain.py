@@ -1,8 +1,8 @@
 """Diffusion as a hierarchy: L layers of the data's own dimension, inference fixed and linear, z_L = noise (E29).
 
 z_l is x_t at t = l/L: q(z_l|z_{l-1}) is the step of the forward process (E1), p(z_l|z_{l+1}) its posterior at the
-denoiser's x0_hat (E6), p(z_L) = N(0, s_1^2 C), p(x|z_1) the decoder. Nothing of the bound is diffusion's own: the code
-of `hierarchy` gives E11 and, along a path, E12 in expectation.
+denoiser's x0_hat (E6), p(z_L) = N(0, s_1^2 C), p(x|z_1) the decoder. The bound needs no code for diffusion: that of
+`hierarchy` gives E11 and, along a path, E12 in expectation.
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ from ornstein.denoiser import Denoises
 from ornstein.likelihood.decoders import DECODERS
 from ornstein.process import Gaussian, Process
 
+__all__ = ["DiffusionChain"]
+
 
 @dataclass(frozen=True)
 class DiffusionChain:
     """The chain of `layers` steps of a denoiser as a `LinearHierarchy` over x (B, *).
 
-    variance: of the reverse steps, "upper" (beta) or "lower" (beta~) (E9).
+    Args:
+        denoiser: E[x_0 | x_t].
+        layers: L.
+        variance: of the reverse steps, "upper" (beta) or "lower" (beta~) (E9).
+
+    Raises:
+        ValueError: fewer than 1 layer, or another variance.
     """
 
     denoiser: Denoises
@@ -76,8 +84,10 @@ class DiffusionChain:
     ) -> Elbo:
         """-log p(x) <= total in expectation, x (B, *), nats; form and decoder as in `hierarchy` and `likelihood.vlb`.
 
-        With the form "matching" it is the number of `vlb(d, x, layers, "matching", decoder)` on the same noise.
-        Raises ValueError for an unknown form or decoder.
+        With the form "matching" it equals `vlb(d, x, layers, "matching", decoder)` on the same noise.
+
+        Raises:
+            ValueError: an unknown form or decoder.
         """
         forms = {"path": path_rates, "matching": matching_rates}
         if form not in forms or decoder not in DECODERS:

@@ -9,9 +9,18 @@ from typing import Any
 
 from ornstein.autoencoders.autoencoder import Autoencoder
 from ornstein.autoencoders.kinds import AUTOENCODERS
-from ornstein.checkpoint import CONFIG, FORMAT, MODEL, load_weights, read_config
 from ornstein.errors import UserError
-from ornstein.store import atomic_save_tensors, atomic_write
+from ornstein.store import (
+    CONFIG,
+    FORMAT,
+    MODEL,
+    atomic_save_tensors,
+    atomic_write,
+    json_bytes,
+    load_weights,
+    make_folder,
+    read_config,
+)
 
 
 def to_config(model: Autoencoder, extra: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -21,10 +30,9 @@ def to_config(model: Autoencoder, extra: dict[str, Any] | None = None) -> dict[s
 
 def save(model: Autoencoder, path: str | Path, extra: dict[str, Any] | None = None) -> None:
     """Write the folder `path`; the config goes last: a folder without it is no model. RunError where it cannot."""
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(path)
     atomic_save_tensors(folder / MODEL, model.state_dict(), {})
-    atomic_write(folder / CONFIG, (json.dumps(to_config(model, extra), indent=1) + "\n").encode())
+    atomic_write(folder / CONFIG, json_bytes(to_config(model, extra)))
 
 
 def load(path: str | Path) -> Autoencoder:

@@ -1,4 +1,4 @@
-"""A patch discriminator: how real each patch of an image looks; spectral norm keeps it Lipschitz."""
+"""A patch discriminator with spectral norm: is each patch of an image real or generated?"""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+__all__ = ["PatchDiscriminator"]
+
 
 class PatchDiscriminator(nn.Module):
-    """Logits (B, 1, h, w) of images (B, C, H, W), by strided convolutions: three, fewer where 4 pixels are left before.
+    """Logits (B, 1, h, w) of images (B, C, H, W), by up to three strided convolutions, as long as 4 pixels are left.
 
     Every convolution has spectral norm 1 (Miyato et al. 2018, arXiv:1802.05957). Source: Isola et al. 2017
     (arXiv:1611.07004), section 3.2.2.
@@ -33,7 +35,7 @@ class PatchDiscriminator(nn.Module):
         return self.layers(x.contiguous(memory_format=torch.channels_last)).to(x.dtype)
 
     def hinge(self, real: Tensor, fake: Tensor) -> Tensor:
-        """mean max(0, 1 - D(real)) + max(0, 1 + D(fake)), halved: its gradient reaches the discriminator alone.
+        """mean max(0, 1 - D(real)) + max(0, 1 + D(fake)), halved. Its gradient reaches only the discriminator.
 
         Source: Lim & Ye 2017 (arXiv:1705.02894).
         """
@@ -41,6 +43,6 @@ class PatchDiscriminator(nn.Module):
         return 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
 
     def deceived(self, fake: Tensor) -> Tensor:
-        """-mean D(fake), which an autoencoder lowers: its gradient reaches what made `fake` alone."""
+        """-mean D(fake), which the autoencoder minimises. Its gradient does not reach the discriminator."""
         fixed = {name: parameter.detach() for name, parameter in self.named_parameters()}
         return -functional_call(self, fixed, (fake,)).mean()

@@ -1,4 +1,4 @@
-"""A Gaussian with a diagonal covariance: what encoders, and the layers of a hierarchy, say of a latent."""
+"""A Gaussian with a diagonal covariance: the output of encoders, and of the layers of a hierarchy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LOG_STD_RANGE = (-10.0, 5.0)  # beyond it the exponential, or its inverse square, is not worth its digits
+__all__ = ["LOG_STD_RANGE", "Latents"]
+
+LOG_STD_RANGE = (-10.0, 5.0)
+"""Log standard deviations are clamped to this: beyond it the exponential, or its inverse square, loses its digits."""
 
 
 @dataclass(frozen=True)
 class Latents:
-    """N(mean, diag(std^2)), both (B, *latent); std 0 where the encoder is deterministic."""
+    """N(mean, diag(std^2)), both (B, *latent); std 0 if the encoder is deterministic."""
 
     mean: Tensor
     std: Tensor
@@ -31,7 +34,7 @@ class Latents:
 
     def sample(self, noise: Tensor) -> Tensor:
         """mean + std noise, (B, *latent): differentiable in both (the reparameterisation trick, E27)."""
-        return self.mean + self.std * noise
+        return self.mean + self.std * noise.to(self.mean.device)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log N(z; mean, std^2) in nats, (B,)."""
@@ -39,7 +42,7 @@ class Latents:
         return -0.5 * terms.flatten(1).sum(1)
 
     def kl(self, other: Latents | None = None) -> Tensor:
-        """KL(self || other) in nats, (B,) (E26); other is N(0, I) unless given. Infinite where std is 0."""
+        """KL(self || other) in nats, (B,) (E26); other is N(0, I) unless given. Infinite for std 0."""
         if other is None:
             terms = self.std**2 + self.mean**2 - 1 - 2 * self.std.log()
         else:
@@ -48,5 +51,5 @@ class Latents:
         return 0.5 * terms.flatten(1).sum(1)
 
     def entropy(self) -> Tensor:
-        """-E[log N] = sum of log(std sqrt(2 pi e)) in nats, (B,); minus infinity where std is 0."""
+        """-E[log N] = sum of log(std sqrt(2 pi e)) in nats, (B,); minus infinity for std 0."""
         return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).flatten(1).sum(1)

@@ -1,20 +1,21 @@
-"""The Markov VAE of any number of layers: two of them are E28, L of them E29."""
+"""The Markov VAE with any number of layers: two of them are E28, L of them E29."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ornstein.autoencoders.autoencoder import Autoencoder, Terms
+from ornstein.autoencoders.autoencoder import Autoencoder, NetworkSettings, Terms
 from ornstein.autoencoders.gaussian import Latents
 from ornstein.autoencoders.hierarchy import Noise, path_rates
-from ornstein.autoencoders.networks import Decoder, Encoder, Plan
-from ornstein.autoencoders.spatial import default_factor
+from ornstein.autoencoders.networks import Decoder, Encoder
 from ornstein.nets.blocks import Block, Stage, group_norm, zeroed
+
+__all__ = ["HierarchicalVAE", "Step"]
 
 _SMALLEST = 2  # pixels: layers are not halved below it
 
@@ -22,17 +23,17 @@ _SMALLEST = 2  # pixels: layers are not halved below it
 class HierarchicalVAE(Autoencoder):
     """q(z_1|x) q(z_2|z_1) ... up, p(z_L) p(z_{L-1}|z_L) ... p(x|z_1) down; every factor a diagonal Gaussian (E28, E29).
 
-    z_1 is (c, H/factor, W/factor); every further layer is half as wide as the one below it, as long as that is even and
-    wider than 2 pixels. p(z_L) = N(0, I), p(x|z_1) = N(x_hat(z_1), scale^2). `encode` and `decode` are of z_1, which
-    therefore can be given another prior than the layers above it. The rates are those of `hierarchy.path_rates`: of the
-    lower layers a draw each, which may be negative, of the top a divergence.
+    z_1 is (c, H/factor, W/factor); every further layer has half the height and width of the one below it, if that is
+    even and above 2 pixels. p(z_L) = N(0, I), p(x|z_1) = N(x_hat(z_1), scale^2). `encode` and `decode` are of z_1,
+    which therefore can be given another prior than the layers above it. The rates are those of `hierarchy.path_rates`:
+    of the lower layers one draw each, which may be negative, of the top layer a divergence.
 
     Args:
         layers: L.
-        channels, size, factor, latent_channels, width, depths, attention: those of `KLAutoencoder`.
+        channels, size, latent_channels, settings: see `Autoencoder`.
 
     Raises:
-        ValueError: an argument is out of range, or `factor` does not divide `size` (it says which sizes work).
+        ValueError: as `Autoencoder`.
 
     Source: S3, sections 4 and 5 (Markovian hierarchical VAE).
     """
@@ -45,36 +46,19 @@ class HierarchicalVAE(Autoencoder):
         size: int,
         *,
         layers: int = 2,
-        factor: int | None = None,
         latent_channels: int = 4,
-        width: int = 48,
-        depths: Sequence[int] = (1, 1, 2),
-        attention: int = 16,
+        **settings: Unpack[NetworkSettings],
     ) -> None:
         if layers < 1:
             raise ValueError(f"a hierarchy has at least 1 layer, got {layers}")
-        factor = default_factor(size) if factor is None else factor
-        plan = Plan(size, factor, width, depths, attention)
-        super().__init__(
-            channels,
-            size,
-            (latent_channels, size // factor, size // factor),
-            {
-                "layers": layers,
-                "factor": factor,
-                "latent_channels": latent_channels,
-                "width": width,
-                "depths": list(depths),
-                "attention": attention,
-            },
-        )
-        sides = [size // factor]
+        super().__init__(channels, size, latent_channels, **settings)
+        sides = [self.latent_shape[1]]
         for _ in range(layers - 1):
             sides.append(sides[-1] // 2 if sides[-1] % 2 == 0 and sides[-1] > _SMALLEST else sides[-1])
         self.layer_shapes = [(latent_channels, side, side) for side in sides]
-        self.encoder = Encoder(channels, 2 * latent_channels, plan)
-        self.decoder = Decoder(latent_channels, channels, plan)
-        inner = 2 * width
+        self.encoder = Encoder(channels, 2 * latent_channels, self.plan)
+        self.decoder = Decoder(latent_channels, channels, self.plan)
+        inner = 2 * self.config["width"]
         steps = list(pairwise(sides))
         self.up = nn.ModuleList(Step(latent_channels, inner, down=a != b) for a, b in steps)
         self.down = nn.ModuleList(Step(latent_channels, inner, up=a != b, zero=True) for a, b in steps)
@@ -105,7 +89,7 @@ class HierarchicalVAE(Autoencoder):
 
     def prior(self, n: int, noise: Noise) -> Tensor:
         """z_1 by ancestral sampling: z_L ~ N(0, I), then p(z_{L-1}|z_L) down to p(z_1|z_2)."""
-        z = noise(self.layers, (n, *self.layer_shapes[-1]))
+        z = noise(self.layers, (n, *self.layer_shapes[-1])).to(self.device)
         for layer in range(self.layers - 1, 0, -1):
             p = self.generate(layer, z)
             z = p.sample(noise(layer, tuple(p.mean.shape)))
@@ -115,7 +99,7 @@ class HierarchicalVAE(Autoencoder):
 class Step(nn.Module):
     """From the latents of one layer (B, c, h, w) to the parameters (B, 2c, h', w') of its neighbour's Gaussian.
 
-    With `zero` that is N(0, I) at first, whatever the layer says: how generation starts.
+    With `zero` the Gaussian is N(0, I) before training, whatever the latents are.
     """
 
     def __init__(self, channels: int, width: int, down: bool = False, up: bool = False, zero: bool = False) -> None:

@@ -5,11 +5,11 @@ Inference goes up, q(z_1|x) q(z_2|z_1) ... q(z_L|z_{L-1}); generation comes down
     -log p(x) <= -E log p(x|z_1) + sum_{l<L} E[log q(z_l|z_{l-1}) - log p(z_l|z_{l+1})]
                  + E KL(q(z_L|z_{L-1}) || p(z_L)).
 
-The terms of the sum are the rates. That of l < L is not KL(q(z_l|z_{l-1}) || p(z_l|z_{l+1})), as S3 writes it: under q,
-z_{l+1} is made from z_l, so that given z_{l-1} alone the two are not independent, and the divergence at an independent
-z_l is another, larger number. `path_rates` takes the log-ratio at the z_l that z_{l+1} was made from; where q = p it is
-0 without noise. Only the top, which nothing depends on, has its divergence in closed form.
-Where inference is linear with known q(z_l|x), as in diffusion, the sum regroups by Bayes' rule
+The terms of the sum are the rates. The rate of l < L is not KL(q(z_l|z_{l-1}) || p(z_l|z_{l+1})), as S3 writes it:
+under q, z_{l+1} is drawn given z_l, so the two are not independent given z_{l-1}, and the divergence at an independent
+z_l is a different, larger number. `path_rates` evaluates the log-ratio at the z_l from which z_{l+1} was drawn; for
+q = p it is exactly 0. Only the top layer, which no other layer depends on, has a divergence in closed form.
+If inference is linear with known q(z_l|x), as in diffusion, the sum regroups by Bayes' rule
 q(z_l|z_{l-1}) = q(z_{l-1}|z_l, x) q(z_l|x)/q(z_{l-1}|x) into closed-form divergences: `matching_rates` (E11).
 """
 
@@ -22,8 +22,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-# (layer, shape) -> white noise of that shape for that layer, 1 the lowest: see `drawn` and `addressed`.
+__all__ = ["Conditional", "Elbo", "Hierarchy", "LinearHierarchy", "Noise", "matching_rates", "path_rates"]
+
 Noise = Callable[[int, tuple[int, ...]], Tensor]
+"""(layer, shape) -> white noise of that shape for that layer, 1 being the lowest: see `drawn` and `addressed`."""
 
 
 class Conditional(Protocol):
@@ -40,7 +42,7 @@ class Conditional(Protocol):
 
 
 class Hierarchy(Protocol):
-    """Layers 1..L above x; all of one batch, (B, *) with the shape of the layer."""
+    """Layers 1..L above x; their tensors are (B, *), with the shape of the layer."""
 
     @property
     def layers(self) -> int: ...
@@ -59,7 +61,7 @@ class Hierarchy(Protocol):
 
 
 class LinearHierarchy(Hierarchy, Protocol):
-    """A hierarchy whose inference is fixed and linear, so that its laws given x are known."""
+    """A hierarchy with fixed linear inference, whose distributions given x are known."""
 
     def marginal(self, layer: int, x: Tensor) -> Conditional:
         """q(z_l | x)."""
@@ -74,7 +76,9 @@ class LinearHierarchy(Hierarchy, Protocol):
 class Elbo:
     """-log p(x) <= total = reconstruction + the sum of the rates in expectation, nats a sample.
 
-    reconstruction (B,) is -log p(x | z_1), rates (L, B) what each layer costs, the lowest first.
+    Attributes:
+        reconstruction: (B,) -log p(x | z_1).
+        rates: (L, B) the cost of each layer, the lowest first.
     """
 
     reconstruction: Tensor
@@ -102,10 +106,10 @@ def path_rates(h: Hierarchy, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
 
 
 def matching_rates(h: LinearHierarchy, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-    """z_1 (B, *) and the rates (L, B) in nats, every z_l drawn from q(z_l | x) by itself (E11).
+    """z_1 (B, *) and the rates (L, B) in nats, every z_l drawn independently from q(z_l | x) (E11).
 
-    Layer l < L costs KL(q(z_l|z_{l+1}, x) || p(z_l|z_{l+1})), the top KL(q(z_L|x) || p(z_L)). Their sum is that of
-    `path_rates` in expectation, with the smaller variance; layer by layer the two differ.
+    Layer l < L costs KL(q(z_l|z_{l+1}, x) || p(z_l|z_{l+1})), the top KL(q(z_L|x) || p(z_L)). In expectation their sum
+    equals that of `path_rates`, with a smaller variance; the single rates differ.
     """
     latents = []
     for layer in range(1, h.layers + 1):

@@ -1,4 +1,4 @@
-"""Latent diffusion: the space in which the denoiser works, and the joint bound on -log p(x) (E11, E27)."""
+"""Latent diffusion: the latent space of a denoiser, and the joint bound on -log p(x) (E11, E27)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from ornstein.errors import UserError
 from ornstein.likelihood.model import STREAM, chunks
 from ornstein.randomness import normal
 
+__all__ = ["TILE", "JointBound", "LatentSpace", "decode_tiled", "joint_bound"]
+
 _ENCODER = STREAM + 16
 
-TILE = 64  # latents a side that are decoded at once
+TILE = 64
+"""Largest height and width of latents that are decoded at once."""
+
 _OVERLAP = 16
 _BATCH = 64
 _DETERMINISTIC = ("ae", "vq")
@@ -27,9 +31,14 @@ _DETERMINISTIC = ("ae", "vq")
 
 @dataclass(frozen=True, eq=False)
 class LatentSpace:
-    """The latents y = (z - mean)/std of an autoencoder, normalised channel by channel; z ~ q(z|x), mean and std (c,).
+    """The latents y = (z - mean)/std of an autoencoder, normalised channel by channel, with z ~ q(z|x).
 
-    path, fingerprint: the folder of the autoencoder and the hash of what it held.
+    Attributes:
+        autoencoder: it follows latents and images to an accelerator; those on the CPU come to it, and their results
+            return to the CPU.
+        mean, std: (c,) of z.
+        path: the folder of the autoencoder.
+        fingerprint: the hash of its contents.
     """
 
     autoencoder: Autoencoder
@@ -39,7 +48,7 @@ class LatentSpace:
     fingerprint: str
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LatentSpace:
-        return self  # never trained: the copies of a denoiser share it
+        return self  # it is never trained: copies of a denoiser share it
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,13 +57,13 @@ class LatentSpace:
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(c, h, w) of the latents; (n, 1, 1) where they are vectors of n numbers."""
+        """(c, h, w) of the latents; (n, 1, 1) for vectors of n numbers."""
         shape = tuple(self.autoencoder.latent_shape)
         return shape if len(shape) == 3 else (*shape, 1, 1)
 
     @property
     def stochastic(self) -> bool:
-        """Whether q(z|x) has a density, and the joint bound exists."""
+        """Whether q(z|x) has a density, so that the joint bound exists."""
         return self.autoencoder.kind not in _DETERMINISTIC
 
     @property
@@ -75,14 +84,14 @@ class LatentSpace:
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of y given images x (B, C, H, W), each (B, c, h, w)."""
         with torch.no_grad():
-            q = self._on(x).encode(x)
-        mean, std = (each.view(-1, *self.latent_shape) for each in (q.mean, q.std))
+            q = self._for(x).encode(x)
+        mean, std = (each.view(-1, *self.latent_shape).to(x.device) for each in (q.mean, q.std))
         return self.normalise(mean), std / self._statistics(std)[1]
 
     def decode(self, y: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] from latents y (B, c, h, w), in overlapping tiles where these are large.
+        """Images (B, C, H, W) in [-1, 1] from latents y (B, c, h, w).
 
-        Latents of more than 64 a side are decoded tile by tile, and the overlaps faded into each other.
+        Latents of more than 64 a side are decoded in overlapping tiles, which are blended.
         """
         with torch.no_grad():
             return torch.cat([decode_tiled(self.mean_of, part).clamp(-1, 1) for part in y.split(_BATCH)])
@@ -90,7 +99,7 @@ class LatentSpace:
     def mean_of(self, y: Tensor) -> Tensor:
         """x_hat, the mean of p(x|y), (B, C, H, W), not clamped."""
         z = self.denormalise(y)
-        return self._on(y).decode(z if len(self.autoencoder.latent_shape) == 3 else z.flatten(1))
+        return self._for(y).decode(z if len(self.autoencoder.latent_shape) == 3 else z.flatten(1)).to(y.device)
 
     def to_config(self) -> dict[str, Any]:
         return {
@@ -102,7 +111,11 @@ class LatentSpace:
 
     @classmethod
     def from_config(cls, config: dict[str, Any], folder: Path) -> LatentSpace:
-        """The space of the latent model in `folder`. UserError where its autoencoder is missing or has changed."""
+        """The space of the latent model in `folder`.
+
+        Raises:
+            UserError: its autoencoder is missing or has changed.
+        """
         path = Path(config["autoencoder"])
         if not path.is_dir():
             path = folder.resolve().parent / path.name  # both folders were moved
@@ -110,8 +123,8 @@ class LatentSpace:
             raise UserError(f"the autoencoder of {folder} is missing: put it back at {config['autoencoder']}")
         if autoencoders.fingerprint(path) != config["fingerprint"]:
             raise UserError(
-                f"the autoencoder in {path} has changed since {folder} was trained on its latents (its hash is "
-                "another): put the old one back, or train anew"
+                f"the autoencoder in {path} has changed since {folder} was trained on its latents (its hash "
+                "differs): put the old one back, or train again"
             )
         return cls(
             autoencoders.load(path),
@@ -121,17 +134,18 @@ class LatentSpace:
             config["fingerprint"],
         )
 
-    def _on(self, x: Tensor) -> Autoencoder:
-        return self.autoencoder.to(x.device)
+    def _for(self, x: Tensor) -> Autoencoder:
+        """The autoencoder, moved to the accelerator if x is there."""
+        return self.autoencoder if x.device.type == "cpu" else self.autoencoder.to(x.device)
 
     def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.mean.to(z).view(-1, 1, 1), self.std.to(z).view(-1, 1, 1)
 
 
 def decode_tiled(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int = TILE, overlap: int = _OVERLAP) -> Tensor:
-    """decode(z) for z (B, c, h, w) of any size, at most `tile` latents a side at once: memory does not grow with z.
+    """decode(z) for z (B, c, h, w) of any size, in tiles of at most `tile` latents a side to bound the memory.
 
-    Neighbouring tiles share `overlap` latents, over which the weight passes linearly from one to the other.
+    Neighbouring tiles share `overlap` latents, over which their blend weights change linearly.
     """
     if max(z.shape[-2:]) <= tile:
         return decode(z)
@@ -165,7 +179,7 @@ def _starts(n: int, tile: int, overlap: int) -> list[int]:
 
 
 def _fade(n: int, overlap: int, like: Tensor) -> Tensor:
-    """Weights (n,) that rise over the first `overlap` and fall over the last, never 0: the rim has one tile only."""
+    """Blend weights (n,) that rise over the first `overlap` and fall over the last; positive at the rim too."""
     ramp = torch.arange(1, n + 1, device=like.device, dtype=like.dtype)
     return torch.minimum(ramp, ramp.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
 
@@ -174,7 +188,10 @@ def _fade(n: int, overlap: int, like: Tensor) -> Tensor:
 class JointBound:
     """-log p(x) <= total = reconstruction - entropy + prior in expectation, each (B,) float64 in nats.
 
-    reconstruction: -E_q log p(x|z) of 8-bit pixels. entropy: of q(z|x). prior: bound on -E_q log p(z), or its estimate.
+    Attributes:
+        reconstruction: -E_q log p(x|z) of 8-bit pixels.
+        entropy: of q(z|x).
+        prior: bound on -E_q log p(z), or its estimate.
     """
 
     reconstruction: Tensor
@@ -197,11 +214,16 @@ def joint_bound(
 ) -> JointBound:
     """The bound of an autoencoder whose prior is a density of the normalised latents (E27 with E11, E17 or E21).
 
-    prior(y, first) gives nats (B,) for latents y (B, c, h, w), the first of them number `first`: -log p(y) or a bound
-    on it, say `likelihood.vlb(d, y, decoder="gaussian", first=first).total`. One draw of z ~ q(z|x) an image, addressed
-    by (seed, first + row).
+    Args:
+        space: the latents, of an autoencoder with a density q(z|x).
+        x0: images (B, C, H, W) of 8-bit pixels in [-1, 1].
+        prior: prior(y, first) returns -log p(y), or a bound on it, in nats (B,), for latents y (B, c, h, w) of which
+            the first is number `first`: say `likelihood.vlb(d, y, decoder="gaussian", first=first).total`.
+        seed, first: one draw of z ~ q(z|x) an image, addressed by (seed, first + row).
+        batch: images that are encoded and decoded at once.
 
-    Raises UserError where the encoder has no density: those of "ae" and "vq" are deterministic.
+    Raises:
+        UserError: the encoder has no density ("ae" and "vq" are deterministic).
     """
     if not space.stochastic:
         raise UserError(
@@ -209,14 +231,13 @@ def joint_bound(
             "train one with --model kl or vae"
         )
     parts = []
-    for own in chunks(len(x0), batch):
-        x = x0[own]
-        mean, std = space.encode(x.float())
-        mean, std = mean.double().cpu(), std.double().cpu()
-        y = mean + std * normal(tuple(mean.shape), seed, own + first, 0, _ENCODER, torch.float64)
+    for rows in chunks(len(x0), batch):
+        x = x0[rows.to(x0.device)].to(space.autoencoder.device, torch.float32)
+        mean, std = (each.cpu().double() for each in space.encode(x))
+        y = mean + std * normal(tuple(mean.shape), seed, rows + first, 0, _ENCODER, torch.float64)
         with torch.no_grad():
-            reconstruction = -space.autoencoder.log_prob(x.float(), space.mean_of(y.to(x.device, torch.float32)))
+            reconstruction = -space.autoencoder.log_prob(x, space.mean_of(y.to(x)))
         entropy = (std.log() + 0.5 * math.log(2 * math.pi * math.e)).flatten(1).sum(1) + space.log_scale
-        parts.append((reconstruction.double().cpu(), entropy, prior(y, first + int(own[0])) + space.log_scale))
+        parts.append((reconstruction.cpu().double(), entropy, prior(y, first + int(rows[0])).cpu() + space.log_scale))
     reconstruction, entropy, of_prior = (torch.cat(each) for each in zip(*parts, strict=True))
     return JointBound(reconstruction, entropy, of_prior)

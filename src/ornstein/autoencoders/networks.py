@@ -1,4 +1,4 @@
-"""The convolutional encoder and decoder that all autoencoders share, made of the blocks of the U-Net."""
+"""The convolutional encoder and decoder of all autoencoders, built from the blocks of the U-Net."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch.nn import functional as F
 
 from ornstein.nets.blocks import Block, Stage, group_norm, zeroed
 
+__all__ = ["Decoder", "Encoder", "Plan", "check_factor", "patch_of"]
+
 
 def check_factor(size: int, factor: int) -> None:
-    """ValueError unless the factor is a power of two that divides the size; it says which sizes work."""
+    """Raises ValueError unless the factor is a power of two that divides the size; it says which sizes work."""
     if factor < 1 or factor & (factor - 1):
         raise ValueError(f"factor is a power of two, 1, 2, 4, 8, ..., got {factor}")
     if size < 1 or size % factor:
@@ -27,12 +29,16 @@ def check_factor(size: int, factor: int) -> None:
 
 
 def patch_of(size: int, factor: int) -> int:
-    """Side of the patches that large images are read and written in: convolutions at full size cost the most."""
+    """Side of the patches in which large images enter and leave: convolutions at full size are the most expensive."""
     return min(factor, 1 if size < 64 else 2 if size < 256 else 4)
 
 
 class Plan:
-    """Resolutions (pixels), channels and depths of the levels between an image and its latents."""
+    """Resolutions (pixels), channels and depths of the levels between an image and its latents.
+
+    Raises:
+        ValueError: `factor` does not divide `size`, or width and depths are not positive.
+    """
 
     def __init__(self, size: int, factor: int, width: int, depths: Sequence[int], attention: int) -> None:
         check_factor(size, factor)
@@ -48,10 +54,11 @@ class Plan:
         self.widths = [width if i == 0 and count > 1 else 2 * width for i in range(count)]
         first, middle, last = depths
         self.depths = [first, *[middle] * (count - 2), last] if count > 1 else [last]
-        # in the last block of the last level alone: at 16x16 it costs about as much as a convolution
+        # only in the last block of the last level: at 16x16 it costs about as much as a convolution
         self.attention = self.resolutions[-1] <= attention
 
     def attends(self, level: int, block: int) -> bool:
+        """Whether a block has self-attention."""
         return self.attention and level == len(self.widths) - 1 and block == self.depths[level] - 1
 
 

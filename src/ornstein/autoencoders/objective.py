@@ -1,10 +1,10 @@
-"""What an autoencoder's training minimises: reconstruction, rates, and what makes reconstructions look right."""
+"""The training loss of autoencoders: reconstruction, rates, perceptual distance, discriminator."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from ornstein.autoencoders.autoencoder import Autoencoder, Terms
@@ -12,35 +12,38 @@ from ornstein.autoencoders.discriminator import PatchDiscriminator
 from ornstein.autoencoders.hierarchy import Noise
 from ornstein.autoencoders.perceptual import Distance, open_perceptual
 
+__all__ = ["AutoencoderLoss"]
+
 _RECONSTRUCTIONS = ("nll", "l1", "l2")
 
 
 class AutoencoderLoss(nn.Module):
-    """The loss of an autoencoder, which it holds: one scalar, one backward pass, one optimizer over its parameters.
+    """The loss of an autoencoder, which is a submodule: one scalar, one backward pass, one optimizer.
 
-    With N numbers an image and everything per number:
+    With N numbers an image, and every term per number:
 
         reconstruction + kl_weight min(1, progress/warmup) sum_l max(E rate_l, free_bits n_l)/N + penalty
         + perceptual_weight distance
         + [progress >= adversarial_start] (-adversarial_weight E D(x_hat) + hinge loss of D).
 
-    With reconstruction "nll", kl_weight 1 and nothing else it is the bound E27-E29 in nats/dim of a density. Under "l1"
-    and "l2" the decoder's scale is fitted to the errors beside it, so that likelihoods can be reported all the same.
-    The discriminator's parameters have the gradient of the hinge loss alone, the autoencoder's none of it.
+    With reconstruction "nll", kl_weight 1 and nothing else it is the bound E27-E29 in nats/dim of a density. With "l1"
+    and "l2" the decoder's scale is fitted to the errors too, so that likelihoods can be reported. The discriminator's
+    parameters get only the gradient of the hinge loss, the autoencoder's parameters none of it.
 
     Args:
         model: the autoencoder.
         reconstruction: "nll", -log N(x; x_hat, scale^2) with the learned scale; "l1", |x - x_hat|; "l2", (x - x_hat)^2.
-        kl_weight: of the rates.
+        kl_weight: weight of the rates.
         warmup: the fraction of the training over which kl_weight rises from 0.
         free_bits: nats per dimension of a layer that cost nothing (Kingma et al. 2016, arXiv:1606.04934, eq. 15).
         perceptual: "random", a path of a TorchScript file, or None (see `perceptual`).
-        perceptual_weight: of the distance.
-        adversarial_weight: of the patch discriminator; 0 for none.
-        adversarial_start: the fraction of the training before the discriminator has a part.
+        perceptual_weight: weight of the distance.
+        adversarial_weight: weight of the patch discriminator; 0 for none.
+        adversarial_start: the fraction of the training at which the discriminator starts.
 
     Raises:
-        ValueError: an argument is out of range. UserError: the file of `perceptual` is not usable.
+        ValueError: an argument is out of range.
+        UserError: the file of `perceptual` is not usable.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class AutoencoderLoss(nn.Module):
         } | weights
         self.model = model
         self.discriminator = PatchDiscriminator(*model.shape[:2]) if adversarial_weight > 0 else None
-        # no submodule: it is not trained, averaged or saved
+        # not a submodule: it is not trained, averaged or saved
         self.distance: Distance | None = None if perceptual is None else open_perceptual(perceptual)
 
     @property
@@ -88,11 +91,17 @@ class AutoencoderLoss(nn.Module):
         return [*self.model.networks, *([] if self.discriminator is None else [self.discriminator])]
 
     def forward(self, x: Tensor, noise: Noise, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise and figures to log, of x (B, C, H, W) in [-1, 1] at a fraction of the training.
+        """The scalar to minimise, and figures to log.
 
-        The figures, always the same ones: reconstruction and mse, per number of an image; rate_1, ..., nats of each
-        layer and image; scale of the decoder; usage and perplexity of a codebook in this batch; perceptual; generator,
-        discriminator.
+        Args:
+            x: images (B, C, H, W) in [-1, 1].
+            noise: see `hierarchy.Noise`.
+            progress: fraction of the training done.
+
+        Returns:
+            The loss, and the same figures at every step: reconstruction and mse, per number of an image; rate_1, ...,
+            nats of each layer and image; scale of the decoder; usage and perplexity of a codebook in this batch;
+            perceptual; generator, discriminator.
         """
         config = self.config
         terms = self.model(x, noise)
@@ -103,7 +112,7 @@ class AutoencoderLoss(nn.Module):
         figures |= {f"rate_{i}": rate.mean() for i, rate in enumerate(terms.rates, 1)}
         figures |= {"scale": terms.log_scale.exp()} | terms.figures
         if config["reconstruction"] != "nll":
-            # a Gaussian's scale beside a loss that has none: the errors are given, the scale follows
+            # fits the scale of the Gaussian to the errors, which get no gradient from it
             loss = loss - self._density(x, terms.reconstruction.detach())
         if self.distance is not None:
             figures["perceptual"] = self.distance(x, terms.reconstruction).mean()
@@ -123,11 +132,12 @@ class AutoencoderLoss(nn.Module):
         return weight * min(1.0, progress / warmup) if warmup > 0 else weight
 
     def rate(self, terms: Terms) -> Tensor:
-        """The rates that count, in nats per number of an image: of each layer its mean, at least the free bits."""
+        """The rates in nats per number of an image: the mean of each layer, at least the free bits."""
         size = terms.reconstruction[0].numel()
-        free = [self.config["free_bits"] * torch.Size(shape).numel() for shape in self.model.layer_shapes]
-        means = terms.rates.mean(1)
-        return torch.maximum(means, means.new_tensor(free)).sum() / size
+        total = terms.rates.new_zeros(())
+        for rate, shape in zip(terms.rates, self.model.layer_shapes, strict=True):
+            total = total + rate.mean().clamp(min=self.config["free_bits"] * math.prod(shape))
+        return total / size
 
     def _reconstruction(self, x: Tensor, terms: Terms) -> Tensor:
         if self.config["reconstruction"] == "nll":

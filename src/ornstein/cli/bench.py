@@ -19,10 +19,11 @@ from ornstein import checkpoint
 from ornstein.cli.command import console, progress
 from ornstein.compiling import cache_folder, compile_network
 from ornstein.denoiser import Denoiser
+from ornstein.devices import choose_precision
 from ornstein.errors import UserError
-from ornstein.sampling import device_of, sample
+from ornstein.sampling import sample
 from ornstein.solvers import SOLVER, SOLVERS, Counted
-from ornstein.training.config import autocast_dtype
+from ornstein.wrapper import device_of
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def bench(
     if torch.cuda.is_available():
         denoiser.to("cuda")
     device = device_of(denoiser)
-    precisions = list({autocast_dtype(p, device): p for p in reversed(precision.split(","))}.values())[::-1]
+    precisions = list({choose_precision(p, device): p for p in reversed(precision.split(","))}.values())[::-1]
     if compile_:
-        shapes = [(b, autocast_dtype(p, device)) for b in batches for p in precisions]
+        shapes = [(b, choose_precision(p, device)) for b in batches for p in precisions]
         seconds = compile_network(denoiser, lambda: [timed(denoiser, "ddim", 1, b, dtype) for b, dtype in shapes])
         console.print(f"compiled in {seconds:.1f} s; what was compiled is kept in {cache_folder()}")
     table = Table()
@@ -101,7 +102,7 @@ COLUMNS = ("solver", "steps", "batch", "precision", "images/s", "ms an evaluatio
 def rows(denoiser: Denoiser, cases: Sequence[Case], repeats: int) -> Iterator[tuple[str, ...]]:
     """The `COLUMNS` of each case, by the median of `repeats` samplings."""
     for case in cases:
-        dtype = autocast_dtype(case.precision, device_of(denoiser))
+        dtype = choose_precision(case.precision, device_of(denoiser))
         timings = [timed(denoiser, case.solver, case.steps, case.batch, dtype) for _ in range(repeats + 1)][1:]
         middle = statistics.median(t.total for t in timings)
         yield (

@@ -18,18 +18,18 @@ from ornstein.cli.runs import DISTIL, SETTINGS, in_memory, look
 from ornstein.cli.setup import Settings, Split, open_data
 from ornstein.data import ImageSet, StreamedSet
 from ornstein.denoiser import Denoiser
+from ornstein.devices import choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.few_steps import FRECHET, KERNEL, RMSE, Way, mean_over_seeds, quality_by_steps
 from ornstein.evaluation.run import SOLVER, STEPS, write_run_report
 from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.few_steps.distillation import check_teacher
-from ornstein.sampling import device_of
 from ornstein.store import atomic_write, read_json
 from ornstein.training import TrainConfig, TrainState, processes, run_task
-from ornstein.training.config import autocast_dtype
 from ornstein.training.distil import Distillation, TrajectorySet, follow_teacher, new_student
 from ornstein.training.state import check_new, check_resumable
+from ornstein.wrapper import device_of
 
 _TEACHER_STEPS = (1, 2, 4, 8, STEPS)  # at which the report has the teacher, beside the student
 _JUDGED = 500
@@ -167,7 +167,7 @@ def _remember(asked: Asked, out: Path) -> None:
 
 def _followed(asked: Asked, run: Path, teacher: Denoiser, out: Path, config: TrainConfig) -> TrajectorySet:
     """The trajectories; the first process follows them, the others find them there."""
-    dtype = autocast_dtype(config.precision, device_of(teacher))
+    dtype = choose_precision(config.precision, device_of(teacher))
 
     def follow(advance: Any) -> TrajectorySet:
         return follow_teacher(

@@ -16,18 +16,19 @@ from ornstein.cli.command import console, progress
 from ornstein.cli.shards import batches_of, write_images
 from ornstein.compiling import cache_folder, compile_network
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
-from ornstein.denoiser import Data, Denoiser
+from ornstein.denoiser import Denoiser, SampleSpec
+from ornstein.devices import choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.run import STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
 from ornstein.nets.video import frames_known
-from ornstein.sampling import State, at_once, device_of
+from ornstein.sampling import State, at_once
 from ornstein.sampling import sample as draw_samples
 from ornstein.solvers import SOLVER, SOLVERS, Tuned
 from ornstein.solvers.grids import GRID, GRIDS
 from ornstein.training import processes
-from ornstein.training.config import autocast_dtype
 from ornstein.video import sample_given, sample_long
+from ornstein.wrapper import device_of
 
 
 def sample(
@@ -104,7 +105,7 @@ def sample(
     own_noise = given is None and (frames is None or frames <= denoiser.data.shape[1])
     chosen, steps, at = _chosen(denoiser, run, solver, steps, spacing, guidance, own_noise)
     name = chosen if isinstance(chosen, str) else "tuned"
-    dtype = autocast_dtype(precision or ("auto" if own_noise else "float32"), device_of(denoiser))
+    dtype = choose_precision(precision or ("auto" if own_noise else "float32"), device_of(denoiser))
     if dtype is not None and not own_noise:
         raise UserError("--precision is for whole samples from noise, not for --given and --frames")
     if compile_ and clips:
@@ -276,7 +277,7 @@ def _go_on(denoiser: Denoiser, run: Path, path: str, n: int, first: int, last: i
     return sample_given(denoiser, known, mask.expand(n, -1), **options)
 
 
-def _known_classes(names: list[str], data: Data) -> Tensor:
+def _known_classes(names: list[str], data: SampleSpec) -> Tensor:
     """The model's number of each class, (classes,); -1, no condition, for one it does not know."""
     return torch.tensor([data.classes.index(name) if name in data.classes else -1 for name in names])
 

@@ -16,7 +16,7 @@ from ornstein.cli.command import progress
 from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed
 from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.video_read import VIDEO_SUFFIXES
-from ornstein.denoiser import Data, Denoiser
+from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.errors import UserError
 from ornstein.nets import UNet, VideoUNet
 from ornstein.process import Process
@@ -234,7 +234,7 @@ def new_denoiser(
             conditioning=settings.given_frames,
             learned_variance=learned,
         )
-    noise, about = noises.parse(settings.noise, shape[1]), Data(shape, tuple(classes))
+    noise, about = noises.parse(settings.noise, shape[1]), SampleSpec(shape, tuple(classes))
     if settings.data_noise is None:
         if settings.centre:
             raise UserError("--centre needs the covariance of the data: give --data-noise FILE.json of `fit-noise` too")

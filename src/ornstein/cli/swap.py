@@ -160,6 +160,8 @@ class _Swaps:
 
             report = swap_video(self.swapper, self.model, choice, order, self.video, self.resume, tell)
         console.print(f"wrote {job.out}: {report.frames} frames in {time.monotonic() - began:.0f} s", markup=False)
+        for note in report.notes:
+            console.print(note, markup=False)
         _tell_gaps(report)
 
 

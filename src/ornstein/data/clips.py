@@ -1,12 +1,14 @@
 """Sets of clips: cut from the videos of a folder or archive, decoded once; or generated from known motion."""
 
 import hashlib
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from statistics import median
 from typing import IO, Protocol
 
 import numpy as np
@@ -15,12 +17,14 @@ from torch import Tensor
 
 from ornstein.data import images
 from ornstein.data.decode import LIMIT_PIXELS, MIN_SIDE, BadImage, strict_pillow
+from ornstein.data.kinds import is_animation, open_regular
 from ornstein.data.motion import MOTIONS, MotionClips
 from ornstein.data.pixels import to_unit
 from ornstein.data.sources import SUFFIXES, Entry, Listing, first_folders, natural_key, nothing_usable, open_source
-from ornstein.data.video_read import GIF, VIDEO_SUFFIXES, read_folder, read_gif, read_video
+from ornstein.data.video_read import VIDEO_SUFFIXES, Video, read_folder, read_video
 from ornstein.errors import RunError, UserError
 
+_MAY_MOVE = {".webp", ".png", ".apng", ".avif"}
 _NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a whole
 
 
@@ -47,6 +51,9 @@ class Clips(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def rate(self) -> float | None: ...
+
 
 @dataclass(eq=False)
 class ClipSet:
@@ -67,6 +74,7 @@ class ClipSet:
     labels: Tensor | None = None
     classes: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    rate: float | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -133,6 +141,7 @@ class ClipSet:
             labels=None if self.labels is None else self.labels[chosen],
             classes=list(self.classes),
             skipped=list(self.skipped),
+            rate=self.rate,
         )
 
 
@@ -143,6 +152,7 @@ class _Video:
     name: str
     size: int
     frames: Callable[[int | None, int, int, int], Iterator[np.ndarray]]
+    opened: list[Video] = field(default_factory=list)  # what the file states, once it was read
 
 
 def open_clips(
@@ -158,8 +168,10 @@ def open_clips(
 ) -> ClipSet | MotionClips:
     """Open clips of `frames` frames: a folder, a .zip archive (read in place), a video file, or a bundled source.
 
-    A video is a file (mp4, m4v, mov, webm, mkv, avi, gif), or a folder of images in natural order. Of its frames
-    every `stride`-th is taken; a clip begins every `hop` of those, by default where the last one ended. Where all
+    A video is a file (mp4, mov, webm, mkv, avi, mpg, ts, flv, wmv, 3gp and their kin), an animation (GIF, WebP, PNG,
+    AVIF), or a folder of images of one size in natural order. Images beside videos are no frames: they are skipped, and
+    so are those that are named as a video is (its thumbnail). Of the frames every `stride`-th is taken; a clip begins
+    every `hop` of those, by default where the last one ended. Where all
     videos lie in sub-folders, and in several, the first folder on the path is the class. Each frame is turned
     upright, its centre square cut out and resized to `size` pixels a side; size=None keeps the size that all have.
     `channels` is 3 (RGB) or 1 (luma); None means 3, and 1 for the bundled sources. Videos that cannot be used, among
@@ -184,9 +196,7 @@ def open_clips(
         return MotionClips(str(path), frames, 32 if size is None else size, 1 if channels is None else channels)
     path = Path(path)
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
-        bytes_ = path.stat().st_size
-        entry = Entry(path.name, bytes_, path.read_bytes, partial(path.open, "rb"))
-        return _cut(path, Listing([entry]), frames, size, channels or 3, stride, hop, limit_pixels, progress)
+        return _cut(path, Listing([_entry(path)]), frames, size, channels or 3, stride, hop, limit_pixels, progress)
     with open_source(path, VIDEO_SUFFIXES | SUFFIXES, _NO_LIMIT) as listing:
         return _cut(path, listing, frames, size, channels or 3, stride, hop, limit_pixels, progress)
 
@@ -202,8 +212,8 @@ def _cut(
     limit_pixels: int,
     progress: Callable[[int, int], None] | None,
 ) -> ClipSet:
-    videos = _videos(listing, path)
-    skipped, hop = list(listing.skipped), hop or frames
+    videos, beside = _videos(listing, path)
+    skipped, hop = [*listing.skipped, *beside], hop or frames
     store = _Store()
     used: list[_Video] = []
     starts: list[int] = []
@@ -238,6 +248,7 @@ def _cut(
     labels = None
     if folders and len(classes) > 1:
         labels = torch.tensor([classes.index(folders[owner]) for owner in owners])
+    rates = [each.rate for video in used for each in video.opened]
     return ClipSet(
         source=str(path),
         frames=frames,
@@ -249,30 +260,69 @@ def _cut(
         labels=labels,
         classes=classes if labels is not None else [],
         skipped=skipped,
+        rate=float(median(rates)) / stride if rates else None,
     )
 
 
-def _videos(listing: Listing, path: Path) -> list[_Video]:
-    """The videos of a source, in natural order: each video file, and each folder with images directly in it."""
+def _entry(path: Path) -> Entry:
+    with open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+    return Entry(path.name, size, path.read_bytes, partial(open_regular, path))
+
+
+def _videos(listing: Listing, path: Path) -> tuple[list[_Video], list[tuple[str, str]]]:
+    """The videos of a source in natural order, each file and each folder of frames; (folder, reason) of what is none.
+
+    Pictures in a folder with video files are their covers, not frames; so are pictures that are named as a video is.
+    """
     videos: list[_Video] = []
     folders: dict[str, list[Entry]] = {}
     for entry in listing.entries:
-        suffix = Path(entry.name).suffix.lower()
-        if suffix in VIDEO_SUFFIXES:
-            videos.append(_Video(entry.name, entry.size, partial(_read_file, entry.open, suffix == GIF)))
+        if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES or _is_animation(entry):
+            opened: list[Video] = []
+            videos.append(_Video(entry.name, entry.size, partial(_read_file, entry.open, opened), opened))
         else:
             folders.setdefault(entry.name.rpartition("/")[0], []).append(entry)
-    for folder, entries in folders.items():
-        size = sum(entry.size for entry in entries)
-        videos.append(_Video(folder or path.name, size, partial(read_folder, entries)))
-    return sorted(videos, key=lambda video: natural_key(video.name))
+    busy = {video.name.rpartition("/")[0] for video in videos}
+    stems = {PurePosixPath(video.name).stem for video in videos}
+    beside: list[tuple[str, str]] = []
+    for folder, pictures in folders.items():
+        frames = [] if folder in busy else [each for each in pictures if not stems & _stems(each.name)]
+        if len(frames) < len(pictures):
+            count = len(pictures) - len(frames)
+            beside.append((folder or path.name, f"pictures beside videos, no frames of one: {count:,}"))
+        if frames:
+            size = sum(entry.size for entry in frames)
+            videos.append(_Video(folder or path.name, size, partial(read_folder, frames)))
+    return sorted(videos, key=lambda video: natural_key(video.name)), beside
+
+
+def _stems(name: str) -> set[str]:
+    """What a video is called whose thumbnail this is: "a" for a.jpg and for a.mp4.jpg."""
+    stem = PurePosixPath(name).stem
+    return {stem, PurePosixPath(stem).stem} if PurePosixPath(stem).suffix.lower() in VIDEO_SUFFIXES else {stem}
+
+
+def _is_animation(entry: Entry) -> bool:
+    if Path(entry.name).suffix.lower() not in _MAY_MOVE:
+        return False
+    try:
+        with entry.open() as file:
+            return is_animation(file)
+    except (OSError, BadImage, UserError):  # what is wrong with it is said when it is read
+        return False
 
 
 def _read_file(
-    opener: Callable[[], IO[bytes]], gif: bool, size: int | None, channels: int, stride: int, limit_pixels: int
+    opener: Callable[[], IO[bytes]],
+    opened: list[Video],
+    size: int | None,
+    channels: int,
+    stride: int,
+    limit_pixels: int,
 ) -> Iterator[np.ndarray]:
     with opener() as file:
-        yield from (read_gif if gif else read_video)(file, size, channels, stride, limit_pixels)
+        yield from read_video(file, size, channels, stride, limit_pixels, opened)
 
 
 class _Store:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class MotionClips:
     seed: int = 0
     count: int = 10_000
     indices: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    rate: ClassVar[float | None] = None  # generated clips have no frame rate of their own
 
     def __post_init__(self) -> None:
         if self.source not in MOTIONS:

@@ -23,9 +23,10 @@ from ornstein.evaluation.neighbours import CopyReport, copy_report, nearest
 from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.precision import precision_recall
 from ornstein.likelihood import Dequantiser, fit_dequantiser
-from ornstein.sampling import State, device_of, sample
+from ornstein.sampling import State, sample
 from ornstein.solvers import SOLVER, SOLVERS
 from ornstein.training import processes
+from ornstein.wrapper import device_of
 
 ENOUGH = 8  # images on either side, below which no figure says anything
 METRICS = ("frechet", "kernel", "precision", "recall")

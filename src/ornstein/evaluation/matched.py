@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ornstein.data import ImageSet, batch_indices
-from ornstein.denoiser import Data, Denoiser
+from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.errors import UserError
 
 
@@ -31,7 +31,7 @@ def check_images(own: tuple[int, ...], images: ImageSet) -> None:
         )
 
 
-def class_numbers(images: ImageSet, data: Data) -> Tensor | None:
+def class_numbers(images: ImageSet, data: SampleSpec) -> Tensor | None:
     """The model's number (N,) of each image's class, by name; None where either has none, or the model lacks one."""
     if images.labels is None or not set(images.classes) <= set(data.classes):
         return None
@@ -47,7 +47,7 @@ def choose(images: ImageSet, count: int) -> Tensor:
     return batch_indices(len(images), min(count, len(images)), step=0, seed=0).sort().values
 
 
-def sample_labels(data: Data, real: Tensor | None, count: int) -> Tensor | None:
+def sample_labels(data: SampleSpec, real: Tensor | None, count: int) -> Tensor | None:
     """The classes to sample: those of the real images over and over, or each in turn."""
     if real is None:
         return data.labels(count)

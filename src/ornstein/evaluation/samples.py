@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ornstein import checkpoint
-from ornstein.denoiser import Data
+from ornstein.denoiser import SampleSpec
 from ornstein.errors import UserError
 from ornstein.solvers import SOLVER, Tuned
 
@@ -39,7 +39,7 @@ def choose_solver(
     )
 
 
-def class_number(label: str, data: Data, run: Path) -> int:
+def class_number(label: str, data: SampleSpec, run: Path) -> int:
     """The number of the class of that name, or of that number. Raises UserError, naming the known ones."""
     if not data.classes:
         raise UserError(f"{run} was trained without classes: leave out --class")

@@ -23,10 +23,10 @@ from ornstein.errors import UserError
 from ornstein.guidance import ClassifierFree
 from ornstein.process import Prediction, Process, check_times, expand
 from ornstein.randomness import normal
-from ornstein.sampling import Conditioned, device_of
 from ornstein.schedules import Times
 from ornstein.solvers import grids
 from ornstein.solvers.multistep import multistep
+from ornstein.wrapper import Conditioned, device_of
 
 MOST_STEPS = 10
 """Past these a student has little to save."""

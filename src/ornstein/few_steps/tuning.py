@@ -17,12 +17,12 @@ from torch import Tensor
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
-from ornstein.sampling import Conditioned, device_of
 from ornstein.schedules import Schedule
 from ornstein.solvers import SOLVER, SOLVERS, grids
 from ornstein.solvers.coefficients import Form, weights
 from ornstein.solvers.multistep import multistep, seen
 from ornstein.solvers.tuned import PAST, Step, Tuned
+from ornstein.wrapper import Conditioned, device_of
 
 MOST_STEPS = 24
 """Past these a tuned solver would have 200 numbers and more, and little left to gain."""

@@ -7,7 +7,6 @@ a time between two of them is told to the model as the fraction that it is: the 
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ornstein.denoiser import Data, Denoiser, Denoises, Kind
+from ornstein.denoiser import Denoiser, Denoises, Kind, SampleSpec
 from ornstein.errors import UserError
 from ornstein.extras import require
 from ornstein.noise import Identity
 from ornstein.process import Prediction, Process
 from ornstein.schedules import Discrete, Times
-from ornstein.store import atomic_write, read_json
+from ornstein.store import atomic_write, json_bytes, read_json
+from ornstein.wrapper import Wrapper
 
 _PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _MODELS = ("UNet2DModel", "DiTTransformer2DModel")
@@ -78,7 +78,7 @@ class DiffusersNet(nn.Module):
 
 
 @dataclass(frozen=True)
-class Clipped:
+class Clipped(Wrapper):
     """A denoiser whose x0 is kept within `limit` while eps stays, as `clip_sample` of diffusers' schedulers does.
 
     Guidance on the data's range (Ho et al. 2020); with it DDIM and DDPM make what a pipeline that clips makes.
@@ -86,10 +86,6 @@ class Clipped:
 
     denoiser: Denoises
     limit: float = 1.0
-
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
 
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         out = self.denoiser(x_t, t, **cond)
@@ -107,7 +103,7 @@ def wrap(model: nn.Module, scheduler: Any) -> Denoiser:
     size = settings["sample_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
     names = tuple(str(i) for i in range(net.classes))
-    data = Data((settings["in_channels"], *size), names) if settings["sample_size"] else None
+    data = SampleSpec((settings["in_channels"], *size), names) if settings["sample_size"] else None
     return Denoiser(net, Process(net.schedule), kind, data=data).eval()
 
 
@@ -167,7 +163,7 @@ def save_pipeline(denoiser: Denoiser, path: str | Path) -> None:
         "scheduler": ["diffusers", "DDIMScheduler"],
         part: ["diffusers", type(net.model).__name__],
     }
-    atomic_write(folder / "model_index.json", (json.dumps(index, indent=2) + "\n").encode())
+    atomic_write(folder / "model_index.json", json_bytes(index))
 
 
 def times(scheduler: Any, steps: int) -> list[float]:

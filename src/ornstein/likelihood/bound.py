@@ -15,8 +15,8 @@ from ornstein.likelihood.model import STREAM, Model, chunks, open_model
 from ornstein.noise import Covariance
 from ornstein.process import Process
 from ornstein.randomness import normal
-from ornstein.sampling import evaluation_mode
 from ornstein.solvers.variance import ReverseVariance, check_variance, reverse_log_variance
+from ornstein.wrapper import evaluation_mode
 
 _RECONSTRUCTION, _EARLIER, _LATER, _PLACE, _LAST = range(STREAM, STREAM + 5)
 

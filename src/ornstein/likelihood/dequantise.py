@@ -18,8 +18,8 @@ from ornstein.errors import UserError
 from ornstein.likelihood.decoders import LEVELS, pixel_indices
 from ornstein.likelihood.model import STREAM, column, open_model
 from ornstein.randomness import generator, normal
-from ornstein.sampling import evaluation_mode
 from ornstein.store import atomic_save_tensors, atomic_write, read_json
+from ornstein.wrapper import evaluation_mode
 
 _DEQUANTISE = STREAM + 9
 _FORMAT = 1

@@ -13,8 +13,8 @@ from ornstein.denoiser import Denoises
 from ornstein.likelihood.dequantise import Dequantisation, check_dequantisation, dequantise
 from ornstein.likelihood.model import STREAM, Model, chunks, column, dimensions, open_model
 from ornstein.randomness import normal
-from ornstein.sampling import evaluation_mode
 from ornstein.solvers.runge_kutta import dormand_prince, rk4
+from ornstein.wrapper import evaluation_mode
 
 _PROBE = STREAM + 8
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.process import Prediction, Process
-from ornstein.sampling import device_of, module_of
+from ornstein.wrapper import device_of, module_of
 
 # Each purpose of randomness has a stream of its own; sampling has those from 0 up.
 STREAM = 0x4C4B0000

@@ -10,8 +10,8 @@ from torch import Tensor
 from ornstein.denoiser import Denoises
 from ornstein.likelihood.model import STREAM, chunks, dimensions, open_model
 from ornstein.randomness import normal
-from ornstein.sampling import evaluation_mode
 from ornstein.solvers.variance import AnalyticVariance, position
+from ornstein.wrapper import evaluation_mode
 
 _NOISE = STREAM + 12
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ornstein.faces.nets import FaceUNet, RelitUNet
 
 NETS: dict[str, str] = {
+    "DiffusersNet": "ornstein.interop.diffusers",
     "FaceUNet": "ornstein.faces.nets",
     "RelitUNet": "ornstein.faces.nets",
     "UNet": "ornstein.nets.unet",
@@ -21,7 +22,7 @@ __all__ = ["NETS", "FaceUNet", "RelitUNet", "UNet", "VideoUNet", "frames_known",
 
 
 def __getattr__(name: str) -> Any:
-    # The face networks stand above this package: they are imported when a stored model or a user names them.
+    # These networks stand above this package: they are imported when a stored model or a user names them.
     if name in NETS:
         return getattr(importlib.import_module(NETS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

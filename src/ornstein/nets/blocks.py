@@ -93,9 +93,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
         return torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
     if q.ndim == 4:
         return F.scaled_dot_product_attention(q, k, v, bias)
-    lead = q.shape[:-3]
-    mixed = F.scaled_dot_product_attention(*(each.flatten(0, -4) for each in (q, k, v)), bias)
-    return mixed.unflatten(0, lead)
+    mixed = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4), bias)
+    return mixed.unflatten(0, q.shape[:-3])
 
 
 def largest_divisor(number: int, limit: int) -> int:

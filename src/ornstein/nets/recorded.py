@@ -34,8 +34,12 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def wrapped(self: Recorded, *args: Any, **kwargs: Any) -> None:
-        if "config" not in self.__dict__:  # else a subclass, whose arguments these are not, has recorded its own
-            bound = signature.bind(self, *args, **kwargs)
+        if "config" not in self.__dict__:  # else the constructor of a subclass has recorded its own arguments
+            try:
+                bound = signature.bind(self, *args, **kwargs)
+            except TypeError:
+                init(self, *args, **kwargs)  # fails with Python's own message, which names the constructor
+                raise
             bound.apply_defaults()
             arguments = dict(list(bound.arguments.items())[1:])
             for name in flexible:

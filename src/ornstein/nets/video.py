@@ -95,7 +95,8 @@ class VideoUNet(Recorded):
         Raises:
             ValueError: no such preset, or as the constructor.
         """
-        return cls(**UNet.preset_config(name, **({"patch": 1} | image)), frames=frames, conditioning=conditioning)
+        settings: dict[str, Any] = {"patch": 1} | image
+        return cls(**UNet.preset_config(name, **settings), frames=frames, conditioning=conditioning)
 
     @classmethod
     def from_image(cls, image: UNet, frames: int, *, conditioning: bool = False) -> VideoUNet:

@@ -17,6 +17,7 @@ from ornstein.noise.kronecker import Kronecker
 from ornstein.noise.lowrank import LowRank
 from ornstein.noise.mixed import Mixed
 from ornstein.noise.spectral import SpectralAR1
+from ornstein.noise.spectrum import Spectrum
 from ornstein.noise.toeplitz import Toeplitz
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Mixed",
     "SingularCovarianceError",
     "SpectralAR1",
+    "Spectrum",
     "Toeplitz",
     "fit_ar1",
     "fit_blend",

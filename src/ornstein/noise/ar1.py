@@ -13,13 +13,21 @@ from ornstein.noise.covariance import Covariance
 from ornstein.noise.markov import Chain, Markov
 from ornstein.noise.toeplitz import Toeplitz
 
+__all__ = ["AR1", "OU"]
+
 
 @dataclass(frozen=True)
 class AR1(Markov):
     """C_ij = rho^|i-j| over `length` frames: e_1 = z_1, e_k = rho e_{k-1} + sqrt(1-rho^2) z_k (E5; source S2).
 
-    R is the Cholesky factor, R^-1 has two diagonals. |rho| = 1 is singular: it can be sampled but has no density.
-    Raises ValueError for |rho| > 1 or a length below 1.
+    R is the Cholesky factor; R^-1 has two diagonals. |rho| = 1 is singular: samples exist, a density does not.
+
+    Args:
+        length: number of frames, at least 1.
+        rho: correlation of neighbouring frames, in [-1, 1].
+
+    Raises:
+        ValueError: |rho| > 1, or a length below 1.
     """
 
     length: int
@@ -41,6 +49,10 @@ class AR1(Markov):
         scale[0] = 1
         return Chain(rho, scale)
 
+    @property
+    def singular(self) -> bool:
+        return self.length > 1 and abs(self.rho) == 1
+
     def dense(self) -> Tensor:
         frames = torch.arange(self.length, dtype=torch.float64)
         return torch.as_tensor(self.rho, dtype=torch.float64) ** (frames[:, None] - frames[None]).abs()
@@ -53,19 +65,24 @@ class AR1(Markov):
 
 @dataclass(frozen=True, eq=False)
 class OU(Markov):
-    """C_ij = exp(-rate |t_i - t_j|): the Ornstein-Uhlenbeck process seen at `times`, one for each frame.
+    """C_ij = exp(-rate |t_i - t_j|): the Ornstein-Uhlenbeck process at `times`, one for each frame (E5).
 
-    e_1 = z_1, e_k = rho_k e_{k-1} + sqrt(1-rho_k^2) z_k with rho_k = exp(-rate (t_k - t_{k-1})) (E5). times (L,) in any
-    unit, rate in its inverse. A rate of 0 or two equal times are singular. Raises ValueError for times that decrease,
-    a negative rate, or values that are not finite.
-    Source: Uhlenbeck & Ornstein 1930; with equal steps it is AR1.
+    e_1 = z_1, e_k = rho_k e_{k-1} + sqrt(1-rho_k^2) z_k with rho_k = exp(-rate (t_k - t_{k-1})). A rate of 0 or two
+    equal times are singular. With equal steps it is AR1. Source: Uhlenbeck & Ornstein 1930.
+
+    Args:
+        times: (L,) in any unit, not decreasing.
+        rate: >= 0, in the inverse unit.
+
+    Raises:
+        ValueError: the times decrease, the rate is negative, or values are not finite.
     """
 
     times: Tensor | Sequence[float]
     rate: float
 
     def __post_init__(self) -> None:
-        times = torch.as_tensor(self.times, dtype=torch.float64).detach().cpu()
+        times = torch.as_tensor(self.times, dtype=torch.float64, device="cpu").detach()
         object.__setattr__(self, "times", times)
         if times.ndim != 1 or len(times) == 0:
             raise ValueError(f"OU needs one time for each frame, got shape {tuple(times.shape)}")
@@ -99,5 +116,5 @@ class OU(Markov):
         times = torch.as_tensor(self.times)
         return torch.exp(-self.rate * (times[:, None] - times[None]).abs())
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"OU({self.length} times, rate {self.rate:g})"

@@ -15,10 +15,13 @@ from ornstein.noise.kronecker import Kronecker
 from ornstein.noise.lowrank import LowRank
 from ornstein.noise.mixed import Mixed
 from ornstein.noise.spectral import SpectralAR1
+from ornstein.noise.spectrum import Spectrum
 from ornstein.noise.toeplitz import Toeplitz
 
+__all__ = ["from_config", "parse", "to_config"]
+
 TYPES: dict[str, type[Covariance]] = {
-    c.__name__: c for c in (Identity, AR1, OU, Mixed, Toeplitz, LowRank, Kronecker, SpectralAR1, Matrix)
+    c.__name__: c for c in (Identity, AR1, OU, Mixed, Toeplitz, LowRank, Kronecker, SpectralAR1, Spectrum, Matrix)
 }
 
 
@@ -36,29 +39,38 @@ def _plain(value: object) -> Any:
 
 
 def from_config(config: dict[str, Any]) -> Covariance:
-    """The covariance that `to_config` described; ValueError for an unknown type or wrong arguments."""
+    """The covariance that `to_config` described.
+
+    Raises:
+        ValueError: the type is unknown, or the arguments are wrong.
+    """
     values = dict(config)
     name = values.pop("type", None)
     if not isinstance(name, str) or name not in TYPES:
         raise ValueError(f"unknown noise {name!r}; known: {', '.join(TYPES)}")
     try:
-        return TYPES[name](**{k: _made(v) for k, v in values.items()})
+        return TYPES[name](**{k: _built(v) for k, v in values.items()})
     except TypeError as e:
         raise ValueError(f"wrong arguments for the noise {name}: {sorted(values)}") from e
 
 
-def _made(value: Any) -> Any:
+def _built(value: Any) -> Any:
     if isinstance(value, dict):
         return from_config(value)
     if isinstance(value, list) and any(isinstance(v, dict) for v in value):
-        return tuple(_made(v) for v in value)
+        return tuple(_built(v) for v in value)
     return value
 
 
 def parse(text: str, length: int) -> Covariance:
-    """The covariance over `length` frames that a text names: white, ar1:0.9, mixed:0.5, or a JSON file of `to_config`.
+    """The covariance over `length` frames that a text names.
 
-    Raises ValueError for anything else, a file that cannot be read, and one made for another number of frames.
+    Args:
+        text: "white", "ar1:0.9", "mixed:0.5", or the path of a JSON file of `to_config`.
+        length: number of frames.
+
+    Raises:
+        ValueError: the text is something else, the file cannot be read, or it was made for another number of frames.
     """
     name, _, value = text.partition(":")
     try:
@@ -69,7 +81,7 @@ def parse(text: str, length: int) -> Covariance:
         if name == "mixed":
             return Mixed(length, float(value))
         if text.endswith(".json"):
-            return _checked(from_config(_read(Path(text))), length)
+            return _check_length(from_config(_read(Path(text))), length)
     except ValueError as e:
         raise ValueError(f"noise {text!r}: {e}") from e
     raise ValueError(
@@ -89,8 +101,8 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _checked(noise: Covariance, length: int) -> Covariance:
-    over = noise.time if isinstance(noise, Kronecker) else noise
-    if isinstance(over, FrameCovariance | SpectralAR1) and over.length != length:
-        raise ValueError(f"it was made for {over.length} frames, not {length}: fit it again with --frames {length}")
+def _check_length(noise: Covariance, length: int) -> Covariance:
+    factor = noise.time if isinstance(noise, Kronecker) else noise
+    if isinstance(factor, FrameCovariance | SpectralAR1) and factor.length != length:
+        raise ValueError(f"it was made for {factor.length} frames, not {length}: fit it again with --frames {length}")
     return noise

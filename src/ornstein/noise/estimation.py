@@ -15,7 +15,21 @@ from ornstein.noise.mixed import Mixed
 from ornstein.noise.spectral import SpectralAR1, conjugates, radial_bands
 from ornstein.noise.toeplitz import Toeplitz
 
-# Static clips would give a singular covariance: a fitted correlation goes no further.
+__all__ = [
+    "MOST",
+    "ClipStatistics",
+    "Summary",
+    "fit_ar1",
+    "fit_blend",
+    "fit_mixed",
+    "fit_spectral",
+    "fit_toeplitz",
+    "log_snr_shift",
+    "positive_row",
+    "summary",
+]
+
+# Static clips would give a singular covariance: a fitted correlation is limited to this size.
 MOST = 0.999
 
 # Variance below this share of the mean square is rounding, not variance.
@@ -30,12 +44,13 @@ Clips = Tensor | Iterable[Tensor]
 class ClipStatistics:
     """Second moments of clips (B, C, F, H, W) over their frames, in radial bands of spatial frequency.
 
-    `update` takes a batch; memory is that of a few clips, whatever their number. Clips are taken as independent draws
-    of a process stationary over frames, with the same covariance in each channel. The mean over all clips is taken
-    off, for each pixel, channel and frame of a clip, with the factor clips/(clips - 1) for its having been estimated:
-    the covariance of frames t and t', and its mean r_tau over the F - tau pairs of a lag, are unbiased.
+    `update` takes a batch; memory is that of a few clips, whatever their number. The model: clips are independent draws
+    of a process stationary over frames, with the same covariance in each channel. The mean over all clips is subtracted
+    for each pixel, channel and frame. The factor clips/(clips - 1) corrects for this estimated mean, so that the
+    covariance of frames t and t', and its mean r_tau over the F - tau pairs of a lag, are unbiased.
 
-    bands: radial bands of equal width, by default min(H, W)/2 and 16 at most.
+    Args:
+        bands: radial bands of equal width, by default min(H, W)/2 and at most 16.
     """
 
     def __init__(self, bands: int | None = None) -> None:
@@ -49,14 +64,21 @@ class ClipStatistics:
 
     @staticmethod
     def of(clips: Clips, bands: int | None = None) -> ClipStatistics:
-        """Of a tensor (N, C, F, H, W), or of an iterable of such batches."""
+        """The statistics of a tensor (N, C, F, H, W), or of an iterable of such batches."""
         statistics = ClipStatistics(bands)
         for batch in [clips] if isinstance(clips, Tensor) else clips:
             statistics.update(batch)
         return statistics
 
     def update(self, clips: Tensor) -> None:
-        """Add a batch (B, C, F, H, W). Raises ValueError for another shape than before, one frame, or NaN."""
+        """Add a batch of clips.
+
+        Args:
+            clips: (B, C, F, H, W), F >= 2.
+
+        Raises:
+            ValueError: the shape differs from that of earlier batches, clips have one frame, or values are not finite.
+        """
         if clips.ndim != 5:
             raise ValueError(f"clips have shape (B, C, F, H, W), got {tuple(clips.shape)}")
         shape = tuple(clips.shape[1:])
@@ -102,9 +124,10 @@ class ClipStatistics:
             raise ValueError(f"a covariance needs at least 2 clips, got {self.clips}")
 
     def covariance(self) -> Tensor:
-        """Of frames t and t', summed over the modes of each band: (bands, F, F) float64.
+        """The covariance of frames t and t', summed over the modes of each band: (bands, F, F) float64.
 
-        Raises ValueError for fewer than two clips, and for clips without variance.
+        Raises:
+            ValueError: there are fewer than two clips, or the clips have no variance.
         """
         self._check_clips()
         centred = self._products - self._by_band(self._sum) / self.clips
@@ -121,9 +144,9 @@ class ClipStatistics:
         return row / row[0]
 
     def band_correlation(self) -> tuple[Tensor, Tensor]:
-        """By radial band of spatial frequency: autocorrelation by lag (bands, F) and share of the variance (bands,).
+        """The autocorrelation by lag (bands, F) and the share of the variance (bands,) of each radial band.
 
-        A band without variance has the correlation of the whole.
+        A band without variance gets the correlation of the whole.
         """
         rows = _lags(self.covariance())
         share = (rows[:, 0] / rows[:, 0].sum()).clamp(min=0)
@@ -141,10 +164,13 @@ class ClipStatistics:
         return Mixed(self.frames, max(min(c, MOST), -MOST / (self.frames - 1)))
 
     def toeplitz(self, shrinkage: float = 0.01) -> Toeplitz:
-        """Toeplitz with the whole autocorrelation, made positive by a taper where it is not, and shrunk towards I.
+        """Toeplitz with the whole autocorrelation, tapered if it is not positive, and shrunk towards I.
 
         r_tau (1 - s tau/F) with the smallest s in [0, 1] that leaves no eigenvalue below zero; s = 1 is the classical
-        biased estimate. Then (1 - shrinkage) r + shrinkage I: no eigenvalue below `shrinkage`, which lies in [0, 1].
+        biased estimate. Then (1 - shrinkage) r + shrinkage I, which has no eigenvalue below `shrinkage`.
+
+        Args:
+            shrinkage: share of white noise in [0, 1].
         """
         return Toeplitz(positive_row(self.correlation(), shrinkage))
 
@@ -161,20 +187,21 @@ class ClipStatistics:
         return sigma if gamma == 1 else sigma.floored(1 - gamma)
 
     def kappa(self, noise: Covariance, shrinkage: float = 0.01) -> tuple[float, float]:
-        """The condition number of C^-1 Sigma, by which factor the SNRs of the data's modes differ.
+        """The condition number of C^-1 Sigma: the ratio of the largest to the smallest SNR of the data's modes.
 
-        Over frames: Sigma is the covariance of a pixel's frames (nan for SpectralAR1, which is no matrix over frames).
-        By spatial frequency: the largest eigenvalue of any radial band's C^-1 Sigma over the smallest of any, each
-        band's variance scaled to 1: no covariance over frames changes how the variance falls with spatial frequency.
-        Sigma, as the fits, is (1 - shrinkage) Sigma + shrinkage I.
+        Returns:
+            Over frames: Sigma is the covariance of a pixel's frames (nan for SpectralAR1, which is not a matrix over
+            frames). By spatial frequency: the largest eigenvalue of C^-1 Sigma in any radial band over the smallest in
+            any, with the variance of each band scaled to 1: no covariance over frames changes how the variance falls
+            with spatial frequency. Sigma is regularised as in the fits, (1 - shrinkage) Sigma + shrinkage I.
         """
         covariance = self.covariance()
         share = self.band_correlation()[1]
         used = (share > _CONSTANT).nonzero()[:, 0].tolist()
         frames = math.nan
         if isinstance(noise, SpectralAR1):
-            own = [AR1(self.frames, float(rho)) for rho in noise.band_rho(self.bands)]
-            by_band = [c if noise.white == 0 else c.floored(noise.white) for c in own]
+            chains = [AR1(self.frames, float(rho)) for rho in noise.band_rho(self.bands)]
+            by_band = [c if noise.white == 0 else c.floored(noise.white) for c in chains]
         else:
             by_band = [noise] * self.bands
             frames = _spread([_relative(noise, covariance.sum(0), shrinkage)])
@@ -183,7 +210,7 @@ class ClipStatistics:
 
 @dataclass(frozen=True)
 class Summary:
-    """What clips say of their noise: correlations by lag (F,), by band and lag (bands, F); each fit and its kappas."""
+    """Correlations of clips by lag (F,) and by band and lag (bands, F); every fitted covariance and its kappas."""
 
     clips: int
     correlation: Tensor
@@ -196,7 +223,7 @@ class Summary:
 def summary(
     statistics: ClipStatistics, gammas: Iterable[float] = (0.25, 0.5, 0.75), shrinkage: float = 0.01
 ) -> Summary:
-    """Every covariance that the statistics give, with kappa(C^-1 Sigma) over frames and by spatial frequency."""
+    """Fit every covariance to the statistics, with kappa(C^-1 Sigma) over frames and by spatial frequency."""
     fits: dict[str, Covariance] = {
         "white": Identity(),
         "mixed": statistics.mixed(),
@@ -252,8 +279,15 @@ def _spread(eigenvalues: list[Tensor]) -> float:
 def log_snr_shift(noise: Covariance, data: Covariance, shape: tuple[int, ...]) -> float:
     """The mean of log r_k, r_k the eigenvalues of C^-1 Sigma: logdet(C^-1 Sigma) over the elements of a sample.
 
-    The log-SNR of the mode k is lambda(t) + log r_k, so `schedules.Shifted` by minus this one centres them. `shape` is
-    that of one sample, (N,) or (C, F, H, W). Raises SingularCovarianceError where one of the two has no inverse.
+    The log-SNR of mode k is lambda(t) + log r_k; `schedules.Shifted` by minus this value centres them.
+
+    Args:
+        noise: C.
+        data: Sigma.
+        shape: of one sample, (N,) or (C, F, H, W).
+
+    Raises:
+        SingularCovarianceError: one of the two has no inverse.
     """
     return (data.logdet(shape) - noise.logdet(shape)) / math.prod(shape)
 

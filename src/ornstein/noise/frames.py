@@ -1,8 +1,10 @@
-"""Covariances over one axis of length L, the frames of a clip: what they share, and the one given by its matrix."""
+"""Covariances over one axis of length L, the frames of a clip: the shared base, and the one given by its matrix."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,18 +12,21 @@ from torch import Tensor
 
 from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
 
-# Up to this length one product with a cached matrix is fastest (benchmarks/noise.py).
-SHORT_AXIS = 64
+__all__ = ["NULL", "SHORT_AXIS", "FrameCovariance", "Matrix", "check_eigenvalues", "frame_axis"]
 
-# An eigenvalue below this share of the largest one is a null direction, not a small variance.
+SHORT_AXIS = 64
+"""Up to this length one product with a cached matrix is fastest (benchmarks/noise.py)."""
+
 NULL = 1e-12
+"""An eigenvalue below this share of the largest one is a null direction, not a small variance."""
 
 
 class FrameCovariance(Covariance):
-    """A covariance over one axis of `length` elements. Subclasses give `dense`; long axes may override the operations.
+    """A covariance over one axis of `length` elements.
 
-    R is the Cholesky factor, lower triangular, unless the subclass says otherwise or C is singular.
-    The matrices of short axes are made once in float64 and cast to what they are applied to.
+    Subclasses define `dense`; subclasses for long axes override the operations. R is the lower triangular Cholesky
+    factor, unless the subclass says otherwise or C is singular. Matrices are computed once, in float64, and cast once
+    for each dtype and device.
     """
 
     length: int
@@ -32,7 +37,8 @@ class FrameCovariance(Covariance):
     def _cached(self, operation: str) -> Tensor:
         cache: dict[str, Tensor] = self.__dict__.setdefault("_matrices", {})
         if operation not in cache:
-            cache[operation] = self._matrix(operation)
+            with torch.inference_mode(False):
+                cache[operation] = self._matrix(operation)
         return cache[operation]
 
     def _matrix(self, operation: str) -> Tensor:
@@ -52,13 +58,13 @@ class FrameCovariance(Covariance):
         return self._cached("whiten").mT @ self._cached("whiten")
 
     def _null_root(self) -> Tensor:
-        """V diag(sqrt(l)), with nothing at all in the null directions: there rounding has a root of 1e-8."""
+        """V diag(sqrt(l)) with exact zeros in the null directions, where rounding alone has a root of 1e-8."""
         values = self.eigenvalues
         return self.eigenvectors * torch.where(values > NULL * values[-1], values, 0.0).sqrt()
 
     @property
     def eigenvalues(self) -> Tensor:
-        """The eigenvalues of C, ascending, (L,) float64; none below zero."""
+        """The eigenvalues of C, ascending, (L,) float64, clamped at zero."""
         return self._cached("eigenvalues").clamp(min=0)
 
     @property
@@ -68,18 +74,22 @@ class FrameCovariance(Covariance):
 
     @property
     def singular(self) -> bool:
-        """Whether C has a null direction: noise without a density."""
+        """Whether C has a null direction: such noise has no density."""
         return bool(self.eigenvalues[0] <= NULL * self.eigenvalues[-1])
 
     def _apply(self, operation: Operation, x: Tensor) -> Tensor:
-        """`operation` along the covariance's axis of x (outer, L, inner)."""
-        matrix = self._cached(operation).to(x)
+        """`operation` along dim 1 of x (outer, L, inner)."""
+        matrix = self._cast(operation, lambda: self._cached(operation), x)
         if x.shape[2] == 1:  # one product of matrices instead of many of a matrix with a vector
             return (x[..., 0] @ matrix.mT)[..., None]
         return matrix @ x
 
     def along(self, operation: Operation, x: Tensor, axis: int) -> Tensor:
-        """`operation` along dim `axis` of x. Raises ValueError where that has another length."""
+        """Apply `operation` along dim `axis` of x.
+
+        Raises:
+            ValueError: that dim does not have `length` elements.
+        """
         if x.shape[axis] != self.length:
             raise ValueError(
                 f"{self} acts on an axis of {self.length}, but dim {axis} of {tuple(x.shape)} has {x.shape[axis]}"
@@ -88,22 +98,29 @@ class FrameCovariance(Covariance):
         return self._apply(operation, x.reshape(outer, self.length, inner)).reshape(x.shape)
 
     def _operate(self, operation: Operation, x: Tensor) -> Tensor:
-        return self.along(operation, x, frame_axis(x.ndim))
+        if x.ndim == 4:
+            warnings.warn(
+                f"{self} acts on dim 2 of {tuple(x.shape)}: the rows, if these are images (B, C, H, W). For noise over "
+                "pixels use Kronecker(space=(over H, over W)); images have no frames",
+                UserWarning,
+                stacklevel=3,
+            )
+        return self.along(operation, x, frame_axis(x.shape[1:]) + 1)
 
     def axis_logdet(self) -> float:
         """log det of the (L, L) matrix."""
         return float(self.eigenvalues.log().sum())
 
-    def logdet(self, shape: tuple[int, ...]) -> float:
-        shape = tuple(shape)
-        if len(shape) in (1, 4):  # a sample (N,) or (C, F, H, W) by itself
-            shape = (1, *shape)
-        axis = frame_axis(len(shape))
+    def logdet(self, sample_shape: Sequence[int]) -> float:
+        shape = tuple(sample_shape)
+        if len(shape) > 4:
+            raise ValueError(f"{self} acts on samples (N,) or (C, F, H, W), without the batch; got {shape}")
+        axis = frame_axis(shape)
         if shape[axis] != self.length:
-            raise ValueError(f"{self} acts on an axis of {self.length}, but a sample of {shape[1:]} has {shape[axis]}")
+            raise ValueError(f"{self} acts on an axis of {self.length}, but a sample of {shape} has {shape[axis]}")
         if self.singular:
             raise SingularCovarianceError(self)
-        return math.prod(shape[1:]) // self.length * self.axis_logdet()
+        return math.prod(shape) // self.length * self.axis_logdet()
 
     def floored(self, g: float) -> Covariance:
         check_floor(g)
@@ -112,15 +129,19 @@ class FrameCovariance(Covariance):
 
 @dataclass(frozen=True, eq=False)
 class Matrix(FrameCovariance):
-    """Any covariance matrix (L, L) over the frame axis: symmetric, positive semidefinite, finite.
+    """Any covariance matrix over the frame axis.
 
-    Raises ValueError for anything else, naming the smallest eigenvalue.
+    Args:
+        matrix: (L, L), symmetric, positive semidefinite, finite.
+
+    Raises:
+        ValueError: the matrix is not a covariance; the message names its smallest eigenvalue.
     """
 
     matrix: Tensor
 
     def __post_init__(self) -> None:
-        c = torch.as_tensor(self.matrix, dtype=torch.float64)
+        c = torch.as_tensor(self.matrix, dtype=torch.float64, device="cpu").detach()
         if c.ndim != 2 or c.shape[0] != c.shape[1] or len(c) == 0:
             raise ValueError(f"a covariance matrix is square, got shape {tuple(c.shape)}")
         if not bool(c.isfinite().all()):
@@ -137,18 +158,22 @@ class Matrix(FrameCovariance):
     def dense(self) -> Tensor:
         return self.matrix
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"Matrix({self.length}x{self.length})"
 
 
 def check_eigenvalues(values: Tensor) -> None:
-    """ValueError unless the ascending eigenvalues are those of a covariance: none below zero, but for rounding."""
+    """Raise ValueError unless the ascending eigenvalues are >= 0, up to rounding."""
     if not float(values[0]) >= -1e-10 * float(values[-1].abs()):
         raise ValueError(f"not a covariance: the smallest eigenvalue is {float(values[0]):.3g}, below zero")
 
 
-def frame_axis(ndim: int) -> int:
-    """The axis that a covariance over one axis acts on: dim 1 of (B, N), dim 2 of (B, C, F, H, W)."""
-    if ndim < 2:
+def frame_axis(sample_shape: Sequence[int]) -> int:
+    """The axis of one sample that a covariance over frames acts on: 0 of (N,), 1 of (C, F, H, W) and of other ranks.
+
+    Raises:
+        ValueError: the sample has no axis.
+    """
+    if len(sample_shape) == 0:
         raise ValueError("noise acts on batches, (B, N) or (B, C, F, H, W); got a tensor without a batch")
-    return 1 if ndim == 2 else 2
+    return 0 if len(sample_shape) == 1 else 1

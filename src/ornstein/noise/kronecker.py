@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
+from ornstein.noise.covariance import POWERS, Covariance, Operation, SingularCovarianceError, check_floor
 from ornstein.noise.frames import FrameCovariance
 
-_POWERS: dict[Operation, float] = {"color": 0.5, "matvec": 1.0, "whiten": -0.5, "solve": -1.0}
+__all__ = ["Kronecker"]
 
 
 @dataclass(frozen=True)
 class Kronecker(Covariance):
     """C = (1 - white) C_time x C_space + white I on clips (B, C, F, H, W) and images (B, C, H, W) (E5).
 
-    time: the covariance over frames, dim 2 of a clip; None where frames are independent, and for images.
-    space: a pair (over H, over W), the cheap and usual case, whose product acts on the pixels of a frame; or one
-        covariance over the pixels flattened to H*W; None where pixels are independent.
-    white: the share of white noise, which `floored` sets.
+    With white = 0, R is the product of the factors' roots, one axis after the other. Otherwise R is the symmetric root
+    in the factors' joint eigenbasis, which needs an (L, L) matrix of eigenvectors for each factor: quadratic in pixels
+    for a covariance over flattened pixels, so give a pair. C is singular where a factor is and white = 0.
 
-    With white = 0, R is the product of the factors' roots, one axis after the other; otherwise it is the symmetric
-    root in the factors' joint eigenbasis, an (L, L) matrix of eigenvectors for each factor (so a covariance over
-    flattened pixels is then quadratic in pixels: give a pair). Singular where a factor is and white = 0.
-    Raises ValueError without any factor, for a factor that is no covariance over one axis, and white outside [0, 1].
+    Args:
+        time: the covariance over frames, dim 2 of a clip; None for independent frames, and for images.
+        space: a pair (over H, over W), whose product acts on the pixels of a frame; or one covariance over the pixels
+            flattened to H*W; None for independent pixels.
+        white: the share of white noise in [0, 1]; `floored` sets it.
+
+    Raises:
+        ValueError: no factor is given, a factor is not a covariance over one axis, or white is outside [0, 1].
     """
 
     time: FrameCovariance | None = None
@@ -76,20 +79,21 @@ class Kronecker(Covariance):
         shape, axes = self._axes(tuple(x.shape))
         if operation in ("whiten", "solve") and self.singular:
             raise SingularCovarianceError(self)
+        y = x.reshape(shape)
         if self.white == 0:
-            y = x.reshape(shape)
             for factor, axis in zip(self._factors, axes, strict=True):
                 y = factor.along(operation, y, axis)
-            return y.reshape(x.shape)
-        return self._in_eigenbasis(lambda values: values ** _POWERS[operation], x.reshape(shape), axes).reshape(x.shape)
+        else:
+            y = self._in_eigenbasis(operation, y, axes)
+        return y.reshape(x.shape)
 
-    def _in_eigenbasis(self, f: Callable[[Tensor], Tensor], x: Tensor, axes: list[int]) -> Tensor:
+    def _in_eigenbasis(self, operation: Operation, x: Tensor, axes: list[int]) -> Tensor:
         """V f(eigenvalues) V^T x, V the product of the factors' eigenvectors."""
-        bases = [factor.eigenvectors.to(x) for factor in self._factors]
+        bases = [f._cast("eigenvectors", lambda f=f: f.eigenvectors, x) for f in self._factors]
         for axis, basis in zip(axes, bases, strict=True):
             x = torch.movedim(torch.movedim(x, axis, -1) @ basis, -1, axis)
-        values = f(self._eigenvalues())
-        x = x * values.reshape([x.shape[i] if i in axes else 1 for i in range(x.ndim)]).to(x)
+        values = self._cast(operation, lambda: self._eigenvalues() ** POWERS[operation], x)
+        x = x * values.reshape([x.shape[i] if i in axes else 1 for i in range(x.ndim)])
         for axis, basis in zip(axes, bases, strict=True):
             x = torch.movedim(torch.movedim(x, axis, -1) @ basis.mT, -1, axis)
         return x
@@ -101,28 +105,16 @@ class Kronecker(Covariance):
             values = values[..., None] * factor.eigenvalues
         return (1 - self.white) * values + self.white
 
-    def logdet(self, shape: tuple[int, ...]) -> float:
-        """log det of the covariance of one sample: of shape (C, F, H, W), or (C, H, W) where there is no time.
-
-        Batches of these, (B, C, F, H, W) and (B, C, H, W), are read as such. A batch of images may carry a trailing 1.
-        """
-        shape = tuple(shape)
-        if len(shape) == 5 and shape[4] == 1 and self.time is None and self._is_image(shape[:4]):
-            shape = shape[:4]
-        if len(shape) == (3 if self.time is None else 4):
-            shape = (1, *shape)
-        self._axes(shape)
+    def logdet(self, sample_shape: Sequence[int]) -> float:
+        """log det of the covariance of one sample, (C, F, H, W), or (C, H, W) where there is no factor over time."""
+        shape, _ = self._axes((1, *sample_shape))
         if self.singular:
             raise SingularCovarianceError(self)
-        size = math.prod(shape[1:])
+        size = math.prod(shape)
         if self.white == 0:
             return sum(size // factor.length * factor.axis_logdet() for factor in self._factors)
         values = self._eigenvalues()
         return size // values.numel() * float(values.log().sum())
-
-    def _is_image(self, shape: tuple[int, ...]) -> bool:
-        lengths = [factor.length for factor in self._factors]
-        return lengths in ([shape[2], shape[3]], [shape[2] * shape[3]]) and lengths != [shape[3], 1]
 
     def dense(self) -> Tensor:
         """The matrix over (F, H, W) flattened, or over the axes that have a factor; float64."""
@@ -136,6 +128,6 @@ class Kronecker(Covariance):
         check_floor(g)
         return Kronecker(self.time, self.space, 1 - (1 - g) * (1 - self.white))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         white = f", {self.white:g} white" if self.white else ""
-        return f"Kronecker({' x '.join(map(str, self._factors))}{white})"
+        return f"Kronecker({' x '.join(map(repr, self._factors))}{white})"

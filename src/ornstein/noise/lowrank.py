@@ -1,4 +1,4 @@
-"""Noise of few shared factors plus noise of each element's own."""
+"""Noise of a few shared factors plus noise of each element's own."""
 
 from __future__ import annotations
 
@@ -8,27 +8,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
+from ornstein.noise.covariance import POWERS, Covariance, Operation, SingularCovarianceError, check_floor
 from ornstein.noise.frames import NULL, SHORT_AXIS, FrameCovariance
+
+__all__ = ["LowRank"]
 
 
 @dataclass(frozen=True, eq=False)
 class LowRank(FrameCovariance):
-    """C = D + U U^T over one axis of N elements: D = diag(diag) with diag (N,) >= 0, U = factor (N, k) (E5).
+    """C = D + U U^T over one axis of N elements, D = diag(diag), U = factor (E5).
 
     With D^(-1/2) U = Q S P^T (thin SVD), R = D^(1/2) (I + Q (sqrt(1 + S^2) - 1) Q^T): Woodbury's formula for the root.
-    Every operation is O(N k) in time and memory; beyond 64 elements no (N, N) matrix is made. Elements without noise of
-    their own (D_ii = 0) are told by the factors alone: C is singular where they outnumber the factors that reach them.
-    Raises ValueError for diag below zero, shapes that do not fit, and values that are not finite.
+    Every operation is O(N k) in time and memory; beyond 64 elements no (N, N) matrix is made. C is singular where the
+    elements without noise of their own (D_ii = 0) outnumber the factors that reach them.
     Source: Woodbury 1950; det(D + U U^T) = det D det(I + S^2).
+
+    Args:
+        diag: (N,), >= 0.
+        factor: (N, k).
+
+    Raises:
+        ValueError: diag is below zero, the shapes do not fit, or values are not finite.
     """
 
     diag: Tensor | Sequence[float]
     factor: Tensor | Sequence[Sequence[float]]
 
     def __post_init__(self) -> None:
-        diag = torch.as_tensor(self.diag, dtype=torch.float64).detach().cpu()
-        factor = torch.as_tensor(self.factor, dtype=torch.float64).detach().cpu()
+        diag = torch.as_tensor(self.diag, dtype=torch.float64, device="cpu").detach()
+        factor = torch.as_tensor(self.factor, dtype=torch.float64, device="cpu").detach()
         object.__setattr__(self, "diag", diag)
         object.__setattr__(self, "factor", factor)
         if diag.ndim != 1 or len(diag) == 0:
@@ -64,23 +72,24 @@ class LowRank(FrameCovariance):
         return self._root.logdet()
 
     def _matrix(self, operation: str) -> Tensor:
-        if operation in ("color", "matvec", "whiten", "solve"):
+        if operation in POWERS:
             return self._structured(operation, torch.eye(self.length, dtype=torch.float64)[None])[0]
         return super()._matrix(operation)
 
     def _apply(self, operation: Operation, x: Tensor) -> Tensor:
         return super()._apply(operation, x) if self.length <= SHORT_AXIS else self._structured(operation, x)
 
-    def _structured(self, operation: Operation, x: Tensor) -> Tensor:
+    def _structured(self, operation: str, x: Tensor) -> Tensor:
         if operation == "matvec":
-            diag, factor = torch.as_tensor(self.diag).to(x), torch.as_tensor(self.factor).to(x)
+            diag = self._cast("diag", lambda: torch.as_tensor(self.diag), x)
+            factor = self._cast("factor", lambda: torch.as_tensor(self.factor), x)
             return diag[:, None] * x + factor @ (factor.mT @ x)
-        if operation == "color":
-            return self._root.color(x)
-        if self.singular:
+        if operation != "color" and self.singular:
             raise SingularCovarianceError(self)
-        white = self._root.whiten(x)
-        return white if operation == "whiten" else self._root.whiten_adjoint(white)
+        root = self._cast("root", lambda: self._root, x)
+        if operation == "color":
+            return root.color(x)
+        return root.whiten(x) if operation == "whiten" else root.whiten_adjoint(root.whiten(x))
 
     def floored(self, g: float) -> Covariance:
         """(1 - g) C + g I, again LowRank."""
@@ -88,70 +97,76 @@ class LowRank(FrameCovariance):
         diag, factor = torch.as_tensor(self.diag), torch.as_tensor(self.factor)
         return LowRank((1 - g) * diag + g, (1 - g) ** 0.5 * factor)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"LowRank({self.length}, rank {torch.as_tensor(self.factor).shape[1]})"
 
 
 @dataclass(frozen=True)
 class _Root:
-    """R = [[D^(1/2) (I + Q h Q^T), A], [0, T]], with the elements of positive diag first, those of zero diag last.
+    """R = [[D^(1/2) (I + Q h Q^T), A], [0, T]]: the elements of positive diag come first, those of zero diag last.
 
-    The factors are rotated so that the first ones alone reach the elements of zero diag, through T; A is their reach
-    into the others, which hold noise of their own and the factors that are left, Q h Q^T.
+    The factors are rotated so that the first ones alone reach the elements of zero diag, through T; A is their part in
+    the other elements, which also hold noise of their own and the remaining factors, Q h Q^T.
     """
 
-    own: Tensor  # indices of the elements with noise of their own
-    bare: Tensor  # and of those without
-    std: Tensor  # D^(1/2) of the former
+    noisy: Tensor  # indices of the elements with noise of their own
+    bare: Tensor  # indices of those without
+    order: Tensor  # the permutation that undoes (noisy, bare)
+    singular: bool
+    std: Tensor  # D^(1/2) of the noisy elements
     q: Tensor
     grow: Tensor  # sqrt(1 + S^2)
-    reach: Tensor  # A (own, r)
-    told: Tensor  # T (bare, r), r = min(bare, k)
+    reach: Tensor  # A (noisy, r)
+    bare_root: Tensor  # T (bare, r), r = min(bare, k)
+    inverse: Tensor  # T^-1, (0, 0) where C is singular
 
     @staticmethod
     def of(diag: Tensor, factor: Tensor) -> _Root:
-        own, bare = (diag > 0).nonzero()[:, 0], (diag == 0).nonzero()[:, 0]
+        noisy, bare = (diag > 0).nonzero()[:, 0], (diag == 0).nonzero()[:, 0]
         rank = min(len(bare), factor.shape[1])
         if len(bare) > 0 and factor.shape[1] > 0:
             # The complete rotation, but never a (bare, bare) matrix.
             rotation = torch.linalg.qr(factor[bare].mT, mode="complete")[0]
             factor = factor @ rotation
-        std = diag[own].sqrt()
-        q, s, _ = torch.linalg.svd(factor[own, rank:] / std[:, None], full_matrices=False)
-        return _Root(own, bare, std, q, (1 + s**2).sqrt(), factor[own, :rank], factor[bare, :rank])
-
-    @property
-    def singular(self) -> bool:
-        if len(self.bare) == 0:
-            return False
-        if self.told.shape[0] > self.told.shape[1]:
-            return True
-        values = torch.linalg.svdvals(self.told)
-        return bool(values[-1] ** 2 <= NULL * values[0] ** 2)
+        std = diag[noisy].sqrt()
+        q, s, _ = torch.linalg.svd(factor[noisy, rank:] / std[:, None], full_matrices=False)
+        order = torch.cat([noisy, bare]).argsort()
+        root = factor[bare, :rank]
+        singular = _singular(root)
+        inverse = root.new_zeros(0, 0) if singular else torch.linalg.inv(root)
+        return _Root(noisy, bare, order, singular, std, q, (1 + s**2).sqrt(), factor[noisy, :rank], root, inverse)
 
     def logdet(self) -> float:
-        return 2 * float(self.std.log().sum() + self.grow.log().sum() + torch.linalg.slogdet(self.told)[1])
+        return 2 * float(self.std.log().sum() + self.grow.log().sum() + torch.linalg.slogdet(self.bare_root)[1])
 
     def _stretch(self, x: Tensor, by: Tensor) -> Tensor:
         """(I + Q (by - 1) Q^T) x."""
-        q = self.q.to(x)
-        return x + q @ ((by - 1).to(x)[:, None] * (q.mT @ x))
+        return x + self.q @ ((by - 1)[:, None] * (self.q.mT @ x))
 
-    def _join(self, own: Tensor, bare: Tensor) -> Tensor:
-        order = torch.cat([self.own, self.bare]).argsort().to(own.device)
-        return torch.cat([own, bare], dim=1)[:, order]
+    def _join(self, noisy: Tensor, bare: Tensor) -> Tensor:
+        return torch.cat([noisy, bare], dim=1)[:, self.order]
 
     def color(self, z: Tensor) -> Tensor:
-        latent = z[:, self.bare][:, : self.told.shape[1]]
-        own = self.std.to(z)[:, None] * self._stretch(z[:, self.own], self.grow) + self.reach.to(z) @ latent
-        return self._join(own, self.told.to(z) @ latent)
+        latent = z[:, self.bare][:, : self.bare_root.shape[1]]
+        noisy = self.std[:, None] * self._stretch(z[:, self.noisy], self.grow) + self.reach @ latent
+        return self._join(noisy, self.bare_root @ latent)
 
     def whiten(self, x: Tensor) -> Tensor:
-        latent = torch.linalg.inv(self.told).to(x) @ x[:, self.bare]
-        own = (x[:, self.own] - self.reach.to(x) @ latent) / self.std.to(x)[:, None]
-        return self._join(self._stretch(own, 1 / self.grow), latent)
+        latent = self.inverse @ x[:, self.bare]
+        noisy = (x[:, self.noisy] - self.reach @ latent) / self.std[:, None]
+        return self._join(self._stretch(noisy, 1 / self.grow), latent)
 
     def whiten_adjoint(self, u: Tensor) -> Tensor:
-        own = self._stretch(u[:, self.own], 1 / self.grow) / self.std.to(u)[:, None]
-        bare = torch.linalg.inv(self.told).mT.to(u) @ (u[:, self.bare] - self.reach.mT.to(u) @ own)
-        return self._join(own, bare)
+        noisy = self._stretch(u[:, self.noisy], 1 / self.grow) / self.std[:, None]
+        bare = self.inverse.mT @ (u[:, self.bare] - self.reach.mT @ noisy)
+        return self._join(noisy, bare)
+
+
+def _singular(root: Tensor) -> bool:
+    """Whether T (bare, r) has no inverse."""
+    if root.shape[0] != root.shape[1]:
+        return True
+    if len(root) == 0:
+        return False
+    values = torch.linalg.svdvals(root)
+    return bool(values[-1] ** 2 <= NULL * values[0] ** 2)

@@ -10,13 +10,15 @@ from torch import Tensor
 from ornstein.noise.covariance import Operation, SingularCovarianceError
 from ornstein.noise.frames import SHORT_AXIS, FrameCovariance
 
+__all__ = ["Chain", "Markov", "scan", "scan_back"]
+
 # Elements of a frame from which a recursion over the frames is faster than doubling, by benchmarks/noise.py.
 _LARGE_FRAME = 1024
 
 
 @dataclass(frozen=True)
 class Chain:
-    """x_k = h_k + w_k: a Markov chain h of correlation rho_k from frame k-1 to k, and a share `white` of white noise w.
+    """x_k = h_k + w_k: a Markov chain h with correlation rho_k from frame k-1 to k, and a share `white` of white noise.
 
     Unit variance: C = (1 - white) H + white I with H_ij = prod_{i < k <= j} rho_k. R is the Cholesky factor, applied by
     the Kalman filter in its innovations form: x_k = m_k + scale_k z_k, m_{k+1} = rho_{k+1} (m_k + gain_k scale_k z_k).
@@ -38,25 +40,22 @@ class Chain:
         for k in range(len(rho)):
             total = variance + white
             scales.append(total.sqrt())
-            # A frame without innovation (rho = 1, no white noise) is told by the one before.
+            # A frame without innovation (rho = 1, no white noise) is determined by the one before.
             gains.append(torch.where(total > 0, variance / total, torch.ones_like(total)))
             if k + 1 < len(rho):
                 left = variance * white / total if white > 0 else torch.zeros_like(total)
                 variance = rho[k + 1] ** 2 * left + (1 - rho[k + 1]) * (1 + rho[k + 1]) * (1 - white)
         return Chain(rho, torch.stack(scales), torch.stack(gains) if white > 0 else None, white)
 
-    def to(self, real: torch.dtype, device: torch.device) -> Chain:
-        gain = None if self.gain is None else self.gain.to(device, real)
-        return Chain(self.rho.to(device, real), self.scale.to(device, real), gain, self.white)
-
     def color(self, z: Tensor) -> Tensor:
         """R z."""
         new = self.scale * z
         return scan(self.rho, new) if self.gain is None else new + self._means(self.rho, self.gain * new)
 
-    def _means(self, factor: Tensor, told: Tensor) -> Tensor:
-        """m_1 = 0, m_{k+1} = factor_{k+1} m_k + rho_{k+1} told_k."""
-        return scan(factor, torch.cat([torch.zeros_like(told[:, :1]), self.rho[1:] * told[:, :-1]], dim=1))
+    def _means(self, factor: Tensor, innovation: Tensor) -> Tensor:
+        """m_1 = 0, m_{k+1} = factor_{k+1} m_k + rho_{k+1} innovation_k."""
+        shifted = self.rho[1:] * innovation[:, :-1]
+        return scan(factor, torch.cat([torch.zeros_like(innovation[:, :1]), shifted], dim=1))
 
     def whiten(self, x: Tensor) -> Tensor:
         """R^-1 x."""
@@ -68,7 +67,7 @@ class Chain:
 
     @property
     def _kept(self) -> Tensor:
-        """What is left of m_k in m_{k+1}, once x_k is known: rho_{k+1} (1 - gain_k)."""
+        """The factor of m_k in m_{k+1} once x_k is known: rho_{k+1} (1 - gain_k)."""
         assert self.gain is not None
         return torch.cat([self.rho[:1], self.rho[1:] * (1 - self.gain[:-1])])
 
@@ -77,11 +76,11 @@ class Chain:
         scaled = u / self.scale
         if self.gain is None:
             return torch.cat([scaled[:, :-1] - self.rho[1:] * scaled[:, 1:], scaled[:, -1:]], dim=1)
-        slope = scan_back(self._kept, -scaled)  # of all the frames from k on, by the mean m_k
+        slope = scan_back(self._kept, -scaled)  # the derivative of all frames from k on by the mean m_k
         return torch.cat([scaled[:, :-1] + self.gain[:-1] * self.rho[1:] * slope[:, 1:], scaled[:, -1:]], dim=1)
 
     def matvec(self, x: Tensor) -> Tensor:
-        """C x: what comes from the frames before and what comes from those after."""
+        """C x: the sum over earlier frames plus the sum over later frames."""
         both = scan(self.rho, x) + scan_back(self.rho, x) - x
         return both if self.white == 0 else (1 - self.white) * both + self.white * x
 
@@ -94,8 +93,8 @@ class Chain:
 def scan(r: Tensor, u: Tensor) -> Tensor:
     """y_k = r_k y_{k-1} + u_k, y_0 = u_0: r (L, *), u (outer, L, *).
 
-    One frame after the other where frames are large; where they are small, so that starting an operation costs more
-    than doing it, by doubling: after j rounds y_k holds the last 2^j terms of its sum, O(L log L).
+    Large frames go one after the other. Small frames, where starting an operation costs more than the operation, go by
+    doubling: after j rounds y_k holds the last 2^j terms of its sum, O(L log L).
     """
     length = u.shape[1]
     if u[:, 0].numel() >= _LARGE_FRAME:
@@ -145,4 +144,4 @@ class Markov(FrameCovariance):
             return super()._apply(operation, x)
         if self.singular and operation in ("whiten", "solve"):
             raise SingularCovarianceError(self)
-        return self._chain.to(x.dtype, x.device).apply(operation, x)
+        return self._cast("chain", lambda: self._chain, x).apply(operation, x)

@@ -1,4 +1,4 @@
-"""Noise shared by all frames, mixed with noise of each frame's own."""
+"""Equicorrelated noise: a part shared by all frames, and a part of each frame's own."""
 
 from __future__ import annotations
 
@@ -8,18 +8,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
+from ornstein.noise.covariance import POWERS, Covariance, Operation, SingularCovarianceError, check_floor
 from ornstein.noise.frames import SHORT_AXIS, FrameCovariance
+
+__all__ = ["Mixed"]
 
 
 @dataclass(frozen=True)
 class Mixed(FrameCovariance):
     """C = (1-c) I + c 11^T over `length` frames: any two frames have correlation c (E5).
 
-    Eigenvalues 1 - c + c L on the mean over frames and 1 - c on what deviates from it, so with P = 11^T/L every
-    function of C is f(1-c) (I - P) + f(1-c+cL) P; R is the symmetric root. O(L) time and memory at any length.
-    c = 1 and c = -1/(L-1) are singular. Raises ValueError for c outside [-1/(L-1), 1] or a length below 1.
+    The mean over frames has eigenvalue 1 - c + c L, deviations from it 1 - c. With P = 11^T/L every function of C is
+    f(1-c) (I - P) + f(1-c+cL) P. R is the symmetric root. O(L) time and memory at any length.
     Source: the "mixed noise model" of Ge et al. 2023, "Preserve Your Own Correlation" (arXiv:2305.10474), section 3.
+
+    Args:
+        length: number of frames, at least 1.
+        c: correlation in [-1/(L-1), 1]; both ends are singular.
+
+    Raises:
+        ValueError: c is outside its range, or the length is below 1.
     """
 
     length: int
@@ -38,7 +46,7 @@ class Mixed(FrameCovariance):
     @property
     def _eigenvalues(self) -> tuple[float, float]:
         """Of a deviation from the mean over frames, and of that mean."""
-        if self.length == 1:  # a single frame has no other, whatever c
+        if self.length == 1:  # one frame has no correlation with others, whatever c is
             return 1.0, 1.0
         mean = 1 + self.c * (self.length - 1)
         return 1 - self.c, 0.0 if abs(mean) < 1e-12 else mean
@@ -55,24 +63,23 @@ class Mixed(FrameCovariance):
         deviation, mean = self._eigenvalues
         return (self.length - 1) * math.log(deviation) + math.log(mean)
 
-    def _function(self, operation: Operation) -> tuple[float, float]:
-        """What the operation does to a deviation from the mean over frames, and to that mean."""
+    def _factors(self, operation: Operation) -> tuple[float, float]:
+        """The factor of a deviation from the mean over frames, and the factor of that mean."""
         if self.singular and operation in ("whiten", "solve"):
             raise SingularCovarianceError(self)
-        power = {"color": 0.5, "matvec": 1.0, "whiten": -0.5, "solve": -1.0}[operation]
         deviation, mean = self._eigenvalues
-        return deviation**power, mean**power
+        return deviation ** POWERS[operation], mean ** POWERS[operation]
 
     def _matrix(self, operation: str) -> Tensor:
-        if operation not in ("color", "matvec", "whiten", "solve"):
+        if operation not in POWERS:
             return super()._matrix(operation)
-        deviation, mean = self._function(operation)
+        deviation, mean = self._factors(operation)
         return deviation * torch.eye(self.length, dtype=torch.float64) + (mean - deviation) / self.length
 
     def _apply(self, operation: Operation, x: Tensor) -> Tensor:
         if self.length <= SHORT_AXIS:
             return super()._apply(operation, x)
-        deviation, mean = self._function(operation)
+        deviation, mean = self._factors(operation)
         return (deviation * x).add_(x.mean(dim=1, keepdim=True), alpha=mean - deviation)
 
     def floored(self, g: float) -> Covariance:

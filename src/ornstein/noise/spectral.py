@@ -12,22 +12,29 @@ from torch import Tensor
 from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
 from ornstein.noise.markov import Chain
 
+__all__ = ["SpectralAR1", "conjugates", "radial_bands"]
+
 
 @dataclass(frozen=True, eq=False)
 class SpectralAR1(Covariance):
     """AR(rho_k) over the `length` frames of each spatial frequency k of clips (B, C, F, H, W) (E5).
 
-    C = F^T diag_k[(1 - white) rho_k^|i-j| + white I] F with F the orthonormal 2-D Fourier transform of a frame: each
-    frame by itself is white with unit variance, and slow frequencies persist while fast ones renew.
-
-    rho: (H, W), one for each frequency in the order of fft2, equal at k and -k; or (bands,), one for each of equally
-        wide bands of the radius |k| from 0 to the corner of the spectrum, and then
-    size: (H, W), the frame that the bands are laid out on.
-    white: the share of white noise, which `floored` sets.
+    C = F^T diag_k[(1 - white) rho_k^|i-j| + white I] F with F the orthonormal 2-D Fourier transform of a frame. Each
+    frame by itself is white with unit variance; slow frequencies persist while fast ones renew.
 
     R is the Cholesky factor over frames between two FFTs: O(F H W log(HW)) time, memory of a sample's size, at any
-    length. Singular where some |rho_k| = 1 and white = 0. Raises ValueError for |rho| > 1, naming the smallest
-    eigenvalue, for a rho that differs between k and -k (R would not be real), and bands without a size.
+    length. C is singular where some |rho_k| = 1 and white = 0.
+
+    Args:
+        length: number of frames.
+        rho: (H, W), one for each frequency in the order of fft2, equal at k and -k; or (bands,), one for each of
+            equally wide bands of the radius |k| from 0 to the corner of the spectrum, together with `size`.
+        size: (H, W), the frame that the bands are laid out on.
+        white: the share of white noise in [0, 1]; `floored` sets it.
+
+    Raises:
+        ValueError: |rho| > 1 (the message names the smallest eigenvalue), rho differs between k and -k (R would not be
+            real), or bands come without a size.
     """
 
     length: int
@@ -36,7 +43,7 @@ class SpectralAR1(Covariance):
     white: float = 0.0
 
     def __post_init__(self) -> None:
-        rho = torch.as_tensor(self.rho, dtype=torch.float64).detach().cpu()
+        rho = torch.as_tensor(self.rho, dtype=torch.float64, device="cpu").detach()
         object.__setattr__(self, "rho", rho)
         if self.length < 1:
             raise ValueError(f"SpectralAR1 needs at least one frame, got length {self.length}")
@@ -76,7 +83,7 @@ class SpectralAR1(Covariance):
         return rho[radial_bands(height, width, len(rho))] if rho.ndim == 1 else rho[:, : width // 2 + 1]
 
     def band_rho(self, bands: int) -> Tensor:
-        """The mean rho of each radial band, (bands,) float64."""
+        """The mean of rho over each radial band, (bands,) float64."""
         index = radial_bands(*self.frame, bands).flatten()
         weight = conjugates(*self.frame).expand(self._grid.shape).flatten()
         zeros = torch.zeros(bands, dtype=torch.float64)
@@ -101,22 +108,22 @@ class SpectralAR1(Covariance):
             raise ValueError(f"{self} acts on clips (B, C, {', '.join(map(str, wanted))}), got shape {tuple(x.shape)}")
         if operation in ("whiten", "solve") and self.singular:
             raise SingularCovarianceError(self)
-        if x.numel() == 0:  # which the Fourier transform refuses
+        if x.numel() == 0:  # the Fourier transform refuses it
             return x
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         f = torch.fft.rfft2(work.flatten(0, 1), norm="ortho")
-        f = self._chain.to(work.dtype, x.device).apply(operation, f)
+        f = self._cast("chain", lambda: self._chain, work).apply(operation, f)
         return torch.fft.irfft2(f, s=self.frame, norm="ortho").reshape(x.shape).to(x.dtype)
 
-    def logdet(self, shape: tuple[int, ...]) -> float:
-        """log det of the covariance of one clip: of shape (C, F, H, W), or of a batch (B, C, F, H, W)."""
-        wanted = (self.length, *self.frame)
-        if len(shape) not in (4, 5) or tuple(shape[-3:]) != wanted:
-            raise ValueError(f"{self} acts on clips (C, {', '.join(map(str, wanted))}), got shape {tuple(shape)}")
+    def logdet(self, sample_shape: Sequence[int]) -> float:
+        """log det of the covariance of one clip, of shape (C, F, H, W)."""
+        shape, wanted = tuple(sample_shape), (self.length, *self.frame)
+        if len(shape) != 4 or shape[1:] != wanted:
+            raise ValueError(f"{self} acts on clips (C, {', '.join(map(str, wanted))}), got a sample of {shape}")
         if self.singular:
             raise SingularCovarianceError(self)
         per_frequency = 2 * self._chain.scale.log().sum(0)
-        return int(shape[-4]) * float((per_frequency * conjugates(*self.frame)).sum())
+        return shape[0] * float((per_frequency * conjugates(*self.frame)).sum())
 
     def dense(self) -> Tensor:
         """The matrix over (F, H, W) flattened, float64: for tests and plots of small clips."""
@@ -129,7 +136,7 @@ class SpectralAR1(Covariance):
         check_floor(g)
         return SpectralAR1(self.length, torch.as_tensor(self.rho), self.size, 1 - (1 - g) * (1 - self.white))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         height, width = self.frame
         return f"SpectralAR1({self.length} frames of {height}x{width})"
 
@@ -142,7 +149,7 @@ def radial_bands(height: int, width: int, bands: int) -> Tensor:
 
 
 def conjugates(height: int, width: int) -> Tensor:
-    """How many frequencies of fft2 each one of rfft2 stands for, (1, W//2 + 1) float64: 2, or 1 where it is its own."""
+    """How many frequencies of fft2 each one of rfft2 stands for, (1, W//2 + 1) float64: 2, or 1 if -k is k itself."""
     count = torch.full((1, width // 2 + 1), 2.0, dtype=torch.float64)
     count[:, 0] = 1
     if width % 2 == 0:

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor
+from ornstein.noise.covariance import Covariance, Operation, SingularCovarianceError, check_floor, white
 from ornstein.noise.frames import NULL, SHORT_AXIS, FrameCovariance, check_eigenvalues, frame_axis
+
+__all__ = ["Toeplitz", "levinson"]
 
 # How far a circulant embedding is extended, in lengths of the axis, before it is given up.
 _EXTENSIONS = (0, 1, 3, 7)
@@ -18,27 +20,32 @@ _EXTENSIONS = (0, 1, 3, 7)
 
 @dataclass(frozen=True, eq=False)
 class Toeplitz(FrameCovariance):
-    """C_ij = r_|i-j| with r the first row (L,), of any variance r_0 (E5: the symmetric Toeplitz matrix of S2).
+    """C_ij = r_|i-j|, the symmetric Toeplitz matrix of S2 (E5), of any variance r_0.
 
     Up to 64 frames every operation is a product with a cached matrix. Beyond, for L frames:
 
     - `matvec` is exact by FFT, O(L log L);
-    - `sample` is a circulant embedding, O(L log L). Where the embedding has an eigenvalue below zero it is extended by
-      the autoregression that r determines (its maximum entropy extension); where that does not help either, `color`
-      stands in. The law is C exactly in each case;
-    - `solve`, `logdet` and `mahalanobis` need Levinson's recursion, O(L^2) time and O(L) memory, once; each use
-      after it is O(L log L) by the Gohberg-Semencul formula;
+    - `sample` is a circulant embedding, O(L log L). An embedding with an eigenvalue below zero is extended by the
+      autoregression that r determines (its maximum entropy extension); if no extension helps, `sample` uses `color`.
+      The law is C exactly in each case;
+    - `solve`, `logdet` and `mahalanobis` need Levinson's recursion once, O(L^2) time and O(L) memory; after it each
+      use is O(L log L) by the Gohberg-Semencul formula;
     - `color` and `whiten` are products with the Cholesky factor and its inverse: O(L^2) time and memory, and O(L^3)
-      time once to make them. No root of a Toeplitz matrix is known that is square and faster.
+      time once. No root of a Toeplitz matrix is known that is square and faster.
 
-    Raises ValueError for a row that is not finite or whose matrix has an eigenvalue below zero, naming the smallest.
     Source: Dietrich & Newsam 1997 (embedding); Gohberg & Semencul 1972; Golub & Van Loan, section 4.7 (Levinson).
+
+    Args:
+        first_row: r, (L,).
+
+    Raises:
+        ValueError: the row is not finite, or its matrix has an eigenvalue below zero; the message names the smallest.
     """
 
     first_row: Tensor | Sequence[float]
 
     def __post_init__(self) -> None:
-        row = torch.as_tensor(self.first_row, dtype=torch.float64).detach().cpu()
+        row = torch.as_tensor(self.first_row, dtype=torch.float64, device="cpu").detach()
         object.__setattr__(self, "first_row", row)
         if row.ndim != 1 or len(row) == 0:
             raise ValueError(f"the first row of a Toeplitz covariance is a vector, got shape {tuple(row.shape)}")
@@ -74,14 +81,14 @@ class Toeplitz(FrameCovariance):
 
     @property
     def _levinson(self) -> tuple[Tensor, Tensor] | None:
-        """The last prediction filter [1, a_1, ..] and the error variances of all orders; None where C is singular."""
+        """The last prediction filter [1, a_1, ..] and the error variances of all orders; None if C is singular."""
         if "_prediction" not in self.__dict__:
             self.__dict__["_prediction"] = levinson(self._row)
         return self.__dict__["_prediction"]
 
     @property
     def _embedding(self) -> Tensor | None:
-        """The eigenvalues of a circulant matrix whose corner is C, none below zero; None where none was found."""
+        """The eigenvalues of a circulant matrix whose corner is C, none below zero; None if none was found."""
         if "_circulant" not in self.__dict__:
             self.__dict__["_circulant"] = self._embed()
         return self.__dict__["_circulant"]
@@ -105,11 +112,11 @@ class Toeplitz(FrameCovariance):
     def _apply(self, operation: Operation, x: Tensor) -> Tensor:
         if self.length <= SHORT_AXIS or operation in ("color", "whiten"):
             return super()._apply(operation, x)
-        if x.numel() == 0:  # which the Fourier transform refuses
+        if x.numel() == 0:  # the Fourier transform refuses it
             return x
         work = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if operation == "matvec":
-            spectrum = _spectrum(_circulant(self._row, 2 * self.length))
+            spectrum = self._cast("spectrum", lambda: _spectrum(_circulant(self._row, 2 * self.length)), work)
             return _filter(work, spectrum).to(x.dtype)
         return self._gohberg_semencul(work).to(x.dtype)
 
@@ -117,18 +124,20 @@ class Toeplitz(FrameCovariance):
         """C^-1 x = (A A^T - B B^T) x / e_L: A, B lower triangular Toeplitz with columns [1, a_1, ..], [0, .., a_1]."""
         if self._levinson is None:
             raise SingularCovarianceError(self)
-        filter_, errors = self._levinson
-        backward = torch.cat([filter_.new_zeros(1), filter_[1:].flip(0)])
-        size = 2 * self.length
-        a, b = (torch.fft.rfft(column, size).to(x.device) for column in (filter_, backward))
+        size, error = 2 * self.length, float(self._levinson[1][-1])
         f = torch.fft.rfft(x, size, dim=1)
-        complex_ = f.dtype
         out = torch.zeros_like(f)
-        for column, sign in ((a, 1.0), (b, -1.0)):
-            column = column.to(complex_)[:, None]
-            adjoint = torch.fft.irfft(f * column.conj(), size, dim=1)[:, : self.length]
-            out = out + sign * torch.fft.rfft(adjoint, size, dim=1) * column
-        return torch.fft.irfft(out, size, dim=1)[:, : self.length] / float(errors[-1])
+        for column, sign in zip(self._cast("columns", self._columns, x), (1.0, -1.0), strict=True):
+            transform = torch.fft.rfft(column, size)[:, None]
+            adjoint = torch.fft.irfft(f * transform.conj(), size, dim=1)[:, : self.length]
+            out = out + sign * torch.fft.rfft(adjoint, size, dim=1) * transform
+        return torch.fft.irfft(out, size, dim=1)[:, : self.length] / error
+
+    def _columns(self) -> Tensor:
+        """The first columns of A and B, (2, L) float64."""
+        assert self._levinson is not None
+        filter_ = self._levinson[0]
+        return torch.stack([filter_, torch.cat([filter_.new_zeros(1), filter_[1:].flip(0)])])
 
     def mahalanobis(self, x: Tensor) -> Tensor:
         if self.length <= SHORT_AXIS:
@@ -137,20 +146,21 @@ class Toeplitz(FrameCovariance):
 
     def sample(
         self,
-        shape: tuple[int, ...],
+        shape: Sequence[int],
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
         shape = tuple(shape)
-        axis = frame_axis(len(shape))
+        axis = frame_axis(shape[1:]) + 1
         if self.length <= SHORT_AXIS or shape[axis] != self.length or 0 in shape or self._embedding is None:
             return super().sample(shape, generator, dtype, device)
         size = 2 * (len(self._embedding) - 1)
         outer, inner = math.prod(shape[:axis]), math.prod(shape[axis + 1 :])
-        z = torch.randn(outer, size, inner, generator=generator, dtype=dtype, device=device)
+        z = white((outer, size, inner), generator, dtype, device)
         work = z if z.dtype in (torch.float32, torch.float64) else z.float()
-        return _filter(work, self._embedding.sqrt())[:, : self.length].to(z.dtype).reshape(shape)
+        root = self._cast("embedding", lambda: torch.as_tensor(self._embedding).sqrt(), work)
+        return _filter(work, root)[:, : self.length].to(z.dtype).reshape(shape)
 
     def floored(self, g: float) -> Covariance:
         """(1 - g) C + g I, again Toeplitz."""
@@ -159,14 +169,14 @@ class Toeplitz(FrameCovariance):
         row[0] += g
         return Toeplitz(row)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"Toeplitz({self.length})"
 
 
 def levinson(row: Tensor) -> tuple[Tensor, Tensor] | None:
     """The prediction filter [1, a_1, .., a_{L-1}] and error variances e_0..e_{L-1} of an autocovariance (L,) float64.
 
-    The Levinson-Durbin recursion, O(L^2) time and O(L) memory. None where the matrix is not positive definite, or so
+    The Levinson-Durbin recursion, O(L^2) time and O(L) memory. None if the matrix is not positive definite, or so
     nearly singular that a prediction leaves less than 1e-12 of the variance.
     """
     n = len(row)
@@ -197,12 +207,12 @@ def _spectrum(circulant: Tensor) -> Tensor:
 
 
 def _is_spectrum(values: Tensor) -> bool:
-    """Whether no eigenvalue is below zero, but for rounding."""
+    """Whether no eigenvalue is below zero, up to rounding."""
     return bool(values.min() >= -1e-13 * values.max())
 
 
 def _filter(x: Tensor, spectrum: Tensor) -> Tensor:
     """The circulant matrix of this spectrum times x (outer, L, inner), zero-padded to its size; the first L rows."""
     size = 2 * (len(spectrum) - 1)
-    f = torch.fft.rfft(x, size, dim=1) * spectrum.to(x)[:, None]
+    f = torch.fft.rfft(x, size, dim=1) * spectrum[:, None]
     return torch.fft.irfft(f, size, dim=1)[:, : x.shape[1]]

@@ -41,7 +41,11 @@ def _plain(value: object) -> object:
 
 
 def from_config(config: dict) -> Schedule:
-    """The schedule that `to_config` described; ValueError for an unknown type or wrong arguments."""
+    """The schedule that `to_config` described.
+
+    Raises:
+        ValueError: the type is unknown, or the arguments are wrong.
+    """
     arguments = {k: from_config(v) if isinstance(v, dict) else v for k, v in config.items()}
     name = arguments.pop("type", None)
     if not isinstance(name, str) or name not in TYPES:

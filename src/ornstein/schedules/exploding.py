@@ -8,12 +8,43 @@ from torch import Tensor
 
 from ornstein.schedules.schedule import Schedule
 
+__all__ = ["EDM", "VE"]
+
+
+class _Exploding(Schedule):
+    """a = 1. Subclasses give `_sigma`, `_g2` and `_time`. The curve (1, s) is a line with parameter s."""
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def _alpha_dot(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def _sigma_dot(self, t: Tensor) -> Tensor:
+        return self._g2(t) / (2 * self._sigma(t))
+
+    def _drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def curve(self, t: float) -> float:
+        return float(self.sigma(t))
+
+    def curve_time(self, u: float) -> float:
+        return self._time_at_ratio(u)
+
+    def curve_tangent(self, u: float) -> tuple[float, float]:
+        return 0.0, 1.0
+
 
 @dataclass(frozen=True)
-class VE(Schedule):
-    """Variance exploding: a = 1, s^2 = sigma_min^2 ((sigma_max/sigma_min)^{2t} - 1).
+class VE(_Exploding):
+    """Variance-exploding: a = 1, s^2 = sigma_min^2 ((sigma_max/sigma_min)^{2t} - 1).
 
-    This is the exact kernel of Song et al.'s VE-SDE started at the data: s^2(t) of theirs less s^2(0), so s(0) = 0.
+    This is the exact kernel of the VE-SDE of Song et al. (2021) started at the data: their s^2(t) minus their s^2(0),
+    so that s(0) = 0.
+
+    Args:
+        sigma_min, sigma_max: noise levels, 0 < sigma_min < sigma_max.
     """
 
     sigma_min: float = 0.01
@@ -26,20 +57,8 @@ class VE(Schedule):
     def _rate(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
 
-    def _alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
     def _sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.sqrt(torch.expm1(2 * self._rate * t))
-
-    def _alpha_dot(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def _sigma_dot(self, t: Tensor) -> Tensor:
-        return self._g2(t) / (2 * self._sigma(t))
-
-    def _drift(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
 
     def _g2(self, t: Tensor) -> Tensor:
         return 2 * self._rate * self.sigma_min**2 * torch.exp(2 * self._rate * t)
@@ -49,9 +68,15 @@ class VE(Schedule):
 
 
 @dataclass(frozen=True)
-class EDM(Schedule):
-    """a = 1 and noise levels warped as in Karras et al. (2022): k(t) = (m + t (M - m))^rho, m and M the rho-th roots
-    of sigma_min and sigma_max. As for `VE`, s^2 = k^2 - sigma_min^2 starts at the data, so s(0) = 0.
+class EDM(_Exploding):
+    """a = 1 and the noise levels of Karras et al. (2022): k(t) = (m + t (M - m))^rho.
+
+    m and M are the rho-th roots of sigma_min and sigma_max. As for `VE`, s^2 = k^2 - sigma_min^2 starts at the data, so
+    s(0) = 0.
+
+    Args:
+        sigma_min, sigma_max: noise levels, 0 < sigma_min < sigma_max.
+        rho: > 0.
     """
 
     sigma_min: float = 0.002
@@ -70,21 +95,9 @@ class EDM(Schedule):
     def _level(self, t: Tensor) -> Tensor:
         return self.sigma_min * (1 + self._slope * t) ** self.rho
 
-    def _alpha(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
-
     def _sigma(self, t: Tensor) -> Tensor:
         # k^2 - sigma_min^2 by expm1: no cancellation near t = 0.
         return self.sigma_min * torch.sqrt(torch.expm1(2 * self.rho * torch.log1p(self._slope * t)))
-
-    def _alpha_dot(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def _sigma_dot(self, t: Tensor) -> Tensor:
-        return self._g2(t) / (2 * self._sigma(t))
-
-    def _drift(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
 
     def _g2(self, t: Tensor) -> Tensor:
         return 2 * self.rho * self._slope * self._level(t) ** 2 / (1 + self._slope * t)

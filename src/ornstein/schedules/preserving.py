@@ -9,13 +9,27 @@ from torch import Tensor
 
 from ornstein.schedules.schedule import Schedule
 
+__all__ = ["Cosine", "Discrete", "LinearBeta", "VariancePreserving"]
+
 
 class VariancePreserving(Schedule):
-    """a^2 = exp(-B), s^2 = 1 - a^2 with B(t) the integral of beta. Subclasses give `_integral` (B) and `_beta`."""
+    """a^2 = exp(-B), s^2 = 1 - a^2 with B(t) the integral of beta. Subclasses give `_integral` (B) and `_beta`.
+
+    The curve (a, s) is the unit circle; its parameter is the angle, u = atan(s/a).
+    """
 
     @property
     def variance_preserving(self) -> bool:
         return True
+
+    def curve(self, t: float) -> float:
+        return math.atan2(float(self.sigma(t)), float(self.alpha(t)))
+
+    def curve_time(self, u: float) -> float:
+        return self._time_at_ratio(math.tan(u))
+
+    def curve_tangent(self, u: float) -> tuple[float, float]:
+        return -math.sin(u), math.cos(u)
 
     def _integral(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -74,14 +88,15 @@ class LinearBeta(VariancePreserving):
 class Cosine(VariancePreserving):
     """a = cos(w t), s = sin(w t) (Nichol & Dhariwal 2021, continuous): lambda(t) = -2 log tan(w t).
 
-    w is set by the log-SNR at t = 1; `log_snr_min=None` takes w = pi/2, a zero terminal SNR.
+    Args:
+        log_snr_min: the log-SNR at t = 1, which sets w. None takes w = pi/2, a zero terminal SNR.
     """
 
     log_snr_min: float | None = -10.0
 
     def __post_init__(self) -> None:
         if self.log_snr_min is not None and not math.isfinite(self.log_snr_min):
-            raise ValueError("log_snr_min must be finite; None stands for a zero terminal SNR")
+            raise ValueError("log_snr_min must be finite; give None for a zero terminal SNR")
 
     @property
     def _frequency(self) -> float:
@@ -92,7 +107,7 @@ class Cosine(VariancePreserving):
 
     def _alpha(self, t: Tensor) -> Tensor:
         a = torch.cos(self._angle(t))
-        # cos(pi/2) is 6e-17 in floating point; a zero terminal SNR is meant to be exact.
+        # cos(pi/2) is 6e-17 in floating point; a zero terminal SNR has to be exact.
         return torch.where(t == 1, 0.0, a) if self.log_snr_min is None else a
 
     def _sigma(self, t: Tensor) -> Tensor:
@@ -123,6 +138,9 @@ class Discrete(VariancePreserving):
 
     Between two steps abar is linear in t, so that a^2 + s^2 = 1 everywhere and a last beta of 1 (zero terminal SNR) is
     allowed. A model trained on integer timesteps k = 0..T-1 sees timestep k at t = (k + 1)/T.
+
+    Args:
+        steps: the betas, (T,), in (0, 1); only the last may be 1. A tensor may be on any device.
     """
 
     steps: tuple[float, ...]
@@ -131,7 +149,7 @@ class Discrete(VariancePreserving):
     _nodes: Tensor = field(init=False, repr=False, compare=False)
 
     def __init__(self, steps: Sequence[float] | Tensor) -> None:
-        betas = torch.as_tensor(steps, dtype=torch.float64).flatten()
+        betas = torch.as_tensor(steps, dtype=torch.float64, device="cpu").detach().flatten()
         if betas.numel() == 0 or not bool(((betas > 0) & (betas <= 1)).all()) or bool((betas[:-1] == 1).any()):
             raise ValueError("betas must lie in (0, 1); only the last may be 1 (zero terminal SNR)")
         log_abar = torch.cat([torch.zeros(1, dtype=torch.float64), torch.log1p(-betas).cumsum(0)])
@@ -159,32 +177,44 @@ class Discrete(VariancePreserving):
         abar = torch.cat([torch.ones(1, dtype=torch.float64), root**2])
         return Discrete(1 - abar[1:] / abar[:-1])
 
+    def __repr__(self) -> str:
+        return f"Discrete({len(self.steps)} steps, beta from {self.steps[0]:.3g} to {self.steps[-1]:.3g})"
+
+    def _table(self, name: str, device: torch.device) -> Tensor:
+        """One of the tables `_abar`, `_sbar`, `_nodes` on `device`; copied there once."""
+        if device.type == "cpu":
+            return getattr(self, name)
+        tables: dict[tuple[str, torch.device], Tensor] = self.__dict__.setdefault("_tables", {})
+        if (name, device) not in tables:
+            tables[name, device] = getattr(self, name).to(device)
+        return tables[name, device]
+
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
         position = t.clamp(0, 1) * len(self.steps)
         n = position.floor().clamp(max=len(self.steps) - 1)
         return n.long(), position - n
 
-    def _interpolate(self, values: Tensor, t: Tensor) -> Tensor:
-        values = values.to(t.device)
+    def _interpolate(self, name: str, t: Tensor) -> Tensor:
+        values = self._table(name, t.device)
         n, u = self._segment(t)
         return torch.lerp(values[n], values[n + 1], u)
 
     def _alpha(self, t: Tensor) -> Tensor:
-        return torch.sqrt(self._interpolate(self._abar, t))
+        return torch.sqrt(self._interpolate("_abar", t))
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(self._interpolate(self._sbar, t))
+        return torch.sqrt(self._interpolate("_sbar", t))
 
     def _log_snr(self, t: Tensor) -> Tensor:
-        return torch.log(self._interpolate(self._abar, t)) - torch.log(self._interpolate(self._sbar, t))
+        return torch.log(self._interpolate("_abar", t)) - torch.log(self._interpolate("_sbar", t))
 
     def _integral(self, t: Tensor) -> Tensor:
-        return -torch.log(self._interpolate(self._abar, t))
+        return -torch.log(self._interpolate("_abar", t))
 
     def _fall(self, t: Tensor) -> Tensor:
         """-d abar/dt, constant within a step."""
         n, _ = self._segment(t)
-        abar = self._abar.to(t.device)
+        abar = self._table("_abar", t.device)
         return (abar[n] - abar[n + 1]) * len(self.steps)
 
     # The derivatives from abar itself: through beta they would be inf * 0 at a zero terminal SNR.
@@ -195,11 +225,11 @@ class Discrete(VariancePreserving):
         return self._fall(t) / (2 * self._sigma(t))
 
     def _beta(self, t: Tensor) -> Tensor:
-        return self._fall(t) / self._interpolate(self._abar, t)
+        return self._fall(t) / self._interpolate("_abar", t)
 
     def _time(self, log_snr: Tensor) -> Tensor:
         # abar = sigmoid(log-SNR) is linear within a segment; solve on whichever of abar and 1 - abar is the smaller.
-        nodes, abar, sbar = (v.to(log_snr.device) for v in (self._nodes, self._abar, self._sbar))
+        nodes, abar, sbar = (self._table(name, log_snr.device) for name in ("_nodes", "_abar", "_sbar"))
         n = torch.searchsorted(-nodes, -log_snr.contiguous(), right=True).clamp(1, len(self.steps)) - 1
         from_noise = (torch.sigmoid(-log_snr) - sbar[n]) / (sbar[n + 1] - sbar[n])
         from_data = (torch.sigmoid(log_snr) - abar[n]) / (abar[n + 1] - abar[n])

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ornstein.schedules.schedule import Schedule
 
+__all__ = ["Rectified"]
+
 
 @dataclass(frozen=True)
 class Rectified(Schedule):

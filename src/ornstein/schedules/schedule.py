@@ -1,22 +1,31 @@
 """What a noise schedule is: a(t), s(t) and what follows from them."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+__all__ = ["Schedule", "Times"]
+
 Times = float | Tensor
 
 
 def _elementwise(f: Callable[[Tensor], Tensor], t: Times) -> Tensor:
-    """f in float64, returned in the dtype of `t` (float64 for a Python number)."""
-    t = torch.as_tensor(t, dtype=None if isinstance(t, Tensor) else torch.float64)
+    """f in float64, returned in the dtype and on the device of `t` (float64 on the CPU for a Python number)."""
+    if not isinstance(t, Tensor):
+        return f(torch.tensor(t, dtype=torch.float64))
     dtype = t.dtype if t.is_floating_point() else torch.float64
+    if t.device.type == "mps":  # it has no float64
+        return f(t.cpu().double()).to(dtype).to(t.device)
     return f(t.double()).to(dtype)
 
 
 class Schedule:
-    """a(t), s(t) and what follows from them. Subclasses give the float64 functions, `_alpha`, `_sigma` and so on."""
+    """a(t), s(t) and what follows from them, for t in [0, 1] with t = 0 the data.
+
+    Subclasses give the float64 functions `_alpha`, `_sigma`, `_alpha_dot`, `_sigma_dot`, `_drift`, `_g2` and `_time`.
+    """
 
     def _alpha(self, t: Tensor) -> Tensor:
         raise NotImplementedError
@@ -74,9 +83,31 @@ class Schedule:
         """g^2(t) = ds^2/dt - 2 f s^2, the squared diffusion of E18 (beta for a variance-preserving schedule)."""
         return _elementwise(self._g2, t)
 
+    # The curve (a, s) as a function of a parameter u in which it is smooth, for Runge-Kutta steps of the flow (E20):
+    # dx/du = (da/du) x0 + (ds/du) eps. In t itself the flow may be singular (s grows as sqrt(t)), kinked (a chain of
+    # betas) or spread over decades of noise (exploding variance).
+
+    def curve(self, t: float) -> float:
+        """The parameter u of the curve (a, s) at time t. Here t itself."""
+        return t
+
+    def curve_time(self, u: float) -> float:
+        """The time t at the parameter u: the inverse of `curve`."""
+        return u
+
+    def curve_tangent(self, u: float) -> tuple[float, float]:
+        """(da/du, ds/du) at the parameter u."""
+        return float(self.alpha_dot(u)), float(self.sigma_dot(u))
+
+    def _time_at_ratio(self, ratio: float) -> float:
+        """The time at which s/a is `ratio`."""
+        if ratio <= 0:
+            return 0.0
+        return min(max(float(self.time(-2 * math.log(ratio))), 0.0), 1.0)
+
     @property
     def zero_terminal_snr(self) -> bool:
-        """Whether nothing of the data is left at t = 1, a(1) = 0: noise and score then say nothing of x_0 there."""
+        """Whether a(1) = 0: x_1 is then pure noise, and noise or score predictions there do not determine x_0."""
         return float(self.alpha(1.0)) <= 1e-12
 
     @property
@@ -87,7 +118,8 @@ class Schedule:
     def betas(self, T: int) -> Tensor:
         """(T,) float64: beta_n = 1 - abar_n/abar_{n-1} of the T-step chain on the grid n/T (E1, E2).
 
-        Raises ValueError for schedules that do not preserve variance: they have no such chain.
+        Raises:
+            ValueError: the schedule does not preserve variance (it has no such chain), or T < 1.
         """
         if not self.variance_preserving:
             raise ValueError(f"{type(self).__name__} does not preserve variance: it has no chain of betas")

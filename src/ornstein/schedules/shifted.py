@@ -10,17 +10,25 @@ from torch import Tensor
 
 from ornstein.schedules.preserving import VariancePreserving
 
+__all__ = ["Shifted"]
+
 
 @dataclass(frozen=True)
 class Shifted(VariancePreserving):
     """lambda(t) = lambda of `schedule` + log_snr_shift, at the same t; variance is preserved.
 
     With c = e^(-shift/2) and n^2 = a^2 + c^2 s^2 of the schedule: a -> a/n, s -> c s/n. Noise of covariance c^2 C under
-    the schedule differs from noise of covariance C under this one by the factor n of x_t alone: so a shift of
+    the schedule differs from noise of covariance C under this one only by the factor n of x_t. A shift of
     -`noise.log_snr_shift(C, Sigma)` centres the log-SNRs of the data's modes, logdet(C^-1 Sigma) = 0.
 
-    Raises ValueError for a schedule that does not preserve variance (there s itself is scaled) and a shift that is not
-    finite. Source: Hoogeboom et al. 2023 (simple diffusion), section 2.2, for the shift; S2 for C.
+    Source: Hoogeboom et al. 2023 (simple diffusion), section 2.2, for the shift; S2 for C.
+
+    Args:
+        schedule: a variance-preserving schedule.
+        log_snr_shift: finite.
+
+    Raises:
+        ValueError: the schedule does not preserve variance (scale its s instead), or the shift is not finite.
     """
 
     schedule: VariancePreserving
@@ -48,7 +56,7 @@ class Shifted(VariancePreserving):
     def _log_snr(self, t: Tensor) -> Tensor:
         return self.schedule._log_snr(t) + self.log_snr_shift
 
-    # Below, a a' + s s' = 0 of the schedule has taken out what would be infinite at either end.
+    # a a' + s s' = 0 of the schedule removes the terms that would be infinite at either end.
     def _alpha_dot(self, t: Tensor) -> Tensor:
         return self._c**2 * self.schedule._alpha_dot(t) / self._n(t) ** 3
 

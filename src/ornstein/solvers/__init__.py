@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
+from ornstein.request import SOLVER
 from ornstein.solvers.adaptive import rk45
 from ornstein.solvers.chain import ddim, ddpm
 from ornstein.solvers.multistep import multistep, singlestep
@@ -61,6 +62,3 @@ SOLVERS: dict[str, Solver] = {
     "heun-churn": partial(heun, churn=10.0),
     "rk45": rk45,
 }
-
-SOLVER = "flow-3m"
-"""The default."""

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
-from ornstein.process import Prediction, Process
+from ornstein.process import Prediction
 from ornstein.schedules import Times
+from ornstein.wrapper import Wrapper
 
 
 class Noise(Protocol):
@@ -29,16 +30,12 @@ def pairs(times: Tensor, down: bool = False) -> Iterator[tuple[float, float]]:
 
 
 @dataclass
-class Counted:
+class Counted(Wrapper):
     """A denoiser that counts: `calls`, each of them a whole batch, and `evaluations`, the rows of all of them."""
 
     denoiser: Denoises
     calls: int = field(default=0, init=False)
     evaluations: int = field(default=0, init=False)
-
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
 
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         self.calls += 1

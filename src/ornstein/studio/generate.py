@@ -17,15 +17,16 @@ from torch import Tensor
 import ornstein as orn
 from ornstein.data import clip_grid, grid, save_grid, save_mp4, to_uint8
 from ornstein.denoiser import Denoiser
+from ornstein.devices import choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.run import STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
-from ornstein.sampling import State, device_of
+from ornstein.sampling import State
 from ornstein.solvers import SOLVER, SOLVERS
 from ornstein.studio import charts
 from ornstein.studio.studio import Studio
 from ornstein.studio.work import Work, note, told
-from ornstein.training.config import autocast_dtype
+from ornstein.wrapper import device_of
 
 AUTOMATIC, EACH, TUNED = "automatic", "each in turn", "tuned"
 MOST = 64  # samples at a time: one batch, as `ornstein sample` makes it
@@ -91,7 +92,7 @@ class Asked:
             cond={"label": labels},
             callback=told_state,
             batch=batch,
-            precision=autocast_dtype("auto", device_of(denoiser)),
+            precision=choose_precision("auto", device_of(denoiser)),
         )
         return denoiser.decode(samples)
 

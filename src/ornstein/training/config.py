@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-
+from ornstein.devices import Precision
 from ornstein.errors import UserError
 from ornstein.objectives import OBJECTIVES
 from ornstein.training.tracking import check_trackers
@@ -12,7 +11,6 @@ from ornstein.training.tracking import check_trackers
 DECAY = 0.3  # the last part of a training, over which the learning rate falls linearly
 FINAL = 0.01  # to this fraction of itself
 
-Precision = Literal["auto", "float32", "bf16"]
 Optimizer = Literal["muon", "adamw"]
 
 
@@ -137,26 +135,3 @@ def ema_decay(exponent: float, step: int) -> float:
     Source: Karras et al. 2024 (arXiv:2312.02696), section 3.1: no start-up bias, at any length of the training.
     """
     return (1 - 1 / step) ** (exponent + 1)
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype to autocast to, or None for float32.
-
-    Raises:
-        UserError: bf16 asked for on a GPU that has none.
-    """
-    if precision not in get_args(Precision):
-        raise UserError(f"precision {precision!r} is unknown; known: {', '.join(get_args(Precision))}")
-    if precision == "float32":
-        return None
-    if device.type == "cuda":
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
-        if precision == "bf16" and not supported:
-            raise UserError("this GPU has no bf16: use precision float32")
-    elif device.type == "cpu":
-        # bf16 without the instruction is emulated, several times slower than float32. There is no public test for it.
-        has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-        supported = has_avx512_bf16 is not None and has_avx512_bf16()
-    else:
-        supported = False
-    return torch.bfloat16 if supported or precision == "bf16" else None

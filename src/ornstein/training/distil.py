@@ -18,9 +18,9 @@ from ornstein.data.rows import RowFile
 from ornstein.denoiser import Denoiser, Distilled
 from ornstein.errors import UserError
 from ornstein.few_steps.distillation import follow, labels_of, leading_to, student_times
-from ornstein.sampling import network_precision
 from ornstein.store import atomic_write, read_json, write_error
 from ornstein.training.task import Task
+from ornstein.wrapper import network_precision
 
 FOLDER = "trajectories"
 _FILE = "trajectories.npy"
@@ -144,7 +144,7 @@ class Distillation(Task[Denoiser]):
         return self.model.error(aim, **cond).mean(), {}
 
     def config(self) -> dict[str, Any]:
-        return checkpoint.to_config(self.model) | {"teacher": self.teacher}
+        return self.model.to_config() | {"teacher": self.teacher}
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
         checkpoint.save(model, out, extra | {"teacher": self.teacher})

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ornstein.denoiser import Denoiser
+from ornstein.devices import choose_precision
 from ornstein.errors import RunError, UserError
 from ornstein.randomness import generator
 from ornstein.training import failures, lock, processes, sharding, state
-from ornstein.training.config import TrainConfig, autocast_dtype, ema_decay, ema_exponent
+from ornstein.training.config import TrainConfig, ema_decay, ema_exponent
 from ornstein.training.interrupts import Interrupts
 from ornstein.training.loader import AHEAD, Images, Loader
 from ornstein.training.optimizer import optimizer_of
@@ -100,7 +101,7 @@ class _Run(Generic[M]):
         # a processor that trains has no time to spare for images that are in memory already
         ahead = AHEAD if hasattr(images, "order") or self.device.type == "cuda" else 0
         self.loader = Loader(images, config.batch, config.seed, self.parts, ahead)
-        self.dtype = autocast_dtype(config.precision, self.device)
+        self.dtype = choose_precision(config.precision, self.device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.exponent = ema_exponent(config.ema)
         self.criterion: nn.Module = _Criterion(task)

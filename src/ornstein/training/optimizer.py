@@ -8,7 +8,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from ornstein.training.config import TrainConfig, autocast_dtype
+from ornstein.devices import choose_precision
+from ornstein.training.config import TrainConfig
 
 _LEAST_SIDE = 16  # a weight with fewer inputs or outputs is vectors, with no spectrum worth levelling
 _MOMENTUM = 0.95
@@ -52,7 +53,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(model.parameters()), {"lr": config.learning_rate})
         self.decay = config.weight_decay
         device = next(model.parameters()).device
-        self.dtype = autocast_dtype(config.precision, device) or torch.float32
+        self.dtype = choose_precision(config.precision, device) or torch.float32
         # one state for all: what is saved and put back is keyed by the model's own parameters
         self.rest.state = self.state
 

@@ -131,7 +131,7 @@ class Diffusion(Task[Denoiser]):
         return self.objective(self.model, x0, t, z, **cond).mean(), {}
 
     def config(self) -> dict[str, Any]:
-        return checkpoint.to_config(self.model)
+        return self.model.to_config()
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
         checkpoint.save(model, out, extra)

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from ornstein.data.kinds import kind_of_file
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
 from ornstein.faces.provenance import signing
@@ -72,7 +73,8 @@ def sign(source: IO[bytes], out: IO[bytes], kind: str, title: str, target: Path,
         ],
     }
     ingredient = {"title": target.name, "relationship": "parentOf", "instance_id": "target"}
-    mime = MIME.get(target.suffix.lower())
+    kind_of_target = kind_of_file(target)
+    mime = kind_of_target.mime if kind_of_target is not None and kind_of_target.mime in MIME.values() else None
     try:
         if mime is None:  # a kind that the library cannot look into: named, and its hash is in the statement
             manifest["ingredients"] = [ingredient | {"format": "application/octet-stream"}]

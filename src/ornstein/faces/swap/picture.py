@@ -21,8 +21,9 @@ from ornstein.data.decode import (
     to_array,
 )
 from ornstein.errors import RunError, UserError
-from ornstein.faces.read import decode_photo
+from ornstein.faces.read import decode_photo, photo_bytes, refuse_animation
 
+_X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 282, 283, 296, 2  # of EXIF
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMAT = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _OPTIONS: dict[str, dict[str, object]] = {
@@ -37,7 +38,7 @@ class Picture:
     """A photograph, upright. pixels: uint8 (3, H, W), the colours stored, also where they are transparent.
 
     shown: uint8 (3, H, W), laid over white, what a face is looked for in. alpha: uint8 (1, H, W) where it has one.
-    grey: it was stored without colour. profile: its ICC profile.
+    grey: it was stored without colour. profile: its ICC profile. dpi: its pixels an inch, across and along.
     """
 
     pixels: Tensor
@@ -45,6 +46,7 @@ class Picture:
     alpha: Tensor | None = None
     grey: bool = False
     profile: bytes | None = None
+    dpi: tuple[float, float] | None = None
 
     def painted(self, pixels: Tensor, alpha: Tensor | None) -> Picture:
         """This picture with other colours uint8 (3, H, W) and transparency, and all that it has beside."""
@@ -54,28 +56,26 @@ class Picture:
 def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
     """The photograph in the file `path`. Sixteen bits become eight.
 
-    Raises UserError, with the reason, where it is none, has more than `limit_pixels` pixels, or is an animation.
+    Raises:
+        UserError: with the reason, if it is none, has more than `limit_pixels` pixels, or is an animation.
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        data = photo_bytes(path)
+        refuse_animation(data, path)
         shown = decode_photo(data, limit_pixels)
         with strict_pillow(), Image.open(BytesIO(data), formats=_formats()) as img:
-            if getattr(img, "n_frames", 1) > 1 and img.format != "TIFF":
-                raise UserError(f"{path} is an animation, {img.format} with several pictures: save it as an mp4 first")
             turn = _UPRIGHT.get(_orientation(img))
             profile, grey = img.info.get("icc_profile"), img.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
-            pixels, alpha = shown, None
+            pixels, alpha, dpi = shown, None, _dpi(img)
             if img.has_transparency_data:
                 rgba = to_array(_turned(img.convert("RGBA"), turn))
                 pixels, alpha = torch.from_numpy(rgba[:3].copy()), torch.from_numpy(rgba[3:].copy())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except BadImage as bad:
         raise UserError(f"{path} cannot be used: {bad}") from None
     # A profile of grey or of inks does not belong to the colours that are written.
     keep = profile if isinstance(profile, bytes) and profile[16:20] == (b"GRAY" if grey else b"RGB ") else None
-    return Picture(pixels, shown, alpha, grey, keep)
+    return Picture(pixels, shown, alpha, grey, keep, dpi)
 
 
 def encode(picture: Picture, suffix: str) -> bytes:
@@ -93,11 +93,31 @@ def encode(picture: Picture, suffix: str) -> bytes:
     out = BytesIO()
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     try:
-        image.save(out, form, icc_profile=picture.profile, **_OPTIONS[form])
+        image.save(out, form, icc_profile=picture.profile, **_OPTIONS[form], **_resolution(picture, form))
     except (OSError, ValueError) as error:
         height, width = array.shape[:2]
         raise RunError(f"cannot write {width}x{height} pixels as {form}: {error}; a .png takes any size") from None
     return out.getvalue()
+
+
+def _dpi(img: Image.Image) -> tuple[float, float] | None:
+    stated = img.info.get("dpi")
+    try:
+        x, y = (float(each) for each in stated)  # pyright: ignore[reportOptionalIterable]
+    except (TypeError, ValueError):
+        return None
+    return (x, y) if 1 <= x < 65535 and 1 <= y < 65535 else None
+
+
+def _resolution(picture: Picture, form: str) -> dict[str, object]:
+    """The options that keep the resolution. WebP has no field of its own for it: it goes into EXIF data."""
+    if picture.dpi is None:
+        return {}
+    if form != "WEBP":
+        return {"dpi": picture.dpi}
+    exif = Image.Exif()
+    exif[_X_RESOLUTION], exif[_Y_RESOLUTION], exif[_RESOLUTION_UNIT] = *picture.dpi, _INCH
+    return {"exif": exif}
 
 
 def _turned(img: Image.Image, turn: Image.Transpose | None) -> Image.Image:

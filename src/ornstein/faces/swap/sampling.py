@@ -18,9 +18,9 @@ from ornstein.faces.nets import RelitUNet
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.train.objective import IDENTITY
 from ornstein.process import Prediction, Process
-from ornstein.sampling import Conditioned
 from ornstein.schedules import Times
 from ornstein.solvers import grids
+from ornstein.wrapper import Conditioned
 
 # The last step goes from here to the data. What little noise is left below it a net that was trained for hours does not
 # take away, and hands on as grain; a prediction of x0 from here has none.

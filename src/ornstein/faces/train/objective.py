@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import ornstein as orn
 from ornstein import checkpoint
-from ornstein.denoiser import Data, Denoiser
+from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.errors import UserError
 from ornstein.faces.conditions import CHANNELS, blurred, scene
 from ornstein.faces.identity import IdentityNet, augmented, fingerprint, likeness
@@ -68,7 +68,7 @@ class FaceSettings:
 def face_denoiser(size: int, identity: int, preset: str = "s") -> Denoiser:
     """An untrained swap model for crops of `size` pixels and identity vectors of that length (v-prediction, cosine)."""
     net = FaceUNet.preset(preset, size=size, scene=CHANNELS, identity=identity)
-    return Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=Data((3, size, size)))
+    return Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=SampleSpec((3, size, size)))
 
 
 class FaceTask(Task[Denoiser]):
@@ -148,7 +148,7 @@ class FaceTask(Task[Denoiser]):
 
     def config(self) -> dict[str, Any]:
         faces = asdict(self.settings) | {"recogniser": fingerprint(self.recogniser)}
-        return checkpoint.to_config(self.model) | {"faces": faces}
+        return self.model.to_config() | {"faces": faces}
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
         self.recogniser.save(out / IDENTITY)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ornstein as orn
 from ornstein import checkpoint
-from ornstein.denoiser import Data, Denoiser
+from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.faces.conditions import scene
 from ornstein.faces.identity import IdentityNet, fingerprint
 from ornstein.faces.nets import RelitUNet
@@ -36,7 +36,7 @@ def relit_denoiser(photos: Photos, preset: str = "xs") -> Denoiser:
         preset, size=photos.size, identity=photos.embeddings.shape[1], points=photos.landmarks.shape[1]
     )
     net.placement.fit(net.units(photos.landmarks))
-    return Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=Data((3, photos.size, photos.size)))
+    return Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=SampleSpec((3, photos.size, photos.size)))
 
 
 class WorldTask(Task[Denoiser]):
@@ -89,7 +89,7 @@ class WorldTask(Task[Denoiser]):
         return error.mean((1, 2, 3)) / weight.mean((1, 2, 3))
 
     def config(self) -> dict[str, Any]:
-        return checkpoint.to_config(self.model) | {"recogniser": fingerprint(self.recogniser)}
+        return self.model.to_config() | {"recogniser": fingerprint(self.recogniser)}
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
         self.recogniser.save(out / IDENTITY)

@@ -1,0 +1,95 @@
+"""Where to compute and in which precision: the one place that decides for every command."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, get_args
+
+import torch
+
+from ornstein.errors import UserError
+
+__all__ = ["PRECISIONS", "Precision", "choose_device", "choose_precision"]
+
+Precision = Literal["auto", "float32", "bf16", "fp16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
+def choose_device(text: str | torch.device = "auto") -> torch.device:
+    """The device to compute on.
+
+    Args:
+        text: "auto" is the GPU of this process if there is one (under a launcher, that of its local rank), else Apple's
+            MPS, else the CPU; "cpu", "cuda", "cuda:1" or "mps" name one.
+
+    Raises:
+        UserError: there is no such device; it says which there are.
+    """
+    name = str(text)
+    if name == "auto":
+        if torch.cuda.is_available():
+            return _own_gpu()
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind == "mps" and not index:
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        raise UserError(f"--device mps: no Apple GPU is usable here; use {_available()}")
+    if kind == "cuda" and (not index or index.isdecimal()):
+        if not torch.cuda.is_available():
+            built = "" if torch.version.cuda else " (this build of PyTorch is for CPUs)"
+            raise UserError(f"--device {name}: no CUDA device is usable here{built}; use {_available()}")
+        count = torch.cuda.device_count()
+        if index and int(index) >= count:
+            raise UserError(f"--device {name}: there {'is' if count == 1 else 'are'} only {_available()}")
+        return torch.device("cuda", int(index)) if index else _own_gpu()
+    raise UserError(f"unknown device {name!r}: give auto, cpu, cuda, cuda:0, cuda:1, ... or mps")
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process: that of its local rank, in turn if there are more processes than GPUs."""
+    rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    return torch.device("cuda", int(rank) % max(1, torch.cuda.device_count()) if rank.isdecimal() else 0)
+
+
+def _available() -> str:
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return ", ".join(names)
+
+
+def choose_precision(text: str, device: torch.device) -> torch.dtype | None:
+    """The dtype that networks are autocast to on `device`; None for float32.
+
+    Args:
+        text: "auto" is bf16 if the hardware multiplies it (an emulation is slower than float32), else float32.
+
+    Raises:
+        UserError: an unknown precision, or one that the device does not have.
+    """
+    if text not in PRECISIONS:
+        raise UserError(f"unknown precision {text!r}: give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    if text == "float32":
+        return None
+    if text == "fp16":
+        if device.type == "cpu":
+            raise UserError("precision fp16 is for GPUs: on a CPU use bf16 or float32")
+        return torch.float16
+    native = _multiplies_bf16(device)
+    if text == "bf16" and device.type == "cuda" and not native:
+        raise UserError("this GPU has no bf16: use precision fp16 or float32")
+    return torch.bfloat16 if native or text == "bf16" else None
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public test
+        return supported is not None and supported()
+    return False

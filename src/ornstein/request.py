@@ -1,0 +1,59 @@
+"""The request for samples: everything that decides which samples a model makes, for Python, command line and studio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # importing PyTorch takes two seconds, which the help of a command should not
+    import torch
+
+    from ornstein.solvers import Solver
+
+__all__ = ["SOLVER", "STEPS", "SampleRequest"]
+
+SOLVER = "flow-3m"
+STEPS = 20
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """How to sample. The same request and the same model give the same samples, however they are batched.
+
+    Args:
+        solver: a name of `ornstein.solvers.SOLVERS`, or a solver, e.g. `partial(solvers.ddim, eta=0.5)`. A `Tuned`
+            solver (`checkpoint.load_tuned`) has its own time steps, which replace `grid` and `steps`. None is
+            "flow-3m", or what a distilled model was trained for.
+        steps: number of steps. None is 20, or those of a distilled model.
+        grid: the time schedule: a name of `ornstein.solvers.grids.GRIDS`, or the time steps themselves, which replace
+            `steps` and `times`. None is "logistic", or that of a distilled model.
+        times: where the trajectory starts and ends.
+        seed: the noise of sample i at step k is a function of (seed, i, k): the same in any batch and on any device.
+        guidance: the scale of classifier-free guidance; 1 or None is the plain conditional model.
+        batch: how many samples go through the network at once; None is about a million numbers (`sampling.at_once`),
+            so that memory does not grow with the number of samples.
+        first: the number of the first sample, to make samples 64..127 of a set by themselves.
+        precision: the precision of the network's convolutions and matrix products: a dtype such as torch.bfloat16, or
+            a name of `ornstein.devices.PRECISIONS`; None leaves the network as it is. The solver's arithmetic keeps
+            the dtype of the samples.
+
+    Raises:
+        ValueError: steps or batch below 1.
+    """
+
+    solver: str | Solver | None = None
+    steps: int | None = None
+    grid: str | Sequence[float] | torch.Tensor | None = None
+    times: tuple[float, float] = (1.0, 0.0)
+    seed: int = 0
+    guidance: float | None = None
+    batch: int | None = None
+    first: int = 0
+    precision: str | torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,169 @@
+"""Denoisers around other denoisers: the common base, and how the networks inside any of them are found."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.denoiser import Denoiser, Denoises, Distilled
+from ornstein.process import Prediction, Process
+from ornstein.schedules import Times
+
+__all__ = [
+    "Conditioned",
+    "Wrapper",
+    "device_of",
+    "distilled_of",
+    "evaluation_mode",
+    "module_of",
+    "network_precision",
+    "networks_of",
+]
+
+
+# A foreign wrapper may hold a whole data set; its network is not that far away.
+_MOST_OBJECTS = 10_000
+
+
+class Wrapper:
+    """Base of denoisers that change the predictions of another one, `denoiser`.
+
+    Process, device and networks are those of the inner denoiser. A subclass implements `__call__`.
+    """
+
+    denoiser: Denoises
+
+    @property
+    def process(self) -> Process:
+        return self.denoiser.process
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.denoiser)
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Conditioned(Wrapper):
+    """A denoiser with its conditions filled in."""
+
+    denoiser: Denoises
+    cond: dict[str, Any]
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        return self.denoiser(x_t, t, **self.cond, **cond)
+
+
+def networks_of(d: object) -> list[nn.Module]:
+    """The outermost modules reachable from `d`, each once: `d` itself, or what its attributes hold.
+
+    A denoiser need not derive from `Wrapper`: attributes of any name, containers, partial functions and closures are
+    followed, so that the network of a user's own wrapper is found too.
+    """
+    found: list[nn.Module] = []
+    visited: set[int] = set()
+    waiting: list[object] = [d]
+    while waiting and len(visited) < _MOST_OBJECTS:
+        each = waiting.pop(0)
+        if id(each) in visited:
+            continue
+        visited.add(id(each))
+        if isinstance(each, nn.Module):
+            found.append(each)
+        else:
+            waiting.extend(_parts(each))
+    return found
+
+
+def _parts(value: object) -> Iterator[object]:
+    """The objects that `value` holds and that may lead to a network."""
+    if isinstance(value, type | types.ModuleType | Tensor | str | bytes | int | float | complex | None):
+        return
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from value
+    elif isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, types.MethodType):
+        yield from (value.__self__, value.__func__)
+    elif isinstance(value, types.FunctionType):
+        cells = value.__closure__ or ()
+        for cell in cells:
+            try:
+                yield cell.cell_contents
+            except ValueError:  # a variable that is not assigned yet
+                continue
+    else:
+        yield from getattr(value, "__dict__", {}).values()
+        for base in type(value).__mro__:
+            slots = base.__dict__.get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if hasattr(value, name):
+                    yield getattr(value, name)
+
+
+def module_of(d: Denoises) -> nn.Module | None:
+    """The first `Denoiser` inside `d`, or else its first network; None if there is none (an exact oracle)."""
+    networks = networks_of(d)
+    return next((n for n in networks if isinstance(n, Denoiser)), networks[0] if networks else None)
+
+
+def device_of(d: Denoises) -> torch.device:
+    """Where the weights inside `d` are; the CPU if there are none."""
+    for network in networks_of(d):
+        for tensor in (*network.parameters(), *network.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def distilled_of(d: Denoises) -> Distilled | None:
+    """What the distilled model inside `d` was trained for; None for any other."""
+    return getattr(module_of(d), "distilled", None)
+
+
+@contextmanager
+def evaluation_mode(d: Denoises) -> Iterator[None]:
+    """All networks inside `d` in evaluation mode (no dropout); each module gets its own mode back afterwards."""
+    networks = networks_of(d)
+    # module by module: a part that is frozen in evaluation mode stays so in a network that is training
+    modes = [(m, m.training) for network in networks for m in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def network_precision(d: Denoises, dtype: torch.dtype | None) -> Iterator[None]:
+    """The networks of all denoisers inside `d`, and nothing around them, under autocast to `dtype`; unchanged if None.
+
+    Raises:
+        ValueError: `d` has no network.
+    """
+    if dtype is None:
+        yield
+        return
+    denoisers = [n for n in networks_of(d) if isinstance(n, Denoiser)]
+    if not denoisers:
+        raise ValueError("precision is a setting of networks; this denoiser has none")
+    before = [each.precision for each in denoisers]
+    for each in denoisers:
+        each.precision = dtype
+    try:
+        yield
+    finally:
+        for each, precision in zip(denoisers, before, strict=True):
+            each.precision = precision
