@@ -58,7 +58,9 @@ def disc(size: int, x: float, y: float, channel: int) -> torch.Tensor:
     """A disc in one channel on a ramp, (3, size, size) in [-1, 1]."""
     row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     inside = (row - y) ** 2 + (column - x) ** 2 < (size / 5) ** 2
-    return torch.stack([torch.where(inside, 0.9 if c == channel else 0.1, (row + column) / (2 * size) - 1) for c in range(3)])
+    return torch.stack(
+        [torch.where(inside, 0.9 if c == channel else 0.1, (row + column) / (2 * size) - 1) for c in range(3)]
+    )
 
 
 def material(folder: Path) -> None:
