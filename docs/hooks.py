@@ -1,7 +1,7 @@
 """What `mkdocs build` does beyond Markdown: formulas become MathML, and the commands list themselves.
 
-So the built site needs no script and no network. arithmatex finds the formulas; latex2mathml turns them into MathML,
-which every browser lays out by itself, given a font with a table of mathematics: STIX Two Math, which ziamath ships.
+The built site needs no script and no network. arithmatex finds the formulas; latex2mathml turns them into MathML,
+which every browser lays out by itself with a mathematical font: STIX Two Math, which ziamath ships.
 """
 
 import html
@@ -21,10 +21,13 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 FUNCTION = re.compile(r"\\(log|det)\b")
 NUMBER = re.compile(r"\\tag\{(E\d+)\}")
 COMMANDS = "<!-- commands -->"
+FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)  # a file of the repository, in the place of this line
+ROOT = Path(__file__).parents[1]
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with the options of all commands where it asks for them."""
+    """The page with the options of all commands, or a file of the repository, where it asks for them."""
+    markdown = FILE.sub(lambda match: (ROOT / match[1]).read_text(encoding="utf-8"), markdown)
     if COMMANDS not in markdown:
         return markdown
     return markdown.replace(COMMANDS, "\n".join(_command("ornstein", typer.main.get_command(app))))
