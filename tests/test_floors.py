@@ -15,7 +15,7 @@ ROOT = Path(ornstein.__file__).parent
 FLOORS = [
     # mathematics: torch and the standard library alone
     "errors extras settings request",
-    "store randomness devices schedules noise",
+    "store sizes randomness devices schedules noise",
     "process",
     "denoiser preconditioning oracles wrapper",
     "guidance solvers",

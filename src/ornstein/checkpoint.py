@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ornstein import noise, schedules
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.denoiser import Denoiser, Distilled, SampleSpec
-from ornstein.errors import UserError
+from ornstein.errors import RunError, UserError
 from ornstein.nets import NETS
 from ornstein.process import Process
+from ornstein.sizes import build_network, check_numbers, check_sample
 from ornstein.solvers.tuned import Tuned
-from ornstein.store import CONFIG, FORMAT, MODEL, atomic_write, json_bytes, load_weights, read_config, read_json
+from ornstein.store import (
+    CONFIG,
+    FORMAT,
+    MODEL,
+    atomic_write,
+    file_hash,
+    json_bytes,
+    load_weights,
+    read_config,
+    read_json,
+)
 
 __all__ = ["TUNED", "fingerprint", "load", "load_tuned", "network_class", "save", "save_tuned"]
 
@@ -39,45 +50,60 @@ def save(denoiser: Denoiser, path: str | Path, extra: dict[str, Any] | None = No
     denoiser.save(path, extra)
 
 
-def load(path: str | Path, net: nn.Module | None = None) -> Denoiser:
+def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = False) -> Denoiser:
     """The denoiser stored at `path`, in evaluation mode.
+
+    The folder may come from a stranger: only JSON and safetensors are read, and the sizes that it names are bounded
+    before anything is allocated (`ornstein.sizes`).
 
     Args:
         path: a run directory, or the folder of a diffusers pipeline.
         net: used in place of a network that is not one of Ornstein's.
+        trust_sizes: lift the bounds on the sizes of network and samples.
 
     Raises:
-        UserError: the folder holds no model, or its tensors do not fit the network.
+        UserError: the folder holds no model, or a nonsensical one, or its tensors do not fit the network.
     """
     folder = Path(path)
     if (folder / "model_index.json").is_file() and not (folder / CONFIG).exists():
         return import_module("ornstein.interop.diffusers").load_pipeline(folder)
-    config = read_config(path)
+    config, where = read_config(path), str(folder / CONFIG)
     if "autoencoder" in config:
         raise UserError(
             f"{folder} holds an autoencoder: `ornstein.autoencoders.load` reads it, `train --latent` uses it"
         )
+    check_numbers(config, where)
     try:
-        denoiser = _from_config(config, folder, net)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
-        # a network with nonsensical arguments fails in many ways, some of them PyTorch's
-        what = f"{e} is missing" if isinstance(e, KeyError) else " ".join(str(e).split())
-        raise UserError(f"{folder / CONFIG} does not describe a model: {what}") from e
+        denoiser = _from_config(config, folder, net, trust_sizes)
+    except (UserError, RunError):
+        raise
+    except Exception as e:  # a network with nonsensical arguments fails in many ways, some of them PyTorch's
+        what = f"{e} is missing" if isinstance(e, KeyError) else " ".join(str(e).split()) or type(e).__name__
+        raise UserError(f"{where} does not describe a model: {what[:300]}") from e
     load_weights(denoiser.net, folder / MODEL)
     return denoiser.eval()
 
 
-def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None) -> Denoiser:
+def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, trust: bool) -> Denoiser:
+    data = SampleSpec.from_config(config["data"]) if "data" in config else None
+    if data is not None:
+        check_sample(data.shape, str(folder / CONFIG), trust)
     if net is None:
         arguments = dict(config["net"])
-        net = network_class(str(arguments.pop("type")))(**arguments)
+        make = network_class(str(arguments.pop("type")))
+        net = build_network(lambda: make(**arguments), folder / MODEL, trust)
+    process = Process(schedules.from_config(config["schedule"]), noise.from_config(config["noise"]))
+    covariance = noise.from_config(config["data_covariance"]) if "data_covariance" in config else None
+    if data is not None:
+        for each in (process.noise, *([] if covariance is None else [covariance])):
+            each.color(torch.zeros(1, *data.shape))  # raises ValueError if it was made for other shapes
     return Denoiser(
         net,
-        Process(schedules.from_config(config["schedule"]), noise.from_config(config["noise"])),
+        process,
         config["prediction"],
         config["data_std"],
-        SampleSpec.from_config(config["data"]) if "data" in config else None,
-        noise.from_config(config["data_covariance"]) if "data_covariance" in config else None,
+        data,
+        covariance,
         LatentSpace.from_config(config["latent"], folder) if "latent" in config else None,
         Distilled.from_config(config["distilled"]) if "distilled" in config else None,
     )
@@ -91,11 +117,9 @@ def fingerprint(path: str | Path) -> str:
     """
     folder, config = Path(path), read_config(path)
     described = json.dumps({k: config.get(k) for k in _TRAJECTORY}, sort_keys=True)
-    try:
-        weights = (folder / MODEL).read_bytes()
-    except OSError as e:
-        raise UserError(f"{folder / MODEL} cannot be read: {e}") from e
-    return hashlib.sha256(weights + described.encode()).hexdigest()
+    digest = file_hash(folder / MODEL)
+    digest.update(described.encode())
+    return digest.hexdigest()
 
 
 def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:

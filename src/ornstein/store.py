@@ -31,6 +31,7 @@ __all__ = [
     "atomic_save_tensors",
     "atomic_write",
     "check_regular",
+    "file_hash",
     "json_bytes",
     "keep_previous",
     "load_tensors",
@@ -155,6 +156,17 @@ def read_bytes(path: str | Path, limit: int = JSON_LIMIT) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def file_hash(path: str | Path) -> Any:
+    """A SHA-256 hash object (`hashlib.sha256`) of a regular file's bytes. Raises UserError if it cannot be read."""
+    path = Path(path)
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

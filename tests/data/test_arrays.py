@@ -112,3 +112,123 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path: Pat
 
     with pytest.raises((UserError, RunError), match=r"cut short|free"):
         open_images(tmp_path / "bomb.npz")
+
+
+def saved(path: Path, **arrays: object) -> Path:
+    np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+UNIT = np.random.default_rng(0).random((40, 4, 4, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "reading"),
+    [
+        (-5e-18, 1.0, "floats in [0, 1], clipped"),
+        (0.0, 1.0000001, "floats in [0, 1], clipped"),
+        (-0.015, 1.015, "floats in [0, 1], clipped"),
+        (0.0001, 0.9, "floats in [0, 1]"),
+    ],
+)
+def test_rounding_and_overshoot_do_not_change_how_floats_are_read(
+    tmp_path: Path, low: float, high: float, reading: str
+) -> None:
+    x = UNIT.astype(np.float64).clip(0.001, 0.9)
+    x[0, 0, 0, 0], x[-1, -1, -1, -1] = low, high
+    np.save(tmp_path / "x.npy", x)
+    images = open_images(tmp_path / "x.npy")
+    assert images.notes == [reading] and reading in images.source and reading in images.summary
+    np.testing.assert_array_equal(images.images.numpy(), np.rint(255 * x.clip(0, 1)).transpose(0, 3, 1, 2))
+
+
+def test_floats_on_both_sides_of_zero_are_in_minus_one_to_one(tmp_path: Path) -> None:
+    x = (2.02 * UNIT - 1.01).astype(np.float64)
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = -1.01, 1.01
+    np.save(tmp_path / "x.npy", x)
+    images = open_images(tmp_path / "x.npy")
+    assert images.notes == ["floats in [-1, 1], clipped"]
+    np.testing.assert_array_equal(
+        images.images.numpy(), np.rint((x.astype(np.float32) + 1) * 127.5).clip(0, 255).transpose(0, 3, 1, 2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((-0.2, 1.0), "negative: clip them"),  # neither the one range nor the other
+        ((0.0, 1.5), "from 0 to 1.5"),
+        ((0.0, 255.0), r"from 0 to 255.*save them as uint8"),
+        ((-3.0, 3.0), "from -3 to 3"),
+    ],
+)
+def test_floats_whose_range_is_unclear_are_refused(tmp_path: Path, values: tuple[float, float], words: str) -> None:
+    x = UNIT.clip(0.1, 0.9)
+    x[0, 0, 0, 0], x[0, 0, 0, 1] = values
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(UserError, match=words):
+        open_images(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
+def test_zeros_and_ones_are_black_and_white(tmp_path: Path, dtype: type) -> None:
+    x = (UNIT[..., 0] > 0.5).astype(dtype)
+    np.save(tmp_path / "x.npy", x)
+    images = open_images(tmp_path / "x.npy")
+    np.testing.assert_array_equal(images.images[:, 0].numpy(), 255 * x.astype(int))
+    assert "black and white" in images.summary
+    x = x.astype(np.uint8)
+    x[20, 1, 1] = 2  # now it is nearly black pictures
+    np.save(tmp_path / "x.npy", x)
+    assert int(open_images(tmp_path / "x.npy").images.max()) == 2
+
+
+@pytest.mark.parametrize("shape", [(48, 64, 3), (64, 64, 1), (64, 48, 4)])
+def test_one_picture_is_not_taken_for_many(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.save(tmp_path / "x.npy", np.full(shape, 9, np.uint8))
+    with pytest.raises(UserError, match=r"one picture \(H, W, C\)"):
+        open_images(tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [
+        (np.arange(6) % 3 + 5.0, ["5", "6", "7"], [0, 1, 2, 0, 1, 2]),
+        (np.eye(3, dtype=np.float32)[[2, 0, 1, 1, 0, 2]], ["0", "1", "2"], [2, 0, 1, 1, 0, 2]),
+        (np.eye(2, dtype=bool)[[0, 1, 1, 0, 1, 1]], ["0", "1"], [0, 1, 1, 0, 1, 1]),
+        (np.array([True, False] * 3), ["0", "1"], [1, 0] * 3),
+        (np.array(["dog", "cat", "dog", "emu", "cat", "cat"]), ["cat", "dog", "emu"], [1, 0, 1, 2, 0, 0]),
+        (np.array([b"b", b"a"] * 3), ["a", "b"], [1, 0] * 3),
+        (np.array([[3], [1], [2]] * 2, np.int8), ["1", "2", "3"], [2, 0, 1] * 2),
+    ],
+)
+@pytest.mark.parametrize("name", ["labels", "Y", "targets"])
+def test_labels_of_any_form_are_read(
+    tmp_path: Path, labels: np.ndarray, classes: list[str], numbers: list[int], name: str
+) -> None:
+    images = open_images(saved(tmp_path / "x.npz", images=pixels(6), **{name: labels}))
+    assert images.classes == classes and images.require_labels().tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.arange(5), r"6 images and labels of shape \(5,\)"),
+        (np.zeros((6, 3)), "not one-hot"),
+        (np.ones((6, 2), int), "not one-hot"),
+        (np.arange(6) + 0.5, "no whole numbers"),
+        (np.array([0, np.nan] * 3), "no whole numbers"),
+        (np.zeros((6, 2, 2, 2)), "shape"),
+        (np.zeros(6, complex), "complex"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused_and_not_dropped(
+    tmp_path: Path, labels: np.ndarray, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        open_images(saved(tmp_path / "x.npz", images=pixels(6), labels=labels))
+
+
+def test_other_arrays_of_an_archive_are_counted(tmp_path: Path) -> None:
+    images = open_images(saved(tmp_path / "x.npz", images=pixels(6), mean=np.zeros(3), extra=np.zeros((2, 2))))
+    assert images.labels is None and "ignored: " in images.summary and "mean (3,)" in images.summary

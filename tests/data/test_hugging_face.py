@@ -1,6 +1,7 @@
 """Data sets that Hugging Face's `datasets` saved on disk."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,10 @@ import torch
 from PIL import Image
 
 from ornstein.data import open_images
-from ornstein.data.decode import BadImage
-from ornstein.data.hugging_face import read_image
 from ornstein.errors import UserError
 
 datasets = pytest.importorskip("datasets")
+pyarrow = pytest.importorskip("pyarrow")
 
 
 def picture(seed: int) -> Image.Image:
@@ -54,9 +54,42 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_path_instead_of_an_image_is_not_followed(tmp_path: Path) -> None:
+def test_an_image_that_is_only_a_path_is_not_followed(tmp_path: Path) -> None:
     picture(0).save(tmp_path / "outside.png")
-    with pytest.raises(BadImage, match="only its path"):
-        read_image([{"img": {"bytes": None, "path": str(tmp_path / "outside.png")}}], 0, "img", 10**6)
-    with pytest.raises(BadImage, match="more than the limit"):
-        read_image([{"img": {"bytes": b"x" * (2**20 + 1), "path": None}}], 0, "img", 2**20)
+    made(2).save_to_disk(tmp_path / "set")
+    (file,) = (tmp_path / "set").glob("*.arrow")
+    with pyarrow.OSFile(str(file)) as source:
+        table = pyarrow.ipc.open_stream(source).read_all()
+    rows = table["img"].to_pylist()
+    rows[0] = {"bytes": None, "path": str(tmp_path / "outside.png")}
+    table = table.set_column(1, table.schema.field("img"), pyarrow.array(rows, table.schema.field("img").type))
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    images = open_images(tmp_path / "set")
+    assert images.names == ["1"] and images.skipped == [("0", "not in the data set, which has only its path")]
+
+
+def test_files_outside_the_folder_and_pipes_are_refused(tmp_path: Path) -> None:
+    made(2).save_to_disk(tmp_path / "set")
+    state = json.loads((tmp_path / "set" / "state.json").read_text())
+    name = state["_data_files"][0]["filename"]
+    state["_data_files"][0]["filename"] = f"../set/{name}"
+    (tmp_path / "set" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match="names a file outside its folder"):
+        open_images(tmp_path / "set")
+    state["_data_files"][0]["filename"] = name
+    (tmp_path / "set" / "state.json").write_text(json.dumps(state))
+    (tmp_path / "set" / name).unlink()
+    os.mkfifo(tmp_path / "set" / name)
+    with pytest.raises(UserError, match="not a regular file"):
+        open_images(tmp_path / "set")
+
+
+def test_a_replaced_image_and_a_replaced_label_change_the_fingerprint(tmp_path: Path) -> None:
+    made().save_to_disk(tmp_path / "a")
+    first = open_images(tmp_path / "a").fingerprint
+    made().save_to_disk(tmp_path / "b")
+    assert open_images(tmp_path / "b").fingerprint == first
+    changed = made().map(lambda row: {"kind": 1 - row["kind"]} if row["id"] == 3 else row)
+    changed.save_to_disk(tmp_path / "c")
+    assert open_images(tmp_path / "c").fingerprint != first

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ornstein.data import images as images_module
 from ornstein.data import open_images
+from ornstein.data.entry import Entry
 from ornstein.errors import RunError, UserError
 
 
@@ -58,13 +59,13 @@ def test_order_skipping_and_progress_do_not_depend_on_threads(tmp_path: Path, mo
     bad = [0, 16, 17, 63, 119]
     for i in bad:
         (tmp_path / "class0" / f"{i}.png").write_bytes(b"bad")
-    decode = images_module.decode
+    decode = images_module.decode_entry
 
-    def uneven(data: bytes, *rest: object) -> object:
-        time.sleep(len(data) % 3 * 1e-3 * np.random.default_rng().random())
-        return decode(data, *rest)  # pyright: ignore[reportArgumentType]
+    def uneven(entry: Entry, *rest: object) -> object:
+        time.sleep(entry.size % 3 * 1e-3 * np.random.default_rng().random())
+        return decode(entry, *rest)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(images_module, "decode", uneven)
+    monkeypatch.setattr(images_module, "decode_entry", uneven)
     for workers in (1, 8):
         monkeypatch.setattr(os, "cpu_count", lambda n=workers: n)
         calls: list[tuple[int, int]] = []

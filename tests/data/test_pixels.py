@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +63,11 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, monkeypatch: pyte
     save_grid(torch.zeros(1, 1, 2, 2), path)
     before = path.read_bytes()
 
-    def full(self: Image.Image, target: Path, **_: object) -> None:
-        Path(target).write_bytes(b"half")
+    def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(RunError, match=r"cannot write .*samples\.png: No space left on device"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"cannot write .*samples\.png: the disk is full"):
         save_grid(torch.ones(1, 1, 2, 2), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["samples.png"]

@@ -47,7 +47,11 @@ def test_samples_with_their_classes(tmp_path: Path) -> None:
     assert images.labels is not None and images.labels.tolist() == [i % 3 for i in range(30)]
     assert torch.equal(images.images[11], torch.tensor(np.array(Image.open(io.BytesIO(png(11))))).movedim(2, 0))
     del files["0012.cls"]
-    assert open_images(tar(tmp_path / "b.tar", files)).labels is None  # not all have one
+    without = open_images(tar(tmp_path / "b.tar", files))
+    assert len(without) == 29 and without.skipped == [("0012.png", "no class is given for it")]
+    for i in range(13, 20):
+        del files[f"{i:04d}.cls"]
+    assert open_images(tar(tmp_path / "c.tar", files)).labels is None  # many have none
 
 
 def test_a_folder_of_shards_is_one_set_in_order(tmp_path: Path) -> None:

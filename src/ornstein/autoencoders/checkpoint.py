@@ -10,12 +10,14 @@ from typing import Any
 from ornstein.autoencoders.autoencoder import Autoencoder
 from ornstein.autoencoders.kinds import AUTOENCODERS
 from ornstein.errors import UserError
+from ornstein.sizes import build_network, check_numbers, check_sample
 from ornstein.store import (
     CONFIG,
     FORMAT,
     MODEL,
     atomic_save_tensors,
     atomic_write,
+    check_regular,
     json_bytes,
     load_weights,
     make_folder,
@@ -35,20 +37,29 @@ def save(model: Autoencoder, path: str | Path, extra: dict[str, Any] | None = No
     atomic_write(folder / CONFIG, json_bytes(to_config(model, extra)))
 
 
-def load(path: str | Path) -> Autoencoder:
-    """The autoencoder saved at `path`, in evaluation mode.
+def load(path: str | Path, trust_sizes: bool = False) -> Autoencoder:
+    """The autoencoder stored at `path`, in evaluation mode.
 
-    Raises UserError where the folder is no autoencoder's, or its tensors are not the model's.
+    Args:
+        trust_sizes: lift the bounds on the sizes that the folder may name (`ornstein.sizes`).
+
+    Raises:
+        UserError: the folder does not hold an autoencoder, or its tensors are not the model's.
     """
     folder, config = Path(path), _config(path)
+    where = str(folder / CONFIG)
+    check_numbers(config, where)
     try:
         arguments = dict(config["autoencoder"])
         kind = arguments.pop("type")
         if kind not in AUTOENCODERS:
             raise ValueError(f"unknown autoencoder {kind!r}; known: {', '.join(AUTOENCODERS)}")
-        model = AUTOENCODERS[kind](**arguments)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
-        raise UserError(f"{folder / CONFIG} does not describe an autoencoder: {' '.join(str(e).split())}") from e
+        model = build_network(lambda: AUTOENCODERS[kind](**arguments), folder / MODEL, trust_sizes)
+        check_sample(tuple(model.shape), where, trust_sizes)
+    except UserError:
+        raise
+    except Exception as e:  # nonsensical arguments fail in many ways, some of them PyTorch's
+        raise UserError(f"{where} does not describe an autoencoder: {' '.join(str(e).split())[:300]}") from e
     load_weights(model, folder / MODEL)
     return model.eval()
 
@@ -59,6 +70,7 @@ def fingerprint(path: str | Path) -> str:
     Raises UserError where there is none.
     """
     folder, config = Path(path), _config(path)
+    check_regular(folder / MODEL)
     digest = hashlib.sha256(json.dumps(config["autoencoder"], sort_keys=True).encode())
     try:
         digest.update((folder / MODEL).read_bytes())

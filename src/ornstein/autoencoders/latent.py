@@ -126,13 +126,14 @@ class LatentSpace:
                 f"the autoencoder in {path} has changed since {folder} was trained on its latents (its hash "
                 "differs): put the old one back, or train again"
             )
-        return cls(
-            autoencoders.load(path),
-            torch.tensor(config["mean"]),
-            torch.tensor(config["std"]),
-            path,
-            config["fingerprint"],
-        )
+        model = autoencoders.load(path)
+        mean, std = (torch.tensor(config[name], dtype=torch.float32) for name in ("mean", "std"))
+        channels = model.latent_shape[0]
+        if not mean.shape == std.shape == (channels,):
+            raise ValueError(f"latent.mean and latent.std have one number for each of {channels} channels")
+        if not (bool(mean.isfinite().all()) and bool(((std > 0) & std.isfinite()).all())):
+            raise ValueError("latent.mean is finite and latent.std finite and positive")
+        return cls(model, mean, std, path, config["fingerprint"])
 
     def _for(self, x: Tensor) -> Autoencoder:
         """The autoencoder, moved to the accelerator if x is there."""

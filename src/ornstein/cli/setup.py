@@ -13,9 +13,8 @@ from ornstein import checkpoint, schedules
 from ornstein import noise as noises
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.cli.command import progress
-from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed
+from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed, same_data
 from ornstein.data.images import MEMORY_BUDGET
-from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.errors import UserError
 from ornstein.nets import UNet, VideoUNet
@@ -140,14 +139,9 @@ def open_data(settings: Settings) -> Split:
 
         opened: ImageSet | StreamedSet | Clips | None
         if settings.frames is None:
-            try:
-                opened = _streamed(settings)
-                if opened is None:
-                    opened = open_images(settings.data, settings.size, settings.channels, progress=advance)
-            except UserError as error:
-                if _holds_videos(Path(settings.data)):
-                    raise UserError(f"{error}; to train on the videos there, give --frames") from error
-                raise
+            opened = _streamed(settings)
+            if opened is None:
+                opened = open_images(settings.data, settings.size, settings.channels, progress=advance)
         else:
             if settings.stream:
                 raise UserError("--stream is for images: leave out --frames")
@@ -163,7 +157,7 @@ def open_data(settings: Settings) -> Split:
         if isinstance(opened, ImageSet | StreamedSet):
             opened.require_labels()
         raise UserError(f"{settings.data} has no classes: put the videos of each in a folder named after it")
-    if settings.fingerprint not in (None, opened.fingerprint):
+    if not same_data(opened, settings.fingerprint):
         raise UserError(
             f"{settings.data} has changed since this run began: put the files back as they were, or train another run"
         )
@@ -180,10 +174,6 @@ def _streamed(settings: Settings) -> StreamedSet | None:
     if settings.stream and found is None:
         raise UserError(f"{settings.data} holds arrays, which are not decoded: leave out --stream")
     return found
-
-
-def _holds_videos(path: Path) -> bool:
-    return any(p.suffix.lower() in VIDEO_SUFFIXES for p in ([path] if path.is_file() else path.rglob("*")))
 
 
 def new_denoiser(

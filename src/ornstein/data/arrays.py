@@ -2,112 +2,112 @@
 
 from __future__ import annotations
 
-import math
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
+from ornstein.data.decode import LIMIT_PIXELS
+from ornstein.data.names import tidy
+from ornstein.data.npy import Header, headers_of, read_rows, read_whole
 from ornstein.data.rows import RowFile
 from ornstein.errors import UserError
 
-SUFFIXES = {".npy", ".npz"}
+__all__ = ["ARRAY_SUFFIXES", "Arrays", "is_arrays", "open_arrays"]
+
+ARRAY_SUFFIXES = {".npy", ".npz"}
 _IMAGES = ("images", "image", "x", "data", "train_images", "x_train")
 _LABELS = ("labels", "label", "y", "targets", "train_labels", "y_train")
-_CHUNK = 256  # images at a time
-# what zipfile, its decompressors and NumPy's parser of headers raise
-_BROKEN = (
-    OSError,
-    ValueError,
-    EOFError,
-    SyntaxError,
-    NotImplementedError,
-    RuntimeError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+_PART_BYTES = 2**25  # read at a time
+# How far values may lie outside [0, 1] or [-1, 1] and are clipped: rounding, and the overshoot of a resampling filter.
+_OVERSHOOT = 0.02
+_FEW_NEGATIVE = 0.01  # share of negative values below which data that do not reach -1/2 are hardly in [-1, 1]
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Images (N, H, W, C), as `chunks` gives them uint8, in order; labels (N,) or None. `about` says what was read."""
+    """Images (N, H, W, C), as `chunks` gives them uint8, in order; labels (N,) into `classes`, or None.
+
+    notes: how values and labels were read. ignored: the arrays of the archive that were not.
+    """
 
     count: int
     shape: tuple[int, int, int]
     labels: np.ndarray | None
-    about: str
+    classes: list[str]
+    notes: list[str]
+    ignored: list[str]
     chunks: Callable[[], Iterator[np.ndarray]]
+
+
+def is_arrays(path: str | Path) -> bool:
+    """Whether `path` is a file of arrays by its suffix."""
+    return Path(path).suffix.lower() in ARRAY_SUFFIXES and Path(path).is_file()
 
 
 def open_arrays(path: Path) -> Arrays:
     """Images in a .npy file, or in a .npz archive with their labels.
 
-    uint8, or floats in [0, 1], or in [-1, 1] where one is negative; (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3
-    channels. Of an archive it takes the array that is called images, x or data, or the only one of 3 or 4 dimensions;
-    and as labels the integers (N,) that are called labels, y or targets, or the only ones. Nothing is unpickled. The
-    data are read in parts, twice where they are floats.
+    Values are uint8; or booleans or uint8 of 0 and 1 alone, black and white; or floats in [0, 1], or in [-1, 1], of
+    which an overshoot of 0.02 is clipped. Shapes are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels. Of
+    an archive it takes the array called images, x or data, or the only one of 3 or 4 dimensions; and as labels those
+    called labels, y or targets, or the only integers (N,). Labels are whole numbers, names, or one-hot (N, K). Nothing
+    is unpickled. The data are read in parts, twice to find their range.
 
     Raises:
-        UserError: it cannot be read, has no such array, or values that are out of range or not finite (it says where).
+        UserError: the file cannot be read, has no such array, values that are out of range or not finite, or labels
+            that do not fit the images.
     """
-    labels = None
+    labels, ignored = None, list[str]()
     if path.suffix.lower() == ".npz":
-        headers = _headers(path)
-        many = {name: header for name, header in headers.items() if len(header[0]) in (3, 4)}
+        headers = headers_of(path)
+        many = {name: header for name, header in headers.items() if len(header.shape) in (3, 4)}
         name = _pick(path, many, _IMAGES, "array of images, (N, H, W) or (N, H, W, C)")
-        shape, dtype = many[name]
-        ones = {
-            other: header
-            for other, header in headers.items()
-            if header[1].kind in "iu" and header[0] in ((shape[0],), (shape[0], 1))
-        }
-        if ones:
-            labels = _whole(path, _pick(path, ones, _LABELS, "array of labels")).reshape(-1)
+        header = many[name]
+        labels_name = _labels_name(path, name, header, headers)
+        if labels_name is not None:
+            labels = read_whole(path, labels_name, headers[labels_name])
+        ignored = [f"{other} {each.shape}" for other, each in headers.items() if other not in (name, labels_name)]
 
         def rows() -> Iterator[np.ndarray]:
-            return _streamed(path, name)
+            return read_rows(path, name, header)
     else:
         file = RowFile(path)
-        name, shape, dtype = path.name, file.shape, file.dtype
+        name, header = path.name, Header(file.shape, file.dtype, 0)
+        count = max(1, _PART_BYTES // max(1, header.row_bytes))
 
         def rows() -> Iterator[np.ndarray]:
-            for first in range(0, shape[0], _CHUNK):
-                yield file.read(range(first, min(first + _CHUNK, shape[0])))
+            for first in range(0, len(file), count):
+                yield file.read(range(first, min(first + count, len(file))))
 
-    place = _channels(path, name, shape)
-    if dtype == np.uint8:
-        about, scale = "uint8", None
-    elif dtype.kind == "f":
-        about, scale = _range(path, name, rows())
-    else:
-        raise UserError(f"{path}: {name} is {dtype}; images are uint8, or floats in [0, 1] or [-1, 1]")
+    axis = _channel_axis(path, name, header.shape)
+    note, offset, factor = _range(path, name, header.dtype, rows)
 
     def chunks() -> Iterator[np.ndarray]:
         for chunk in rows():
-            if scale is not None:
-                chunk = np.rint((chunk.astype(np.float32) + scale[0]) * scale[1]).astype(np.uint8)
-            if place is None:
-                yield chunk[..., None]
-            else:
-                yield np.moveaxis(chunk, place, -1)
+            if factor != 1:
+                chunk = np.rint((chunk.astype(np.float32) + offset) * factor).clip(0, 255).astype(np.uint8)
+            yield chunk[..., None] if axis is None else np.moveaxis(chunk, axis, -1)
 
-    c = 1 if place is None else shape[place]
-    h, w = (shape[2], shape[3]) if place == 1 else (shape[1], shape[2])
-    return Arrays(shape[0], (h, w, c), labels, about, chunks)
+    shape = header.shape
+    c = 1 if axis is None else shape[axis]
+    h, w = (shape[2], shape[3]) if axis == 1 else (shape[1], shape[2])
+    if h * w > LIMIT_PIXELS:
+        raise UserError(f"{path}: {name} has images of {w}x{h} pixels: more than the limit of {LIMIT_PIXELS:,}")
+    numbers, classes = (None, []) if labels is None else _classes(path, labels, shape[0])
+    return Arrays(shape[0], (h, w, c), numbers, classes, [note], ignored, chunks)
 
 
-def _channels(path: Path, name: str, shape: tuple[int, ...]) -> int | None:
-    """The axis of the channels; None where there is none."""
+def _channel_axis(path: Path, name: str, shape: tuple[int, ...]) -> int | None:
+    """The axis of the channels; None if there is none."""
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UserError(f"{path}: {name} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
     if len(shape) == 3:
+        if shape[2] in (1, 3) or (shape[2] == 4 and shape[1] != 4):
+            raise UserError(
+                f"{path}: {name} has shape {shape}, which is one picture (H, W, C): stack pictures as (N, H, W, C)"
+            )
         return None
     for axis in (3, 1):
         if shape[axis] in (1, 3):
@@ -115,70 +115,83 @@ def _channels(path: Path, name: str, shape: tuple[int, ...]) -> int | None:
     raise UserError(f"{path}: {name} has shape {shape}, and neither its last nor its second axis is 1 or 3 channels")
 
 
-def _range(path: Path, name: str, rows: Iterator[np.ndarray]) -> tuple[str, tuple[float, float]]:
-    low, high, seen = np.inf, -np.inf, 0
-    for chunk in rows:
+def _range(
+    path: Path, name: str, dtype: np.dtype, rows: Callable[[], Iterator[np.ndarray]]
+) -> tuple[str, float, float]:
+    """How the values are read, in words, and the offset and factor that bring them to 0..255."""
+    if dtype == np.bool_:
+        return "booleans read as black and white", 0.0, 255.0
+    if dtype == np.uint8:
+        if all(int(chunk.max()) <= 1 for chunk in rows()):
+            return "uint8 of 0 and 1 read as black and white", 0.0, 255.0
+        return "uint8", 0.0, 1.0
+    if dtype.kind != "f":
+        raise UserError(
+            f"{path}: {name} is {dtype}; images are uint8 (x.astype(np.uint8)), or floats in [0, 1] or [-1, 1]"
+        )
+    low, high, seen, negative, values = np.inf, -np.inf, 0, 0, 0
+    for chunk in rows():
         flat = chunk.reshape(len(chunk), -1)
         bad = ~np.isfinite(flat).all(1)
         if bad.any():
             raise UserError(f"{path}: {name}[{seen + int(bad.argmax())}] has values that are not finite: take it out")
         low, high, seen = min(low, float(flat.min())), max(high, float(flat.max())), seen + len(chunk)
-    if low < -1 or high > 1:
-        raise UserError(f"{path}: {name} has floats from {low:g} to {high:g}; images are in [0, 1] or [-1, 1]")
-    # x 255, or (x + 1) 127.5
-    return ("floats in [-1, 1]", (1.0, 127.5)) if low < 0 else ("floats in [0, 1]", (0.0, 255.0))
+        negative, values = negative + int((flat < -_OVERSHOOT).sum()), values + flat.size
+    span = f"{path}: {name} has floats from {low:.9g} to {high:.9g}"
+    if low < -1 - _OVERSHOOT or high > 1 + _OVERSHOOT:
+        hint = ": save them as uint8 (x.astype(np.uint8))" if low >= 0 and 1 < high <= 255 else ""
+        raise UserError(f"{span}; images are in [0, 1] or [-1, 1]{hint}")
+    if low >= -_OVERSHOOT:
+        clipped = ", clipped" if low < 0 or high > 1 else ""
+        return f"floats in [0, 1]{clipped}", 0.0, 255.0
+    if low > -0.5 and negative < _FEW_NEGATIVE * values:
+        raise UserError(f"{span}, {negative / values:.1%} of them negative: clip them to [0, 1], or scale to [-1, 1]")
+    return f"floats in [-1, 1]{', clipped' if low < -1 or high > 1 else ''}", 1.0, 127.5
 
 
-def _pick(path: Path, found: dict[str, Any], names: tuple[str, ...], what: str) -> str:
+def _pick(path: Path, headers: dict[str, Header], names: tuple[str, ...], what: str) -> str:
+    by_small = {name.lower(): name for name in headers}
     for name in names:
-        if name in found:
-            return name
-    if len(found) == 1:
-        return next(iter(found))
-    several = f"several, {', '.join(sorted(found))}: call one of them {names[0]}" if found else "none"
+        if name in by_small:
+            return by_small[name]
+    if len(headers) == 1:
+        return next(iter(headers))
+    several = f"several, {', '.join(sorted(headers))}: call one of them {names[0]}" if headers else "none"
     raise UserError(f"{path} should have one {what}; it has {several}")
 
 
-def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of the arrays of an archive, as far as their headers can be read."""
-    headers = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(".npy")]
-    except _BROKEN as error:
-        raise UserError(f"{path} is no sound .npz archive: {error}") from None
-    for name in names:
-        with _member(path, name) as (_, shape, dtype):
-            headers[name.removesuffix(".npy")] = shape, dtype
-    return headers
+def _labels_name(path: Path, images: str, header: Header, headers: dict[str, Header]) -> str | None:
+    """The array of labels: one with such a name, whatever it holds, or the only integers of the right length."""
+    others = {name: each for name, each in headers.items() if name != images}
+    if {name.lower() for name in others} & {*_LABELS}:
+        return _pick(path, others, _LABELS, "array of labels")
+    n = header.shape[0]
+    fitting = {name: each for name, each in others.items() if each.dtype.kind in "iu" and each.shape in ((n,), (n, 1))}
+    return _pick(path, fitting, _LABELS, "array of labels") if fitting else None
 
 
-@contextmanager
-def _member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """A stream at the first number of an array in an archive, its shape and dtype."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(name) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-            shape, columns_first, dtype = read(stream)
-            if dtype.hasobject or columns_first:
-                raise UserError(f"{path}: {name} is of Python objects or stored column by column: save plain arrays")
-            yield stream, tuple(shape), dtype
-    except _BROKEN as error:
-        raise UserError(f"{path}: {name} cannot be read: {' '.join(str(error).split())}") from None
-
-
-def _streamed(path: Path, name: str) -> Iterator[np.ndarray]:
-    with _member(path, f"{name}.npy") as (stream, shape, dtype):
-        for first in range(0, shape[0], _CHUNK):
-            part = (min(_CHUNK, shape[0] - first), *shape[1:])
-            size = math.prod(part) * dtype.itemsize
-            data = stream.read(size)
-            if len(data) < size:
-                raise UserError(f"{path}: {name} is cut short after {first} images")
-            yield np.frombuffer(data, dtype).reshape(part)
-
-
-def _whole(path: Path, name: str) -> np.ndarray:
-    parts = list(_streamed(path, name))
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+def _classes(path: Path, labels: np.ndarray, n: int) -> tuple[np.ndarray, list[str]]:
+    """Labels int64 (N,) and the names of the classes, of whole numbers, names or one-hot rows."""
+    if labels.shape[:1] != (n,) or labels.ndim > 2:
+        raise UserError(
+            f"{path} has {n} images and labels of shape {labels.shape}: give one label each, or leave them out"
+        )
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        if labels.dtype.kind not in "biuf" or not (
+            ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()
+        ):
+            raise UserError(f"{path} has labels of shape {labels.shape} that are not one-hot: give one class each")
+        labels = labels.argmax(1)
+    labels = labels.reshape(-1)
+    if labels.dtype.kind == "f":
+        if not (np.isfinite(labels).all() and (labels == np.rint(labels)).all()):
+            raise UserError(f"{path} has labels that are no whole numbers: give one class each, or leave them out")
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind == "b":
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    if labels.dtype.kind not in "iuU":
+        raise UserError(f"{path} has labels of type {labels.dtype}: give whole numbers or names, or leave them out")
+    values, numbers = np.unique(labels, return_inverse=True)
+    return numbers.astype(np.int64).reshape(-1), [tidy(str(value)) for value in values]

@@ -4,8 +4,9 @@ import hashlib
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from statistics import median
@@ -15,14 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ornstein.data import images
+from ornstein.data import identity, images, sets
+from ornstein.data.classes import group
 from ornstein.data.decode import LIMIT_PIXELS, MIN_SIDE, BadImage, strict_pillow
+from ornstein.data.entry import IMAGE_SUFFIXES, Entry, Listing, nothing_usable, reason_of
 from ornstein.data.kinds import is_animation, open_regular
 from ornstein.data.motion import MOTIONS, MotionClips
+from ornstein.data.names import natural_key, tidy
 from ornstein.data.pixels import to_unit
-from ornstein.data.sources import SUFFIXES, Entry, Listing, first_folders, natural_key, nothing_usable, open_source
+from ornstein.data.sources import open_source
 from ornstein.data.video_read import VIDEO_SUFFIXES, Video, read_folder, read_video
 from ornstein.errors import RunError, UserError
+
+__all__ = ["ClipSet", "Clips", "open_clips"]
 
 _MAY_MOVE = {".webp", ".png", ".apng", ".avif"}
 _NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a whole
@@ -37,7 +43,7 @@ class Clips(Protocol):
 
     def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]: ...
 
-    def split(self, fraction: float, seed: int) -> "tuple[Clips, Clips]": ...
+    def split(self, fraction: float, seed: int, every_class: bool = False) -> "tuple[Clips, Clips]": ...
 
     @property
     def classes(self) -> list[str]: ...
@@ -49,19 +55,26 @@ class Clips(Protocol):
     def shape(self) -> tuple[int, int, int, int]: ...
 
     @property
+    def summary(self) -> str: ...
+
+    @property
     def fingerprint(self) -> str: ...
+
+    @property
+    def names_fingerprint(self) -> str: ...
 
     @property
     def rate(self) -> float | None: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ClipSet:
     """Clips of one size and length, decoded: windows into the frames of whole videos.
 
     pixels: uint8 (T, C, H, W), all videos one after the other. starts: int64 (N,), where each clip begins in it.
-    videos: int64 (N,), the video each clip was cut from, into `names` and `file_sizes` (bytes).
+    videos: int64 (N,), the video each clip was cut from, into `names`, `file_sizes` (bytes) and `sums` (checksums).
     labels: int64 (N,) into `classes`, or None. skipped: (name, reason) of every video that could not be used.
+    ignored: numbers of other files by suffix.
     """
 
     source: str
@@ -71,13 +84,25 @@ class ClipSet:
     videos: Tensor
     names: list[str]
     file_sizes: list[int]
+    sums: list[int]
     labels: Tensor | None = None
     classes: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
     rate: float | None = None
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    def __repr__(self) -> str:
+        line = sets.read_line(len(self), "clip", self.classes, self.labels, Counter(), [])
+        return f"ClipSet({self.source!r}: {line}, {'x'.join(map(str, self.shape))})"
+
+    @property
+    def summary(self) -> str:
+        """One line: how many clips of how many videos and of which classes, and what was left out."""
+        notes = [f"from {len(self.names):,} video{'' if len(self.names) == 1 else 's'}"]
+        return sets.read_line(len(self), "clip", self.classes, self.labels, self.ignored, self.skipped, notes)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -92,17 +117,18 @@ class ClipSet:
         clips = to_unit(self.pixels[taken]).transpose(1, 2).contiguous()
         return clips, None if self.labels is None else self.labels[rows]
 
-    def split(self, fraction: float, seed: int) -> tuple["ClipSet", "ClipSet"]:
+    def split(self, fraction: float, seed: int, every_class: bool = False) -> tuple["ClipSet", "ClipSet"]:
         """(train, held-out): whole videos, drawn at random by `seed`, until `fraction` of the clips are held out.
 
-        Never two clips of one video on both sides: neighbours in time are near copies. A single video is cut in two
-        in time, its end held out, and a clip that crosses the cut is in neither part. The pixels are shared.
-        Raises ValueError unless 0 < fraction < 1, UserError on fewer than 2 clips.
+        Clips of one video are never on both sides: neighbours in time are near copies. A single video is cut in two
+        in time, its end held out, and a clip that crosses the cut is in neither part. The pixels are shared. With
+        `every_class`, one video of each class is never held out.
+
+        Raises:
+            ValueError: unless 0 < fraction < 1.
+            UserError: on fewer than 2 clips.
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
-        if len(self) < 2:
-            raise UserError(f"{self.source} has {len(self)} clip: at least 2 are needed to hold some out")
+        sets.check_fraction(fraction, len(self), self.source, "clip")
         wanted = min(max(round(len(self) * fraction), 1), len(self) - 1)
         present = self.videos.unique()
         if len(present) == 1:
@@ -112,6 +138,12 @@ class ClipSet:
                 raise UserError(f"{self.source} is too short to hold clips out that do not overlap the others")
             return self._subset(train), self._subset(self.starts >= cut)
         order = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))]
+        if every_class and self.labels is not None:
+            label = {int(v): int(label) for v, label in zip(self.videos, self.labels, strict=True)}
+            last = {label[v]: v for v in order.tolist()}
+            free = torch.tensor([v for v in order.tolist() if last[label[v]] != v], dtype=torch.int64)
+            if len(free):
+                order = torch.cat([free, torch.tensor(list(last.values()))])
         counts = torch.bincount(self.videos, minlength=len(self.names))[order].cumsum(0)
         some = min(int((counts < wanted).sum()) + 1, len(present) - 1)
         held_out = torch.isin(self.videos, order[:some])
@@ -119,29 +151,32 @@ class ClipSet:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that tell whether two runs cut the same clips from the same files.
+        """16 hex digits that tell whether two runs cut the same clips from the same videos.
 
-        SHA-256 of the clip length, and of names, sizes (bytes) and places of the clips.
+        It is a hash of the clip length and of names, sizes, contents, labels and places of the clips.
         """
+        classes = [] if self.labels is None else [f" {self.classes[i]}" for i in self.labels.tolist()]
+        sums = [f" {self.sums[video]:08x}" for video in self.videos.tolist()]
+        return self._hash([f"{a}{b}" for a, b in zip(sums, classes or [""] * len(self), strict=True)])
+
+    @property
+    def names_fingerprint(self) -> str:
+        """The hash without contents and labels, by which runs of version 0.1 are recognised."""
+        return self._hash([""] * len(self))
+
+    def _hash(self, notes: Sequence[str]) -> str:
         digest = hashlib.sha256(f"{self.frames}\n".encode())
         offset = {int(v): int(self.starts[self.videos == v].min()) for v in self.videos.unique()}
-        for start, video in zip(self.starts.tolist(), self.videos.tolist(), strict=True):
-            digest.update(f"{self.names[video]}\0{self.file_sizes[video]}\0{start - offset[video]}\n".encode())
+        for start, video, note in zip(self.starts.tolist(), self.videos.tolist(), notes, strict=True):
+            digest.update(f"{self.names[video]}\0{self.file_sizes[video]}\0{start - offset[video]}{note}\n".encode())
         return digest.hexdigest()[:16]
 
     def _subset(self, chosen: Tensor) -> "ClipSet":
-        return ClipSet(
-            source=self.source,
-            frames=self.frames,
-            pixels=self.pixels,
+        return replace(
+            self,
             starts=self.starts[chosen],
             videos=self.videos[chosen],
-            names=list(self.names),
-            file_sizes=list(self.file_sizes),
             labels=None if self.labels is None else self.labels[chosen],
-            classes=list(self.classes),
-            skipped=list(self.skipped),
-            rate=self.rate,
         )
 
 
@@ -150,9 +185,14 @@ class _Video:
     """One video of a source: a file, or a folder of frames."""
 
     name: str
-    size: int
+    entries: list[Entry]
     frames: Callable[[int | None, int, int, int], Iterator[np.ndarray]]
     opened: list[Video] = field(default_factory=list)  # what the file states, once it was read
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.size for entry in self.entries)
 
 
 def open_clips(
@@ -195,9 +235,9 @@ def open_clips(
             raise UserError(f"{path} is generated clip by clip: stride and hop are for videos")
         return MotionClips(str(path), frames, 32 if size is None else size, 1 if channels is None else channels)
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
+    if path.suffix.lower() in VIDEO_SUFFIXES and path.exists() and not path.is_dir():
         return _cut(path, Listing([_entry(path)]), frames, size, channels or 3, stride, hop, limit_pixels, progress)
-    with open_source(path, VIDEO_SUFFIXES | SUFFIXES, _NO_LIMIT) as listing:
+    with open_source(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES, _NO_LIMIT, by_folder=False) as listing:
         return _cut(path, listing, frames, size, channels or 3, stride, hop, limit_pixels, progress)
 
 
@@ -212,8 +252,15 @@ def _cut(
     limit_pixels: int,
     progress: Callable[[int, int], None] | None,
 ) -> ClipSet:
-    videos, beside = _videos(listing, path)
-    skipped, hop = [*listing.skipped, *beside], hop or frames
+    listed, beside = _videos(listing, path)
+    names = [video.name.split("/", 1)[-1] if listing.prefixed else video.name for video in listed]
+    groups = group(names, path.is_file() or listing.prefixed, [video.entries[0].label for video in listed])
+    skipped, hop, ignored = [*listing.skipped, *beside], hop or frames, Counter(listing.ignored)
+    skipped += [(listed[i].name, why) for i, why in groups.skipped.items()]
+    ignored.update(groups.ignored.values())
+    chosen = [i for i in range(len(listed)) if i not in groups.skipped and i not in groups.ignored]
+    videos = [listed[i] for i in chosen]
+    label_of = {} if groups.labels is None else {listed[i].name: groups.labels[i] for i in chosen}
     store = _Store()
     used: list[_Video] = []
     starts: list[int] = []
@@ -230,24 +277,22 @@ def _cut(
                     raise BadImage(f"too short: {count} frames{strided}, a clip has {frames}")
             except (BadImage, OSError) as bad:
                 store.truncate(begin)
-                reason = (getattr(bad, "strerror", None) or str(bad)).replace("\n", " ")
-                skipped.append((video.name, reason))
+                skipped.append((video.name, reason_of(bad)))
             else:
-                own = range(begin, begin + count - frames + 1, hop)
-                store.truncate(own[-1] + frames)
-                starts += own
-                owners += [len(used)] * len(own)
+                begins = range(begin, begin + count - frames + 1, hop)
+                store.truncate(begins[-1] + frames)
+                starts += begins
+                owners += [len(used)] * len(begins)
                 used.append(video)
             if progress is not None:
                 progress(done, len(videos))
     skipped.sort(key=lambda item: natural_key(item[0]))
     if not used:
-        raise nothing_usable(path, skipped, listing.ignored, "video")
-    folders = first_folders([video.name for video in used], wrapped=path.is_file())
-    classes = sorted(set(folders or []), key=natural_key)
+        raise nothing_usable(path, skipped, ignored, "video")
+    classes = sorted({label_of[video.name] for video in used if label_of}, key=natural_key)
     labels = None
-    if folders and len(classes) > 1:
-        labels = torch.tensor([classes.index(folders[owner]) for owner in owners])
+    if len(classes) > 1:
+        labels = torch.tensor([classes.index(label_of[used[owner].name]) for owner in owners])
     rates = [each.rate for video in used for each in video.opened]
     return ClipSet(
         source=str(path),
@@ -257,9 +302,11 @@ def _cut(
         videos=torch.tensor(owners),
         names=[video.name for video in used],
         file_sizes=[video.size for video in used],
+        sums=_sums(used),
         labels=labels,
         classes=classes if labels is not None else [],
         skipped=skipped,
+        ignored=ignored,
         rate=float(median(rates)) / stride if rates else None,
     )
 
@@ -267,7 +314,15 @@ def _cut(
 def _entry(path: Path) -> Entry:
     with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
-    return Entry(path.name, size, path.read_bytes, partial(open_regular, path))
+    return Entry(tidy(path.name), size, partial(open_regular, path))
+
+
+def _sums(videos: Sequence[_Video]) -> list[int]:
+    """A checksum of the contents of each video."""
+    entries = [entry for video in videos for entry in video.entries]
+    sums = iter(identity.checksums(len(entries), entries.__getitem__, [entry.size for entry in entries]))
+    of_videos = [[next(sums) for _ in video.entries] for video in videos]
+    return [each[0] if len(each) == 1 else identity.checksum(str(each).encode()) for each in of_videos]
 
 
 def _videos(listing: Listing, path: Path) -> tuple[list[_Video], list[tuple[str, str]]]:
@@ -280,7 +335,7 @@ def _videos(listing: Listing, path: Path) -> tuple[list[_Video], list[tuple[str,
     for entry in listing.entries:
         if Path(entry.name).suffix.lower() in VIDEO_SUFFIXES or _is_animation(entry):
             opened: list[Video] = []
-            videos.append(_Video(entry.name, entry.size, partial(_read_file, entry.open, opened), opened))
+            videos.append(_Video(entry.name, [entry], partial(_read_file, entry.open, opened), opened))
         else:
             folders.setdefault(entry.name.rpartition("/")[0], []).append(entry)
     busy = {video.name.rpartition("/")[0] for video in videos}
@@ -292,8 +347,7 @@ def _videos(listing: Listing, path: Path) -> tuple[list[_Video], list[tuple[str,
             count = len(pictures) - len(frames)
             beside.append((folder or path.name, f"pictures beside videos, no frames of one: {count:,}"))
         if frames:
-            size = sum(entry.size for entry in frames)
-            videos.append(_Video(folder or path.name, size, partial(read_folder, frames)))
+            videos.append(_Video(folder or path.name, frames, partial(read_folder, frames)))
     return sorted(videos, key=lambda video: natural_key(video.name)), beside
 
 
@@ -339,7 +393,7 @@ class _Store:
         return self.bytes // (int(np.prod(self.shape)) or 1)
 
     def append(self, frame: np.ndarray, name: str) -> None:
-        """Add a frame (C, H, W) of the video `name`. Raises UserError where it is of another size than the first."""
+        """Add a frame (C, H, W) of the video `name`. Raises UserError if it differs in size from the first."""
         if not self.bytes:
             self.shape, self.first = frame.shape, name
         if frame.shape != self.shape:

@@ -1,20 +1,45 @@
-"""One file's bytes to one square uint8 image, or the reason why not."""
+"""The bytes of one file to one square uint8 image, or the reason why it cannot be used."""
 
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from ornstein.data.colour import flatten
+from ornstein.data.entry import MAX_FILE_BYTES, BadImage, Entry, reason_of
+from ornstein.data.kinds import KIND_BYTES, kind_of
+from ornstein.errors import UserError
+
+__all__ = [
+    "LIMIT_PIXELS",
+    "MAX_ENLARGEMENT",
+    "MIN_SIDE",
+    "BadImage",
+    "check_pixels",
+    "check_side",
+    "decode",
+    "decode_entry",
+    "fit",
+    "formats",
+    "opened",
+    "orientation_of",
+    "strict_pillow",
+    "to_array",
+    "upright",
+]
+
 LIMIT_PIXELS = 89_478_485  # a quarter of a gigabyte as RGB: above every camera, below every bomb
 MIN_SIDE = 2
 MAX_ENLARGEMENT = 8
-# A list of our own, so that a file named .jpg cannot reach the readers that start other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION = 258, 262, 0x0112
+# An explicit list, so that a file named .jpg cannot reach the readers that start other programs (EPS). TGA is last:
+# it has no signature.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF", "JXL", "TGA")
+_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,10 +49,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class BadImage(Exception):
-    """The file gives no image that can be used; the message is the reason shown to the user."""
+# Of a file larger than this the header is judged before the rest is read.
+_HEAD_BYTES = 2**20
+_FREE_BYTES, _BYTES_A_PIXEL = 64 * 2**20, 16  # what a file may need, at most, for its pixels
+_LARGE_PIXELS = 2**24
+_one_large = threading.Lock()  # threads decode one large picture at a time: each takes up to half a gigabyte
+# Formats that another package reads, by their media types: the reader's name in Pillow, and the package.
+_READERS = {"image/heic": ("HEIF", "pillow-heif"), "image/jxl": ("JXL", "pillow-jxl-plugin")}
 
 
 def decode(
@@ -35,47 +63,95 @@ def decode(
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Decode one file: uint8 (C, size, size) and the (width, height) in pixels of the upright original.
 
-    The centre square is cut out and resized with Lanczos' filter; size=None keeps its pixels. EXIF rotation
-    is applied; of an animation the first frame is taken; transparency is laid over white; 16-bit greys are
-    scaled by 1/257; channels=1 gives the luma (ITU-R BT.601), channels=3 RGB. Colour profiles are not used.
-    Raises BadImage, with the reason, for all that is not a sound image of at most `limit_pixels` pixels. (One
-    kind of damage passes: a JPEG cut short and then closed with an end marker, which the decoder fills up.)
+    The centre square is cut out and resized with Lanczos' filter; size=None keeps its pixels. EXIF rotation is applied;
+    of an animation the first frame is taken; colour profiles are converted to sRGB; transparency is laid over white;
+    16-bit greys are scaled by 1/257 (see `colour.flatten`). channels=1 gives the luma (ITU-R BT.601), 3 RGB.
+
+    Raises:
+        BadImage: with the reason, for anything but a sound image of at most `limit_pixels` pixels. (One kind of damage
+            passes: a JPEG cut short and then closed with an end marker, which the decoder fills up.)
     """
-    try:
-        with Image.open(BytesIO(data), formats=_formats()) as img:
-            width, height = img.size
-            if width * height > limit_pixels:
-                raise BadImage(f"{width}x{height} pixels: more than the limit of {limit_pixels:,}")
-            check_side(min(width, height), size)
+    with opened(data) as img:
+        width, height = img.size
+        check_pixels(width, height, limit_pixels)
+        check_side(min(width, height), size)
+        with _one_large if width * height > _LARGE_PIXELS else nullcontext():
             extent = None
             if size is not None:
                 # JPEG can decode at 1/2, 1/4 or 1/8. Twice the final size is left for Lanczos to work on.
                 drafted = img.draft(None, (2 * size, 2 * size))  # pyright: ignore[reportArgumentType]
                 extent = drafted and (drafted[1][2], drafted[1][3])
             img.load()
-            orientation = _orientation(img)
-            square = fit(_flatten(img, channels), size, extent)
-    except BadImage:
+            orientation = orientation_of(img)
+            square = fit(flatten(img, channels), size, extent)
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    return to_array(upright(square, orientation)), (width, height)
+
+
+def decode_entry(
+    entry: Entry, size: int | None, channels: int, limit_pixels: int = LIMIT_PIXELS
+) -> tuple[np.ndarray, tuple[int, int], bytes]:
+    """As `decode` for a file of a source, and its bytes. The header of a large file is judged before the rest is read.
+
+    Raises:
+        BadImage: as `decode`, and for a file with many more bytes than its pixels can need.
+    """
+    if entry.size > _HEAD_BYTES:
+        _check_header(entry, limit_pixels)
+    data = entry.read()
+    return *decode(data, size, channels, limit_pixels), data
+
+
+def _check_header(entry: Entry, limit_pixels: int) -> None:
+    head = entry.read(0, _HEAD_BYTES)
+    allowed = _FREE_BYTES
+    try:
+        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):  # a TIFF's header may lie at its end
+            with entry.open() as stream, Image.open(stream, formats=["TIFF"]) as img:
+                width, height = img.size
+        else:
+            with Image.open(BytesIO(head), formats=formats()) as img:
+                width, height = img.size
+    except UnidentifiedImageError:
+        if kind_of(head[:KIND_BYTES]) is None:
+            raise BadImage(_unreadable(head)) from None
+    except Exception:  # the header goes on behind the part that was read, or is damaged: `decode` tells
+        pass
+    else:
+        check_pixels(width, height, limit_pixels)
+        allowed += _BYTES_A_PIXEL * width * height
+    if entry.size > min(allowed, MAX_FILE_BYTES):
+        raise BadImage(f"{entry.size / 2**20:,.0f} MB: more than an image of its size can need, or not an image")
+
+
+@contextmanager
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """The picture in a file's bytes, open; what its decoder raises inside becomes BadImage, with the reason."""
+    try:
+        with Image.open(BytesIO(data), formats=formats()) as img:
+            yield img
+    except (BadImage, UserError):
         raise
     except UnidentifiedImageError:
-        raise BadImage("not an image, or its header is damaged") from None
+        raise BadImage(_unreadable(data)) from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise BadImage(f"more pixels than Pillow opens ({limit:,})") from None
     except Exception as error:  # decoders raise nearly everything on damaged input
-        raise BadImage(f"damaged: {error or type(error).__name__}".replace("\n", " ")) from None
-    if orientation in _UPRIGHT:
-        square = square.transpose(_UPRIGHT[orientation])
-        if orientation >= 5:
-            width, height = height, width
-    return to_array(square), (width, height)
+        raise BadImage(f"damaged: {reason_of(error)}") from None
+
+
+def upright(img: Image.Image, orientation: int) -> Image.Image:
+    """The picture turned or mirrored as EXIF's `orientation` states (1 to 8; Exif 2.3, section 4.6.4)."""
+    return img.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else img
 
 
 def fit(img: Image.Image, size: int | None, extent: tuple[float, float] | None = None) -> Image.Image:
-    """The centre square of an "L" or "RGB" picture, resized to `size` pixels a side.
+    """The centre square of a picture, resized to `size` pixels a side.
 
-    `extent` is the width and height of what the picture shows, where its last column and row are only partly
-    filled: JPEG's reduced decoding rounds up, and the excess would shift and stretch the result.
+    `extent` is the width and height of what the picture shows, if its last column and row are only partly filled:
+    JPEG's reduced decoding rounds up, and the excess would shift and stretch the result.
     """
     width, height = extent or img.size
     side = min(width, height)
@@ -96,9 +172,9 @@ def to_array(img: Image.Image) -> np.ndarray:
 
 @contextmanager
 def strict_pillow() -> Iterator[None]:
-    """Hold Pillow's process-wide switches while decoding: damaged files fail, and no warnings are printed."""
+    """Set Pillow's process-wide switches for decoding: damaged files fail, and no warnings are printed."""
     truncated = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would hand out half-grey images without a word
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # True would return half-grey images without a word
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -108,8 +184,14 @@ def strict_pillow() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = truncated
 
 
+def check_pixels(width: int, height: int, limit: int) -> None:
+    """Raises BadImage for a picture of more than `limit` pixels."""
+    if width * height > limit:
+        raise BadImage(f"{width}x{height} pixels: more than the limit of {limit:,}")
+
+
 def check_side(side: int, size: int | None) -> None:
-    """Raises BadImage where an image of that shorter side cannot be used, or not at that size."""
+    """Raises BadImage if an image of that shorter side cannot be used, or not at that size."""
     if side < MIN_SIDE:
         raise BadImage(f"too small: {side} pixel a side")
     if size is not None and side * MAX_ENLARGEMENT < size:
@@ -117,31 +199,34 @@ def check_side(side: int, size: int | None) -> None:
 
 
 @lru_cache(maxsize=1)
-def _formats() -> tuple[str, ...]:
+def formats() -> tuple[str, ...]:
+    """The formats that are read: those of Pillow, HEIC if pillow-heif is installed, JPEG XL if pillow-jxl is."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    with suppress(ImportError):
+        import pillow_heif  # pyright: ignore[reportMissingImports]  (optional)
+
+        pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_jxl  # noqa: F401  # pyright: ignore[reportMissingImports]  (optional; registers itself)
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _orientation(img: Image.Image) -> int:
+def orientation_of(img: Image.Image) -> int:
+    """The orientation by EXIF, 1 if there is none."""
     try:
         return int(img.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF says nothing about the pixels
         return 1
 
 
-def _flatten(img: Image.Image, channels: int) -> Image.Image:
-    """Any mode to "L" or "RGB": 16 bits scaled to 8, transparency over white, palettes and CMYK resolved."""
-    sixteen = img.mode.startswith("I;16") or (img.mode == "I" and img.format in ("PNG", "PPM"))
-    if sixteen:
-        tags = getattr(img, "tag_v2", {})
-        bits = tags.get(_BITS_PER_SAMPLE, (16,))[0]
-        grey = np.asarray(img).astype(np.float32) * (255 / (2**bits - 1))
-        if tags.get(_PHOTOMETRIC) == 0:  # TIFF's WhiteIsZero, which Pillow inverts only at 8 bits
-            grey = 255 - grey
-        img = Image.fromarray(np.rint(grey).clip(0, 255).astype(np.uint8))
-    elif img.mode in ("I", "F"):
-        raise BadImage("32-bit samples have no agreed white level: save it with 8 or 16 bits")
-    elif img.has_transparency_data:
-        rgba = img.convert("RGBA")
-        img = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return img.convert("L" if channels == 1 else "RGB")
+def _unreadable(data: bytes) -> str:
+    """Why Pillow does not open a file, by its first bytes."""
+    kind = kind_of(data[:KIND_BYTES])
+    if kind is None or kind.mime == "image/jpeg":
+        return "not an image, or its header is damaged"
+    name, package = _READERS.get(kind.mime, ("", ""))
+    if name and name not in formats():
+        return f"it is {kind.name}, which needs {package}: pip install {package}, or save it as JPEG"
+    if kind.mime.startswith("image/"):
+        return f"it is {kind.name} that cannot be read: damaged, or of a form that Pillow does not know"
+    return f"it is {kind.name}, and no picture that can be read"

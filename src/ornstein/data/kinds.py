@@ -8,9 +8,9 @@ from typing import IO
 
 from ornstein.errors import UserError
 
-__all__ = ["Kind", "is_animation", "kind_of", "kind_of_file", "open_regular"]
+__all__ = ["KIND_BYTES", "Kind", "is_animation", "kind_of", "kind_of_file", "open_regular"]
 
-_HEAD = 400  # bytes: two packets of an MPEG transport stream
+KIND_BYTES = 400  # bytes: two packets of an MPEG transport stream
 _MAX_CHUNKS = 4096  # of a PNG before its pixels
 
 
@@ -94,7 +94,7 @@ def is_animation(file: IO[bytes]) -> bool:
     """
     try:
         file.seek(0)
-        head = file.read(_HEAD)
+        head = file.read(KIND_BYTES)
         kind = kind_of(head)
         if kind is WEBP:
             return head[12:16] == b"VP8X" and bool(head[20] & 2)
@@ -158,4 +158,4 @@ def kind_of_file(path: str | Path) -> Kind | None:
         UserError: as `open_regular`.
     """
     with open_regular(path) as file:
-        return kind_of(file.read(_HEAD))
+        return kind_of(file.read(KIND_BYTES))

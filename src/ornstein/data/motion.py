@@ -1,19 +1,21 @@
-"""Clips generated from known motion: nothing to download, and the truth about the motion at hand."""
+"""Synthetic clips of known motion: nothing to download, and the exact motion is available."""
 
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ornstein.data import sets
 from ornstein.data.pixels import to_uint8, to_unit
 from ornstein.errors import UserError
 from ornstein.randomness import normal
+
+__all__ = ["BALLS", "BALL_RADIUS", "MOTIONS", "MotionClips", "ball_motion", "digit_motion", "texture_motion"]
 
 BALLS = 3
 BALL_RADIUS = 0.11  # of the frame's side
@@ -24,17 +26,17 @@ _WAVELENGTHS = (6.0, 20.0)  # pixels, in a frame of 32
 _CONTRAST = 0.7
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class MotionClips:
-    """Clips of a bundled source, made when they are read: clip i is a function of (source, seed, i) alone.
+    """Clips of a bundled source, generated when they are read: clip i is a function of (source, seed, i) alone.
 
-    "moving-digits": one of scikit-learn's 1,797 scans, enlarged, flies straight at 1 to 2.5 pixels a frame and bounces
-    off the borders, at positions between pixels; its class is the digit.
+    "moving-digits": one of scikit-learn's 1,797 scans, enlarged, moves straight at 1 to 2.5 pixels a frame and bounces
+    off the borders, at sub-pixel positions; its class is the digit.
     "bouncing-balls": three balls of one mass at 1 to 2 pixels a frame, elastic collisions with walls and one another.
     "drifting-textures": 24 plane waves of wavelength 6 to 20 pixels under tanh, drifting at 0.3 to 1.5 pixels a frame
     in a direction that turns by at most 0.1 radians a frame; `flow` is exact.
 
-    Lengths are for a frame of 32 pixels and grow with `size`. Pixels are rounded to 8 bits, as those of a file are.
+    Lengths are for a frame of 32 pixels and scale with `size`. Pixels are rounded to 8 bits, as those of a file are.
     Raises UserError for an unknown source, fewer than 1 frame or clip, a size outside 16..256 or channels not 1 or 3.
     """
 
@@ -45,7 +47,6 @@ class MotionClips:
     seed: int = 0
     count: int = 10_000
     indices: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    rate: ClassVar[float | None] = None  # generated clips have no frame rate of their own
 
     def __post_init__(self) -> None:
         if self.source not in MOTIONS:
@@ -62,6 +63,9 @@ class MotionClips:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        return f"MotionClips({self.source!r}: {len(self):,} clips, {'x'.join(map(str, self.shape))}, seed {self.seed})"
+
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(C, F, H, W) of a clip."""
@@ -69,13 +73,23 @@ class MotionClips:
 
     @property
     def classes(self) -> list[str]:
-        """The digits where the source has classes, else none."""
+        """The ten digits for moving-digits; the other sources have no classes."""
         return [str(digit) for digit in range(10)] if self.source == "moving-digits" else []
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """Nothing: there is no file that could be damaged."""
+        """Empty: there is no file that could be damaged."""
         return []
+
+    @property
+    def rate(self) -> float | None:
+        """None: generated clips have no frame rate of their own."""
+        return None
+
+    @property
+    def summary(self) -> str:
+        """One line: how many clips of which source."""
+        return f"{len(self):,} clips of {self.source}, generated"
 
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """The clips at `indices`, float32 (B, C, F, H, W) in [-1, 1], and their labels int64 (B,) or None."""
@@ -87,51 +101,50 @@ class MotionClips:
     def flow(self, indices: Tensor | Sequence[int]) -> Tensor:
         """The exact optical flow of the clips at `indices`: (B, F - 1, 2, H, W) in pixels a frame, x then y.
 
-        x_{t+1}(p + flow_t(p)) = x_t(p) at every pixel p that stays in the frame. Raises UserError where the source has
-        no flow: a bounded object covers and uncovers what lies behind it.
+        x_{t+1}(p + flow_t(p)) = x_t(p) at every pixel p that stays in the frame. Raises UserError for the other
+        sources, which have no flow everywhere: a moving object covers and uncovers the background.
         """
         if self.source != "drifting-textures":
             raise UserError(f"{self.source} has no optical flow everywhere: drifting-textures has")
         _, velocity = texture_motion(self._numbers(indices), self.frames, self.size, self.seed)
         return velocity[..., None, None].expand(-1, -1, -1, self.size, self.size).float()
 
-    def split(self, fraction: float, seed: int) -> tuple["MotionClips", "MotionClips"]:
-        """(train, held-out): `fraction` of the clips, drawn at random by `seed` alone, are held out.
+    def split(self, fraction: float, seed: int, every_class: bool = False) -> tuple["MotionClips", "MotionClips"]:
+        """(train, held-out): `fraction` of the clips are held out, drawn at random by `seed` alone.
 
-        Raises ValueError unless 0 < fraction < 1, UserError on fewer than 2 clips.
+        `every_class` changes nothing: there are clips of each class in any number. Raises ValueError unless
+        0 < fraction < 1, UserError on fewer than 2 clips.
         """
-        if not 0 < fraction < 1:
-            raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
-        n = len(self)
-        if n < 2:
-            raise UserError(f"{self.source} has {n} clip: at least 2 are needed to hold some out")
-        held_out = min(max(round(n * fraction), 1), n - 1)
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        parts = (order[held_out:], order[:held_out])
-        chosen = [self.indices[part.sort().values] for part in parts]
+        sets.check_fraction(fraction, len(self), self.source, "clip")
+        chosen = [self.indices[rows] for rows in sets.split_rows(len(self), fraction, seed)]
         settings = (self.source, self.frames, self.size, self.channels, self.seed, self.count)
         return MotionClips(*settings, chosen[0]), MotionClips(*settings, chosen[1])
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that tell whether two runs read the same clips: SHA-256 of the settings and the numbers."""
+        """16 hex digits that tell whether two runs read the same clips: SHA-256 of settings and clip numbers."""
         settings = f"{self.source} {self.frames} {self.size} {self.channels} {self.seed}\n"
         digest = hashlib.sha256(settings.encode())
         digest.update(self.indices.numpy().astype("<i8").tobytes())
         return digest.hexdigest()[:16]
+
+    @property
+    def names_fingerprint(self) -> str:
+        """The same: generated clips have no files."""
+        return self.fingerprint
 
     def _numbers(self, indices: Tensor | Sequence[int]) -> Tensor:
         return self.indices[torch.as_tensor(indices, dtype=torch.int64, device="cpu")]
 
 
 def digit_motion(numbers: Tensor, frames: int, size: int, seed: int) -> Tensor:
-    """Where the digit's upper left corner is: (B, F, 2) in pixels, x then y, float64."""
+    """The position of the digit's upper left corner: (B, F, 2) in pixels, x then y, float64."""
     u = _uniform(numbers, 4, seed, stream=1)
     room = size * (1 - _DIGIT)
     speed, angle = size / 32 * (1 + 1.5 * u[:, 2]), 2 * math.pi * u[:, 3]
     velocity = speed[:, None] * torch.stack([angle.cos(), angle.sin()], 1)
     straight = room * u[:, None, :2] + velocity[:, None] * torch.arange(frames)[None, :, None]
-    return room - ((straight % (2 * room)) - room).abs()  # folded back at both borders
+    return room - ((straight % (2 * room)) - room).abs()  # reflected at both borders
 
 
 def _digits(numbers: Tensor, frames: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +162,7 @@ def _digits(numbers: Tensor, frames: int, size: int, seed: int) -> tuple[Tensor,
 
 @lru_cache(maxsize=1)
 def _scans() -> tuple[Tensor, Tensor]:
-    """scikit-learn's digits (1797, 1, 8, 8) in [0, 1], float64, and which they are."""
+    """scikit-learn's digits (1797, 1, 8, 8) in [0, 1], float64, and their classes."""
     from sklearn.datasets import load_digits  # a second to import, and only the digits need it
 
     scans, targets = load_digits(return_X_y=True)
@@ -182,7 +195,7 @@ def ball_motion(numbers: Tensor, frames: int, size: int, seed: int) -> tuple[Ten
 
 
 def _collide(x: Tensor, v: Tensor, i: int, j: int, radius: float) -> Tensor:
-    """Velocities after balls i and j of one mass have exchanged those along the line between them, where they meet."""
+    """Velocities after an elastic collision of balls i and j, which have one mass, if they touch."""
     apart = x[:, i] - x[:, j]
     distance = apart.norm(dim=-1, keepdim=True)
     normal_ = apart / distance

@@ -1,8 +1,7 @@
-"""Between pixels (uint8) and what models see (float in [-1, 1]), and pictures of many images at once."""
+"""Conversion between pixels (uint8) and model values (float in [-1, 1]), and grids of images as PNG files."""
 
+import io
 import math
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,7 +10,11 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn import functional as F
 
+from ornstein.data.colour import CHANNEL_MODES
 from ornstein.errors import RunError
+from ornstein.store import atomic_write
+
+__all__ = ["grid", "save_grid", "to_uint8", "to_unit"]
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -24,7 +27,9 @@ def to_unit(pixels: Tensor) -> Tensor:
 def to_uint8(x: Tensor) -> Tensor:
     """Floats in [-1, 1] to uint8 pixels, clamped and rounded to the nearest; the inverse of `to_unit`.
 
-    Raises ValueError where x is not floating point, RunError where it holds a NaN (there is no pixel for it).
+    Raises:
+        ValueError: x is not floating point.
+        RunError: it holds a NaN.
     """
     if not x.is_floating_point():
         raise ValueError(f"expected floating-point images in [-1, 1], not {x.dtype}")
@@ -37,8 +42,8 @@ def to_uint8(x: Tensor) -> Tensor:
 def grid(images: Tensor, columns: int | None = None, gap: int = 0) -> Tensor:
     """Images (B, C, H, W), floats in [-1, 1] or uint8, in rows of `columns`: uint8 (C, rows H, columns W).
 
-    The default is as near to a square as B allows; places left over in the last row are white, and so are `gap` pixels
-    between images. Raises ValueError where the images are not (B, C, H, W), B is 0, columns < 1 or gap < 0.
+    By default the grid is as near to a square as B allows. Empty places in the last row are white, and so are `gap`
+    pixels between images. Raises ValueError if the images are not (B, C, H, W), B is 0, columns < 1 or gap < 0.
     """
     if images.ndim != 4 or images.shape[0] == 0:
         raise ValueError(f"expected at least one image as (B, C, H, W), not {tuple(images.shape)}")
@@ -69,29 +74,31 @@ def save_grid(
 ) -> None:
     """Write `grid(images, columns, gap)` as a PNG, every pixel repeated `upscale` times in both directions.
 
-    Images (B, C, H, W) with C = 1 (grey) or 3 (RGB). `comment` is written into the file, as its text "Comment". The
-    file is complete or absent: it is written beside its place and renamed. Raises ValueError on wrong arguments,
-    RunError where the file cannot be written.
+    The file is complete or absent.
+
+    Args:
+        images: (B, C, H, W) with C = 1 (grey) or 3 (RGB).
+        comment: text that is written into the file under "Comment".
+
+    Raises:
+        ValueError: wrong arguments.
+        RunError: the file cannot be written.
     """
     pixels = grid(images, columns, gap)
-    if pixels.shape[0] not in (1, 3):
-        raise ValueError(f"a picture has 1 or 3 channels, not {pixels.shape[0]}")
+    if pixels.shape[0] not in CHANNEL_MODES:
+        raise ValueError(f"an image has 1 or 3 channels, not {pixels.shape[0]}")
     if upscale < 1:
         raise ValueError(f"upscale must be at least 1, not {upscale}")
     pixels = pixels.repeat_interleave(upscale, 1).repeat_interleave(upscale, 2)
     array = pixels[0] if pixels.shape[0] == 1 else pixels.permute(1, 2, 0)
-    picture = Image.fromarray(array.contiguous().numpy())
-    said = PngInfo()
+    text = PngInfo()
     if comment is not None:
-        said.add_itxt("Comment", comment)
+        text.add_itxt("Comment", comment)
+    file = io.BytesIO()
+    Image.fromarray(array.contiguous().numpy()).save(file, format="PNG", pnginfo=text)
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(partial, format="PNG", pnginfo=said)
-        partial.replace(path)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    atomic_write(path, file.getvalue())

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
-import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ornstein.data.entry import BadImage, open_regular, reason_of
+from ornstein.data.npy import BROKEN, read_header
 from ornstein.errors import RunError, UserError
+
+__all__ = ["RowFile"]
 
 
 class RowFile:
     """The array (N, *) in a .npy file, of which rows are read by number.
 
-    It is read and not memory-mapped: a mapped file that is cut short while in use ends the process without a word, a
-    read one with an error that names it. The system keeps what is read often in memory in either case. A file that is
-    removed can be read on.
+    It is read and not memory-mapped: if a mapped file is cut short while in use, the process ends without a word; a
+    read fails with an error that names the file. Either way the system caches what is read often. A file that is
+    removed can still be read.
 
     Raises:
         UserError: it is no .npy file of a plain array (N, *), or is cut short.
@@ -27,30 +29,20 @@ class RowFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            with self.path.open("rb") as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-                shape, columns_first, dtype = read(file)
-                self._offset = file.tell()
-            self._file = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
-        except (ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:  # NumPy's parser of headers
-            raise UserError(f"{self.path} is no .npy file: {' '.join(str(error).split())}") from None
-        if dtype.hasobject:
-            raise UserError(f"{self.path} holds Python objects, which are not read: save an array of numbers")
-        if not shape or min(shape) < 0:
-            raise UserError(f"{self.path} has shape {shape}: save an array of one row each")
-        if columns_first:
-            raise UserError(f"{self.path} is stored column by column: save it with np.ascontiguousarray")
-        self.shape: tuple[int, ...] = tuple(shape)
-        self.dtype: np.dtype = dtype
-        self._row = math.prod(shape[1:]) * dtype.itemsize
-        size = os.fstat(self._file).st_size
-        if size < self._offset + len(self) * self._row:
-            raise UserError(
-                f"{self.path} is cut short: {size:,} bytes of {self._offset + len(self) * self._row:,}; copy it again"
-            )
+            self._file, size = open_regular(self.path)
+            with os.fdopen(os.dup(self._file), "rb") as stream:
+                self._header = read_header(stream, str(self.path))
+        except BadImage as bad:
+            raise UserError(f"cannot read {self.path}: {bad}") from None
+        except BROKEN as error:
+            raise UserError(f"{self.path} is no .npy file: {reason_of(error)}") from None
+        self.shape, self.dtype = self._header.shape, self._header.dtype
+        if not self.shape:
+            raise UserError(f"{self.path} has shape {self.shape}: save an array of one row each")
+        self._row = self._header.row_bytes
+        needed = self._header.offset + len(self) * self._row
+        if size < needed:
+            raise UserError(f"{self.path} is cut short: {size:,} bytes of {needed:,}; copy it again")
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -61,12 +53,12 @@ class RowFile:
             os.close(file)
 
     def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """These rows, (len(rows), *). Raises RunError where the file is no longer what it was."""
+        """These rows, (len(rows), *). Raises RunError if the file is no longer what it was."""
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         flat = out.reshape(len(rows), -1).view(np.uint8) if out.size else out
         # in the order of the file, which a disk likes better
         for i in np.argsort(np.asarray(rows), kind="stable"):
-            self._fill(flat[i], self._offset + int(rows[i]) * self._row)
+            self._fill(flat[i], self._header.offset + int(rows[i]) * self._row)
         return out
 
     def _fill(self, into: np.ndarray, offset: int) -> None:
@@ -75,7 +67,7 @@ class RowFile:
             try:
                 count = os.preadv(self._file, [into[done:].data], offset + done)
             except OSError as error:
-                raise RunError(f"cannot read {self.path}: {error.strerror or error}; go on with --resume") from None
+                raise RunError(f"cannot read {self.path}: {reason_of(error)}; go on with --resume") from None
             if count == 0:
                 raise RunError(
                     f"{self.path} was cut short while it was in use: put it back as it was and go on with --resume"

@@ -1,21 +1,26 @@
-"""Where each sample of many tar archives lies: some 20 bytes a sample and its name, whatever the images weigh."""
+"""Where each sample of many tar archives lies: some 20 bytes a sample and its name, whatever the size of the images."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from ornstein.data.decode import BadImage
-from ornstein.data.sources import MAX_FILE_BYTES, SUFFIXES, Entry, natural_key
-from ornstein.data.webdataset import classes_of, read_at, scan
+from ornstein.data.classes import group
+from ornstein.data.entry import IMAGE_SUFFIXES, MAX_FILE_BYTES, BadImage, Entry, open_regular
+from ornstein.data.names import natural_key
+from ornstein.data.tar_headers import read_at
+from ornstein.data.webdataset import scan
 from ornstein.errors import RunError, UserError
+
+__all__ = ["TarIndex"]
 
 _OPEN = 192  # archives held open at once: more than a window has runs, and below the limit of every system
 
@@ -24,63 +29,64 @@ class TarIndex:
     """The samples of tar archives by number, in the order in which they lie there.
 
     shards: int32 (n,), the archive of each. labels: int32 (n,) into `classes`, or None. skipped: (name, reason) of what
-    cannot be used. fingerprint: SHA-256 of names and sizes (bytes), 16 hex digits. The headers of all archives are read
-    once. Raises UserError as `webdataset.open_shards`.
+    cannot be used. ignored: numbers of other files by suffix. The headers of all archives are read once.
+    With `by_folder` false only .cls files give classes. Raises UserError as `webdataset.scan`.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        suffixes: Collection[str] = IMAGE_SUFFIXES,
+        limit_bytes: int = MAX_FILE_BYTES,
+        by_folder: bool = True,
+    ) -> None:
         self.paths = list(paths)
         self.skipped: list[tuple[str, str]] = []
-        self.ignored = 0
+        self.ignored = Counter[str]()
+        self.classes: list[str] = []
+        self.labels: np.ndarray | None = None
         self._prefixes: list[str] = []
         self._names: list[bytes] = []  # of each archive, one a line: as objects they would weigh more than the rest
-        places: list[tuple[np.ndarray, np.ndarray]] = []
+        offsets: list[np.ndarray] = []
+        sizes: list[np.ndarray] = []
         numbers: dict[str, int] = {}
-        told: list[np.ndarray] = []
-        digest = hashlib.sha256()
-        for shard, prefix in scan(self.paths, SUFFIXES, MAX_FILE_BYTES):
+        given: list[np.ndarray] = []  # -1: no .cls file
+        for shard, prefix in scan(self.paths, suffixes, limit_bytes):
             self.skipped += [(prefix + name, why) for name, why in shard.skipped]
             self.ignored += shard.ignored
             self._prefixes.append(prefix)
             self._names.append("\n".join(shard.names).encode())
-            places.append((np.array(shard.offsets, np.int64), np.array(shard.sizes, np.int32)))
-            # -1 where there is no .cls file
-            own = [-1 if label is None else numbers.setdefault(label, len(numbers)) for label in shard.labels]
-            told.append(np.array(own, np.int32))
-            for name, size in zip(shard.names, shard.sizes, strict=True):
-                digest.update(f"{prefix}{name}\0{size}\n".encode())
-        self.shards = np.repeat(np.arange(len(places), dtype=np.int32), [len(offsets) for offsets, _ in places])
-        self._first = np.concatenate([[0], np.cumsum([len(offsets) for offsets, _ in places])])
-        self._offsets = np.concatenate([offsets for offsets, _ in places])
-        self._sizes = np.concatenate([sizes for _, sizes in places])
-        self.fingerprint = digest.hexdigest()[:16]
-        self.labels, self.classes = self._classes(np.concatenate(told), numbers)
+            offsets.append(np.array(shard.offsets, np.int64))
+            sizes.append(np.array(shard.sizes, np.int64))
+            labels = [-1 if label is None else numbers.setdefault(label, len(numbers)) for label in shard.labels]
+            given.append(np.array(labels, np.int32))
+        self.shards = np.repeat(np.arange(len(offsets), dtype=np.int32), [len(each) for each in offsets])
+        self._place = np.concatenate([np.arange(len(each)) for each in offsets])  # within its archive
+        self._offsets, self._sizes = np.concatenate(offsets), np.concatenate(sizes)
         self._handle = lru_cache(maxsize=_OPEN)(lambda shard: _Handle(self.paths[shard]))
         self._names_in = lru_cache(maxsize=1)(lambda shard: self._names[shard].decode().split("\n"))
+        self._classify(np.concatenate(given), list(numbers), by_folder)
 
     def __len__(self) -> int:
         return len(self.shards)
 
     def name(self, i: int) -> str:
-        """The name of sample `i`, with that of its archive where there are several."""
+        """The name of sample `i`, after that of its archive if there are several."""
         shard = int(self.shards[i])
-        return self._prefixes[shard] + self._names_in(shard)[i - int(self._first[shard])]
+        return self._prefixes[shard] + self._names_in(shard)[int(self._place[i])]
 
-    def read(self, i: int) -> bytes:
-        """The bytes of sample `i`. Raises RunError where its archive is no longer what it was."""
-        path = self.paths[self.shards[i]]
-        try:
-            handle = self._handle(int(self.shards[i]))
-            return read_at(handle.number, int(self._offsets[i]), int(self._sizes[i]))
-        except (BadImage, UserError) as error:
-            # not the image but the disk or the network: another image in its place would change the training
-            told = str(error).removeprefix(f"cannot read {path}: ")
-            raise RunError(f"cannot read {path}: {told}; put it back as it was and go on with --resume") from None
+    def sizes(self) -> np.ndarray:
+        """The bytes of each sample, int64 (n,)."""
+        return self._sizes
 
     def entry(self, i: int) -> Entry:
-        """Sample `i` as an entry of a listing."""
+        """Sample `i` as an entry of a listing. Reading it raises RunError if its archive is no longer what it was."""
         label = None if self.labels is None else self.classes[self.labels[i]]
-        return Entry(self.name(i), int(self._sizes[i]), lambda: self.read(i), lambda: io.BytesIO(self.read(i)), label)
+        return Entry(self.name(i), int(self._sizes[i]), lambda: self._stream(i), label)
+
+    def unnamed(self, i: int) -> Entry:
+        """As `entry` without its name and label, which take time to find."""
+        return Entry("", int(self._sizes[i]), lambda: self._stream(i))
 
     def will_need(self, rows: np.ndarray) -> None:
         """Tell the system that these samples, in the order in which they lie, will be read soon, as one piece."""
@@ -88,34 +94,74 @@ class TarIndex:
             return
         first, last = int(rows[0]), int(rows[-1])
         begin, end = int(self._offsets[first]), int(self._offsets[last]) + int(self._sizes[last])
-        with contextlib.suppress(OSError, UserError):  # it is read all the same, and then told
+        with contextlib.suppress(OSError, UserError):  # reading it will fail too, and say so
             handle = self._handle(int(self.shards[first]))
             os.posix_fadvise(handle.number, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
-    def _classes(self, told: np.ndarray, numbers: dict[str, int]) -> tuple[np.ndarray | None, list[str]]:
-        if not len(told):
-            return None, []
-        if (told < 0).any():
-            names = [name for each in self._names if each for name in each.decode().split("\n")]
-            folders = classes_of([None] * len(names), names)
-            if folders is None:
-                return None, []
-            numbers = {}
-            told = np.array([numbers.setdefault(folder, len(numbers)) for folder in folders], np.int32)
-        classes = sorted(numbers, key=natural_key)
-        order = np.empty(len(classes), np.int32)
-        order[[numbers[name] for name in classes]] = np.arange(len(classes))
-        return order[told], classes
+    def _read(self, i: int, first: int, count: int) -> bytes:
+        path = self.paths[self.shards[i]]
+        try:
+            handle = self._handle(int(self.shards[i]))  # kept until the end: other threads may drop it from the cache
+            return read_at(handle.number, int(self._offsets[i]) + first, count)
+        except (BadImage, UserError) as error:
+            # not the image but the disk or the network: another image in its place would change the training
+            reason = str(error).removeprefix(f"cannot read {path}: ")
+            raise RunError(f"cannot read {path}: {reason}; put it back as it was and go on with --resume") from None
+
+    def _stream(self, i: int) -> IO[bytes]:
+        return io.BufferedReader(_Section(self, i, int(self._sizes[i])), 2**16)
+
+    def _classify(self, given: np.ndarray, numbered: list[str], by_folder: bool) -> None:
+        """Set the labels, and leave out the samples that belong to no class, or to another part of the data."""
+        if not len(self) or not (by_folder or (given >= 0).any()):
+            return
+        names = [name for each in self._names if each for name in each.decode().split("\n")]
+        groups = group(names, True, [numbered[i] if i >= 0 else None for i in given.tolist()])
+        self.ignored.update(groups.ignored.values())
+        self.skipped += [(self.name(i), why) for i, why in groups.skipped.items()]
+        kept = np.array([i for i in range(len(names)) if i not in groups.ignored and i not in groups.skipped], np.int64)
+        if groups.labels is not None:
+            labels = [groups.labels[i] for i in kept]
+            self.classes = sorted(set(labels), key=natural_key)
+            number = {name: i for i, name in enumerate(self.classes)}
+            self.labels = np.array([number[label] for label in labels], np.int32)
+        self.shards, self._place = self.shards[kept], self._place[kept]
+        self._offsets, self._sizes = self._offsets[kept], self._sizes[kept]
+
+
+class _Section(io.RawIOBase):
+    """The bytes of one sample as a file."""
+
+    def __init__(self, index: TarIndex, i: int, size: int) -> None:
+        self._index, self._i, self._size, self._at = index, i, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        count = max(0, min(len(buffer), self._size - self._at))
+        if count:
+            buffer[:count] = self._index._read(self._i, self._at, count)
+            self._at += count
+        return count
 
 
 class _Handle:
-    """An open file, closed when the last who uses it lets it go."""
+    """An open file, closed when its last user releases it."""
 
     def __init__(self, path: Path) -> None:
         try:
-            self.number = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+            self.number, _ = open_regular(path)
+        except BadImage as bad:
+            raise UserError(f"cannot read {path}: {bad}") from None
 
     def __del__(self) -> None:
         number = self.__dict__.pop("number", None)

@@ -15,9 +15,9 @@ from PIL import Image
 from ornstein.data import video_colour
 from ornstein.data.animation import read_animation
 from ornstein.data.containers import declared_end, missing_bytes, open_container, picture_stream, stated_size
-from ornstein.data.decode import LIMIT_PIXELS, BadImage, check_side, decode, fit, to_array
+from ornstein.data.decode import LIMIT_PIXELS, BadImage, check_side, decode_entry, fit, to_array
+from ornstein.data.entry import MAX_FILE_BYTES, VIDEO_SUFFIXES, Entry
 from ornstein.data.kinds import is_animation
-from ornstein.data.sources import MAX_FILE_BYTES, Entry
 from ornstein.data.video_colour import Colour, colour_of
 from ornstein.extras import deferred
 
@@ -35,9 +35,6 @@ else:
 __all__ = ["GIF", "VIDEO_SUFFIXES", "Shown", "Video", "open_video", "read_folder", "read_video"]
 
 GIF = ".gif"
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", GIF} | {
-    *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".asf", ".3gp", ".3g2", ".ogv")
-}
 _ENOUGH = 0.9  # a stream of which less than this share is there was cut short
 _RATE = Fraction(25)  # of a video that states none
 _MILLISECOND = Fraction(1, 1000)
@@ -326,7 +323,7 @@ def read_folder(
         if entry.size > MAX_FILE_BYTES:
             raise BadImage(f"{name}: more than the limit of {MAX_FILE_BYTES // 2**20} MB a file")
         try:
-            array, extent = decode(entry.read(), size, channels, limit_pixels)
+            array, extent, _ = decode_entry(entry, size, channels, limit_pixels)
         except BadImage as bad:
             raise BadImage(f"{name}: {bad}") from None
         if first is None:

@@ -1,32 +1,34 @@
-"""WebDataset shards: tar archives in which the files of one sample follow each other, under one name."""
+"""WebDataset shards: tar archives in which the files of one sample share a name."""
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
+import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-from ornstein.data.decode import BadImage
-from ornstein.data.sources import Entry, Listing, first_folders, hidden, natural_key, printable, sane_size
+from ornstein.data.classes import split_of, without_companions
+from ornstein.data.entry import BadImage, check_size, open_regular
+from ornstein.data.names import hidden, natural_key, suffix_of, tidy
+from ornstein.data.tar_headers import Member, TarError, members, read_at
 from ornstein.errors import UserError
+
+__all__ = ["CLASS", "Shard", "is_tar", "scan", "training_shards"]
 
 CLASS = ".cls"  # the file of a sample that says its class, a number or a name
 _CLASS_BYTES = 256
 _SCANNED_AT_ONCE = 8  # archives: on a network disk each header read is a wait
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 @dataclass
 class Shard:
-    """What lies in one tar archive, in its order: names, places and sizes (bytes) of the files; classes where told.
+    """The pictures in one tar archive, in its order: names, places and sizes (bytes); classes by a .cls file, or None.
 
-    skipped: (name, reason) of what cannot be used; ignored: the number of files of other kinds.
+    skipped: (name, reason) of what cannot be used; ignored: numbers of other files by suffix.
     """
 
     path: Path
@@ -35,129 +37,146 @@ class Shard:
     sizes: list[int] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    ignored: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
-@contextmanager
-def open_shards(paths: Sequence[Path], suffixes: Collection[str], limit_bytes: int) -> Iterator[Listing]:
-    """List the files of tar archives, which stay open and are never extracted while in use.
+def is_tar(path: Path) -> bool:
+    """Whether `path` is a tar archive by its name, compressed ones included, and a regular file."""
+    return path.name.lower().endswith((".tar", ".tar.gz", ".tgz")) and path.is_file()
 
-    Files of the same path up to the first dot are one sample; its .cls file is its class, where all samples have one,
-    else the first folder on its path. With several archives a name begins with that of its archive. Links, devices and
-    paths that lead out are skipped.
 
-    Raises:
-        UserError: a file is no tar archive, or a compressed one, whose samples cannot be reached one by one.
-    """
-    listing = Listing()
-    with ExitStack() as stack:
-        labels: list[str | None] = []
-        bare: list[str] = []
-        for shard, prefix in scan(paths, suffixes, limit_bytes):
-            handle = _open(shard.path)
-            stack.callback(os.close, handle)
-            for name, offset, size in zip(shard.names, shard.offsets, shard.sizes, strict=True):
-                read = partial(read_at, handle, offset, size)
-                listing.entries.append(Entry(prefix + name, size, read, partial(_stream, read)))
-            bare += shard.names
-            labels += shard.labels
-            listing.skipped += [(prefix + name, why) for name, why in shard.skipped]
-            listing.ignored += shard.ignored
-        classes = classes_of(labels, bare)
-        if classes is not None:
-            named = zip(listing.entries, classes, strict=True)
-            listing.entries = [Entry(e.name, e.size, e.read, e.open, label) for e, label in named]
-        listing.entries.sort(key=lambda entry: natural_key(entry.name))
-        yield listing
+def training_shards(paths: Sequence[Path]) -> list[Path]:
+    """The shards to train on, in natural order: of train-0.tar, val-0.tar, ... only those of the training part."""
+    ordered = sorted(paths, key=lambda path: natural_key(path.name))
+    parts = [split_of(re.split(r"\.", path.name)[0]) for path in ordered]
+    if "train" in parts and None not in parts:
+        return [path for path, part in zip(ordered, parts, strict=True) if part == "train"]
+    return ordered
 
 
 def scan(paths: Sequence[Path], suffixes: Collection[str], limit_bytes: int) -> Iterator[tuple[Shard, str]]:
-    """What lies in each archive, in order, and what its names begin with. Raises as `open_shards`."""
+    """The pictures of each archive, in order, and what their names begin with: the archive's, if there are several.
+
+    A .cls file gives the class of the picture with the same name before the suffix; NAME.cls also that of
+    NAME.FIELD.jpg (dots may be part of the name: img.v2.cls belongs to img.v2.jpg). Links, devices and paths that lead
+    out are skipped.
+
+    Raises:
+        UserError: a file is no tar archive, or a compressed one, whose samples cannot be reached one by one; two files
+            in it have the same name, or one sample has several pictures.
+    """
     with ThreadPoolExecutor(_SCANNED_AT_ONCE) as pool:
-        found = pool.map(lambda path: _scan(path, suffixes, limit_bytes), paths)
-        for path, shard in zip(paths, found, strict=True):
-            yield shard, f"{printable(path.stem)}/" if len(paths) > 1 else ""
-
-
-def classes_of(labels: Sequence[str | None], names: Sequence[str]) -> list[str] | None:
-    """The class of each sample by its .cls file, or where not all have one by the first folder of its name, or None."""
-    told = [label for label in labels if label is not None]
-    return told if labels and len(told) == len(labels) else first_folders(names, wrapped=True)
-
-
-def read_at(handle: int, offset: int, size: int) -> bytes:
-    """`size` bytes at a place of an open file. Raises BadImage where they are not there."""
-    try:
-        data = os.pread(handle, size, offset)  # at a place of its own: threads share the file
-        while 0 < len(data) < size:
-            more = os.pread(handle, size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-    except (OSError, OverflowError) as error:
-        raise BadImage(getattr(error, "strerror", None) or str(error)) from None
-    if len(data) < size:
-        raise BadImage("the archive is cut short")
-    return data
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        shards = pool.map(lambda path: _scan(path, suffixes, limit_bytes), paths)
+        for path, shard in zip(paths, shards, strict=True):
+            yield shard, f"{tidy(path.stem)}/" if len(paths) > 1 else ""
 
 
 def _scan(path: Path, suffixes: Collection[str], limit: int) -> Shard:
-    handle = _open(path)
-    shard = Shard(path)
-    classes: dict[str, str] = {}
-    keys: list[str] = []
     try:
-        # "r:" and not "r": an archive that is compressed is told, not unpacked
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                # it would keep every header
-                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  (missing from the stubs)
-                name = member.name.replace("\\", "/")
-                parts = PurePosixPath(name).parts
-                if member.isdir() or any(hidden(part) for part in parts):
-                    continue
-                base = PurePosixPath(name).name
-                key = name[: len(name) - len(base)] + base.split(".")[0]
-                if base.lower().endswith(CLASS) and member.isreg() and 0 < member.size <= _CLASS_BYTES:
-                    text = read_at(handle, member.offset_data, member.size).decode("utf-8", "replace").strip()
-                    classes[key] = printable(text)
-                    continue
-                if PurePosixPath(name).suffix.lower() not in suffixes:
-                    shard.ignored += 1
-                    continue
-                shown = printable("/".join(parts))
-                try:
-                    if name.startswith("/") or ".." in parts:
-                        raise BadImage("its path leads out of the archive")
-                    if not member.isreg() or member.issparse():
-                        raise BadImage("not a regular file")
-                    size = sane_size(member.size, limit)
-                except BadImage as bad:
-                    shard.skipped.append((shown, str(bad)))
-                    continue
-                keys.append(key)
-                shard.names.append(shown)
-                shard.offsets.append(member.offset_data)
-                shard.sizes.append(size)
-    except (tarfile.TarError, ValueError, EOFError, RecursionError, BadImage) as error:
-        if not shard.names and not shard.skipped:
-            with path.open("rb") as file:
-                packed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+        handle, _ = open_regular(path)
+    except BadImage as bad:
+        raise UserError(f"cannot read {path}: {bad}") from None
+    shard, classes = Shard(path), dict[str, str]()
+    seen = set[str]()
+    try:
+        for member in members(handle):
+            _add(shard, classes, seen, member, handle, suffixes, limit)
+    except (TarError, BadImage, OSError) as error:
+        if not shard.names and not shard.skipped and not shard.ignored:
+            packed = os.pread(handle, 6, 0).startswith(_PACKED)
             hint = "compressed: unpack it to .tar first" if packed else f"no sound tar archive: {error}"
             raise UserError(f"{path} is {hint}") from None
-        shard.skipped.append(("...", f"the archive {path.name} is damaged after {len(shard.names)} files"))
+        shard.skipped.append(("...", f"the archive {path.name} is damaged after {len(shard.names)} files: {error}"))
     finally:
         os.close(handle)
-    shard.labels = [classes.get(key) for key in keys]
+    _drop_companions(shard)
+    _label(shard, classes)
     return shard
 
 
-def _stream(read: partial[bytes]) -> IO[bytes]:
-    return io.BytesIO(read())
+def _add(
+    shard: Shard,
+    classes: dict[str, str],
+    seen: set[str],
+    member: Member,
+    handle: int,
+    suffixes: Collection[str],
+    limit: int,
+) -> None:
+    """Add an entry of the archive to the pictures, or its class to `classes`."""
+    name = member.name.replace("\\", "/")
+    parts = PurePosixPath(name).parts
+    if member.folder or any(hidden(part) for part in parts):
+        return
+    shown = tidy("/".join(parts))
+    is_class = name.lower().endswith(CLASS) and member.regular and 0 < member.size <= _CLASS_BYTES
+    if not is_class and PurePosixPath(name).suffix.lower() not in suffixes:
+        shard.ignored[suffix_of(name)] += 1
+        return
+    if shown in seen:
+        raise UserError(f"{shard.path}: {shown} is in it twice: give each sample a name of its own")
+    seen.add(shown)
+    if is_class:
+        text = read_at(handle, member.offset, member.size).decode("utf-8", "replace").strip()
+        classes[shown[: -len(CLASS)]] = tidy(text)
+        return
+    try:
+        if name.startswith("/") or ".." in parts:
+            raise BadImage("its path leads out of the archive")
+        if not member.regular:
+            raise BadImage("not a regular file")
+        size = check_size(member.size, limit)
+    except BadImage as bad:
+        shard.skipped.append((shown, str(bad)))
+        return
+    shard.names.append(shown)
+    shard.offsets.append(member.offset)
+    shard.sizes.append(size)
+
+
+def _drop_companions(shard: Shard) -> None:
+    companions = without_companions(shard.names)
+    if companions:
+        kept = [i for i in range(len(shard.names)) if i not in companions]
+        shard.names = [shard.names[i] for i in kept]
+        shard.offsets = [shard.offsets[i] for i in kept]
+        shard.sizes = [shard.sizes[i] for i in kept]
+        shard.ignored.update(companions.values())
+
+
+def _label(shard: Shard, classes: dict[str, str]) -> None:
+    """Give each picture its class: that of the longest part of its name, up to a dot, which has a .cls file."""
+    owners: dict[str, str] = {}
+    for name in shard.names:
+        key = name.rpartition(".")[0]
+        folder = len(name) - len(name.rsplit("/", 1)[-1])
+        while key not in classes and "." in key[folder:]:
+            key = key.rpartition(".")[0]
+        shard.labels.append(classes.get(key))
+        if key in classes:
+            _refuse_second(shard.path, key, owners.setdefault(key, name), name)
+    if not classes:
+        _refuse_fields(shard)
+
+
+def _refuse_second(path: Path, key: str, first: str, name: str) -> None:
+    if first != name:
+        raise UserError(
+            f"{path}: the sample {key} has several pictures ({first}, {name}): keep one of them, or give each its own "
+            f"{CLASS} file"
+        )
+
+
+def _refuse_fields(shard: Shard) -> None:
+    """Raises UserError if every sample consists of the same several pictures, as 1.rgb.png and 1.seg.png."""
+    fields = defaultdict[str, set[str]](set)
+    for name in shard.names:
+        folder, _, base = name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        if not re.match(r"[A-Za-z]\w*\.", ending):
+            return
+        fields[f"{folder}/{stem}"].add(ending)
+    kinds = {frozenset(endings) for endings in fields.values()}
+    if len(fields) > 1 and len(kinds) == 1 and len(next(iter(kinds))) > 1:
+        several = ", ".join(f".{ending}" for ending in sorted(next(iter(kinds))))
+        raise UserError(f"{shard.path}: each sample has several pictures ({several}): keep one of them")

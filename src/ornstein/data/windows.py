@@ -1,4 +1,4 @@
-"""The order in which a set is streamed: shuffled, a function of the step, and read in pieces that lie together."""
+"""The order in which a set is streamed: shuffled, a function of the step, and read in contiguous pieces."""
 
 from functools import lru_cache
 
@@ -8,19 +8,21 @@ from torch import Tensor
 
 from ornstein.data.order import permutation
 
-RUN = 64  # samples that lie one after the other: a piece worth a wait on a disk or a network
-WINDOW = 128  # runs that are mixed with each other: 8,192 samples
+__all__ = ["RUN", "WINDOW", "Windows"]
+
+RUN = 64  # contiguous samples: a piece that is worth a seek on a disk or a request on a network
+WINDOW = 128  # runs that are shuffled together: 8,192 samples
 
 
 class Windows:
-    """The order of n samples that lie in shards, epoch after epoch, without any memory of what was read.
+    """The order of n samples in shards, epoch after epoch, as a function of the step.
 
-    Each shard is cut into runs of up to 64 samples. An epoch is all runs of all shards in an order fixed by
-    (seed, epoch); every 128 of them in turn are a window, whose samples are shuffled, by (seed, epoch, window). So a
-    batch has samples from up to 128 places of the whole set, no two epochs have the same windows, each sample is read
-    once an epoch, and what is read within some thousand samples lies in 128 pieces.
+    Each shard is cut into runs of up to 64 samples. An epoch is a permutation of all runs fixed by (seed, epoch); each
+    128 consecutive runs are a window, whose samples are shuffled by (seed, epoch, window). So a batch has samples from
+    up to 128 places of the whole set, no two epochs have the same windows, each sample is read once an epoch, and some
+    thousand consecutive samples lie in 128 pieces.
 
-    shards: int (n,), not descending: which archive each sample lies in.
+    shards: int (n,), not descending: the archive of each sample.
     """
 
     def __init__(self, shards: np.ndarray) -> None:
@@ -48,7 +50,7 @@ class Windows:
         return torch.from_numpy(np.concatenate(rows))
 
     def pieces(self, batch: int, step: int, seed: int) -> tuple[tuple[int, int, int], np.ndarray]:
-        """The window that `step` begins in, as an address, and the bounds of its runs in their order, int64 (k, 2)."""
+        """The address of the window in which `step` begins, and the bounds of its runs in their order, int64 (k, 2)."""
         epoch, place = divmod(step * batch, self.count)
         runs, starts = self._epoch(seed, epoch)
         window = int(np.searchsorted(starts, place, side="right")) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,24 @@ def choose_solver(
 
 
 def class_number(label: str, data: SampleSpec, run: Path) -> int:
-    """The number of the class of that name, or of that number. Raises UserError, naming the known ones."""
+    """The number of the class with the name `label`; or `label` itself, a number from 0 on, if no name is a number.
+
+    With classes named "3" and "7", "1" is an error and not the second of them.
+
+    Raises:
+        UserError: there is no such class, with the names of those there are.
+    """
     if not data.classes:
         raise UserError(f"{run} was trained without classes: leave out --class")
+    label = unicodedata.normalize("NFC", label)
     if label in data.classes:
         return data.classes.index(label)
-    if label.isdecimal() and int(label) < len(data.classes):
+    numbered = any(name.isdecimal() for name in data.classes)
+    if not numbered and label.isdecimal() and len(label) < 10 and int(label) < len(data.classes):
         return int(label)
     known = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
-    raise UserError(f"no class {label!r} in {run}: it knows {known}, or 0 to {len(data.classes) - 1}")
+    numbers = "" if numbered else f", or 0 to {len(data.classes) - 1}"
+    raise UserError(f"no class {label!r} in {run}: its classes are {known}{numbers}")
 
 
 def record_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -6,56 +6,46 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from ornstein.data.colour import flatten
 from ornstein.data.decode import (
-    _UPRIGHT,
     LIMIT_PIXELS,
     MIN_SIDE,
     BadImage,
-    _flatten,  # the same rules for 16 bits, transparency and EXIF as the training data's
-    _formats,
-    _orientation,
+    check_pixels,
+    opened,
+    orientation_of,
     strict_pillow,
     to_array,
+    upright,
 )
-from ornstein.data.kinds import HEIC, is_animation, kind_of, open_regular
-from ornstein.data.sources import MAX_FILE_BYTES
+from ornstein.data.entry import MAX_FILE_BYTES
+from ornstein.data.kinds import KIND_BYTES, is_animation, kind_of, open_regular
 from ornstein.errors import UserError
 
 __all__ = ["decode_photo", "photo_bytes", "read_photo", "refuse_animation"]
 
 
-def decode_photo(data: bytes, limit_pixels: int = LIMIT_PIXELS) -> Tensor:
-    """Decode a photo: uint8 (3, H, W), upright.
+def decode_photo(data: bytes, limit_pixels: int = LIMIT_PIXELS, managed: bool = True) -> Tensor:
+    """The whole picture in a file's bytes: uint8 (3, H, W), upright.
 
-    EXIF rotation is applied; of an animation the first picture is taken, and of a phone's file of several pictures
-    (MPO) the photo; transparency is laid over white, 16 bits are scaled to 8, grey becomes RGB.
+    EXIF rotation is applied, the first frame of an animation is taken, colours are converted to sRGB by their profile
+    (with `managed` false they stay as they are stored), transparency is laid over white, 16 bits are scaled to 8, grey
+    becomes RGB.
 
     Raises:
-        BadImage: with the reason, if it is no sound image of at most `limit_pixels` pixels.
+        BadImage: with the reason, for anything but a sound image of at most `limit_pixels` pixels.
     """
-    try:
-        with strict_pillow(), Image.open(BytesIO(data), formats=_formats()) as img:
-            width, height = img.size
-            if width * height > limit_pixels:
-                raise BadImage(f"{width}x{height} pixels: more than the limit of {limit_pixels:,}")
-            if min(width, height) < MIN_SIDE:
-                raise BadImage(f"too small: {width}x{height} pixels")
-            img.load()
-            orientation = _orientation(img)
-            picture = _flatten(img, 3)
-    except BadImage:
-        raise
-    except UnidentifiedImageError:
-        raise BadImage(_unreadable(data)) from None
-    except Image.DecompressionBombError:
-        raise BadImage(f"more pixels than Pillow opens ({2 * (Image.MAX_IMAGE_PIXELS or 0):,})") from None
-    except Exception as error:  # decoders raise nearly everything on damaged input
-        raise BadImage(f"damaged: {error or type(error).__name__}".replace("\n", " ")) from None
-    if orientation in _UPRIGHT:
-        picture = picture.transpose(_UPRIGHT[orientation])
+    kind = kind_of(data[:KIND_BYTES])
+    if kind is not None and kind.video:
+        raise BadImage(f"it is {kind.name}: to swap faces in it, give it as the target, and an .mp4 to write")
+    with strict_pillow(), opened(data) as img:
+        check_pixels(*img.size, limit_pixels)
+        if min(img.size) < MIN_SIDE:
+            raise BadImage(f"too small: {img.width}x{img.height} pixels")
+        img.load()
+        picture = upright(flatten(img, 3, managed), orientation_of(img))
     return torch.from_numpy(to_array(picture).copy())
 
 
@@ -93,17 +83,6 @@ def refuse_animation(data: bytes, path: str | Path) -> None:
     (A phone's JPEG with a second picture, or a TIFF with several pages, is a photo.)
     """
     if is_animation(BytesIO(data)):
-        kind = kind_of(data[:400])
+        kind = kind_of(data[:KIND_BYTES])
         form = "file" if kind is None else kind.mime.partition("/")[2].upper()
         raise UserError(f"{path} is an animation, {form} with several pictures: save it as an mp4 first")
-
-
-def _unreadable(data: bytes) -> str:
-    """Why Pillow does not open it: what it is instead."""
-    kind = kind_of(data[:400])
-    if kind is HEIC:
-        return "it is a HEIC picture, which needs pillow-heif: pip install pillow-heif, or save it as JPEG"
-    if kind is not None:
-        video = "; to swap faces in it, give it as the target, and an .mp4 to write" if kind.video else ""
-        return f"it is {kind.name}, and no picture that can be read{video}"
-    return "not an image, or its header is damaged"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ornstein.data.containers import open_container, picture_stream
 from ornstein.data.kinds import is_animation, open_regular
-from ornstein.data.sources import printable
+from ornstein.data.names import printable
 from ornstein.errors import RunError, UserError
 from ornstein.extras import deferred
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.data.sources import SUFFIXES as PHOTOS
+from ornstein.data.entry import IMAGE_SUFFIXES as PHOTOS
 from ornstein.errors import UserError
 from ornstein.faces.detect import Face
 from ornstein.faces.provenance import log, manifest

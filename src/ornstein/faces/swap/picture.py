@@ -11,15 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ornstein.data.decode import (
-    _UPRIGHT,
-    LIMIT_PIXELS,
-    BadImage,
-    _formats,  # the same rules for kinds of files and EXIF as the training data's
-    _orientation,
-    strict_pillow,
-    to_array,
-)
+from ornstein.data.decode import LIMIT_PIXELS, BadImage, opened, orientation_of, strict_pillow, to_array, upright
 from ornstein.errors import RunError, UserError
 from ornstein.faces.read import decode_photo, photo_bytes, refuse_animation
 
@@ -63,13 +55,13 @@ def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
     try:
         data = photo_bytes(path)
         refuse_animation(data, path)
-        shown = decode_photo(data, limit_pixels)
-        with strict_pillow(), Image.open(BytesIO(data), formats=_formats()) as img:
-            turn = _UPRIGHT.get(_orientation(img))
+        shown = decode_photo(data, limit_pixels, managed=False)
+        with strict_pillow(), opened(data) as img:
+            orientation = orientation_of(img)
             profile, grey = img.info.get("icc_profile"), img.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
             pixels, alpha, dpi = shown, None, _dpi(img)
             if img.has_transparency_data:
-                rgba = to_array(_turned(img.convert("RGBA"), turn))
+                rgba = to_array(upright(img.convert("RGBA"), orientation))
                 pixels, alpha = torch.from_numpy(rgba[:3].copy()), torch.from_numpy(rgba[3:].copy())
     except BadImage as bad:
         raise UserError(f"{path} cannot be used: {bad}") from None
@@ -118,7 +110,3 @@ def _resolution(picture: Picture, form: str) -> dict[str, object]:
     exif = Image.Exif()
     exif[_X_RESOLUTION], exif[_Y_RESOLUTION], exif[_RESOLUTION_UNIT] = *picture.dpi, _INCH
     return {"exif": exif}
-
-
-def _turned(img: Image.Image, turn: Image.Transpose | None) -> Image.Image:
-    return img if turn is None else img.transpose(turn)

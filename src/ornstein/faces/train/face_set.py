@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ornstein.data.sources import natural_key
+from ornstein.data.names import natural_key
 from ornstein.errors import UserError
 from ornstein.faces.train.shards import PATTERN, read_header, shard_name
 

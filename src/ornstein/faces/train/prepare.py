@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from ornstein.data.decode import BadImage
-from ornstein.data.sources import Entry, nothing_usable, open_source
+from ornstein.data.entry import BadImage, Entry, nothing_usable
+from ornstein.data.sources import open_source
 from ornstein.errors import RunError, UserError
 from ornstein.faces.align import alignment, crop
 from ornstein.faces.detect import Detector, FaceDetector, subject

@@ -1,0 +1,172 @@
+"""The public openers: images and clips from a folder, an archive, arrays or a bundled source."""
+
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ornstein.data.arrays import is_arrays, open_arrays
+from ornstein.data.clips import open_clips
+from ornstein.data.colour import CHANNEL_MODES
+from ornstein.data.decode import LIMIT_PIXELS, MAX_ENLARGEMENT, MIN_SIDE, BadImage, check_side, fit, to_array
+from ornstein.data.entry import nothing_usable
+from ornstein.data.identity import checksum
+from ornstein.data.images import ImageSet, Progress, allocate, decode_images
+from ornstein.data.names import natural_key
+from ornstein.data.sources import open_source, tar_archives
+from ornstein.data.streamed import Files, ListedFiles, StreamedSet, shape_of
+from ornstein.data.tar_index import TarIndex
+from ornstein.errors import UserError
+
+__all__ = ["open_clips", "open_images", "open_streamed"]
+
+
+def open_images(
+    path: str | Path,
+    size: int | None = None,
+    channels: int | None = None,
+    *,
+    limit_pixels: int = LIMIT_PIXELS,
+    progress: Progress = None,
+) -> ImageSet:
+    """Open images and decode them into memory.
+
+    `path` is a folder; an archive, read in place: .zip, or .tar as WebDataset makes them, of which a folder may hold
+    several; a .npy or .npz file (see `arrays`); a data set that Hugging Face's `datasets` saved on disk; or "digits",
+    scikit-learn's 1,797 scans of 8x8 (a folder of that name is given as "./digits").
+
+    If the images lie in sub-folders, the first folder on the path is the class; folders called train, val and test
+    divide the set, and only train is read (see `classes.group`). An archive wrapped in one single folder is read as
+    that folder. Each image is turned upright, its centre square cut out and resized. The result does not depend on the
+    number of threads. Above 2 GB the pixels live in a temporary file. Files that cannot be used, among them images
+    above `limit_pixels`, smaller than 2 pixels a side or enlarged more than 8 times, are listed in `skipped`; files of
+    other kinds are counted in `ignored`; `summary` says it all in one line.
+
+    Args:
+        size: pixels a side; None keeps the size that all have.
+        channels: 3 (RGB) or 1 (luma); None means 3, and 1 for the digits.
+        progress: called with (done, total) as files are decoded.
+
+    Raises:
+        UserError: there is no such source, nothing usable in it, or the sizes differ and size=None.
+        RunError: the disk has no room for the temporary file.
+    """
+    _check(size, channels)
+    if str(path) == "digits" and (isinstance(path, str) or not path.exists()):
+        return _open_digits(size, 1 if channels is None else channels)
+    if is_arrays(path):
+        return _from_arrays(Path(path), size, channels, progress)
+    with open_source(Path(path)) as listing:
+        if not listing.entries:
+            raise nothing_usable(path, listing.skipped, listing.ignored)
+        labels = {entry.label for entry in listing.entries if entry.label is not None}
+        classes = sorted(labels, key=natural_key)
+        images = decode_images(str(path), listing.entries, classes, size, channels or 3, limit_pixels, progress)
+    images.skipped = sorted(listing.skipped + images.skipped, key=lambda item: natural_key(item[0]))
+    images.ignored = listing.ignored
+    if not len(images):
+        raise nothing_usable(path, images.skipped, images.ignored)
+    return _with_used_classes(images)
+
+
+def open_streamed(
+    path: str | Path, size: int | None = None, channels: int | None = None, *, above: int = 0
+) -> StreamedSet | None:
+    """Open a folder, a .zip, a .tar or a folder of .tar, or a data set of Hugging Face to decode its images as needed.
+
+    Classes, `size` and `channels` are as for `open_images`; with size=None all images must be of one size, which is
+    checked for some of them.
+
+    Returns:
+        The set; None if the images, decoded, are no more than `above` bytes, or are arrays already.
+
+    Raises:
+        UserError: there is no such source, nothing usable in it, or the sizes differ and size=None.
+    """
+    _check(size, channels)
+    if str(path) == "digits" or is_arrays(path):
+        return None
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about files that are decoded all the same, or skipped
+    shards = tar_archives(Path(path))
+    files: Files = TarIndex(shards) if shards else ListedFiles(Path(path))
+    if not len(files):
+        raise nothing_usable(path, files.skipped, files.ignored)
+    if size is not None and len(files) * (channels or 3) * size**2 <= above:
+        return None
+    shape = shape_of(str(path), files, size, channels or 3)
+    images = StreamedSet(str(path), files, np.arange(len(files)), shape)
+    return images if images.decoded_bytes > above else None
+
+
+def _check(size: int | None, channels: int | None) -> None:
+    if size is not None and size < MIN_SIDE:
+        raise UserError(f"--size must be at least {MIN_SIDE} pixels, not {size}")
+    if channels is not None and channels not in CHANNEL_MODES:
+        raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}")
+
+
+def _with_used_classes(images: ImageSet) -> ImageSet:
+    """The set without the classes that none of its images has: all of theirs were damaged."""
+    if images.labels is not None:
+        used, labels = torch.unique(images.labels, return_inverse=True)
+        images.labels, images.classes = labels, [images.classes[i] for i in used.tolist()]
+    return images
+
+
+def _open_digits(size: int | None, channels: int) -> ImageSet:
+    if size is not None and size > 8 * MAX_ENLARGEMENT:
+        raise UserError(f"the digits are 8x8 pixels: --size can be at most {8 * MAX_ENLARGEMENT}, not {size}")
+    from sklearn.datasets import load_digits  # a second to import, and only the digits need it
+
+    scans, targets = load_digits(return_X_y=True)
+    pixels = np.rint(np.asarray(scans).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    mode = CHANNEL_MODES[channels]
+    images = np.stack([to_array(fit(Image.fromarray(scan).convert(mode), size)) for scan in pixels])
+    return ImageSet(
+        source="digits",
+        images=torch.from_numpy(images),
+        names=[f"digits/{i:04d}" for i in range(len(images))],
+        file_sizes=[64] * len(images),
+        sums=[checksum(scan.tobytes()) for scan in pixels],
+        labels=torch.from_numpy(np.asarray(targets).astype(np.int64)),
+        classes=[str(digit) for digit in range(10)],
+    )
+
+
+def _from_arrays(path: Path, size: int | None, channels: int | None, progress: Progress) -> ImageSet:
+    arrays = open_arrays(path)
+    height, width, stored = arrays.shape
+    side = min(height, width)
+    try:
+        check_side(side, size)
+    except BadImage as bad:
+        raise UserError(f"the images in {path} are {bad}") from None
+    channels, size = channels or stored, size or side
+    images = allocate((arrays.count, channels, size, size))
+    sums: list[int] = []
+    for chunk in arrays.chunks():
+        for pixels in chunk:
+            plain = np.ascontiguousarray(pixels)
+            if (height, width, stored) == (size, size, channels):
+                images[len(sums)] = plain.transpose(2, 0, 1)
+            else:
+                picture = Image.fromarray(plain[..., 0] if stored == 1 else plain)
+                images[len(sums)] = to_array(fit(picture.convert(CHANNEL_MODES[channels]), size))
+            sums.append(checksum(plain.tobytes()))
+        if progress is not None:
+            progress(len(sums), arrays.count)
+    digits = len(str(arrays.count - 1))
+    return ImageSet(
+        source=f"{path} ({', '.join(arrays.notes)})",
+        images=torch.from_numpy(images),
+        names=[f"{i:0{digits}d}" for i in range(arrays.count)],
+        file_sizes=[height * width * stored] * arrays.count,
+        sums=sums,
+        labels=None if arrays.labels is None else torch.from_numpy(arrays.labels),
+        classes=arrays.classes,
+        ignored=Counter(f"array {name}" for name in arrays.ignored),
+        notes=arrays.notes,
+    )
