@@ -19,7 +19,7 @@ from ornstein.process import Prediction, Process, check_times
 from ornstein.schedules import Times
 from ornstein.store import CONFIG, FORMAT, MODEL, atomic_save_tensors, atomic_write, json_bytes, make_folder
 
-__all__ = ["Data", "Denoiser", "Denoises", "Distilled", "Kind", "SampleSpec", "Space"]
+__all__ = ["Data", "Denoiser", "Denoises", "Distilled", "Kind", "SampleSpec", "Space", "condition_tensor"]
 
 Kind = Literal["x0", "eps", "v", "score", "flow", "edm"]
 
@@ -131,10 +131,18 @@ class Distilled:
         return cls(tuple(float(t) for t in config["times"]), float(config["guidance"]))
 
 
+def condition_tensor(value: Any) -> Any:
+    """A condition that is a list or tuple of numbers as a tensor; any other is returned unchanged."""
+    numbers = isinstance(value, list | tuple) and value and all(isinstance(v, int | float) for v in value)
+    return torch.tensor(value) if numbers else value
+
+
 class Denoiser(nn.Module):
     """Reads `net(x, log_snr, **cond)` as E[x_0 | x_t] and every quantity linear in it (E8).
 
-    Conditions (`label`, ...) go to the network unchanged; a call without them is the unconditional prediction.
+    Conditions (`label`, ...) may be on any device, or lists of numbers; a call without them, or with None, is the
+    unconditional prediction. They are moved to the sample's device, except for a network that does so itself and says
+    so by `places_conditions`: it can check their values on the CPU, without waiting for the device.
 
     A network that returns twice the channels of x, (B, 2C, *), has a learned variance of the reverse steps too (E9):
     its second half is 2v - 1, where v interpolates the log variance between log beta~ and log beta (Nichol & Dhariwal
@@ -207,8 +215,12 @@ class Denoiser(nn.Module):
 
     def _output(self, x_t: Tensor, t: Times, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The network's prediction, and the v of E9 if it returns twice the channels."""
-        log_snr = self.process.schedule.log_snr(check_times(t, x_t)).to(x_t)
-        log_snr = log_snr.expand(x_t.shape[0])
+        log_snr = self.process.schedule.log_snr(check_times(t, x_t))
+        if log_snr.numel() == 1 and log_snr.device.type == "cpu" != x_t.device.type and not log_snr.requires_grad:
+            log_snr = x_t.new_full((x_t.shape[0],), float(log_snr))  # a scalar argument, not a copy to the device
+        else:
+            log_snr = log_snr.to(x_t, non_blocking=True).expand(x_t.shape[0])
+        cond = {name: self._placed(value, x_t) for name, value in cond.items() if value is not None}
         x = self._preconditioning.network_input(x_t, t) if self.prediction == "edm" else x_t
         if self.precision is None:
             output = self.net(x, log_snr, **cond)
@@ -222,6 +234,12 @@ class Denoiser(nn.Module):
             raise ValueError(f"the network returned shape {tuple(output.shape)} for a sample of {tuple(x_t.shape)}")
         mean, variance = output.to(x_t.dtype).chunk(2, dim=1)
         return mean, (variance + 1) / 2
+
+    def _placed(self, value: Any, x: Tensor) -> Any:
+        value = condition_tensor(value)
+        if not isinstance(value, Tensor) or getattr(self.net, "places_conditions", False):
+            return value
+        return value.to(x.device, non_blocking=True)
 
     def loss(self, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
         """Mean squared error of the network's output against its target.

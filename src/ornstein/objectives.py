@@ -329,8 +329,8 @@ class RunningLoss:
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """n times (n,) and the weights of their losses (n,), float64: the density of uniform times over that drawn."""
-        p = self.probabilities()
-        edges = torch.cat([torch.zeros(1, dtype=torch.float64), p.cumsum(0)])
+        p = self.probabilities().to(_device(generator))
+        edges = torch.cat([p.new_zeros(1), p.cumsum(0)])
         u = (1 - low_discrepancy(n, generator)).clamp(0, 1) * edges[-1]
         k = (torch.searchsorted(edges, u, right=True) - 1).clamp(0, self.bins - 1)
         t = (k + ((u - edges[k]) / p[k]).clamp(0, 1)) / self.bins

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ornstein.noise import Covariance, FrameCovariance, Identity, SingularCovarianceError
 from ornstein.noise.frames import frame_axis
-from ornstein.process import Process, check_times
+from ornstein.process import Process, check_times, expand
 from ornstein.schedules import Times
 
 # Of a, s and the variance of a mode of the data in units of the noise's.
@@ -73,10 +73,10 @@ class Preconditioning:
         a, s = self.process.schedule.alpha(t)[..., None], self.process.schedule.sigma(t)[..., None]
         if self._modes is None:
             c = f(a, s, torch.full((1,), self.data_std**2, dtype=torch.float64, device=a.device))
-            return c.to(y).reshape(-1, *[1] * (y.ndim - 1)) * y
+            return expand(c[..., 0], y) * y
         ratio, basis, inverse = (m.to(a.device) for m in self._modes)
         c = f(a, s, self.data_std**2 * ratio)
-        matrix = ((basis * c[..., None, :]) @ inverse).to(y)
+        matrix = ((basis * c[..., None, :]) @ inverse).to(y, non_blocking=True)
         axis = frame_axis(y.shape[1:]) + 1
         length = len(ratio)
         if y.shape[axis] != length:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.denoiser import Denoises
+from ornstein.denoiser import Denoises, condition_tensor
 from ornstein.devices import choose_precision
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
@@ -254,8 +254,7 @@ def conditions_of(d: Denoises, cond: dict[str, Any] | None, count: int) -> dict[
     for name, value in (cond or {}).items():
         if value is None:
             continue
-        if isinstance(value, list | tuple) and value and all(isinstance(v, int | float) for v in value):
-            value = torch.tensor(value)
+        value = condition_tensor(value)
         if _one_a_sample(value) and len(value) != count:
             raise ValueError(f"cond[{name!r}] has {len(value)} rows for {count} samples")
         out[name] = value.to(device) if isinstance(value, Tensor) and device.type != "cpu" else value

@@ -66,6 +66,7 @@ class About:
     old_names: tuple[str, ...] = ()
     panel: str = ""
     argument: bool = False
+    repeated: bool = False
     stored: bool = False
     random: bool = False
 
@@ -86,6 +87,7 @@ def setting(default: Any = MISSING, help: str = "", **about: Any) -> Any:
             old_names: spellings that are still accepted and not shown.
             panel: the group of options that the help shows it in.
             argument: positional on the command line.
+            repeated: a list whose option, or argument, is given once for each value.
             stored: kept in the run directory, and no option.
             random: a seed, for which the command line takes the word "random" too.
     """

@@ -37,9 +37,12 @@ __all__ = [
     "load_tensors",
     "load_weights",
     "make_folder",
+    "open_in_place",
+    "partial_name",
     "read_bytes",
     "read_config",
     "read_json",
+    "refuse_links",
     "remove_partial",
     "sync_folder",
     "write_error",
@@ -52,6 +55,8 @@ MODEL = "model.safetensors"
 CHECKSUM = "sha256"  # a field in the header of a safetensors file
 JSON_LIMIT = 64 * 2**20  # bytes; the largest file of ours, the metrics of a long run, stays far below
 _SUFFIX = ".partial"
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_NEW = os.O_CREAT | os.O_EXCL | _NO_LINKS
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a file-size limit"}
 
 
@@ -62,16 +67,14 @@ def atomic_write(path: str | Path, data: bytes, mode: int = 0o666) -> None:
         mode: the permissions of the new file from its first byte on, less the user's umask.
 
     Raises:
-        UserError: `path` is a link.
+        UserError: `path` is a link, or lies in a folder of a run that is one.
         RunError: the disk is full or the file cannot be written; the old file is intact.
     """
     path = Path(path)
-    _refuse_link(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}")
-    # a new file under an unguessable name: neither a link nor a file of somebody else's can stand there
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    refuse_links(path)
+    partial = partial_name(path)
     try:
-        with os.fdopen(os.open(partial, flags, mode), "wb") as f:
+        with os.fdopen(os.open(partial, _NEW | os.O_WRONLY, mode), "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
@@ -81,6 +84,27 @@ def atomic_write(path: str | Path, data: bytes, mode: int = 0o666) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise write_error(path, error) from error
+
+
+def partial_name(path: Path) -> Path:
+    """An unguessable name beside `path` for a file that is not complete yet; `remove_partial` deletes such files."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}")
+
+
+def open_in_place(path: Path, flags: int) -> int:
+    """A descriptor of the file `path`, created if missing, to be changed in place.
+
+    Args:
+        flags: such as os.O_WRONLY | os.O_APPEND.
+
+    Raises:
+        UserError: it is a link or not a regular file, or lies in a folder of a run that is a link.
+        OSError: it cannot be opened.
+    """
+    refuse_links(path)
+    if path.exists():
+        check_regular(path)
+    return os.open(path, flags | os.O_CREAT | _NO_LINKS, 0o666)
 
 
 def json_bytes(value: Any) -> bytes:
@@ -96,7 +120,7 @@ def make_folder(path: str | Path) -> Path:
         RunError: it cannot be created.
     """
     path = Path(path)
-    _refuse_link(path)
+    refuse_links(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -106,9 +130,19 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
-def _refuse_link(path: Path) -> None:
-    if path.is_symlink():
-        raise UserError(f"{path} is a link: nothing is written through links; remove it, or give the target itself")
+def refuse_links(path: Path) -> None:
+    """Raise UserError if `path` is a link, or if it lies in a run and one of the folders down to it is a link.
+
+    A link in a run directory from a stranger would have files written outside of it. A run directory that is itself a
+    link is the user's own choice.
+    """
+    for each in (path, *path.parents):
+        if each.is_symlink() and (each == path or _is_run(each.parent)):
+            raise UserError(f"{each} is a link: nothing is written through links; remove it, or give the target itself")
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "train.json").exists() or ((folder / CONFIG).exists() and (folder / MODEL).exists())
 
 
 def write_error(path: Path, error: OSError) -> RunError:
@@ -261,7 +295,8 @@ def keep_previous(path: Path, previous: Path) -> None:
     Raises:
         RunError: the folder cannot be written.
     """
-    partial = previous.with_name(f".{previous.name}.{secrets.token_hex(8)}{_SUFFIX}")
+    refuse_links(previous)
+    partial = partial_name(previous)
     try:
         try:
             partial.hardlink_to(path)

@@ -196,7 +196,7 @@ def test_a_video_is_swapped(place: Path, tmp_path: Path) -> None:
         (("face.png", "none.png", "-o", "o.png"), "there is no file none.png"),
         (("face.png", "face.png", "-o", "face.png"), "is one of the inputs"),
         (("face.png", "face.png", "-o", "o.bmp"), "is written as .png"),
-        (("face.png", "face.png", "-o", "o.png", "--blend", "glue"), "no blend 'glue'"),
+        (("face.png", "face.png", "-o", "o.png", "--blend", "glue"), "'glue' is not one of"),
         (("face.png", "face.png", "-o", "o.png", "--noise", "pink"), "noise 'pink' is none of"),
         (("face.png", "face.png", "-o", "o.png", "--block-list", "none.json"), "there is no file none.json"),
     ],

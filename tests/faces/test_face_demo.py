@@ -11,8 +11,10 @@ def test_a_demo_leaves_a_model_scores_and_a_report(tmp_path):
     page = done.report.read_text()
     assert all(word in page for word in ("source pasted", "PSNR", "top-1", "Clips"))
     assert (tmp_path / "clip.mp4").stat().st_size > 1000 and (tmp_path / "swaps.png").exists()
-    assert FaceModel.load(tmp_path).size == 32 and "procedural" in read_card(tmp_path).data
-    assert [stage for stage, _ in stages].index("judging") > [stage for stage, _ in stages].index("training the swap")
+    assert FaceModel.load(tmp_path).size == 32 and "rendered" in read_card(tmp_path).data
+    assert [stage for stage, _ in stages].index("evaluating") > [stage for stage, _ in stages].index(
+        "training the swap"
+    )
     # called again it trains no more
     again = demo(tmp_path, **settings)
     assert again.scores["swap"] == done.scores["swap"]

@@ -117,7 +117,7 @@ def test_dropping_every_identity_makes_it_deaf_to_it():
 def test_presets_and_wrong_settings():
     d = face_denoiser(64, 10, "xs")
     assert d.shape == (3, 64, 64) and d.prediction == "v"
-    with pytest.raises(UserError, match="swaps is a fraction"):
+    with pytest.raises(UserError, match="swaps must lie between 0 and 1"):
         FaceSettings(swaps=1.5)
     with pytest.raises(UserError, match="colour must not be negative"):
         FaceSettings(colour=-1.0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ornstein as orn
-from ornstein.faces.conditions import appearance, blurred, lent, scene
+from ornstein.faces.conditions import appearance, blended_features, blurred, scene
 from ornstein.faces.identity import IdentityNet, likeness
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.swap.sampling import Between, FaceModel, Inside, Towards, swap_crops
@@ -159,7 +159,7 @@ def test_a_source_is_shown_where_the_target_is():
 
 
 def test_features_are_lent_and_the_light_is_not():
-    """Of pictures that are sums of a 4x4 and an 8x8 pattern the 8x8 one alone is lent, and where it is shown."""
+    """Of pictures that are sums of a 4x4 and an 8x8 pattern only the 8x8 one is blended in, and where it is shown."""
     draw = torch.Generator().manual_seed(0)
 
     def pattern(cells: int) -> torch.Tensor:
@@ -172,12 +172,12 @@ def test_features_are_lent_and_the_light_is_not():
     light, target, source = pattern(4), pattern(8), pattern(8)
     whole = torch.ones(1, 1, 16, 16)
     seen = torch.cat([light + source, whole], 1)
-    torch.testing.assert_close(lent(light + target, seen, 0.0), light + target)
-    alone = lent(light, seen, 1.0) - light
+    torch.testing.assert_close(blended_features(light + target, seen, 0.0), light + target)
+    alone = blended_features(light, seen, 1.0) - light
     torch.testing.assert_close(alone, blurred(source) - blurred(source, 4))
-    torch.testing.assert_close(lent(light, seen, 0.5) - light, alone / 2)
+    torch.testing.assert_close(blended_features(light, seen, 0.5) - light, alone / 2)
     nothing = torch.cat([light * 0, whole * 0], 1)
-    torch.testing.assert_close(lent(light + target, nothing, 1.0), light + target)
+    torch.testing.assert_close(blended_features(light + target, nothing, 1.0), light + target)
 
 
 def test_between_two_faces_without_either_is_the_plain_model():

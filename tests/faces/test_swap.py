@@ -303,7 +303,9 @@ def test_what_was_done_is_in_the_manifest_and_in_the_log(
     (line,) = (tmp_path / "ornstein-swaps.jsonl").read_text().splitlines()
     logged = json.loads(line)
     assert logged == found.swap | {"file": "out.png", "output": sha256(out), "faces": 2}
-    assert set(logged["settings"]) == {"steps", "identity", "guidance", "towards", "blend", "label", "seed", "faces"}
+    assert set(logged["settings"]) == {
+        *("steps", "identity", "guidance", "towards", "blend", "label", "seed", "precision", "faces")
+    }
 
 
 def test_the_label_is_there_unless_it_is_taken_away(

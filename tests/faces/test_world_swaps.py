@@ -6,7 +6,7 @@ import torch
 from ornstein.data import to_unit
 from ornstein.evaluation.distortion import psnr, ssim
 from ornstein.faces.world import ATTRIBUTES, Looks, cases, region, render, world_photos
-from ornstein.faces.world.scores import Attributes, judge, nearest_people, noisy, pasted
+from ornstein.faces.world.scores import Attributes, evaluate, nearest_people, noisy, pasted
 
 SIZE = 32
 
@@ -103,7 +103,7 @@ def test_a_known_change_of_pose_and_expression_is_found(few):
 
 
 def test_the_truth_is_the_ceiling_and_pasting_leaves_the_rest_alone(few):
-    scores = judge(few, few.truth.image)
+    scores = evaluate(few, few.truth.image)
     assert scores["swap"].psnr == math.inf and scores["swap"].top1 == 1
     assert 45 < scores["truth, 8-bit noise"].psnr < 55
     assert scores["target as it is"].psnr < 25 and scores["source pasted"].psnr < 30

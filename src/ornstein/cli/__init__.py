@@ -18,7 +18,7 @@ COMMANDS = {
     "bench": Lazy("Measure the speed of sampling.", "ornstein.cli.bench:bench"),
     "evaluate": Lazy("Score a trained model on held-out data.", "ornstein.cli.evaluate:evaluate"),
     "fit-noise": Lazy("Estimate the noise covariance of your clips.", "ornstein.cli.fit_noise:fit_noise"),
-    "swap": Lazy("Swap faces in photos and videos.", "ornstein.cli.swap:swap"),
+    "swap": Lazy("Swap faces in photos and videos.", "ornstein.faces.settings:SwapCommand", "ornstein.cli.swap:swap"),
     "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),
     "faces": Lazy("Prepare, train and evaluate models of faces.", "ornstein.cli.faces:faces"),
 }

@@ -1,71 +1,101 @@
-"""`ornstein faces`: photographs to aligned faces, and where a swapped one comes from."""
+"""`ornstein faces prepare | train | evaluate | demo | verify | protect | card`."""
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from pathlib import Path
-from typing import Annotated
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import typer
+from rich.table import Table
 
-from ornstein.cli.command import console, progress, run
-from ornstein.cli.faces_train import demo, evaluate, train
+from ornstein.cli.command import console, progress
+from ornstein.cli.lazy import HELP, Group, Lazy
 from ornstein.errors import UserError
 
+if TYPE_CHECKING:
+    from ornstein.faces.settings import (
+        CardCommand,
+        DemoCommand,
+        EvaluateCommand,
+        PrepareCommand,
+        ProtectCommand,
+        TrainCommand,
+        VerifyCommand,
+    )
+
+__all__ = ["COMMANDS", "SCORES", "faces"]
+
+SCORES = "scores.json"
+_NAMED = 8  # names of skipped files that are printed
+
+_SETTINGS, _BODIES = "ornstein.faces.settings:", "ornstein.cli.faces:"
+COMMANDS = {
+    name: Lazy(help, f"{_SETTINGS}{name.title()}Command", f"{_BODIES}{name}")
+    for name, help in {
+        "prepare": "Detect, align and embed the face in each of your photos.",
+        "train": "Train a face swap on your prepared photographs.",
+        "evaluate": "Evaluate swaps of people that the model has not seen.",
+        "demo": "Train and evaluate a swap on rendered faces.",
+        "verify": "Read the provenance of a photo or a video.",
+        "protect": "Put people on a list of protected faces.",
+        "card": "Show or write the licence of a model.",
+    }.items()
+}
+
+
+class _Commands(Group):
+    table = COMMANDS
+
+
 faces = typer.Typer(
-    help="Faces in photographs: prepared, trained on, judged; and the provenance of swaps.", no_args_is_help=True
+    cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, context_settings=HELP, add_completion=False
 )
 
-# Names of files that were skipped.
-_NAMED = 8
+
+@faces.callback()
+def _faces() -> None:
+    """Prepare, train and evaluate models of faces; read the provenance of swaps."""
 
 
-def prepare(
-    data: Annotated[Path, typer.Argument(help="Photos: a folder or a zip archive, best with a folder per person.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    size: Annotated[int, typer.Option(help="Side of the aligned faces in pixels: 64, 128 or 256.")] = 64,
-    shard: Annotated[str, typer.Option(help="I/N: do the I-th of N parts only, to share the work.")] = "1/1",
-    workers: Annotated[int | None, typer.Option(help="Processes; all cores if not given.", min=1)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after what is finished in --out.")] = False,
-) -> None:
-    """Find, align and embed the face in each of your photos.
-
-    Example: ornstein faces prepare photos.zip --out faces --size 64
-    """
-    from ornstein.faces.train.prepare import (  # torch.multiprocessing and the models' extra: only when used
-        NO_FACE,
-        prepare,
-    )
+def prepare(asked: PrepareCommand, given: frozenset[str]) -> None:
+    from ornstein.faces.train.prepare import NO_FACE, prepare
 
     with progress("photos") as bar:
         task = bar.add_task("preparing", total=None, note="")
-
-        before: list[tuple[int, float]] = []  # the files found done on resuming, and when
+        began: list[tuple[int, float]] = []  # the files that were done before, and the time
 
         def advance(done: int, total: int) -> None:
-            if not before:
-                before.append((done, time.monotonic()))
-            count, seconds = done - before[0][0], time.monotonic() - before[0][1]
-            note = f"{count / seconds:.1f}/s" if count else ""
+            if not began:
+                began.append((done, time.monotonic()))
+            count, seconds = done - began[0][0], time.monotonic() - began[0][1]
+            note = f"{count / seconds:.1f}/s" if count and seconds > 0 else ""
             bar.update(task, completed=done, total=total, note=note)
 
-        summary = prepare(data, out, size, part=_part(shard), workers=workers, resume=resume, progress=advance)
-    bad = [(name, reason) for name, reason in summary.skipped if reason != NO_FACE]
-    for name, reason in bad[:_NAMED]:
+        summary = prepare(
+            asked.data,
+            asked.out,
+            asked.size,
+            part=_part(asked.shard),
+            workers=asked.workers,
+            resume=asked.resume,
+            progress=advance,
+        )
+    skipped = [(name, reason) for name, reason in summary.skipped if reason != NO_FACE]
+    for name, reason in skipped[:_NAMED]:
         console.print(f"skipped {name}: {reason}", markup=False)
-    if len(bad) > _NAMED:
-        console.print(f"and {len(bad) - _NAMED} more files skipped")
+    if len(skipped) > _NAMED:
+        console.print(f"and {len(skipped) - _NAMED} more files skipped")
     if summary.without_face:
         first = next(name for name, reason in summary.skipped if reason == NO_FACE)
-        console.print(
-            f"no face found in {summary.without_face} of {summary.files} photos, the first {first}", markup=False
-        )
+        console.print(f"{NO_FACE} in {summary.without_face} of {summary.files} photos, the first {first}", markup=False)
     if summary.missing:
-        console.print(
-            f"{summary.faces} faces in this part; {summary.missing} shards of other parts are not in {out} yet"
-        )
+        rest = f"{summary.missing} shards of other parts are not in {asked.out} yet"
+        console.print(f"{summary.faces} faces in this part; {rest}", markup=False)
     else:
-        console.print(f"wrote {out}: {summary.faces} faces of {summary.people} people")
+        console.print(f"wrote {asked.out}: {summary.faces} faces of {summary.people} people", markup=False)
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -76,60 +106,135 @@ def _part(text: str) -> tuple[int, int]:
     return int(index), int(parts)
 
 
-def verify(
-    file: Annotated[Path, typer.Argument(help="A photo or a video.")],
-) -> None:
-    """Read a file's provenance: who signed it, whether it was changed since, and what was said of the swap.
+def train(asked: TrainCommand, given: frozenset[str]) -> None:
+    from ornstein.devices import choose_device
+    from ornstein.faces.provenance.card import ModelCard, write_card
+    from ornstein.faces.train.face_set import open_faces
+    from ornstein.faces.train.runs import people_split, train_recogniser, train_swap
+    from ornstein.training import TrainConfig
+    from ornstein.training.state import check_new
 
-    Exits with 1 unless the file is signed and intact. Example: ornstein faces verify swapped.png
-    """
+    out, device = asked.out, choose_device(asked.device)
+    shared = {"seed": asked.seed, "checkpoint_every": 200, "precision": asked.precision}
+    teach = TrainConfig(minutes=asked.recogniser, batch=2 * asked.batch, learning_rate=2e-3, **shared)
+    config = TrainConfig(minutes=asked.minutes, batch=asked.batch, **shared)
+    if not asked.resume:
+        check_new(out)
+    ours, held = people_split(open_faces(asked.data))
+    console.print(f"{len(ours)} faces of {len(ours.people)} people; {len(held.people)} people held out; on {device}")
+    with progress("s") as bar:
+        for name, seconds, states in (
+            ("recogniser", 60 * asked.recogniser, lambda: train_recogniser(ours, out, teach, device=device)),
+            (
+                "swap",
+                60 * asked.minutes,
+                lambda: train_swap(ours, out, config, None, asked.net, resume=True, device=device),
+            ),
+        ):
+            task = bar.add_task(name, total=seconds, note="")
+            for state in states():
+                note = f"loss {state.loss:.4f}  {state.images_per_second:,.0f} faces/s"
+                bar.update(task, completed=min(state.elapsed, seconds), note=note)
+    data = f"{len(ours)} photographs of {asked.data}"
+    write_card(out, ModelCard(asked.licence or ModelCard.licence, data, asked.research_only))
+    console.print(
+        f"done: swap with `ornstein swap SOURCE TARGET --model {out}`, evaluate with `ornstein faces evaluate {out}`",
+        markup=False,
+    )
+
+
+def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:
+    from ornstein.devices import choose_device, choose_precision
+    from ornstein.faces.detect import Detector
+    from ornstein.faces.recognise import Recogniser
+    from ornstein.faces.swap.sampling import FaceModel
+    from ornstein.faces.train.evaluate import Held, score_swaps, swap_held
+    from ornstein.faces.train.face_set import open_faces
+    from ornstein.faces.train.runs import people_split
+    from ornstein.store import atomic_write
+
+    device = choose_device(asked.device)
+    model = FaceModel.load(asked.run, device)
+    held = Held.of(people_split(open_faces(asked.data))[1], asked.num)
+    guidance = model.guidance if asked.guidance is None else asked.guidance
+    settings = {
+        "steps": asked.steps,
+        "guidance": guidance,
+        "strength": asked.strength,
+        "towards": asked.towards,
+    }
+    swaps, seconds = swap_held(model, held, choose_precision(asked.precision, device), **settings)
+    row = score_swaps(held, swaps, seconds, Recogniser(), Detector(thorough=False), **settings).as_row()
+    table = Table("score", "value", title=f"{len(swaps)} swaps of held-out people", title_justify="left")
+    for name, value in row.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)
+    # infinity and NaN are no JSON
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    atomic_write(asked.run / SCORES, (json.dumps(finite, indent=1) + "\n").encode())
+    console.print(f"the figures: {asked.run / SCORES}", markup=False)
+
+
+def demo(asked: DemoCommand, given: frozenset[str]) -> None:
+    from ornstein.faces.world.demo import demo
+
+    began = time.monotonic()
+    with progress("parts", transient=True) as bar:
+        task = bar.add_task("", total=1, note="")
+        finished = demo(
+            asked.out,
+            asked.minutes,
+            device=asked.device,
+            precision=asked.precision,
+            tell=lambda stage, done: bar.update(task, description=stage, completed=done),
+        )
+    table = Table("method", "PSNR, dB", "SSIM", "top-1", "pose error", "expression error")
+    for name, score in finished.scores.items():
+        table.add_row(name, *(f"{value:.3g}" for value in asdict(score).values()))
+    console.print(table)
+    seconds = time.monotonic() - began
+    console.print(f"{seconds:.0f} s; look at {finished.report} and {asked.out / 'swaps.png'}", markup=False)
+
+
+def verify(asked: VerifyCommand, given: frozenset[str]) -> None:
     from ornstein.faces import provenance
 
-    found = provenance.read(file)
+    found = provenance.read(asked.file)
     if found.state == provenance.UNSIGNED:
         console.print(
-            f"{file}: no manifest. Nothing is known of it: it never had one, or it was stripped", markup=False
+            f"{asked.file}: no manifest. Nothing is known of it: it never had one, or it was stripped", markup=False
         )
         raise typer.Exit(1)
+    rows: list[tuple[str, object]] = []
     if found.signer is not None:
         whose = "by this machine's key" if found.ours else "by a key that this machine does not know"
-        console.print(f"signed      {whose} ({found.signer})", markup=False)
+        rows.append(("signed", f"{whose} ({found.signer})"))
     intact = found.state == provenance.INTACT
-    console.print(
-        f"state       {'intact: not changed since it was signed' if intact else 'CHANGED since it was signed'}"
-    )
-    for reason in found.reasons:
-        console.print(f"            {reason}", markup=False)
+    state = "intact: not changed since it was signed" if intact else "CHANGED since it was signed"
+    rows += [("state", state), *(("", reason) for reason in found.reasons)]
     if found.source_type:
-        console.print(f"kind        {found.source_type.rpartition('/')[2]}", markup=False)
-    if found.swap is None:
-        console.print("swap        the manifest says nothing of one")
-    else:
-        said = found.swap
-        model = said.get("model", {})
-        label = "shown" if said.get("label") else "REMOVED when it was made"
-        rows = {
-            "consent": said.get("consent"),
-            "model": f"{model.get('sha256')}, licence {model.get('licence')}",
-            "label": label,
-            "settings": ", ".join(f"{key} {value}" for key, value in said.get("settings", {}).items()),
-            "target": said.get("target"),
-            "made": said.get("time"),
-        }
-        for name, value in rows.items():
-            console.print(f"{name:<12}{value}", markup=False)
+        rows.append(("kind", found.source_type.rpartition("/")[2]))
+    rows += [("swap", "the manifest says nothing of one")] if found.swap is None else _stated(found.swap).items()
+    for name, value in rows:
+        console.print(f"{name:<12}{value}", markup=False)
     if not intact:
         raise typer.Exit(1)
 
 
-def protect(
-    photos: Annotated[list[Path], typer.Argument(help="Photos of people whose faces are not to be swapped.")],
-    out: Annotated[Path, typer.Option(help="The list to write, or to add to.")],
-) -> None:
-    """Put people on a list of protected faces, which `ornstein swap --block-list` refuses as source and as target.
+def _stated(swap: dict[str, object]) -> dict[str, object]:
+    """What the manifest states about a swap, in rows."""
+    model, settings = (part if isinstance(part, dict) else {} for part in (swap.get("model"), swap.get("settings")))
+    return {
+        "consent": swap.get("consent"),
+        "model": f"{model.get('sha256')}, licence {model.get('licence')}",
+        "label": "shown" if swap.get("label") else "REMOVED when it was made",
+        "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "target": swap.get("target"),
+        "made": swap.get("time"),
+    }
 
-    Example: ornstein faces protect ann.jpg bo.jpg --out protected.json
-    """
+
+def protect(asked: ProtectCommand, given: frozenset[str]) -> None:
     import torch
 
     from ornstein.faces.detect import Detector, find_faces, subject
@@ -137,41 +242,24 @@ def protect(
     from ornstein.faces.read import read_photo
     from ornstein.faces.recognise import Recogniser
 
+    before = BlockList.load(asked.out) if asked.out.exists() else None
     detector, recogniser = Detector(), Recogniser()
     rows = []
-    for path in photos:
+    for path in asked.photos:
         image = read_photo(path)
         rows.append(recogniser(image, [subject(find_faces(detector, image, str(path)), image)]))
     found = torch.cat(rows)
-    everyone = BlockList.load(out).with_faces(found) if out.exists() else BlockList(found)
-    everyone.save(out)
-    console.print(f"wrote {out}: {len(everyone)} protected faces", markup=False)
+    everyone = BlockList(found) if before is None else before.with_faces(found)
+    everyone.save(asked.out)
+    console.print(f"wrote {asked.out}: {len(everyone)} protected faces", markup=False)
 
 
-def card(
-    run: Annotated[Path, typer.Argument(help="The run folder of a model.")],
-    licence: Annotated[str | None, typer.Option(help="The licence that the model may be used under.")] = None,
-    data: Annotated[str | None, typer.Option(help="What it was trained on.")] = None,
-    research_only: Annotated[
-        bool | None, typer.Option("--research-only/--any-use", help="Whether its data are for research only.")
-    ] = None,
-) -> None:
-    """Show or write a model's card, which `ornstein swap` prints when the model is used.
-
-    Example: ornstein faces card runs/faces --licence "research only" --data "Labeled Faces in the Wild" --research-only
-    """
-    from dataclasses import replace
-
+def card(asked: CardCommand, given: frozenset[str]) -> None:
     from ornstein.checkpoint import read_config
     from ornstein.faces.provenance.card import read_card, write_card
 
-    read_config(run)
-    given = {"licence": licence, "data": data, "research_only": research_only}
-    new = {key: value for key, value in given.items() if value is not None}
+    read_config(asked.run)
+    new = {name: getattr(asked, name) for name in ("licence", "data", "research_only") if name in given}
     if new:
-        write_card(run, replace(read_card(run), **new))
-    console.print(f"{run}: {read_card(run)}", markup=False)
-
-
-for command in (prepare, train, evaluate, demo, verify, protect, card):
-    faces.command()(run(command))
+        write_card(asked.run, replace(read_card(asked.run), **new))
+    console.print(f"{asked.run}: {read_card(asked.run)}", markup=False)

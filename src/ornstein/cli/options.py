@@ -111,7 +111,7 @@ def _parameters(cls: type, f: Field[Any]) -> list[inspect.Parameter]:
         default = ... if f.default is MISSING else None
     else:
         names = told.names or (option(f),)
-        if kind is bool:
+        if kind is bool and "/" not in option(f):
             long = option(f)
             names = (*(n for n in names if n != long), f"{long}/--no-{long.removeprefix('--')}")
         info = typer.Option(
@@ -141,6 +141,8 @@ def _annotation(cls: type, f: Field[Any]) -> Any:
     """The type by which typer reads an option: text for what `_from_text` takes apart."""
     told = about(f)
     kinds = [each for each in members(type_hints(cls)[f.name]) if each is not type(None)]
+    if told.repeated:
+        return kinds[0]
     if told.random or len(kinds) != 1 or get_origin(kinds[0]) in (tuple, list):
         return str
     allowed = choices(cls, f)

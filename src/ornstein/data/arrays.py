@@ -82,6 +82,11 @@ def open_arrays(path: Path) -> Arrays:
                 yield file.read(range(first, min(first + count, len(file))))
 
     axis = _channel_axis(path, name, header.shape)
+    shape = header.shape
+    c = 1 if axis is None else shape[axis]
+    h, w = (shape[2], shape[3]) if axis == 1 else (shape[1], shape[2])
+    if h * w > LIMIT_PIXELS:
+        raise UserError(f"{path}: {name} has images of {w}x{h} pixels: more than the limit of {LIMIT_PIXELS:,}")
     note, offset, factor = _range(path, name, header.dtype, rows)
 
     def chunks() -> Iterator[np.ndarray]:
@@ -90,11 +95,6 @@ def open_arrays(path: Path) -> Arrays:
                 chunk = np.rint((chunk.astype(np.float32) + offset) * factor).clip(0, 255).astype(np.uint8)
             yield chunk[..., None] if axis is None else np.moveaxis(chunk, axis, -1)
 
-    shape = header.shape
-    c = 1 if axis is None else shape[axis]
-    h, w = (shape[2], shape[3]) if axis == 1 else (shape[1], shape[2])
-    if h * w > LIMIT_PIXELS:
-        raise UserError(f"{path}: {name} has images of {w}x{h} pixels: more than the limit of {LIMIT_PIXELS:,}")
     numbers, classes = (None, []) if labels is None else _classes(path, labels, shape[0])
     return Arrays(shape[0], (h, w, c), numbers, classes, [note], ignored, chunks)
 

@@ -116,6 +116,8 @@ def _check_header(entry: Entry, limit_pixels: int) -> None:
     except UnidentifiedImageError:
         if kind_of(head[:KIND_BYTES]) is None:
             raise BadImage(_unreadable(head)) from None
+    except Image.DecompressionBombError:
+        raise _too_many_pixels() from None
     except Exception:  # the header goes on behind the part that was read, or is damaged: `decode` tells
         pass
     else:
@@ -136,8 +138,7 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise BadImage(_unreadable(data)) from None
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise BadImage(f"more pixels than Pillow opens ({limit:,})") from None
+        raise _too_many_pixels() from None
     except Exception as error:  # decoders raise nearly everything on damaged input
         raise BadImage(f"damaged: {reason_of(error)}") from None
 
@@ -217,6 +218,10 @@ def orientation_of(img: Image.Image) -> int:
         return int(img.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF says nothing about the pixels
         return 1
+
+
+def _too_many_pixels() -> BadImage:
+    return BadImage(f"more pixels than Pillow opens ({2 * (Image.MAX_IMAGE_PIXELS or 0):,})")
 
 
 def _unreadable(data: bytes) -> str:

@@ -50,20 +50,26 @@ def list_folder(root: Path, suffixes: Collection[str], limit_bytes: int) -> List
             if hidden(entry.name):
                 continue
             name = f"{here}/{entry.name}" if here else entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if own_run and entry.name in _RUN_PARTS:
-                    listing.ignored["folder of this run"] += 1
-                elif depth == _DEPTH:
-                    shown = tidy(f"{name[:40]}...")
-                    listing.skipped.append((shown, f"more than {_DEPTH} folders within each other: not read"))
-                else:
-                    waiting.append((name, depth + 1))
-            elif entry.is_symlink() and entry.is_dir():
+            if _is_linked_folder(entry):
                 # it may leave the folder, or lead round in a circle
                 listing.skipped.append((tidy(name), "symbolic link to a folder: not followed"))
-            else:
+            elif not entry.is_dir(follow_symlinks=False):
                 _add_file(listing, root / name, name, suffixes, limit_bytes, inside)
+            elif own_run and entry.name in _RUN_PARTS:
+                listing.ignored["folder of this run"] += 1
+            elif depth == _DEPTH:
+                shown = tidy(f"{name[:40]}...")
+                listing.skipped.append((shown, f"more than {_DEPTH} folders within each other: not read"))
+            else:
+                waiting.append((name, depth + 1))
     return listing
+
+
+def _is_linked_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # links in a circle: no folder
+        return False
 
 
 def _add_file(

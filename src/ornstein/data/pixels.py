@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ornstein.data.colour import CHANNEL_MODES
 from ornstein.errors import RunError
-from ornstein.store import atomic_write
+from ornstein.store import atomic_write, make_folder
 
 __all__ = ["grid", "save_grid", "to_uint8", "to_unit"]
 
@@ -97,8 +97,5 @@ def save_grid(
     file = io.BytesIO()
     Image.fromarray(array.contiguous().numpy()).save(file, format="PNG", pnginfo=text)
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    make_folder(path.parent)
     atomic_write(path, file.getvalue())

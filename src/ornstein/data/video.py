@@ -16,7 +16,7 @@ from ornstein.data.pixels import grid, save_grid, to_uint8
 from ornstein.data.video_write import MAX_RATE, Encoder
 from ornstein.errors import RunError
 from ornstein.extras import deferred
-from ornstein.store import atomic_write, write_error
+from ornstein.store import atomic_write, make_folder
 
 if TYPE_CHECKING:
     import av.error
@@ -125,8 +125,5 @@ def _frames(clip: Tensor, fps: float, upscale: int) -> Tensor:
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path, error) from error
+    make_folder(path.parent)
     atomic_write(path, buffer.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from ornstein.evaluation.neighbours import copy_report, knn_agreement, nearest
 from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
 from ornstein.sampling import State, sample
 from ornstein.solvers import SOLVER
-from ornstein.training.state import METRICS
+from ornstein.training.state import read_metrics
 
 STEPS = 20
 _BATCH = 256
@@ -205,8 +204,5 @@ def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: I
 
 def loss_curve(out: Path) -> Curve | None:
     """The training loss by step of the run in `out`; None where nothing was logged."""
-    path = out / METRICS
-    if not path.is_file():
-        return None
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return Curve([line["step"] for line in lines], [line["loss"] for line in lines])
+    lines = [line for line in read_metrics(out) if isinstance(line.get("loss"), float)]
+    return Curve([line["step"] for line in lines], [line["loss"] for line in lines]) if lines else None

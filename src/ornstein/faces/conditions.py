@@ -1,4 +1,4 @@
-"""What a swap is shown: of the target all around the face, a blur of it, its place and pose; of the source its face."""
+"""The conditions of a swap: of the target its surroundings, a blur, place and pose; of the source its face."""
 
 from __future__ import annotations
 
@@ -9,71 +9,95 @@ from torch.nn import functional as F
 from ornstein.faces.nets.placement import spots
 from ornstein.faces.nets.unet import blurred
 
-CHANNELS = 5  # of a scene: the picture, the mask, the landmarks
-POINTS = 5  # of the landmarks, the first ones: those that dlib gives
-LIGHT = 4  # cells a side at which a blur says how a face is lit and little of whose it is
+__all__ = ["CHANNELS", "LIGHT", "POINTS", "appearance", "blended_features", "scene"]
+
+CHANNELS = 5
+"""Channels of a scene: the picture, the mask, the landmarks."""
+POINTS = 5
+"""The landmarks that every detector gives: the first ones."""
+LIGHT = 4
+"""Cells a side of the blur that shows how a face is lit and little of whose it is."""
 
 
 def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None = None, hidden: bool = True) -> Tensor:
-    """The channels (B, 5, H, W) that tell a network of the target crop (B, 3, H, W) in [-1, 1].
+    """The channels (B, 5, H, W) that describe the target to a network: the picture, the mask, the landmarks as spots.
 
-    The picture with its face blurred to 8x8, where `mask` (B, 1, H, W) says that the face is; the mask; and the
-    landmarks (B, K, 2), in pixels of the crop, as one heat map. `tint` (B, 3, 1, 1) is added to the blur. Without
-    `hidden` the picture is as it is: for `RelitUNet`.
+    Args:
+        target: the crop (B, 3, H, W) in [-1, 1].
+        mask: (B, 1, H, W), where the face is.
+        landmarks: (B, K, 2), in pixels of the crop.
+        tint: (B, 3, 1, 1), added to the blur.
+        hidden: blur the face to 8x8. Without it the picture is as it is: for `RelitUNet`.
 
-    Raises ValueError where the shapes do not fit. Source: the 8x8 blur against a black hole: Kim et al. 2022
-    (DiffFace, arXiv:2212.13344) and the ablation of REFace (Baliah et al. 2024, arXiv:2409.07269).
+    Raises:
+        ValueError: the shapes do not fit.
+
+    Source: the 8x8 blur against a black hole: Kim et al. 2022 (DiffFace, arXiv:2212.13344) and the ablation of REFace
+    (Baliah et al. 2024, arXiv:2409.07269).
     """
     size = target.shape[-1]
     if target.ndim != 4 or target.shape[1] != 3 or mask.shape != (len(target), 1, *target.shape[2:]):
         raise ValueError(f"a target (B, 3, H, W) and its mask (B, 1, H, W), not {target.shape} and {mask.shape}")
     if landmarks.ndim != 3 or len(landmarks) != len(target) or landmarks.shape[2] != 2:
         raise ValueError(f"landmarks are ({len(target)}, K, 2) pixels, not {tuple(landmarks.shape)}")
+    mask, landmarks = mask.to(target.device), landmarks.to(target.device)
     picture = target
     if hidden:
         face = blurred(target) if tint is None else blurred(target) + tint
         picture = torch.lerp(target, face, mask)
-    return torch.cat([picture, 2 * mask - 1, 2 * spots(landmarks, size) - 1], dim=1)
+    return torch.cat([picture, 2 * mask - 1, 2 * spots(landmarks, size).to(target) - 1], dim=1)
 
 
-def lent(target: Tensor, shown: Tensor, share: float) -> Tensor:
-    """The target (B, 3, H, W) with that share of its features, what an 8x8 blur has beyond a 4x4 one, from the source.
+def blended_features(target: Tensor, shown: Tensor, weight: float) -> Tensor:
+    """The target with a share of its facial features taken from the source.
 
-    shown: the source's `appearance` (B, 4, H, W). A blur still tells whose face it was, and with 0 the target's own is
-    left in it; 1 takes over how the source holds its mouth and brows as well.
+    Features are what an 8x8 blur has beyond a 4x4 one. A blur still shows whose face it was: with weight 0 that of the
+    target is left; with 1 the source's mouth and brows are taken over as well.
+
+    Args:
+        target: (B, 3, H, W).
+        shown: the source's `appearance` (B, 4, H, W).
+        weight: the blend weight, in [0, 1].
     """
     source = shown[:, :3] + (1 - shown[:, 3:]) * target
 
     def features(images: Tensor) -> Tensor:
         return blurred(images) - blurred(images, LIGHT)
 
-    return target + share * (features(source) - features(target))
+    return target + weight * (features(source) - features(target))
 
 
 def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) -> Tensor:
     """The channels (B, 4, H, W) that show `FaceUNet` the source's face, at the place of the target's.
 
-    The source crop (B, 3, H, W) in [-1, 1] where its `mask` (B, 1, H, W) is, 0 elsewhere, and the mask; moved by the
-    least-squares similarity that takes its `landmarks` (B, K, 2) to those of the target, `onto`.
+    The source crop where its mask is, 0 elsewhere, and the mask; moved by the least-squares similarity that takes its
+    landmarks to those of the target.
 
-    Raises ValueError where the shapes do not fit.
+    Args:
+        source: (B, 3, H, W) in [-1, 1].
+        mask: (B, 1, H, W) in [0, 1].
+        landmarks, onto: (B, K, 2) of the source and of the target, in pixels.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
     b, _, height, width = source.shape
     if source.shape[1] != 3 or mask.shape != (b, 1, height, width):
         raise ValueError(f"a source (B, 3, H, W) and its mask (B, 1, H, W), not {source.shape} and {mask.shape}")
     if landmarks.shape != onto.shape or len(onto) != b or landmarks.shape[1] < 2:
         raise ValueError(f"the same landmarks, 2 or more, of {b} faces each, not {landmarks.shape} and {onto.shape}")
-    # `align.Similarity.fit` of a batch, over the complex plane p -> a p + c; from the target back to the source, which
-    # is what a resampler asks for
-    p, q = (torch.view_as_complex(each.double().contiguous()) for each in (onto, landmarks))
-    mp, mq = p.mean(1, keepdim=True), q.mean(1, keepdim=True)
-    power = (p - mp).abs().square().sum(1).clamp(min=1e-6)
-    a = ((p - mp).conj() * (q - mq)).sum(1) / power
-    c = (mq - a[:, None] * mp)[:, 0]
-    x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
-    at = torch.complex(x.double(), y.double()).to(a.device)
-    at = a[:, None, None] * at + c[:, None, None]
-    size = torch.tensor([width, height], device=a.device)
-    grid = ((2 * torch.view_as_real(at) + 1) / size - 1).to(source)
+    # `align.Similarity.fit` of a batch, from the target back to the source, which is what a resampler reads:
+    # q = mean_q + [[c, -s], [s, c]] (p - mean_p)
+    p, q = onto.to(source), landmarks.to(source)
+    mean_p, mean_q = p.mean(1), q.mean(1)
+    p, q = p - mean_p[:, None], q - mean_q[:, None]
+    power = p.square().sum((1, 2)).clamp(min=1e-6)
+    c, s = (p * q).sum((1, 2)) / power, (p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]).sum(1) / power
+    turn = torch.stack([torch.stack([c, s], 1), torch.stack([-s, c], 1)], 1)  # for points as rows
+    x, y = torch.meshgrid(
+        torch.arange(width, device=source.device), torch.arange(height, device=source.device), indexing="xy"
+    )
+    at = (torch.stack([x, y], -1).flatten(0, 1).to(source) - mean_p[:, None]) @ turn + mean_q[:, None]
+    grid = torch.stack([(2 * at[..., 0] + 1) / width - 1, (2 * at[..., 1] + 1) / height - 1], -1)
     shown = torch.cat([source * mask, mask], dim=1)
-    return F.grid_sample(shown, grid, align_corners=False)
+    return F.grid_sample(shown, grid.unflatten(1, (height, width)), align_corners=False)

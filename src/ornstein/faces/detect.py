@@ -16,9 +16,10 @@ from ornstein.extras import require
 from ornstein.faces.align import Similarity, alignment, warp
 from ornstein.faces.models import LANDMARKS_5, LANDMARKS_68, model_path, to_dlib
 
-# dlib's detector sees faces from 80 pixels up. Pictures with longer sides than these are reduced: for upright looks,
-# for the last of them, which enlarges four times, and for turned ones.
-LONGEST, LONGEST_ENLARGED, LONGEST_TURNED = 1600, 3200, 1200
+# dlib's detector sees faces from 80 pixels up. Pictures with longer sides than these are reduced: for looks at
+# multiples of 90 degrees, at those of 45, and for the last one, which enlarges four times. In all they read at most 28
+# megapixels.
+LONGEST, LONGEST_DIAGONAL, LONGEST_ENLARGED = 1600, 1200, 3200
 _WINDOW = 80
 _RIM = 0.1  # rows added around the picture when looking again, so that faces cut by its border fit into the window
 _OVERLAP = 0.5  # two detections are of one face if their boxes share this part of the smaller one
@@ -119,16 +120,18 @@ class Detector:
     def _looks(self, longest: int) -> Iterator[list[tuple[float, float, float]]]:
         """Groups of looks (zoom, degrees, rim) at a picture whose longer side is `longest` pixels, in their order."""
         first = _WINDOW / self.smallest
-        upright = min(first, LONGEST / longest)
-        yield [(upright, 0, 0)]
+
+        def zoom(times: int, limit: int) -> float:
+            return min(times * first, limit / longest)
+
+        yield [(zoom(1, LONGEST), 0, 0)]
         if not self.thorough:
             return
-        yield [(min(2 * first, LONGEST / longest), 0, _RIM)]
-        turned = min(2 * first, LONGEST_TURNED / longest)
-        yield [(turned, degrees, _RIM) for degrees in (90, 180, 270)]
+        yield [(zoom(2, LONGEST), 0, _RIM)]
+        yield [(zoom(2, LONGEST), degrees, _RIM) for degrees in (90, 180, 270)]
         # a picture on its corner has room around its sides
-        yield [(turned, degrees, 0) for degrees in (45, 135, 225, 315)]
-        yield [(min(4 * first, LONGEST_ENLARGED / longest), 0, _RIM)]
+        yield [(zoom(2, LONGEST_DIAGONAL), degrees, 0) for degrees in (45, 135, 225, 315)]
+        yield [(zoom(4, LONGEST_ENLARGED), 0, 0)]
 
     def _confirmed(self, image: Tensor, face: Face) -> bool:
         """Whether the detector finds the face again in the crop that its landmarks align: false ones vanish there."""

@@ -1,4 +1,4 @@
-"""A small recogniser with gradients, taught by one that has none: whose face is this?"""
+"""A small recogniser with gradients, distilled from one that has none."""
 
 from __future__ import annotations
 
@@ -10,34 +10,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.errors import UserError
 from ornstein.faces.photos import Photos
 from ornstein.nets.blocks import Block, group_norm
-from ornstein.store import atomic_write, read_json
+from ornstein.nets.recorded import Recorded
+from ornstein.store import atomic_save_tensors, atomic_write, load_tensors, read_json
 from ornstein.training import Task
 
+__all__ = [
+    "CONFIG",
+    "IDENTITY",
+    "MODEL",
+    "SIDE",
+    "Distillation",
+    "IdentityNet",
+    "agreement",
+    "augmented",
+    "fingerprint",
+    "likeness",
+]
+
 CONFIG, MODEL = "identity.json", "identity.safetensors"
-SIDE = 64  # pixels of the crops that it looks at
+IDENTITY = "identity"
+"""The folder of the recogniser inside the run directory of a swap."""
+SIDE = 64
+"""Pixels a side of the crops that it reads."""
 
 
-class IdentityNet(nn.Module):
-    """Aligned crops (B, 3, H, W) in [-1, 1] to normalised embeddings (B, K): teacher's e as (e - mean) / scale.
+class IdentityNet(Recorded):
+    """Aligned crops (B, 3, H, W) in [-1, 1] to normalised embeddings (B, K): the teacher's e as (e - mean) / scale.
 
     `mean` (K,) and `scale`, one number, are those of the photos that it learns from, so that an embedding has mean
     square 1 in each entry and 0 is nobody in particular. Crops of other sizes are resized to 64 pixels.
+
+    Args:
+        embedding: K.
+        width: channels of the first level.
+        multipliers: channels of each level, as multiples of `width`.
+
+    Raises:
+        ValueError: a size that is not positive, or more than 5 levels.
     """
 
     def __init__(self, embedding: int, width: int = 32, multipliers: Sequence[int] = (1, 2, 4, 6)) -> None:
         super().__init__()
         if min(embedding, width, *multipliers) < 1 or len(multipliers) > 5:
             raise ValueError("sizes of an IdentityNet must be positive, with at most 5 levels")
-        self.config: dict[str, Any] = {"embedding": embedding, "width": width, "multipliers": list(multipliers)}
         self.mean: Tensor
         self.scale: Tensor
         self.register_buffer("mean", torch.zeros(embedding))
@@ -45,7 +66,7 @@ class IdentityNet(nn.Module):
         self.stem = nn.Conv2d(12, width, 3, padding=1)
         widths = [width * m for m in multipliers]
         self.blocks = nn.ModuleList(Block(widths[max(0, i - 1)], out, 0, down=i > 0) for i, out in enumerate(widths))
-        # flattened and not averaged: faces are aligned, and where a feature is tells as much as that it is there
+        # flattened and not averaged: in aligned faces the place of a feature says as much as its presence
         side = SIDE // 2 >> (len(widths) - 1)
         self.head = nn.Sequential(group_norm(widths[-1]), nn.SiLU(), nn.Flatten(), nn.Dropout(0.2))
         self.out = nn.Linear(widths[-1] * side**2, embedding)
@@ -53,14 +74,16 @@ class IdentityNet(nn.Module):
 
     def fit_scale(self, embeddings: Tensor) -> None:
         """Take mean and scale from the teacher's embeddings (N, K)."""
+        embeddings = embeddings.to(self.mean)
         self.mean.copy_(embeddings.mean(0))
         self.scale.copy_((embeddings - self.mean).square().mean().sqrt())
 
     def normalised(self, embeddings: Tensor) -> Tensor:
-        """(e - mean) / scale of the teacher's embeddings (*, K)."""
-        return (embeddings - self.mean) / self.scale
+        """(e - mean) / scale of the teacher's embeddings (*, K), on their device."""
+        return (embeddings - self.mean.to(embeddings.device)) / self.scale.to(embeddings.device)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Normalised embeddings (B, K), float32, of crops (B, 3, H, W) in [-1, 1]."""
         x = images
         if x.shape[-1] != SIDE:
             x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=x.shape[-1] > SIDE, align_corners=False)
@@ -71,30 +94,40 @@ class IdentityNet(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Tensor, batch: int = 128) -> Tensor:
-        """As `forward`, batch by batch, in evaluation mode and without gradients."""
+        """As `forward`, in batches, in evaluation mode and without gradients.
+
+        The images may be on any device; the result is on the network's.
+        """
         training = self.training
         self.eval()
-        out = torch.cat([self(part) for part in images.split(batch)])
+        out = torch.cat([self(part.to(self.mean.device)) for part in images.split(batch)])
         self.train(training)
         return out
 
     def save(self, folder: Path) -> None:
         """Write identity.safetensors and identity.json into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        atomic_write(folder / MODEL, save_tensors(tensors))
+        atomic_save_tensors(folder / MODEL, self.state_dict(), {})
         atomic_write(folder / CONFIG, (json.dumps(self.config, indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, folder: Path) -> IdentityNet:
-        """The net saved in the folder, frozen and in evaluation mode. Raises UserError where there is none."""
+        """The net saved in the folder, frozen and in evaluation mode.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
         config = read_json(folder / CONFIG)
         try:
-            net = cls(**config)
-            net.load_state_dict(load_tensors((folder / MODEL).read_bytes()))
-        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            tensors, _ = load_tensors(folder / MODEL)
+            # without memory: the file's tensors have the last word on the sizes
+            with torch.device("meta"):
+                net = cls(**config)
+            net.load_state_dict(tensors, assign=True)
+        except (UserError, RuntimeError, TypeError, ValueError, ArithmeticError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{folder / MODEL} is not a recogniser of faces: {reason}") from error
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return net.eval().requires_grad_(False)
 
 
@@ -115,9 +148,16 @@ def likeness(a: Tensor, b: Tensor) -> Tensor:
 class Distillation(Task[IdentityNet]):
     """Learns the photos' embeddings from their pixels: squared error, and the same angles between the faces of a batch.
 
-    The pictures are mirrored, moved, coarsened, tinted and made noisy (`augmented`, by `strength`), so that what the
-    net looks at is what a recogniser sees and not what an optimiser can hide in pixels. Source of the second term,
-    with distances: Park et al. 2019 (Relational Knowledge Distillation, arXiv:1904.05068).
+    The pictures are mirrored, moved, coarsened, tinted and made noisy (`augmented`, by `strength`), so that the net
+    reads what a recogniser sees and not what an optimiser can hide in pixels.
+
+    Args:
+        net: the recogniser.
+        photos: faces with the teacher's embeddings.
+        relational: weight of the term with the angles.
+        strength: of the augmentation.
+
+    Source: Park et al. 2019 (Relational Knowledge Distillation, arXiv:1904.05068), the second term, with distances.
     """
 
     def __init__(self, net: IdentityNet, photos: Photos, relational: float = 0.1, strength: float = 1.0) -> None:
@@ -146,14 +186,14 @@ class Distillation(Task[IdentityNet]):
 def augmented(images: Tensor, draw: torch.Generator, strength: float = 1.0, mirror: bool = True) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] mirrored, moved, turned, coarsened, brightened and noisy, differentiably.
 
-    Shifts of up to 5 % of the side, turns of up to 6 degrees, sizes of 0.93 to 1.07; an eighth of the rows each
-    at half and at a quarter of the resolution; contrast and brightness by 20 %; noise of up to 0.1. All
-    times `strength`.
+    Shifts of up to 5 % of the side, turns of up to 6 degrees, sizes of 0.93 to 1.07; an eighth of the rows each at half
+    and at a quarter of the resolution; contrast and brightness by 20 %; noise of up to 0.1. All times `strength`.
+    `draw` may be on another device than the images.
     """
     n, device = len(images), images.device
 
     def uniform(*shape: int) -> Tensor:
-        return 2 * torch.rand(n, *shape, generator=draw, device=device) - 1
+        return 2 * torch.rand(n, *shape, generator=draw, device=draw.device).to(device) - 1
 
     angle = strength * math.radians(6) * uniform()
     size = 1 + strength * 0.07 * uniform()
@@ -172,19 +212,21 @@ def augmented(images: Tensor, draw: torch.Generator, strength: float = 1.0, mirr
         out = torch.where(chosen[:, None, None, None], small, out)
     out = out * (1 + 0.2 * strength * uniform(1, 1, 1)) + 0.15 * strength * uniform(3, 1, 1)
     level = 0.1 * strength * uniform(1, 1, 1).abs()
-    return out + level * torch.randn(out.shape, generator=draw, device=device)
+    return out + level * torch.randn(out.shape, generator=draw, device=draw.device).to(device)
 
 
 @torch.no_grad()
 def agreement(net: IdentityNet, photos: Photos, among: int = 100) -> dict[str, float]:
     """How far the net agrees with its teacher on `photos`, whose people it should not have seen.
 
-    likeness: mean cosine of guess and truth. top1: the share of `among` people (as many as there are, if fewer) whose
-    own teacher's embedding, of one photo each, is the nearest to the guess. verified: accuracy of telling pairs of one
-    person from pairs of two by the best threshold on the likeness of two guesses; NaN without people of two photos.
+    Returns:
+        likeness: mean cosine of prediction and truth. top1: the share of `among` people (of all, if there are fewer)
+        whose own teacher's embedding, of one photo each, is the nearest to the prediction. verified: accuracy of
+        telling pairs of one person from pairs of two by the best threshold on the likeness of two predictions; NaN if
+        nobody has two photos.
     """
     truth = net.normalised(photos.embeddings)
-    guess = net.embed(photos.batch(torch.arange(len(photos)))[0])
+    guess = net.embed(photos.batch(torch.arange(len(photos)))[0]).cpu()
     _, first = _firsts(photos.person)
     first = first[:among]
     nearest = torch.cdist(guess[first], truth[first]).argmin(1)

@@ -1,4 +1,4 @@
-"""Aligned faces with their embeddings, and the pairs that a swap is learned from."""
+"""Aligned faces with their embeddings, and the pairs that a swap is trained on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch import Tensor
 from ornstein.data import to_unit
 from ornstein.faces.conditions import POINTS, appearance
 
+__all__ = ["Pairs", "Photos", "SourceFaces", "mirror"]
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SourceFaces:
-    """What a swap is given of its sources: identity (B, D), and of one picture of each the image, mask and landmarks.
+    """The sources of swaps: an identity vector each, and a picture of the face.
 
-    image (B, 3, H, W) in [-1, 1], mask (B, 1, H, W) of its face, landmarks (B, K, 2) in pixels.
+    identity: (B, D). image: (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) of its face. landmarks: (B, K, 2) in pixels.
     """
 
     identity: Tensor
@@ -48,9 +50,9 @@ class SourceFaces:
         return SourceFaces(*(part.roll(n, 0) for part in self._parts))
 
     def known(self, onto: Tensor, moved: bool = True) -> dict[str, Tensor]:
-        """The conditions of `FaceUNet` for targets with the landmarks `onto` (B, K, 2).
+        """The conditions of the source for targets with the landmarks `onto` (B, K, 2).
 
-        Where the network moves the face itself, not `moved`: those of `RelitUNet`.
+        moved: move the face onto those landmarks, for `FaceUNet`; a `RelitUNet` moves it itself.
         """
         if moved:
             face = appearance(self.image, self.mask, self.landmarks, onto)
@@ -65,10 +67,10 @@ class SourceFaces:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What swaps are trained on: paint the face of `source` into `target`, and it should look as `truth`.
+    """Training pairs of swaps: the face of `source` painted into `target` should look as `truth`.
 
-    truth, target (B, 3, H, W) in [-1, 1], mask (B, 1, H, W) of the target's face, landmarks (B, K, 2) of the target in
-    pixels.
+    truth, target: (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) of the target's face. landmarks: (B, K, 2) of the target
+    in pixels.
     """
 
     truth: Tensor
@@ -91,16 +93,26 @@ class Pairs:
 
 
 class Photos:
-    """Photographs by person, and by state where it is known which of them differ in nothing but the person.
+    """Photographs by person, and by state if it is known which of them differ in nothing but the person.
 
-    images uint8 (N, 3, H, W), masks uint8 (N, 1, H, W) with 255 for 1, landmarks (N, K, 2), person (N,), embeddings
-    (N, D) of any recogniser. Where `state` (N,) is given, two photos of the same state are of two people in
-    exactly the same pose, expression and light; then a target is another one of the truth's state. Without it the truth
-    of a swap is known where source and target are one person: the target is the truth itself. `mirrored` (K,) says
-    which landmark each one is in a mirror; without it the first five change sides and the others stay what they are.
+    The source of a pair is another photo of the truth's person, which cannot tell how the face is turned and lit; if
+    there is no other one, the same in a mirror. With `state`, two photos of one state are of two people in exactly the
+    same pose, expression and light: the target is another photo of the truth's state. Without it, the truth of a swap
+    is known only if source and target are one person: the target is the truth itself.
 
-    The source of a pair is another photo of that person, which cannot tell how the face is turned and lit; where there
-    is no other one, the same in a mirror. Raises ValueError where the numbers of rows differ.
+    Everything is kept on the CPU; pairs are moved by whoever trains on them.
+
+    Args:
+        images: uint8 (N, 3, H, W).
+        masks: uint8 (N, 1, H, W), 255 for 1.
+        landmarks: (N, K, 2) in pixels.
+        person: (N,).
+        embeddings: (N, D) of any recogniser.
+        state: (N,), or None.
+        mirrored: (K,), which landmark each one is in a mirror. None: the first five change sides, the others stay.
+
+    Raises:
+        ValueError: the numbers of rows differ.
     """
 
     def __init__(
@@ -113,14 +125,15 @@ class Photos:
         state: Tensor | None = None,
         mirrored: Tensor | None = None,
     ) -> None:
-        self.images, self.masks, self.landmarks, self.person = images, masks, landmarks.float(), person
-        self.embeddings, self.state = embeddings.float(), state
-        self.mirrored = mirrored
+        self.images, self.masks, self.landmarks = images.cpu(), masks.cpu(), landmarks.float().cpu()
+        self.person, self.embeddings = person.cpu(), embeddings.float().cpu()
+        self.state = None if state is None else state.cpu()
+        self.mirrored = None if mirrored is None else mirrored.cpu()
         lengths = {len(part) for part in (images, masks, landmarks, person, embeddings)}
         if len(lengths) != 1 or not len(images):
             raise ValueError(f"photos, masks, landmarks, people and embeddings must be equally many, not {lengths}")
-        self._same_person = _Groups(person)
-        self._same_state = None if state is None else _Groups(state)
+        self._same_person = _Groups(self.person)
+        self._same_state = None if self.state is None else _Groups(self.state)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -131,11 +144,12 @@ class Photos:
 
     def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]:
         """Photos (B, 3, H, W) in [-1, 1] and their numbers (B,)."""
-        rows = torch.as_tensor(indices, dtype=torch.int64)
+        rows = torch.as_tensor(indices, dtype=torch.int64).cpu()
         return to_unit(self.images[rows]), rows
 
     def select(self, rows: Tensor) -> Photos:
         """These photos alone."""
+        rows = rows.cpu()
         parts = (p[rows] for p in (self.images, self.masks, self.landmarks, self.person, self.embeddings))
         return Photos(*parts, state=None if self.state is None else self.state[rows], mirrored=self.mirrored)
 
@@ -146,11 +160,13 @@ class Photos:
 
     def faces(self, rows: Tensor, mirrored: Tensor | None = None) -> SourceFaces:
         """These photos as sources, in a mirror where `mirrored` (B,) is true."""
+        rows = rows.cpu()
         image, mask, landmarks = self._seen(rows, mirrored)
         return SourceFaces(self.embeddings[rows], image, mask, landmarks)
 
     def pairs(self, rows: Tensor, draw: torch.Generator) -> Pairs:
         """One pair for each truth in `rows` (B,): another photo of that person as the source; half of them mirrored."""
+        rows = rows.cpu()
         source, target, mirrored = self._drawn(rows, draw)
         truth = self._seen(rows, mirrored)[0]
         return Pairs(truth, *self._seen(target, mirrored), source=self.faces(source, mirrored ^ (source == rows)))
@@ -182,10 +198,9 @@ class Photos:
 
 
 def mirror(landmarks: Tensor, size: int, order: Tensor | None = None) -> Tensor:
-    """Landmarks (B, K, 2) of the mirrored picture: the k-th of them is where the mirror shows number `order` (K,)[k].
+    """Landmarks (B, K, 2) of the mirrored picture: the k-th is where the mirror shows number `order`[k].
 
-    Without `order` the first five change sides, corners of the eyes, twice two, and the base of the nose; those beyond
-    them change places with nobody.
+    Without `order` (K,) the first five change sides (two corners of each eye, the base of the nose), the others stay.
     """
     if order is None:
         order = torch.cat([torch.tensor([2, 3, 0, 1, 4]), torch.arange(POINTS, landmarks.shape[1])])

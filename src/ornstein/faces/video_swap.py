@@ -21,6 +21,7 @@ from ornstein.faces.detect import Face
 from ornstein.faces.film import Encoder, Film
 from ornstein.faces.look import Looker
 from ornstein.faces.provenance.label import labelled
+from ornstein.faces.settings import VideoSettings
 from ornstein.faces.swap import LARGEST, Aligned, Choice, SwapModel, Swapper
 from ornstein.faces.swap.noise import FaceNoise
 from ornstein.faces.swap.photo import Order, check_output
@@ -30,34 +31,6 @@ from ornstein.faces.video_work import Work
 __all__ = ["VideoReport", "VideoSettings", "swap_video"]
 
 Tell = Callable[[str, int, int | None], object]
-
-
-@dataclass(frozen=True)
-class VideoSettings:
-    """Settings of a video swap.
-
-    Args:
-        noise: correlation of the noise over the frames of a face: "shared", "independent" or "ar1:RHO".
-        gap: in up to so many frames without it, a face is put where its track says.
-        every: faces are detected in every `every`-th frame.
-        segment: frames a segment: the most that are lost when the process is killed.
-        batch: frames in memory at a time.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
-    noise: str = "shared"
-    gap: int = 5
-    every: int = 1
-    segment: int = 50
-    batch: int = 8
-
-    def __post_init__(self) -> None:
-        FaceNoise(self.noise, 0)
-        for name, low in (("gap", 0), ("every", 1), ("segment", 1), ("batch", 1)):
-            if getattr(self, name) < low:
-                raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

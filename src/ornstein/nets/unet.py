@@ -59,6 +59,8 @@ class UNet(Recorded):
     group norm; Kingma et al. 2021 (arXiv:2107.00630), conditioning on log-SNR.
     """
 
+    places_conditions = True  # labels may be on any device: see `_check_label`
+
     def __init__(
         self,
         channels: int,

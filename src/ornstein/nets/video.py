@@ -47,6 +47,8 @@ class VideoUNet(Recorded):
     positions.
     """
 
+    places_conditions = True  # labels and known frames may be on any device
+
     def __init__(
         self,
         channels: int,

@@ -12,6 +12,7 @@ from ornstein.studio import charts, trainings
 from ornstein.studio.studio import Studio
 from ornstein.studio.trainings import Progress
 from ornstein.studio.work import bar, duration, note, told
+from ornstein.training.state import read_metrics
 
 _PAGE = (
     "Train a diffusion model on your images. It goes on when this page is closed, and is found again when it is opened."
@@ -120,7 +121,7 @@ def page(studio: Studio, blocks: gr.Blocks) -> None:
         if not chosen:
             return [note("No run chosen."), None, None, gr.update(visible=False)]
         path = studio.runs.find(chosen)
-        curve = trainings.metrics(path)
+        curve = read_metrics(path)
         figure = charts.lines(
             {"loss": ([m["step"] for m in curve], [m["loss"] for m in curve])}, "step", "loss", "y", 240, False
         )

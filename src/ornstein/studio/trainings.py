@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from ornstein import checkpoint
 from ornstein.errors import UserError
 from ornstein.store import read_json
 from ornstein.training import lock
-from ornstein.training.state import METRICS, has_state
+from ornstein.training.state import has_state, read_metrics
 
 LOG = "studio.log"
 _UPLOAD = "data"  # the name that uploaded data get in the run folder
@@ -101,7 +100,7 @@ class Trainings:
 
     def progress(self, run: Path) -> Progress:
         """How far the run is, from what its folder says."""
-        lines = metrics(run)
+        lines = read_metrics(run)
         last = lines[-1] if lines else {}
         step, loss = int(last.get("step", 0)), last.get("loss")
         rate, elapsed = last.get("images_per_second"), float(last.get("elapsed", 0))
@@ -130,21 +129,6 @@ class Trainings:
             stored = _training(run).get("steps")
             steps = int(stored) if stored else 20_000
         return steps, min(1.0, step / steps)
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    """The lines of the run's curve; those that are half written are left out."""
-    out = []
-    try:
-        text = (run / METRICS).read_text(encoding="utf-8")
-    except OSError:
-        return out
-    for line in text.splitlines():
-        try:
-            out.append(json.loads(line))
-        except ValueError:
-            continue
-    return out
 
 
 def looks(run: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from ornstein.data.rows import RowFile
 from ornstein.denoiser import Denoiser, Distilled
 from ornstein.errors import UserError
 from ornstein.few_steps.distillation import follow, labels_of, leading_to, student_times
-from ornstein.store import atomic_write, read_json, write_error
+from ornstein.store import atomic_write, make_folder, read_json, refuse_links, write_error
 from ornstein.training.task import Task
 from ornstein.wrapper import network_precision
 
@@ -71,7 +71,8 @@ def follow_teacher(
     done = int(about.get("done", 0)) if about.get("key") == key and (folder / _FILE).is_file() else 0
     shape = (count, steps + 1, *teacher.data.shape)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+        refuse_links(folder / _FILE)
         if done < count:
             _check_room(folder, 4 * int(np.prod(shape, dtype=np.int64)))
             if not done:

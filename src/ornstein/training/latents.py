@@ -15,7 +15,7 @@ from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet, StreamedSet
 from ornstein.data.rows import RowFile
 from ornstein.errors import UserError
-from ornstein.store import atomic_write, read_json, write_error
+from ornstein.store import atomic_write, make_folder, partial_name, read_json, remove_partial, write_error
 from ornstein.training.task import Diffusion
 
 FOLDER = "latents"
@@ -68,7 +68,8 @@ def encode_images(
     about = read_json(folder / _ABOUT) if (folder / _ABOUT).is_file() and (folder / _FILE).is_file() else {}
     if {name: about.get(name) for name in key} != key:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
+            remove_partial(folder)
             (folder / _ABOUT).unlink(missing_ok=True)
             mean, std = _write(autoencoder, images, folder / _FILE, progress)
         except OSError as error:
@@ -91,7 +92,7 @@ def _write(
     c = autoencoder.latent_shape[0]
     # as they are: the statistics are not known yet
     space = LatentSpace(autoencoder.to(device).eval(), torch.zeros(c), torch.ones(c), file, "")
-    partial = file.with_name(f".{file.name}.partial")
+    partial = partial_name(file)
     array = np.lib.format.open_memmap(partial, "w+", np.float32, (len(images), 2, *space.latent_shape))
     total, squares, count = torch.zeros(c).double(), torch.zeros(c).double(), 0
     for first in range(0, len(images), _BATCH):

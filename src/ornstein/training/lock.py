@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from ornstein.errors import UserError
-from ornstein.store import write_error
+from ornstein.store import check_regular, make_folder, open_in_place, write_error
 
 LOCK = ".lock"
 
@@ -31,8 +31,8 @@ def hold(out: Path) -> bool:
     if _key(out) in _held:
         return False
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        make_folder(out)
+        file = os.fdopen(open_in_place(path, os.O_RDWR | os.O_APPEND), "a+", encoding="utf-8")
     except OSError as error:
         raise write_error(out, error) from error
     try:
@@ -63,8 +63,9 @@ def release(out: Path) -> None:
 def holder(out: Path) -> int | None:
     """The process on this machine that trains in `out`; None where there is none, or where that cannot be known."""
     try:
+        check_regular(out / LOCK)
         file = (out / LOCK).open(encoding="utf-8")
-    except OSError:
+    except (OSError, UserError):
         return None
     with file:
         found = _holder(file.read())

@@ -1,6 +1,7 @@
 """The trainer's part of a run folder: all that a resumed run needs, in one file, and the curve beside it."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from ornstein.store import (
     atomic_write,
     keep_previous,
     load_tensors,
+    make_folder,
+    open_in_place,
+    read_bytes,
     remove_partial,
     write_error,
 )
@@ -23,6 +27,7 @@ from ornstein.training.sharding import is_split, load_whole, split_as, whole
 STATE = Path("state") / "trainer.safetensors"
 PREVIOUS = Path("state") / "previous.safetensors"
 METRICS = "metrics.jsonl"
+_METRICS_LIMIT = 2**28  # bytes; some million steps
 # what may differ between a run and its resumption: how long it goes on, and what it leaves on the way
 FREE = {
     "training.steps",
@@ -91,10 +96,7 @@ def save(out: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         RunError: the disk is full; the last state is intact.
     """
     path = out / STATE
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path.parent, error) from error
+    make_folder(path.parent)
     if path.exists():
         keep_previous(path, out / PREVIOUS)
     atomic_save_tensors(path, tensors, {"record": json.dumps(record)})
@@ -162,7 +164,7 @@ def check_same(out: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
 def append_metrics(out: Path, line: dict[str, Any]) -> None:
     path = out / METRICS
     try:
-        with path.open("a", encoding="utf-8") as f:
+        with os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8") as f:
             f.write(json.dumps(line) + "\n")
     except OSError as error:
         raise write_error(path, error) from error
@@ -170,17 +172,30 @@ def append_metrics(out: Path, line: dict[str, Any]) -> None:
 
 def drop_metrics_after(out: Path, step: int) -> None:
     """Keep the lines up to `step`: what was logged after the checkpoint will be logged again."""
-    path = out / METRICS
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    if (out / METRICS).exists():
+        kept = [json.dumps(line) + "\n" for line in read_metrics(out) if line["step"] <= step]
+        atomic_write(out / METRICS, "".join(kept).encode())
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that hold a step number; an empty list if the file is missing.
+
+    A line that a kill cut short is left out.
+
+    Raises:
+        UserError: the file is not a regular one, or too large.
+    """
+    if not (out / METRICS).exists():
+        return []
+    lines = []
+    for text in read_bytes(out / METRICS, _METRICS_LIMIT).decode("utf-8", "replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short by the kill
-    atomic_write(path, "".join(kept).encode())
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

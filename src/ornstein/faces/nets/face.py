@@ -66,23 +66,9 @@ class FaceUNet(SwapUNet):
         attention: Sequence[int] = (16, 8),
         dropout: float = 0.0,
     ) -> None:
-        config = {
-            "channels": channels,
-            "size": size,
-            "scene": scene,
-            "identity": identity,
-            "tokens": tokens,
-            "patch": patch,
-            "spread": spread,
-            "width": width,
-            "multipliers": multipliers,
-            "depths": depths,
-            "attention": attention,
-            "dropout": dropout,
-        }
         if scene <= channels:
             raise ValueError(f"the scene has more channels than the images, {channels}, not {scene}")
-        super().__init__(config, channels + scene + channels + 1, channels)
+        super().__init__(channels + scene + channels + 1, channels)
         self.carry = self._last(4)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 

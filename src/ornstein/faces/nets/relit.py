@@ -71,20 +71,9 @@ class RelitUNet(SwapUNet):
         depths: Sequence[int] = (1, 1, 1),
         attention: Sequence[int] = _ATTENTION,
     ) -> None:
-        config = {
-            "size": size,
-            "identity": identity,
-            "points": points,
-            "patch": patch,
-            "spread": spread,
-            "width": width,
-            "multipliers": multipliers,
-            "depths": depths,
-            "attention": attention,
-        }
         if points < 1:
             raise ValueError(f"points are landmarks, at least 1, not {points}")
-        super().__init__(config, _CHANNELS + _SCENE + 1 + _CHANNELS + 1, _CHANNELS, points)
+        super().__init__(_CHANNELS + _SCENE + 1 + _CHANNELS + 1, _CHANNELS, points)
         self.plan = self._last(_PLAN + _MAPS * patch**2)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.faces.nets.placement import Placement
-from ornstein.nets.blocks import Attention, Block, group_norm, zeroed
+from ornstein.nets.blocks import Attention, Block, attend, group_norm, zeroed
+from ornstein.nets.recorded import Recorded
 from ornstein.nets.unet import LOG_SNR_RANGE, Embedding
 
 __all__ = ["BLUR", "SwapUNet", "TokenAttention", "blurred"]
@@ -20,7 +20,7 @@ _STAYS, _TRUST = 0.1, 0.25
 BLUR = 8  # cells a side of the blur that keeps the colours of a face and drops its detail
 
 
-class SwapUNet(nn.Module):
+class SwapUNet(Recorded):
     """The base of `FaceUNet` and `RelitUNet`: a network for v (E8) of square crops, with a^2 + s^2 = 1.
 
     It learns how the answer differs from a picture c. With y = x - a c and D = a^2 q^2 + s^2,
@@ -36,9 +36,10 @@ class SwapUNet(nn.Module):
     A vector stands for the source: it modulates the second norm of each block together with the log-SNR, and becomes a
     few tokens that every attention reads beside the pixels. A learned vector stands for no source: for guidance.
 
+    The subclass's arguments are in `config`; of these the base reads size, patch, spread, width, multipliers, depths,
+    attention, identity, and where they are there tokens, scene and dropout.
+
     Args:
-        config: the arguments of the network; of these the base reads size, patch, spread, width, multipliers, depths,
-            attention, identity, tokens and dropout.
         inputs: channels that enter the U-Net, before they become patches.
         channels: C of the images.
         points: landmarks of a `Placement`, 0 for a network without one.
@@ -51,9 +52,9 @@ class SwapUNet(nn.Module):
     condition in the attention of the image.
     """
 
-    def __init__(self, config: dict[str, Any], inputs: int, channels: int, points: int = 0) -> None:
+    def __init__(self, inputs: int, channels: int, points: int = 0) -> None:
         super().__init__()
-        self.config = config | {name: list(config[name]) for name in ("multipliers", "depths", "attention")}
+        config = self.config
         self.size, self.patch, self.spread = config["size"], config["patch"], config["spread"]
         width, multipliers, depths = config["width"], config["multipliers"], config["depths"]
         levels, dropout, tokens = len(multipliers), config.get("dropout", 0.0), config.get("tokens", 4)
@@ -194,10 +195,7 @@ class TokenAttention(Attention):
         q, k, v = self.qkv(pixels).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         more = self.of_tokens(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         k, v = torch.cat([k, more[0]], dim=2), torch.cat([v, more[1]], dim=2)
-        if x.device.type == "cpu":
-            mixed = torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1) @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v)
         return x + self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 

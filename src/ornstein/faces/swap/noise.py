@@ -1,4 +1,4 @@
-"""The noise that each frame's face is made of: its own, the same in all frames, or correlated from one to the next."""
+"""The noise that each frame's face is made of: independent, the same in all frames, or correlated between frames."""
 
 from __future__ import annotations
 
@@ -7,44 +7,42 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ornstein.errors import UserError
+from ornstein.faces.settings import parse_noise
 from ornstein.noise import AR1
 from ornstein.randomness import normal
 
-INDEPENDENT, SHARED, CORRELATED = "independent", "shared", "ar1"
+__all__ = ["FaceNoise"]
+
 _STREAM = 7  # of the addresses: apart from the solver's own draws
 
 
 class FaceNoise:
-    """White noise (3, S, S) for face after face of each track, correlated over its frames as `kind` says.
+    """White noise (3, S, S) for the successive frames of each track.
 
-    kind: "independent"; "shared", one draw a track; or "ar1:RHO", e_k = rho e_{k-1} + sqrt(1 - rho^2) z_k (E5). z is
-    addressed by (seed, track, frame). Raises UserError on another kind.
+    e_k = rho e_{k-1} + sqrt(1 - rho^2) z_k (E5) with z addressed by (seed, track, frame); "shared" is one draw a track.
+
+    Args:
+        kind: "independent", "shared" or "ar1:RHO".
+        seed: of the draws.
+
+    Raises:
+        UserError: another kind.
     """
 
     def __init__(self, kind: str, seed: int) -> None:
-        name, _, number = kind.partition(":")
-        if name == CORRELATED:
-            try:
-                self.rho = float(number)
-            except ValueError:
-                self.rho = 2.0
-            if not 0 <= self.rho < 1:
-                raise UserError(f"noise {kind!r}: write ar1:RHO with 0 <= RHO < 1, for example ar1:0.9")
-        elif kind not in (INDEPENDENT, SHARED):
-            raise UserError(f"noise {kind!r} is none of {INDEPENDENT}, {SHARED}, ar1:RHO")
-        self.name, self.seed = name, seed
+        self.name, self.rho = parse_noise(kind)
+        self.seed = seed
 
     def __call__(self, track: int, frames: Sequence[int], size: int, before: Tensor | None) -> Tensor:
-        """The noise (F, 3, S, S) of consecutive frames of a track; `before` (3, S, S) is the frame's before the first.
+        """The noise (F, 3, S, S) of consecutive frames of a track.
 
-        `before` is None where the track begins.
+        before: (3, S, S), the noise of the frame before the first one; None if the track begins here.
         """
         shape = (len(frames), 3, size, size)
-        if self.name == SHARED:
+        if self.name == "shared":
             return normal((1, *shape[1:]), self.seed, torch.tensor([0]), track, _STREAM).expand(shape)
         z = normal(shape, self.seed, torch.tensor(list(frames)), track, _STREAM)
-        if self.name == INDEPENDENT:
+        if self.name == "independent":
             return z
         steps = z if before is None else torch.cat([before[None], z])
         coloured = AR1(len(steps), self.rho).color(steps.transpose(0, 1)[None])[0].transpose(0, 1)

@@ -1,4 +1,4 @@
-"""A photo in, a photo out: swapped, labelled, signed and logged."""
+"""Swaps of photos: swapped, labelled, signed and logged."""
 
 from __future__ import annotations
 
@@ -23,15 +23,37 @@ from ornstein.faces.swap.picture import SUFFIXES, encode, read_picture
 from ornstein.faces.swap.swapper import Choice, SwapModel, Swapper
 from ornstein.store import atomic_write, write_error
 
-COLUMNS = ("source", "target", "out")  # of a list of pairs
+__all__ = [
+    "COLUMNS",
+    "SUFFIXES",
+    "Order",
+    "check_inputs",
+    "check_output",
+    "check_replaceable",
+    "photos_in",
+    "read_pairs",
+    "swap_photo",
+]
+
+COLUMNS = ("source", "target", "out")
+"""The columns of a list of swaps."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a swap is made of and where it goes; the same for a photo and a video.
+    """The files of a swap, of a photo or a video, and the consent.
 
-    sources: the photos of each source, by the number that `Choice` gives it; references: the photos of whose face each
-    of them takes, if any. log: a JSONL file; None: one beside `out`.
+    Args:
+        sources: the photos of each source, by the number that `Choice` gives it.
+        target: the photo or video to change.
+        out: the file to write.
+        consent: who agreed.
+        references: the photos of the people whom each source replaces, if any.
+        log: a JSONL file; None is one beside `out`.
+        overwrite: replace an `out` that is no swap of this machine.
+
+    Raises:
+        UserError: `out` is one of the inputs, or a file that is no swap of this machine.
     """
 
     sources: Sequence[Sequence[Path]]
@@ -40,18 +62,19 @@ class Order:
     consent: Consent
     references: Sequence[Path] = ()
     log: Path | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
-        used = [path for photos in self.sources for path in photos] + [self.target, *self.references]
-        if any(path.exists() and self.out.exists() and path.samefile(self.out) for path in used):
-            raise UserError(f"{self.out} is one of the inputs: write the swap to another file")
+        used = [path for photos in self.sources for path in photos]
+        check_inputs([*used, self.target, *self.references], self.out)
+        check_replaceable(self.out, self.overwrite)
 
     def described(self, choice: Choice) -> str | list[str]:
-        """Which faces were swapped: "all", "largest", or those of reference photos, by their hashes."""
+        """Which faces are swapped: "all", "largest", or those of reference photos, by their hashes."""
         return choice.every if choice.references is None else [log.sha256(path) for path in self.references]
 
     def statement(self, model: SwapModel, settings: dict[str, Any]) -> dict[str, Any]:
-        """What is said in the manifest of the output: consent, model, settings and the hashes of what went in."""
+        """What the manifest of the output states: consent, model, settings and the hashes of the inputs."""
         return {
             "consent": self.consent.statement,
             "model": {"sha256": model.sha256} | asdict(model.card),
@@ -62,26 +85,47 @@ class Order:
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
 
-    def record(self, statement: dict[str, Any], **found: Any) -> None:
-        """One line in the log: the statement, the output's hash and what was found."""
+    def record(self, statement: dict[str, Any], **results: Any) -> None:
+        """Write one line in the log: the statement, the output's hash and the results."""
         path = self.log or self.out.parent / log.NAME
         files = {"file": self.out.name, "output": log.sha256(self.out)}
-        log.append(path, statement | files | found)
+        log.append(path, statement | files | results)
 
 
 def check_output(out: Path, suffixes: Sequence[str], target: Path) -> None:
-    """Raises UserError where the name of the output is not of these kinds, or its folder cannot be."""
+    """Raises UserError if the name of the output is not of these kinds, or it is a folder."""
     if out.suffix.lower() not in suffixes:
         raise UserError(f"{out}: a swap of {target.name} is written as {', '.join(suffixes)}")
     if out.is_dir():
         raise UserError(f"{out} is a folder: give the name of the file to write")
 
 
-def swap_photo(swapper: Swapper, model: SwapModel, choice: Choice, order: Order) -> int:
-    """Swap the faces of the photo `order.target` and write `order.out`; how many were swapped.
+def check_inputs(used: Sequence[Path], out: Path) -> None:
+    """Raises UserError if the output is one of the files that are used."""
+    if out.exists() and any(path.exists() and path.samefile(out) for path in used):
+        raise UserError(f"{out} is one of the inputs: write the swap to another file")
 
-    The output is labelled unless the settings say otherwise, signed, and complete or absent. Raises UserError where a
-    file cannot be used, has no face or a protected one, RunError where the output cannot be written.
+
+def check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raises UserError if `out` exists and is no unchanged swap that this machine signed, unless `overwrite`."""
+    if overwrite or not (out.exists() or out.is_symlink()):
+        return
+    try:
+        there = manifest.read(out)
+    except UserError:  # of a kind without manifests, or unreadable
+        there = manifest.Provenance(manifest.UNSIGNED)
+    if out.is_symlink() or there.state != manifest.INTACT or there.swap is None or not there.ours:
+        raise UserError(f"{out} exists and is no swap made here: write to another file, or add --overwrite")
+
+
+def swap_photo(swapper: Swapper, model: SwapModel, choice: Choice, order: Order) -> int:
+    """Swap the faces of the photo `order.target` and write `order.out`; return how many were swapped.
+
+    The output is labelled unless the settings say otherwise, signed, and complete or absent.
+
+    Raises:
+        UserError: a file cannot be used, has no face or a protected one.
+        RunError: the output cannot be written.
     """
     out, suffix = order.out, order.out.suffix.lower()
     check_output(out, SUFFIXES, order.target)
@@ -115,7 +159,7 @@ def _covered(faces: Sequence[Face]) -> Tensor:
 
 
 def photos_in(path: Path) -> list[Path]:
-    """The photo `path`, or the photos in a folder of that name. Raises UserError where there is none."""
+    """The photo `path`, or the photos in a folder of that name. Raises UserError if there is none."""
     if not path.exists():
         raise UserError(f"there is no file {path}")
     if not path.is_dir():
@@ -127,9 +171,9 @@ def photos_in(path: Path) -> list[Path]:
 
 
 def read_pairs(path: Path) -> Iterator[tuple[int, list[Path | None]]]:
-    """The rows of a CSV file with the columns source, target, out: the line, and the three paths, None where empty.
+    """The rows of a CSV file with the columns source, target, out: the line, and the three paths, None if empty.
 
-    Paths are relative to the file's folder. Raises UserError where it cannot be read or a column is missing.
+    Paths are relative to the file's folder. Raises UserError if it cannot be read or a column is missing.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

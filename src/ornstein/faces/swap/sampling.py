@@ -1,4 +1,4 @@
-"""Swaps of aligned crops: the sampler, a denoiser that knows the target, and guidance towards somebody's face."""
+"""Swaps of aligned crops: the sampler, a denoiser that knows the target, and guidance towards a source."""
 
 from __future__ import annotations
 
@@ -12,42 +12,59 @@ from torch import Tensor
 import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, Denoises
-from ornstein.faces.conditions import lent, scene
-from ornstein.faces.identity import IdentityNet, likeness
+from ornstein.faces.conditions import blended_features, scene
+from ornstein.faces.identity import IDENTITY, IdentityNet, likeness
 from ornstein.faces.nets import RelitUNet
 from ornstein.faces.photos import SourceFaces
-from ornstein.faces.train.objective import IDENTITY
-from ornstein.process import Prediction, Process
+from ornstein.process import Prediction
 from ornstein.schedules import Times
 from ornstein.solvers import grids
-from ornstein.wrapper import Conditioned
+from ornstein.wrapper import Conditioned, Wrapper, device_of
 
-# The last step goes from here to the data. What little noise is left below it a net that was trained for hours does not
-# take away, and hands on as grain; a prediction of x0 from here has none.
+__all__ = ["GUIDANCE", "LEND", "Between", "FaceModel", "Inside", "Towards", "swap_crops"]
+
+# The last step goes from here to the data: a network that was trained for hours does not remove the little noise that
+# is left below, and passes it on as grain; a prediction of x0 from here has none.
 _LAST = 0.25
-# Of photographs; beyond it swaps are found to be the source more often, and begin to hold their mouths as the source.
 LEND = 0.5
-GUIDANCE = 4.0  # of photographs: below it a swap keeps too much of its target
+"""The default blend weight of the source's blurred features, for photographs. Above it, swaps are recognised as the
+source more often, and begin to copy the source's mouth."""
+GUIDANCE = 4.0
+"""The default guidance scale for photographs: below it a swap keeps too much of its target."""
 
 
 @dataclass(frozen=True)
 class FaceModel:
-    """A trained swap: the denoiser, and the recogniser whose normalised embeddings it takes.
-
-    guidance: the scale that suits it. A net that is shown a blur of the target has to be drawn towards the source; one
-    that was taught with the truth of every swap is where it should be.
-    """
+    """A trained swap: the denoiser, and the recogniser whose normalised embeddings it takes."""
 
     denoiser: Denoiser
     recogniser: IdentityNet
 
     @classmethod
-    def load(cls, folder: str | Path) -> FaceModel:
-        """The model in a run folder. Raises UserError where there is none or a part of it is missing."""
-        return cls(checkpoint.load(folder), IdentityNet.load(Path(folder) / IDENTITY))
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> FaceModel:
+        """The model in a run folder, on `device`.
+
+        Raises:
+            UserError: there is no model, or a part of it is missing.
+        """
+        return cls(checkpoint.load(folder), IdentityNet.load(Path(folder) / IDENTITY)).to(device)
+
+    def to(self, device: str | torch.device) -> FaceModel:
+        """The model with its networks moved to `device`."""
+        return FaceModel(self.denoiser.to(device), self.recogniser.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return device_of(self.denoiser)
 
     @property
     def guidance(self) -> float:
+        """The guidance scale that suits the model.
+
+        A network that sees a blur of the target must be drawn towards the source; one that was trained with the truth
+        of every swap needs no guidance.
+        """
         return 1.0 if self.relights else GUIDANCE
 
     @property
@@ -57,12 +74,13 @@ class FaceModel:
 
     @property
     def size(self) -> int:
+        """The side of its crops in pixels, 0 if it is unknown."""
         return self.denoiser.data.shape[-1] if self.denoiser.data is not None else 0
 
 
 @dataclass(frozen=True)
-class Inside:
-    """A denoiser whose x0 is the target outside the mask: at every step the rest of the picture is noised anew.
+class Inside(Wrapper):
+    """A denoiser whose x0 is the target outside the mask: at every step the rest of the picture is noised again.
 
     x0 = m x0 + (1 - m) y with the mask m (B, 1, H, W) and the target y; the noise is what then remains of x_t.
     Source: Lugmayr et al. 2022 (RePaint, arXiv:2201.09865), eq. 8, with the x0 of the known pixels in place of a draw.
@@ -72,42 +90,34 @@ class Inside:
     target: Tensor
     mask: Tensor
 
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
-
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         guess = self.denoiser(x_t, t, **cond)
         return _with_x0(guess, torch.lerp(self.target.to(x_t), guess.x0, self.mask.to(x_t)))
 
 
 @dataclass(frozen=True)
-class Between:
-    """A denoiser between the target's own identity and the source's: x0 = own + strength (source - own).
+class Between(Wrapper):
+    """A denoiser between the target's identity and the source's: x0 = target + strength (source - target).
 
-    `own` are the conditions of the target's own face. Strength 0 keeps it, 1 is the source's, beyond 1 it goes further
-    away from the target's. Without conditions it is the denoiser.
+    `target` are the conditions of the target's own face. Strength 0 keeps it, 1 is the source's, beyond 1 the result
+    is further from the target's. Without conditions it is the inner denoiser.
     """
 
     denoiser: Denoises
-    own: dict[str, Tensor]
+    target: dict[str, Tensor]
     strength: float
-
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
 
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         source = self.denoiser(x_t, t, **cond)
         if not cond:
             return source
-        own = self.denoiser(x_t, t, **self.own)
-        mixed = {name: torch.lerp(getattr(own, name), getattr(source, name), self.strength) for name in ("x0", "eps")}
+        target = self.denoiser(x_t, t, **{name: value.to(x_t.device) for name, value in self.target.items()})
+        mixed = {n: torch.lerp(getattr(target, n), getattr(source, n), self.strength) for n in ("x0", "eps")}
         return replace(source, **mixed)
 
 
 @dataclass(frozen=True)
-class Towards:
+class Towards(Wrapper):
     """A denoiser whose x0 is moved, inside the mask, so that a recogniser finds it more like `identity` (B, K).
 
     `steps` steps up the gradient of the cosine, each of root mean square `scale` a^2 over the mask: at high noise,
@@ -122,21 +132,17 @@ class Towards:
     scale: float
     steps: int = 1
 
-    @property
-    def process(self) -> Process:
-        return self.denoiser.process
-
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         guess = self.denoiser(x_t, t, **cond)
         a, _ = self.process.coefficients(t, x_t)
-        x0 = guess.x0
+        x0, identity, mask = guess.x0, self.identity.to(x_t), self.mask.to(x_t)
         for _ in range(self.steps):
             with torch.enable_grad():
                 moved = x0.detach().requires_grad_()
-                like = likeness(self.recogniser(moved), self.identity).sum()
+                like = likeness(self.recogniser(moved), identity).sum()
                 (slope,) = torch.autograd.grad(like, moved)
-            slope = slope * self.mask
-            share = self.mask.square().mean((1, 2, 3), keepdim=True)
+            slope = slope * mask
+            share = mask.square().mean((1, 2, 3), keepdim=True)
             size = (slope.square().mean((1, 2, 3), keepdim=True) / share.clamp(min=1e-6)).sqrt()
             x0 = x0 + self.scale * a.square() * slope / size.clamp(min=1e-12)
         return _with_x0(guess, x0)
@@ -169,30 +175,43 @@ def swap_crops(
     seed: int = 0,
     first: int = 0,
     batch: int = 64,
+    precision: str | torch.dtype | None = None,
 ) -> Tensor:
-    """Target crops (B, 3, H, W) in [-1, 1] with their faces swapped: the same outside the mask to the last bit.
+    """Target crops with their faces swapped: the same outside the mask to the last bit.
+
+    The arguments may be on any device; the result is on the model's.
 
     Args:
+        model: the denoiser and the recogniser.
+        target: (B, 3, H, W) in [-1, 1].
         mask: (B, 1, H, W) in [0, 1], where the target's face is.
         landmarks: (B, K, 2) of the target, in pixels of the crop.
         source: B faces, or one for all; the identities are normalised as the recogniser's.
         steps: of DDIM.
-        guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it. The
-            model's own where it is not given.
-        strength: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
+        guidance: scale of classifier-free guidance, 1 for none; the target stays known to both sides of it. None is
+            the scale that suits the model.
+        strength: 0 is the target's own identity, 1 the source's, beyond it further from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
-        lend: share of the blurred face's features that are the source's, less where strength is below 1, and none at 0:
-            see `conditions.lent`. A `RelitUNet` sees the target as it is, and is lent nothing.
-        own: (B, K), the target's own identity for `strength`; by the model's recogniser where it is not given.
-        start: (B, 3, H, W), the state at t = 1; one noise for all frames of a clip, say.
-        seed, first: without it, sample i has the noise of (seed, first + i), whatever the batch.
+        lend: blend weight of the source's blurred features, smaller if `strength` is below 1, and 0 at 0: see
+            `conditions.blended_features`. A `RelitUNet` sees the target as it is, and ignores it.
+        own: (B, K), the target's own identity for `strength`; None is what the model's recogniser finds.
+        start: (B, 3, H, W), the state at t = 1, for example one noise for all frames of a clip. Without it sample i has
+            the noise of (seed, first + i), whatever the batch.
+        seed, first: see `start`.
+        batch: crops that go through the network at once.
+        precision: see `SampleRequest`.
 
-    Raises ValueError where the shapes do not fit.
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
-    b = len(target)
+    b, device = len(target), model.device
     if len(source) not in (1, b):
         raise ValueError(f"{len(source)} sources for {b} targets: give one each, or one for all")
-    source = source.repeat(b) if len(source) == 1 else source
+    target, mask, landmarks = target.to(device), mask.to(device), landmarks.to(device)
+    source = (source.repeat(b) if len(source) == 1 else source).to(device)
     if strength == 1:
         own = None
     elif own is None:
@@ -208,18 +227,29 @@ def swap_crops(
         known = who.known(points, moved=hidden)
         shown = y
         if hidden:
-            shown = torch.lerp(y, lent(y, known["appearance"], lend * min(strength, 1.0)), m)
+            blended = blended_features(y, known["appearance"], lend * min(strength, 1.0))
+            shown = torch.lerp(y, blended, m)
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
         d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, points, hidden=hidden)})
         if own is not None:
-            d = Between(d, SourceFaces(own[rows], y, m, points).known(points, moved=hidden), strength)
+            d = Between(d, SourceFaces(own[rows].to(device), y, m, points).known(points, moved=hidden), strength)
         if scale != 1:
             d = orn.guidance.ClassifierFree(d, scale)
         d = Inside(d, y, m)
         if towards > 0:
             d = Towards(d, model.recogniser, who.identity, m, towards)
-        begin = None if start is None else start[rows]
-        x = orn.sample(d, tuple(y.shape), "ddim", grid=grid, seed=seed, cond=known, start=begin, first=first + low)
+        x = orn.sample(
+            d,
+            tuple(y.shape),
+            "ddim",
+            grid=grid,
+            seed=seed,
+            cond=known,
+            start=None if start is None else start[rows],
+            first=first + low,
+            batch=len(y),
+            precision=precision,
+        )
         # rounding is left outside the mask, and a mask of 0 is a promise
         out.append(torch.where(m > 0, x.clamp(-1, 1), y))
     return torch.cat(out)

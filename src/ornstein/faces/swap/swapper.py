@@ -1,4 +1,4 @@
-"""Faces in a picture given to somebody else: aligned, painted by a model, matched in colour and pasted back."""
+"""Faces in a picture replaced: aligned, painted by a model, matched in colour and pasted back."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ornstein import checkpoint
 from ornstein.data import to_unit
+from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.faces.align import Similarity, alignment, crop, mask
 from ornstein.faces.detect import Detector, Face, FaceDetector, find_faces, subject
@@ -21,64 +22,37 @@ from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import ModelCard, read_card
 from ornstein.faces.read import read_photo
 from ornstein.faces.recognise import SAME_PERSON, FaceRecogniser, Recogniser
-from ornstein.faces.swap.blend import METHODS, paste
+from ornstein.faces.settings import SwapSettings
+from ornstein.faces.swap.blend import paste
 from ornstein.faces.swap.colour import match_colour
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 
+__all__ = ["ALL", "LARGEST", "Aligned", "Choice", "Source", "SwapModel", "SwapSettings", "Swapper", "load_model"]
+
 ALL, LARGEST = "all", "largest"
 _PARTS = ("crop", "mask", "landmarks")
-_SMALLEST = 60  # pixels: the side of the smallest faces that are looked for in a video
-
-
-@dataclass(frozen=True)
-class SwapSettings:
-    """How a face is painted.
-
-    Args:
-        steps: of the sampler, more is finer and slower.
-        identity: 0 is the target's own identity, 1 the source's, beyond it further away from the target's.
-        guidance: scale of classifier-free guidance, 1 for none; None for what suits the model: see `FaceModel`.
-        towards: root mean square of the steps of guidance by the model's recogniser, 0 for none.
-        blend: "feather", "laplacian" or "poisson".
-        label: the visible badge.
-        seed: the same seed gives the same picture.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
-    steps: int = 20
-    identity: float = 1.0
-    guidance: float | None = None
-    towards: float = 0.0
-    blend: str = "laplacian"
-    label: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"steps must be at least 1, not {self.steps}")
-        if self.blend not in METHODS:
-            raise UserError(f"no blend {self.blend!r}: one of {', '.join(METHODS)}")
-        for name, low, high in (("identity", 0, 3), ("guidance", 0, 20), ("towards", 0, 1)):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"{name} must lie between {low} and {high}, not {value}")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"a seed is a whole number from 0 on, not {self.seed}")
+_SMALLEST = 60  # pixels: the side of the smallest faces that the quick look at a video's frame finds
 
 
 @dataclass(frozen=True)
 class SwapModel:
-    """A trained model with what is said of it. `sha256`: of its tensors and their descriptions."""
+    """A trained model with its card. `sha256`: of its tensors and their descriptions."""
 
     model: FaceModel
     card: ModelCard
     sha256: str
 
 
-def load_model(run: str | Path) -> SwapModel:
-    """The face-swap model in a run folder. Raises UserError where there is none, or another kind of model."""
+def load_model(run: str | Path, device: str | torch.device = "auto") -> SwapModel:
+    """The face-swap model in a run directory.
+
+    Args:
+        run: the directory.
+        device: where its networks go, see `choose_device`.
+
+    Raises:
+        UserError: there is none, or another kind of model, or no such device.
+    """
     run = Path(run)
     if not (run / checkpoint.CONFIG).is_file():
         what = "there is no such folder" if not run.is_dir() else f"it has no {checkpoint.CONFIG}"
@@ -86,7 +60,7 @@ def load_model(run: str | Path) -> SwapModel:
     net = checkpoint.read_config(run).get("net")
     if not isinstance(net, dict) or net.get("type") not in (FaceUNet.__name__, RelitUNet.__name__):
         raise UserError(f"{run} holds no face-swap model but one of another kind: `ornstein faces train` makes one")
-    model = FaceModel.load(run)
+    model = FaceModel.load(run, choose_device(device))
     identity = net.get("identity")
     if model.recogniser.config["embedding"] != identity:
         raise UserError(f"{run} is no working model: its recogniser is not the one that its network was trained with")
@@ -102,7 +76,7 @@ def load_model(run: str | Path) -> SwapModel:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Source:
-    """Whose face it becomes: the mean embedding (D,) of some photos, and the faces in them as the model takes them.
+    """A person whose face is put in: the mean embedding (D,) of some photos, and the faces in them for the model.
 
     The identity of each face is that of all photos together.
     """
@@ -112,7 +86,7 @@ class Source:
     faces: SourceFaces
 
     def facing(self, landmarks: Tensor) -> SourceFaces:
-        """The face, of the photos', that is turned most as one with these landmarks (K, 2) of an aligned crop."""
+        """The photo's face whose pose is nearest to that of an aligned crop with these landmarks (K, 2)."""
         nearest = (self.faces.landmarks - landmarks).square().sum((1, 2)).argmin()
         return self.faces.select(nearest[None])
 
@@ -131,10 +105,16 @@ class Aligned:
 
 
 class Choice:
-    """Which faces of a target get whose face.
+    """Which faces of a target are replaced, and by whom.
 
-    `every` is "all" or "largest": these become `sources[0]`. Or `references` (R, D), embeddings: the face most like
-    reference r, within the distance that one person's photos have, becomes `sources[r]`.
+    Args:
+        sources: the people whose faces are put in.
+        every: "all" or "largest": these faces become `sources[0]`.
+        references: embeddings (R, D), instead of `every`: the face most like reference r, within the distance that
+            photos of one person have, becomes `sources[r]`.
+
+    Raises:
+        ValueError: the numbers of sources and references do not fit.
     """
 
     def __init__(self, sources: Sequence[Source], every: str = ALL, references: Tensor | None = None) -> None:
@@ -157,10 +137,18 @@ class Choice:
 
 
 class Swapper:
-    """A model with what finds faces and tells them apart; it works on pixels, and knows nothing of files.
+    """A model with detectors and a recogniser; it works on pixels, not on files.
 
-    `detector`, `recogniser`: dlib's unless others are given; `scanner` is the detector for frames of a video.
-    `protected`: faces that are refused.
+    Args:
+        model: the swap model; its networks may be on any device.
+        settings: how faces are painted.
+        detector: finds faces in photos; dlib's by default. In videos it makes the full looks, and `scanner` the quick
+            ones; a given detector is both.
+        recogniser: tells people apart; dlib's by default.
+        protected: faces that are refused.
+
+    Raises:
+        UserError: the model's device does not have the precision of the settings.
     """
 
     def __init__(
@@ -174,16 +162,18 @@ class Swapper:
         self.model, self.settings, self.protected = model, settings or SwapSettings(), protected
         if self.settings.guidance is None:
             self.settings = replace(self.settings, guidance=model.guidance)
+        self._precision = choose_precision(self.settings.precision, model.device)
         self.detector = detector or Detector()
-        # a video has no time for second looks: the next frame may show the face
         self.scanner = detector or Detector(smallest=_SMALLEST, thorough=False)
         self.recogniser = recogniser or Recogniser()
 
     def source(self, photos: Sequence[str | Path]) -> Source:
-        """What one or more photos of a person say of its face: the mean over the photos.
+        """A source from one or more photos of a person: the mean over the photos.
 
-        Of several faces in a photo the one it is of is taken. Raises UserError, which names the file, where there is no
-        face, no photo, or the person is protected.
+        In a photo of several people the main subject is taken.
+
+        Raises:
+            UserError: naming the file, if there is no face or no photo, or the person is protected.
         """
         embeddings, seen = [], []
         for path in photos:
@@ -198,23 +188,29 @@ class Swapper:
             raise UserError("no photo of the source was given")
         mean = torch.stack(embeddings).mean(0)
         net = self.model.recogniser
-        # A recogniser that was taught these embeddings takes them as they are; another one looks for itself.
-        taught = isinstance(self.recogniser, Recogniser) and net.config["embedding"] == len(mean)
+        # the model's recogniser was distilled from dlib's embeddings; those of another one say nothing to it
+        distilled = isinstance(self.recogniser, Recogniser) and net.config["embedding"] == len(mean)
         crops, masks, landmarks = (torch.stack([getattr(each, part) for each in seen]) for part in _PARTS)
-        identity = net.normalised(mean) if taught else net.embed(to_unit(crops)).mean(0)
+        identity = net.normalised(mean) if distilled else net.embed(to_unit(crops)).mean(0).cpu()
         faces = SourceFaces(identity.expand(len(seen), -1), to_unit(crops), masks, landmarks)
         return Source(tuple(Path(path).name for path in photos), mean, faces)
 
     def reference(self, photo: str | Path) -> Tensor:
-        """The embedding (D,) of the person a photo is of. Raises UserError, which names the file, as `source` does."""
+        """The embedding (D,) of the main subject of a photo. Raises UserError as `source` does."""
         image = read_photo(photo)
         face = subject(find_faces(self.detector, image, str(photo)), image)
         return self.recogniser(image, [face])[0]
 
     def choose(self, image: Tensor, choice: Choice, name: str) -> list[tuple[Face, int]]:
-        """The faces of a picture uint8 (3, H, W) that are swapped, each with the number of its source.
+        """The faces of a picture that are swapped, each with the number of its source.
 
-        Raises UserError, which names the file `name`, where there is none, or one of them is protected.
+        Args:
+            image: uint8 (3, H, W).
+            choice: whom to replace.
+            name: the file, for messages.
+
+        Raises:
+            UserError: there is no such face, or one of them is protected.
         """
         faces = find_faces(self.detector, image, name)
         if choice.references is None:
@@ -226,7 +222,10 @@ class Swapper:
             who = choice.who(embeddings)
             kept = [i for i, number in enumerate(who) if number >= 0]
             if not kept:
-                raise UserError(f"none of the {len(faces)} faces in {name} is that of a reference photo")
+                raise UserError(
+                    f"none of the {len(faces)} faces in {name} is that of a reference photo: give another photo of "
+                    "that person"
+                )
             pairs, embeddings = [(faces[i], who[i]) for i in kept], embeddings[kept]
         if self.protected is not None and embeddings is not None:
             self.protected.check(embeddings, name)
@@ -242,9 +241,16 @@ class Swapper:
     def painted(
         self, faces: Sequence[Aligned], sources: Sequence[Source], start: Tensor | None = None, first: int = 0
     ) -> list[Tensor]:
-        """The faces as those of the sources, one each: float (3, S, S) in [0, 1], in the target's colours.
+        """The faces repainted as those of the sources, in the target's colours.
 
-        start: (N, 3, S, S), the state at t = 1; without it face i has the noise of (seed, first + i).
+        Args:
+            faces: N faces of the target.
+            sources: N sources.
+            start: (N, 3, S, S), the state at t = 1; without it face i has the noise of (seed, first + i).
+            first: see `start`.
+
+        Returns:
+            N pictures float (3, S, S) in [0, 1], on the CPU.
         """
         s = self.settings
         crops, masks, landmarks = (torch.stack([getattr(face, part) for face in faces]) for part in _PARTS)
@@ -262,7 +268,8 @@ class Swapper:
             start=start,
             seed=s.seed,
             first=first,
-        )
+            precision=self._precision,
+        ).cpu()
         out = []
         for new, old, weight in zip((made + 1) / 2, crops.float() / 255, masks, strict=True):
             matched = match_colour(new, old, weight).clamp(0, 1)
@@ -270,7 +277,7 @@ class Swapper:
         return out
 
     def put_back(self, pixels: Tensor, faces: Sequence[Aligned], made: Sequence[Tensor]) -> Tensor:
-        """The picture uint8 (3, H, W) with the faces in their places; where no mask reaches, not a bit is changed."""
+        """The picture uint8 (3, H, W) with the faces pasted back; outside their masks not a bit changes."""
         for face, new in zip(faces, made, strict=True):
             pixels = paste(pixels, new, face.mask, face.transform, self.settings.blend)
         return pixels

@@ -1,4 +1,4 @@
-"""How good swaps of real photographs are, by a recogniser and landmarks that no training saw."""
+"""Evaluation of swaps of photographs, by a recogniser and landmarks that no training saw."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from ornstein.faces.recognise import Recogniser
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.train.face_set import FaceSet
 
+__all__ = ["Held", "SwapScores", "embed_crops", "found_landmarks", "photos_of", "score_swaps", "swap_held"]
+
 _ENLARGED = 256  # dlib takes landmarks in whole pixels: crops are enlarged to this side before it sees them
 
 
 def photos_of(faces: FaceSet) -> Photos:
-    """A prepared set of faces as photos to train swaps on."""
+    """A prepared set of faces as photos to train swaps on, with masks."""
     size = faces.images.shape[-1]
     masks = torch.cat([(255 * align.mask(part, size)).round().to(torch.uint8) for part in faces.landmarks.split(512)])
     return Photos(faces.images, masks, faces.landmarks, faces.person, faces.embeddings)
@@ -31,6 +33,7 @@ def photos_of(faces: FaceSet) -> Photos:
 def embed_crops(recogniser: Recogniser, crops: Tensor, landmarks: Tensor) -> Tensor:
     """dlib's embeddings (N, 128) of aligned crops, uint8 (N, 3, S, S), with landmarks (N, 5, 2) in their pixels."""
     out = []
+    crops, landmarks = crops.cpu(), landmarks.cpu()
     for image, points in zip(*_enlarged(crops, landmarks), strict=True):
         out.append(recogniser(image, [Face(points, 1.0)]))
     return torch.cat(out)
@@ -43,7 +46,8 @@ def _enlarged(crops: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def found_landmarks(detector: Detector, crops: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
-    """Five landmarks (N, 5, 2) found anew in crops, and whether a face was found near the middle (N,)."""
+    """Five landmarks (N, 5, 2) detected again in crops, and whether a face was detected at all, (N,)."""
+    crops, landmarks = crops.cpu(), landmarks.cpu()
     out, found = landmarks.double().clone(), torch.zeros(len(crops), dtype=torch.bool)
     large, _ = _enlarged(crops, landmarks)
     scale = _ENLARGED / crops.shape[-1]
@@ -56,14 +60,14 @@ def found_landmarks(detector: Detector, crops: Tensor, landmarks: Tensor) -> tup
 
 @dataclass(frozen=True)
 class SwapScores:
-    """Figures of swaps of held-out people: person i of `among` into the photo of person i + 1.
+    """Scores of swaps of held-out people: person i of `among` into the photo of person i + 1.
 
-    top1: share whose nearest of the `among` photos, by dlib, is the source; target_top1: is the target still.
-    to_source, to_target: mean distance of dlib's embeddings; below 0.6 is the same person to it. pose: root mean square
-    error of five landmarks found anew, as a share of the eyes' distance; found: share in which a face was found.
-    background: PSNR in dB outside the mask, infinite where nothing was touched. frechet: Frechet distance to the
-    unswapped crops of all held-out people by `features`, frechet_floor that of the targets themselves. seconds: a face,
-    of the sampler alone.
+    top1: share of swaps whose nearest of the `among` photos, by dlib, is the source; target_top1: is the target still.
+    to_source, to_target: mean distance of dlib's embeddings; below 0.6 it takes two faces for one person. pose: root
+    mean square error of the five landmarks, as a share of the eyes' distance; found: share with a detected face.
+    background: PSNR in dB outside the mask, infinite if nothing was changed. frechet: Frechet distance to the unswapped
+    crops of all held-out people by `features`; frechet_floor: that of the targets themselves. seconds: a face, of the
+    sampler alone.
     """
 
     among: int
@@ -87,13 +91,13 @@ class SwapScores:
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out people, one photo each, with what dlib says of them: sources 0..n-1, targets a step further."""
+    """Held-out people, one photo each, with dlib's embeddings: person i is the source, person i + 1 the target."""
 
     photos: Photos
     crops: Tensor
     landmarks: Tensor
     embeddings: Tensor  # dlib's, of the photographs
-    real: Tensor  # uint8, more crops of held-out people
+    real: Tensor  # uint8, all crops of held-out people
 
     @classmethod
     def of(cls, faces: FaceSet, among: int, seed: int = 0) -> Held:
@@ -104,8 +108,20 @@ class Held:
         return cls(photos, faces.images[rows], faces.landmarks[rows], faces.embeddings[rows], faces.images)
 
 
-def swap_held(model: FaceModel, held: Held, **settings: float) -> tuple[Tensor, float]:
-    """Person i into the photo of person i + 1: uint8 (N, 3, S, S), and the seconds a face took."""
+def swap_held(
+    model: FaceModel, held: Held, precision: str | torch.dtype | None = None, **settings: float
+) -> tuple[Tensor, float]:
+    """Person i into the photo of person i + 1.
+
+    Args:
+        model: a swap model.
+        held: the people.
+        precision: see `SampleRequest`.
+        **settings: arguments of `swap_crops`.
+
+    Returns:
+        uint8 (N, 3, S, S) on the CPU, and the seconds that a face took.
+    """
     known = held.photos.known_as(model.recogniser.normalised(held.embeddings))
     sources = known.faces(torch.arange(len(known)))
     target = sources.roll(-1)
@@ -117,15 +133,17 @@ def swap_held(model: FaceModel, held: Held, **settings: float) -> tuple[Tensor, 
         target.landmarks,
         sources,
         own=target.identity if settings.get("strength", 1) != 1 else None,
+        precision=precision,
         **settings,  # pyright: ignore[reportArgumentType]  (numbers by name)
     )
-    return to_uint8(out), (time.perf_counter() - began) / len(target)
+    return to_uint8(out).cpu(), (time.perf_counter() - began) / len(target)
 
 
 def score_swaps(
     held: Held, swaps: Tensor, seconds: float, recogniser: Recogniser, detector: Detector | None, **settings: float
 ) -> SwapScores:
-    """The scores of swaps, uint8, of `held` as `swap_held` makes them. Without a detector pose and found are NaN."""
+    """The scores of the swaps (uint8) of `held` that `swap_held` made. Without a detector, pose and found are NaN."""
+    swaps = swaps.cpu()
     landmarks, targets = held.landmarks.roll(-1, 0), held.crops.roll(-1, 0)
     embedded = embed_crops(recogniser, swaps, landmarks)
     distances = torch.cdist(embedded, held.embeddings)

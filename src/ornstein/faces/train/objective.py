@@ -1,4 +1,4 @@
-"""Training of a face swap: rebuild a face from its blur and a source of it, then be told whose it became."""
+"""The training objective of a face swap: rebuild a face from its blur and a source; then whose face it became."""
 
 from __future__ import annotations
 
@@ -13,56 +13,47 @@ from torch.nn import functional as F
 import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, SampleSpec
-from ornstein.errors import UserError
-from ornstein.faces.conditions import CHANNELS, blurred, scene
-from ornstein.faces.identity import IdentityNet, augmented, fingerprint, likeness
-from ornstein.faces.nets.face import FaceUNet
+from ornstein.faces.conditions import CHANNELS, scene
+from ornstein.faces.identity import IDENTITY, IdentityNet, augmented, fingerprint, likeness
+from ornstein.faces.nets import FaceUNet
+from ornstein.faces.nets.unet import blurred
 from ornstein.faces.photos import Pairs, Photos
 from ornstein.objectives import low_discrepancy
 from ornstein.process import Prediction
+from ornstein.settings import check, setting
 from ornstein.training import Task
 
-IDENTITY = "identity"  # the folder of the recogniser inside a run
-_CLEAREST, _NOISIEST = 0.3, 0.85  # times at which the model's own swaps are looked at
+__all__ = ["FaceSettings", "FaceTask", "face_denoiser"]
+
+_CLEAREST, _NOISIEST = 0.3, 0.85  # times at which the model's own swaps are scored
 
 
 @dataclass(frozen=True)
 class FaceSettings:
-    """What a swap is trained with, beside the trainer's own settings.
-
-    Args:
-        dropout: probability that a pair is trained without its identity, for guidance.
-        outside: weight of the pixels outside the mask, which are known, against 1 inside.
-        noise: times have the density (1 + noise) t^noise. At 0 they are uniform; at 2, for v and a cosine schedule, a
-            time counts nearly by its error of x0: whose face it is and how it is turned is decided at high noise.
-        tint: standard deviation of a shift of the blurred face's colours, so that they do not tell who it is.
-        identity: weight of the identity term on the truth's own pairs, which is 1 - cosine.
-        swap: the same on swaps of two people without a known truth.
-        swaps: share of the batch that is swapped so; it goes through the network twice.
-        colour: weight of the squared error of a swap's 8x8 blur against the target's.
-        begins: the fraction of the training after which the terms with the identity net are there.
+    """Settings of the training objective, beside the trainer's own.
 
     Raises:
         UserError: a value out of range.
     """
 
-    dropout: float = 0.15
-    outside: float = 0.05
-    noise: float = 1.5
-    tint: float = 0.05
-    identity: float = 0.1
-    swap: float = 0.1
-    swaps: float = 0.25
-    colour: float = 1.0
-    begins: float = 1.0
+    dropout: float = setting(
+        0.15, "Probability that a pair is trained without its identity, for guidance.", minimum=0, maximum=1
+    )
+    outside: float = setting(0.05, "Weight of the pixels outside the mask, against 1 inside.", minimum=0)
+    # At 0 times are uniform; at 2, for v and a cosine schedule, a time counts nearly by its error of x0: whose face it
+    # is and how it is turned is decided at high noise.
+    noise: float = setting(1.5, "Times have the density (1 + noise) t^noise.", minimum=0)
+    tint: float = setting(
+        0.05, "Standard deviation of a shift of the blurred face's colours, which hides whose they are.", minimum=0
+    )
+    identity: float = setting(0.1, "Weight of the identity term, 1 - cosine, on pairs with a known truth.", minimum=0)
+    swap: float = setting(0.1, "Weight of the identity term on swaps of two people.", minimum=0)
+    swaps: float = setting(0.25, "Share of the batch that is swapped so.", minimum=0, maximum=1)
+    colour: float = setting(1.0, "Weight of the squared error of a swap's 8x8 blur against the target's.", minimum=0)
+    begins: float = setting(1.0, "Fraction of the training after which the identity terms begin.", minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
-        for name in ("dropout", "swaps", "begins"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is a fraction, not {getattr(self, name)}")
-        for name in ("outside", "noise", "tint", "identity", "swap", "colour"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name} must not be negative, not {getattr(self, name)}")
+        check(self)
 
 
 def face_denoiser(size: int, identity: int, preset: str = "s") -> Denoiser:
@@ -74,10 +65,10 @@ def face_denoiser(size: int, identity: int, preset: str = "s") -> Denoiser:
 class FaceTask(Task[Denoiser]):
     """Training of a swap on pairs of photos, with identities as `recogniser` normalises them (E10, and E8 for v).
 
-    On each pair the squared error of v, more inside the mask than outside. From `settings.begins` on also whose face
-    the prediction is, by the recogniser: on the pairs themselves at middling noise, weighted by a^2; and on a part of
-    the batch that gets another row's source, where no truth is known. There the model first guesses from pure noise,
-    the guess is noised to a time in (0.3, 0.85), and what it makes of that is judged: the model's own swap and not
+    On each pair the squared error of v, larger inside the mask than outside. From `settings.begins` on also whose face
+    the prediction is, by the recogniser: on the pairs themselves at medium noise, weighted by a^2; and on a part of the
+    batch that gets another row's source, where no truth is known. There the model first predicts from pure noise, the
+    prediction is noised to a time in (0.3, 0.85), and its next prediction is scored: the model's own swap and not
     somebody else's photo. The recogniser sees it moved, blurred and noisy. It is not trained.
 
     Source: S0; Kim et al. 2022 (DiffFace, arXiv:2212.13344), section 3.2, the identity of the predicted x0;
@@ -98,10 +89,10 @@ class FaceTask(Task[Denoiser]):
         n = len(x0)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=draw, device=device)
+            return torch.randn(shape, generator=draw, device=draw.device).to(device)
 
-        t = low_discrepancy(n, draw).float() ** (1 / (1 + settings.noise))
-        dropped = torch.rand(n, generator=draw, device=device) < settings.dropout
+        t = low_discrepancy(n, draw).float().to(device) ** (1 / (1 + settings.noise))
+        dropped = torch.rand(n, generator=draw, device=draw.device).to(device) < settings.dropout
         shown = scene(pairs.target, pairs.mask, pairs.landmarks, settings.tint * normal(n, 3, 1, 1))
         z = normal(*pairs.truth.shape)
         x_t = self.model.process.add_noise(pairs.truth, t, z)
@@ -136,12 +127,14 @@ class FaceTask(Task[Denoiser]):
         known = {"scene": shown[:n]} | some.source.known(some.landmarks)
 
         def noise() -> Tensor:
-            return torch.randn(some.target.shape, generator=draw, device=shown.device)
+            return torch.randn(some.target.shape, generator=draw, device=draw.device).to(shown.device)
 
         with torch.no_grad():
-            first = self.model(process.prior(tuple(some.target.shape)).sample(noise()), 1.0, **known).x0
+            first = self.model(
+                process.prior(tuple(some.target.shape), device=shown.device).sample(noise()), 1.0, **known
+            ).x0
         first = torch.lerp(some.target, first.clamp(-1, 1), some.mask)
-        t = torch.rand(n, generator=draw, device=shown.device) * (_NOISIEST - _CLEAREST) + _CLEAREST
+        t = torch.rand(n, generator=draw, device=draw.device).to(shown.device) * (_NOISIEST - _CLEAREST) + _CLEAREST
         guess = self.model(process.add_noise(first, t, noise()), t, **known).x0
         picture = torch.lerp(some.target, guess, some.mask)
         return self.unlike(guess, some, draw).mean(), F.mse_loss(blurred(picture), blurred(some.target))

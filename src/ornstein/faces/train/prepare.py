@@ -229,7 +229,7 @@ def _run(plan: Plan, shards: Sequence[int], workers: int | None) -> Iterator[int
     count = min(workers or os.cpu_count() or 1, len(shards))
     if count <= 1:
         if shards:
-            worker = _Worker(plan, Detector(), Recogniser())
+            worker = _Worker(plan, Detector(all_looks=False), Recogniser())
             try:
                 yield from map(worker.make, shards)
             finally:
@@ -258,7 +258,7 @@ def _start(plan: Plan) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the work
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _worker = _Worker(plan, Detector(), Recogniser())
+    _worker = _Worker(plan, Detector(all_looks=False), Recogniser())
 
 
 def _end_with_the_parent() -> None:

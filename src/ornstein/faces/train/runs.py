@@ -1,4 +1,4 @@
-"""Training on a prepared set of photographs: the recogniser first, then the swap that it judges."""
+"""Training on a prepared set of photographs: the recogniser first, then the swap, which the recogniser scores."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ornstein.denoiser import Denoiser
+from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.faces.identity import MODEL, Distillation, IdentityNet
 from ornstein.faces.train.evaluate import photos_of
@@ -15,27 +16,41 @@ from ornstein.faces.train.face_set import FaceSet
 from ornstein.faces.train.objective import FaceSettings, FaceTask, face_denoiser
 from ornstein.training import TrainConfig, TrainState, run_task
 
-RECOGNISER = "recogniser"  # the run folder of the recogniser, inside the swap's
-HELD_OUT, SPLIT_SEED = 0.1, 0  # of the people, who are never trained on
+__all__ = ["HELD_OUT", "RECOGNISER", "people_split", "train_recogniser", "train_swap"]
+
+RECOGNISER = "recogniser"
+"""The run directory of the recogniser, inside that of the swap."""
+HELD_OUT, _SPLIT_SEED = 0.1, 0
 
 
 def people_split(faces: FaceSet) -> tuple[FaceSet, FaceSet]:
-    """(train, held out) by person, the same each time."""
-    return faces.split(HELD_OUT, SPLIT_SEED)
+    """(train, held out) by person, the same each time: a share of `HELD_OUT` of the people is never trained on."""
+    return faces.split(HELD_OUT, _SPLIT_SEED)
 
 
 def train_recogniser(
-    faces: FaceSet, out: str | Path, config: TrainConfig, width: int = 32
+    faces: FaceSet, out: str | Path, config: TrainConfig, width: int = 32, device: str | torch.device = "auto"
 ) -> Iterator[TrainState[IdentityNet]]:
-    """Teach a recogniser dlib's embeddings of `faces`, in `out`/recogniser, one state a step; goes on where it was.
+    """Distil dlib's embeddings of `faces` into a recogniser, in `out`/recogniser; a run that is there is resumed.
 
-    Raises what `run_task` raises.
+    Args:
+        faces: the people to train on.
+        out: the run directory of the swap.
+        config: the trainer's settings.
+        width: channels of the network's first level.
+        device: see `choose_device`.
+
+    Returns:
+        One state a step.
+
+    Raises:
+        UserError, RunError: as `run_task`.
     """
     folder = Path(out) / RECOGNISER
     torch.manual_seed(config.seed)
     photos = photos_of(faces)
-    task = Distillation(IdentityNet(photos.embeddings.shape[1], width=width), photos)
-    return run_task(task, photos, config, folder, resume=folder.is_dir())
+    net = IdentityNet(photos.embeddings.shape[1], width=width).to(choose_device(device))
+    return run_task(Distillation(net, photos), photos, config, folder, resume=folder.is_dir())
 
 
 def train_swap(
@@ -45,18 +60,33 @@ def train_swap(
     settings: FaceSettings | None = None,
     preset: str = "s",
     resume: bool = False,
+    device: str | torch.device = "auto",
 ) -> Iterator[TrainState[Denoiser]]:
-    """Train a swap on `faces` in the run folder `out`, whose recogniser is trained, one state a step.
+    """Train a swap on `faces` in the run directory `out`, whose recogniser is trained.
 
-    Raises UserError where there is no recogniser, and what `run_task` raises.
+    Args:
+        faces: the people to train on.
+        out: the run directory.
+        config: the trainer's settings.
+        settings: those of the objective.
+        preset: the size of the network, one of `nets.face.PRESETS`.
+        resume: go on with the run in `out`.
+        device: see `choose_device`.
+
+    Returns:
+        One state a step.
+
+    Raises:
+        UserError: there is no recogniser, and as `run_task`.
+        RunError: as `run_task`.
     """
     if not (Path(out) / RECOGNISER / MODEL).exists():
         raise UserError(f"{out} has no recogniser yet: train it first, train_recogniser does")
+    where = choose_device(device)
     recogniser = IdentityNet.load(Path(out) / RECOGNISER)
     photos = photos_of(faces)
     photos = photos.known_as(recogniser.normalised(photos.embeddings))
     torch.manual_seed(config.seed)
     denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = FaceTask(denoiser.to(device), recogniser.to(device), photos, settings or FaceSettings())
+    task = FaceTask(denoiser.to(where), recogniser.to(where), photos, settings or FaceSettings())
     return run_task(task, photos, config, out, resume)

@@ -1,4 +1,4 @@
-"""A swap from nothing in a few minutes: trained on procedural faces, judged where the truth is known, with a report."""
+"""A face swap from nothing in minutes: trained on rendered faces, evaluated against the known truth, with a report."""
 
 from __future__ import annotations
 
@@ -13,31 +13,38 @@ from torch import Tensor
 
 from ornstein.data import save_grid, save_mp4, to_uint8
 from ornstein.denoiser import Denoiser
+from ornstein.devices import Precision, choose_device, choose_precision
+from ornstein.errors import UserError
 from ornstein.evaluation import Clips, Panel, Report, Table, write_report
 from ornstein.faces.identity import Distillation, IdentityNet
 from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.provenance.card import ModelCard, write_card
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.train.runs import RECOGNISER
 from ornstein.faces.world.dataset import Cases, cases, region, world_photos
 from ornstein.faces.world.parameters import attributes, identities, motion
-from ornstein.faces.world.scores import WorldScore, judge, pasted
+from ornstein.faces.world.scores import WorldScore, evaluate, pasted
 from ornstein.faces.world.training import WorldTask, relit_denoiser
 from ornstein.faces.world.views import Rendered, render
 from ornstein.store import read_json
 from ornstein.training import TrainConfig, run_task
 
+__all__ = ["PHOTOS", "Demo", "clip_of", "demo", "swap_cases"]
+
 PHOTOS = 8192
-# of the time: the recogniser, the swap; the rest is for rendering and judging
+"""Rendered photos to train on."""
+# shares of the time for the recogniser and the swap; the rest is for rendering and evaluation
 _RECOGNISER, _SWAP = 0.05, 0.63
 _PEOPLE, _STEPS, _FRAMES, _SHOWN = 100, 1, 48, 12
-_TRAINED, _UNSEEN = 0, 1  # seeds of the people that are trained on, and of those that are not
+_TRAINED, _UNSEEN = 0, 1  # seeds of the people of the training, and of those of the evaluation
+_WRITTEN = ("report.html", "clip.mp4", "swaps.png")
 
 Tell = Callable[[str, float], object]
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What a demo leaves: the model, its scores and the baselines' by name, the report."""
+    """The results of a demo: the model, the scores of it and of the baselines by name, the report."""
 
     model: FaceModel
     scores: dict[str, WorldScore]
@@ -54,29 +61,53 @@ def demo(
     frames: int = _FRAMES,
     seed: int = 0,
     tell: Tell = lambda stage, done: None,
+    device: str | torch.device = "auto",
+    precision: Precision = "auto",
 ) -> Demo:
-    """Train on procedural faces, swap people that were not trained on, and write a report into the folder `out`.
+    """Train on rendered faces, swap people that were not trained on, and write a report into the folder `out`.
 
-    The source is a picture: the swap is shown its face, and what a small net, which learns from renders what their
-    people look like from the front, says of it. About `minutes` of wall-clock time on two cores. A demo
-    that was interrupted goes on where it was. `tell(stage, fraction)` is called as it goes.
+    The source of a swap is one picture: the swap is shown the face, and what a small recogniser, which learns from
+    renders what their people look like from the front, says about it. A demo that was interrupted is resumed.
 
-    Raises UserError where `out` holds a run of other settings, RunError where it cannot be written.
+    Args:
+        out: the run directory.
+        minutes: wall-clock time in all, about, on two cores.
+        size: side of the pictures in pixels.
+        people: people of the evaluation.
+        photos: rendered photos to train on.
+        preset: size of the network, of `nets.relit.PRESETS`.
+        frames: of the clip in the report.
+        seed: of the networks and the sampling.
+        tell: called as tell(stage, fraction).
+        device: where to compute, see `choose_device`.
+        precision: see `choose_precision`.
+
+    Raises:
+        UserError: `out` holds a run of other settings, or files of something else.
+        RunError: it cannot be written.
     """
-    out = Path(out)
+    out, where = Path(out), choose_device(device)
+    dtype = choose_precision(precision, where)
+    if not (out / RECOGNISER).is_dir():
+        for name in _WRITTEN:
+            if (out / name).exists():
+                raise UserError(f"{out / name} is not of a demo: choose another --out")
     tell("rendering photos", 0.0)
     train = world_photos(photos, size, _TRAINED)
-    recogniser = _recogniser(train, out / "recogniser", minutes * _RECOGNISER, seed, tell)
+    shared = {"seed": seed, "checkpoint_every": 200, "precision": precision}
+    teach = TrainConfig(minutes=minutes * _RECOGNISER, batch=64, learning_rate=2e-3, warmup=50, **shared)
+    recogniser = _recogniser(train, out / RECOGNISER, teach, where, tell)
     known = train.known_as(recogniser.embed(train.batch(torch.arange(len(train)))[0]))
-    denoiser = _swap(known, recogniser, out, minutes * _SWAP, preset, seed, tell)
-    write_card(out, ModelCard(data=f"{photos} procedural faces, which are nobody's: not for photographs"))
+    config = TrainConfig(minutes=minutes * _SWAP, batch=32, optimizer="muon", learning_rate=3e-3, **shared)
+    denoiser = _swap(known, recogniser, out, config, preset, where, tell)
+    write_card(out, ModelCard(data=f"{photos} rendered faces of nobody: not for photographs"))
     model = FaceModel(denoiser, recogniser)
     tell("swapping", 0.0)
     unseen = cases(people, size, _UNSEEN)
-    swaps = swap_cases(model, unseen, seed)
-    scores = judge(unseen, swaps, lambda done: tell("judging", done))
+    swaps = swap_cases(model, unseen, seed, precision=dtype)
+    scores = evaluate(unseen, swaps, lambda done: tell("evaluating", done))
     tell("writing the report", 0.0)
-    clip = moving(model, size, frames, seed)
+    clip = clip_of(model, size, frames, seed, dtype)
     save_mp4(clip, out / "clip.mp4", fps=16, upscale=4)
     report = write_report(
         out / "report.html", _report(unseen, swaps, scores, clip, read_json(out / "config.json")["training"])
@@ -86,22 +117,28 @@ def demo(
 
 
 def swap_cases(
-    model: FaceModel, unseen: Cases, seed: int = 0, steps: int = _STEPS, guidance: float | None = None
+    model: FaceModel,
+    unseen: Cases,
+    seed: int = 0,
+    steps: int = _STEPS,
+    guidance: float | None = None,
+    precision: str | torch.dtype | None = None,
 ) -> Tensor:
-    """The model's swaps of the cases: all it gets of a source is its picture."""
+    """The model's swaps of the cases, (N, 3, H, W) in [-1, 1] on the CPU: it is given one picture of each source."""
     return swap_crops(
         model,
         unseen.target.image,
         unseen.mask,
         unseen.target.landmarks,
-        shown(model, unseen.source),
+        _sources(model, unseen.source),
         steps=steps,
         guidance=guidance,
         seed=seed,
-    )
+        precision=precision,
+    ).cpu()
 
 
-def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
+def clip_of(model: FaceModel, size: int, frames: int, seed: int, precision: str | torch.dtype | None = None) -> Tensor:
     """A clip (3, F, H, 4 W) of source, target, swap and truth side by side: one noise for all of its frames."""
     source, target = identities(2, _UNSEEN, first=2 * _PEOPLE)
     states = motion(1, frames, _UNSEEN)[0]
@@ -115,23 +152,24 @@ def moving(model: FaceModel, size: int, frames: int, seed: int) -> Tensor:
         filmed.image,
         region(filmed.mask),
         filmed.landmarks,
-        shown(model, still),
+        _sources(model, still),
         steps=_STEPS,
         start=start,
-    )
+        precision=precision,
+    ).cpu()
     wide = torch.cat([still.image.expand(frames, -1, -1, -1), filmed.image, swapped, truth.image], dim=3)
     return wide.transpose(0, 1)
 
 
-def shown(model: FaceModel, pictures: Rendered) -> SourceFaces:
-    """Rendered faces as the sources of swaps: all that a swap is given of a person is a picture."""
-    identity = model.recogniser.embed(pictures.image)
+def _sources(model: FaceModel, pictures: Rendered) -> SourceFaces:
+    """Rendered faces as the sources of swaps: a picture is all that a swap is given of a person."""
+    identity = model.recogniser.embed(pictures.image).cpu()
     return SourceFaces(identity, pictures.image, region(pictures.mask), pictures.landmarks)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch computes on one thread within."""
+def _one_thread() -> Iterator[None]:
+    """Within, PyTorch computes on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -140,29 +178,32 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _recogniser(photos: Photos, out: Path, minutes: float, seed: int, tell: Tell) -> IdentityNet:
-    torch.manual_seed(seed)
-    net = IdentityNet(photos.embeddings.shape[1])
-    # shapes and colours are exact here, and what is to be told apart: little of them is disturbed
+def _recogniser(photos: Photos, out: Path, config: TrainConfig, device: torch.device, tell: Tell) -> IdentityNet:
+    torch.manual_seed(config.seed)
+    net = IdentityNet(photos.embeddings.shape[1]).to(device)
+    # shapes and colours are exact here, and what tells people apart: little augmentation
     task = Distillation(net, photos, relational=0.0, strength=0.15)
-    config = TrainConfig(minutes=minutes, batch=64, learning_rate=2e-3, warmup=50, seed=seed, checkpoint_every=200)
-    # it is small: torch would share its operations out to threads that wait for each other
-    with one_thread():
+    # the net is small: PyTorch would share its operations out to threads that wait for each other
+    with _one_thread():
         for state in run_task(task, photos, config, out, resume=out.is_dir()):
             tell("training the recogniser", state.progress)
     return task.model.eval().requires_grad_(False)
 
 
 def _swap(
-    photos: Photos, recogniser: IdentityNet, out: Path, minutes: float, preset: str, seed: int, tell: Tell
+    photos: Photos,
+    recogniser: IdentityNet,
+    out: Path,
+    config: TrainConfig,
+    preset: str,
+    device: torch.device,
+    tell: Tell,
 ) -> Denoiser:
-    torch.manual_seed(seed)
-    task = WorldTask(relit_denoiser(photos, preset), recogniser, photos, torch.get_num_threads())
-    config = TrainConfig(
-        minutes=minutes, batch=32, optimizer="muon", learning_rate=3e-3, seed=seed, checkpoint_every=200
-    )
-    with one_thread():  # of each operation: the task shares out pairs
-        for state in run_task(task, photos, config, out, resume=out.is_dir()):
+    torch.manual_seed(config.seed)
+    denoiser = relit_denoiser(photos, preset).to(device)
+    task = WorldTask(denoiser, recogniser, photos, torch.get_num_threads())
+    with _one_thread():  # for each operation: the task shares out pairs
+        for state in run_task(task, photos, config, out, resume=True):
             tell("training the swap", state.progress)
     return task.model
 
@@ -187,10 +228,10 @@ def _report(
         ("method", "PSNR, dB", "SSIM", "top-1", "pose error", "expression error"),
         [(name, *(round(value, 3) for value in asdict(score).values())) for name, score in scores.items()],
     )
-    own = scores["swap"]
+    swap = scores["swap"]
     return Report(
         title="Face swap in the procedural world",
-        lead=f"Faces of nobody, so that the answer is known: {own.psnr:.1f} dB from it, and {own.top1:.0%} of the "
+        lead=f"Faces of nobody, so that the answer is known: {swap.psnr:.1f} dB from it, and {swap.top1:.0%} of the "
         "swaps are nearest to their source.",
         tables=[table],
         panels=[panel],

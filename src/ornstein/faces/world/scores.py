@@ -124,7 +124,7 @@ def noisy(truth: Tensor, seed: int = 0) -> Tensor:
     return levels.round().clamp(0, 255) / 127.5 - 1
 
 
-def judge(cases: Cases, swaps: Tensor, tell: Callable[[float], object] = lambda done: None) -> dict[str, WorldScore]:
+def evaluate(cases: Cases, swaps: Tensor, tell: Callable[[float], object] = lambda done: None) -> dict[str, WorldScore]:
     """The scores of the swaps and of the three baselines, by name; `tell` is given the fraction that is done."""
     methods = {
         "swap": swaps,

@@ -15,10 +15,9 @@ import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.faces.conditions import scene
-from ornstein.faces.identity import IdentityNet, fingerprint
+from ornstein.faces.identity import IDENTITY, IdentityNet, fingerprint
 from ornstein.faces.nets import RelitUNet
 from ornstein.faces.photos import Pairs, Photos
-from ornstein.faces.train.objective import IDENTITY
 from ornstein.process import Prediction
 from ornstein.training import Task
 
@@ -61,10 +60,10 @@ class WorldTask(Task[Denoiser]):
         assert labels is not None
         n, device = len(x0), x0.device
         pairs = self.photos.pairs(labels.cpu(), draw).to(device)
-        u, first = torch.rand(2, n, generator=draw, device=device)
+        u, first = torch.rand(2, n, generator=draw, device=draw.device).to(device)
         t = torch.where(first < _FIRST, torch.ones_like(u), (1 - u) ** _TIMES)
-        z = torch.randn(pairs.truth.shape, generator=draw, device=device)
-        dropped = torch.rand(n, generator=draw, device=device) < _DROPPED
+        z = torch.randn(pairs.truth.shape, generator=draw, device=draw.device).to(device)
+        dropped = torch.rand(n, generator=draw, device=draw.device).to(device) < _DROPPED
 
         def errors(rows: Tensor) -> Tensor:
             return self.error(pairs.select(rows), t[rows], z[rows], dropped[rows])
