@@ -25,9 +25,17 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 @cache
+def _package() -> Any:
+    return griffe.load("ornstein", search_paths=[ROOT / "src"])
+
+
+def _object(path: str) -> Any:
+    return _package()[path.removeprefix("ornstein.")]
+
+
+@cache
 def exports() -> dict[str, dict[str, str]]:
     """The public names of each module that has some, with the path of the object that each one is."""
-    package = griffe.load("ornstein", search_paths=[ROOT / "src"])
     found: dict[str, dict[str, str]] = {}
 
     def visit(module: Any) -> None:
@@ -42,9 +50,9 @@ def exports() -> dict[str, dict[str, str]]:
             if member.is_module:
                 visit(member)
 
-    visit(package)
+    visit(_package())
     for path in [path for names in found.values() for path in names.values() if path]:
-        if path.startswith("ornstein.") and package[path.removeprefix("ornstein.")].is_module:
+        if path.startswith("ornstein.") and _object(path).is_module:
             found.setdefault(path, {})  # exported by its package: it has a section, though no names
     return found
 
@@ -108,5 +116,6 @@ def _section(module: str) -> str:
             continue
         other = [f"{m}.{n}" for m, names in exports().items() for n, p in names.items() if p == path]
         lines += [f"[](){{#{alias}}}\n" for alias in other if alias != f"{module}.{name}"]
-        lines.append(f"\n::: {module}.{name}\n    options: {{heading_level: 3, show_if_no_docstring: true}}\n")
+        bare = "" if _object(path).has_docstring else ", show_if_no_docstring: true"
+        lines.append(f"\n::: {module}.{name}\n    options: {{heading_level: 3{bare}}}\n")
     return "\n".join([*lines, *(["\nAlso: " + ", ".join(links) + ".\n"] if links else [])])

@@ -22,7 +22,7 @@ HERO = Path(__file__).parent / "images" / "hero.gif"
 FRAMES = 24
 
 
-def talking(size: int, people: int = 1, seed: int = 6) -> Tensor:
+def talking(size: int, people: int = 1, seed: int = 1) -> Tensor:
     """Procedural people who turn, talk and blink: (people, 3, FRAMES, size, size) in [-1, 1]."""
     states = motion(people, frames=FRAMES, seed=seed)
     return torch.stack(

@@ -84,7 +84,7 @@ def prose(html: str) -> str:
 def raw_mathematics(html: str) -> list[str]:
     """What is left of LaTeX in the prose of a built page, and emphasis that cuts through a formula."""
     text = prose(html)
-    found = re.findall(r"\S*(?:[_^]\{|\\[a-z]{2,}|\$\$?)\S*", re.sub(r"<[^>]+>", " ", text))
+    found = re.findall(r"\S*(?:[_^]\{|\\[a-z]{2,}|\$\$|\$[^\s$][^$]*\$)\S*", re.sub(r"<[^>]+>", " ", text))
     found += re.findall(r"\w<em>[^<]*</em>|<em>[^<]*[|=_{}^][^<]*</em>", text)
     return found
 
