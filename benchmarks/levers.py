@@ -2,10 +2,10 @@
 
     python benchmarks/levers.py --data train.zip --size 32 [--steps 600] [--seeds 2] [--only default,"net m"]
 
-`--steps` is the default's number of them; a row whose steps cost more or less has fewer or more, by the factors below,
-and the processor seconds that its training took are shown. One thread, no classes. Judged is the Fréchet distance of
-samples at 20 evaluations to the held-out images, in the features of `ornstein evaluate`. What was trained and judged is
-kept in --out and not done again.
+`--steps` is the number of steps of the default. A row whose steps cost more or less has fewer or more, by the factors
+below; the processor seconds of its training are shown. One thread, no classes. The score is the Fréchet distance of
+samples at 20 evaluations from the held-out images, in the features of `ornstein evaluate`. Finished trainings and
+scores are kept in --out and not repeated.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 from rich.console import Console
 from tables import Table
 
-from ornstein.cli.setup import Settings, new_denoiser, open_data
 from ornstein.data import ImageSet, save_grid
 from ornstein.evaluation.features import random_convolutions
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.store import atomic_write
 from ornstein.training import train
+from ornstein.training.recipe import Settings, new_denoiser, open_data
 from training import ours
 
 EVALUATIONS = 20
@@ -52,7 +52,7 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {  # of `Settings` and `TrainCon
 
 
 def row(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
-    """The run `name` of a seed, trained and judged, unless it has been."""
+    """The scores of the run `name` of a seed; it is trained if they are not there yet."""
     run = arguments.out / f"{name.replace(' ', '-')}-{seed}"
     file = run / "lever.json"
     if file.is_file():
@@ -63,7 +63,7 @@ def row(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, float]
     asked = replace(asked, **{key: value for key, value in changed.items() if key != "ema"})
     images, kept, _, _ = open_data(asked)
     assert isinstance(kept, ImageSet)
-    settings = asked.settled(images.shape[-1])
+    settings = asked.settled(images.shape[-1], not torch.cuda.is_available())
     config = replace(settings.config(), **{key: value for key, value in changed.items() if key == "ema"})
     began, states = time.process_time(), train(new_denoiser(settings, images), images, config, run, run.is_dir())
     losses = [state.loss for state in states]
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--count", type=int, default=1000, help="samples that are judged")
+    parser.add_argument("--count", type=int, default=1000, help="samples that are scored")
     parser.add_argument("--only", default=",".join(ROWS), help="rows, with commas between them")
     parser.add_argument("--out", type=Path, default=Path("runs/levers"))
     arguments = parser.parse_args()

@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ornstein.cli.setup import Settings, new_denoiser
 from ornstein.data import ImageSet, StreamedSet, open_images, open_streamed
 from ornstein.training import train
 from ornstein.training.loader import Images
+from ornstein.training.recipe import Settings, new_denoiser
 
 
 def main() -> None:

@@ -114,8 +114,8 @@ def _section(module: str) -> str:
             target = path if path in exports() else described_at()[path]
             links.append(f"[`{name}`][{target}]")
             continue
-        other = [f"{m}.{n}" for m, names in exports().items() for n, p in names.items() if p == path]
-        lines += [f"[](){{#{alias}}}\n" for alias in other if alias != f"{module}.{name}"]
+        also = {f"{m}.{n}" for m, names in exports().items() for n, p in names.items() if p == path} | {path}
+        lines += [f"[](){{#{alias}}}\n" for alias in sorted(also - {f"{module}.{name}"})]
         bare = "" if _object(path).has_docstring else ", show_if_no_docstring: true"
         lines.append(f"\n::: {module}.{name}\n    options: {{heading_level: 3{bare}}}\n")
     return "\n".join([*lines, *(["\nAlso: " + ", ".join(links) + ".\n"] if links else [])])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 MILLISECOND = Fraction(1, 1000)
-_QUIET = {"libx264": {"crf": "1", "bf": "0"}, "libx265": {"x265-params": "log-level=none:lossless=1"}}
+_QUIET = {"libx264": {"crf": "1", "bf": "0"}, "libx265": {"x265-params": "log-level=none:lossless=1:bframes=0"}}
 
 
 def plain(values: Sequence[int], width: int = 96, height: int = 64, form: str = "yuv420p") -> av.VideoFrame:
@@ -59,8 +59,7 @@ def write(
             frame = each if isinstance(each, av.VideoFrame) else av.VideoFrame.from_ndarray(each, format="rgb24")
             if frame.format.name != form:
                 frame = frame.reformat(format=form)
-            if times is not None:
-                frame.pts, frame.time_base = times[number], MILLISECOND
+            frame.pts, frame.time_base = (number, 1 / Fraction(rate)) if times is None else (times[number], MILLISECOND)
             packets += stream.encode(frame)
         packets += stream.encode()
         for number, packet in enumerate(packets):

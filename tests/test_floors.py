@@ -14,9 +14,9 @@ import ornstein
 ROOT = Path(ornstein.__file__).parent
 FLOORS = [
     # mathematics: torch and the standard library alone
-    "errors extras settings request",
-    "store sizes randomness devices schedules noise",
-    "process",
+    "errors extras launch progress settings request",
+    "store runs seal sizes devices schedules noise",
+    "process randomness",
     "denoiser preconditioning oracles wrapper",
     "guidance solvers",
     "sampling likelihood objectives compiling",

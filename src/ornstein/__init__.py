@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         request,
         sampling,
         schedules,
+        settings,
         solvers,
         store,
         training,
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
     from ornstein.process import Gaussian, Prediction, Process
     from ornstein.request import SampleRequest
     from ornstein.sampling import invert, sample
+    from ornstein.training.recipe import train
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Data",
@@ -84,8 +85,10 @@ __all__ = [
     "sample",
     "sampling",
     "schedules",
+    "settings",
     "solvers",
     "store",
+    "train",
     "training",
     "video",
     "wrapper",
@@ -103,6 +106,7 @@ _MODULE_OF = {
     "invert": "sampling",
     "load": "checkpoint",
     "sample": "sampling",
+    "train": "training.recipe",
 }
 
 

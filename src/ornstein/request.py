@@ -6,15 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ornstein.settings import setting
+
 if TYPE_CHECKING:  # importing PyTorch takes two seconds, which the help of a command should not
     import torch
 
     from ornstein.solvers import Solver
 
-__all__ = ["SOLVER", "STEPS", "SampleRequest"]
+__all__ = ["GRID", "GRIDS", "SOLVER", "SOLVERS", "STEPS", "SampleRequest"]
 
 SOLVER = "flow-3m"
 STEPS = 20
+GRID = "logistic"
+
+# The keys of `ornstein.solvers.SOLVERS` and of `grids.GRIDS`, which import PyTorch; a test compares them.
+SOLVERS = (
+    "ddpm", "ddim", "euler", "heun", "rk4", "euler-maruyama", "langevin", "flow-3m", "dpmpp-2m", "dpmpp-3m",
+    "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "heun-churn", "rk45",
+)  # fmt: skip
+GRIDS = ("logistic", "uniform", "log-snr", "karras", "trailing")
 
 
 @dataclass(frozen=True)
@@ -42,15 +52,23 @@ class SampleRequest:
         ValueError: steps or batch below 1.
     """
 
-    solver: str | Solver | None = None
-    steps: int | None = None
-    grid: str | Sequence[float] | torch.Tensor | None = None
+    solver: str | Solver | None = setting(
+        None, "Solver.", choices=(*SOLVERS, "tuned"), by_data=f"the tuned or distilled one of the run, else {SOLVER}"
+    )
+    steps: int | None = setting(None, "Steps of the solver.", by_data=f"{STEPS}, or those of a distilled model")
+    grid: str | Sequence[float] | torch.Tensor | None = setting(
+        None, "Time steps.", choices=GRIDS, other="times such as 1,0.6,0.3,0", by_data=GRID
+    )
     times: tuple[float, float] = (1.0, 0.0)
-    seed: int = 0
-    guidance: float | None = None
-    batch: int | None = None
+    seed: int = setting(0, "Seed; sample i of a seed is the same in any batch.", random=True, minimum=0)
+    guidance: float | None = setting(
+        None, "Scale of classifier-free guidance.", by_data="1, the plain conditional model"
+    )
+    batch: int | None = setting(
+        None, "Samples through the network at once.", names=("-b", "--batch"), minimum=1, by_data="64, fewer large ones"
+    )
     first: int = 0
-    precision: str | torch.dtype | None = None
+    precision: str | torch.dtype | None = setting(None, "Precision of convolutions and matrix products.")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):

@@ -17,10 +17,12 @@ for all three (`read`, `check`).
 
 from __future__ import annotations
 
+import json
 import math
+import tomllib
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,23 +30,16 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ornstein.errors import UserError
 
 __all__ = [
-    "About",
-    "about",
-    "check",
-    "choices",
-    "default_text",
-    "members",
-    "read",
-    "setting",
-    "settings_of",
-    "to_json",
-    "type_hints",
-    "values",
-]
+    "PRECISIONS", "About", "about", "again", "check", "choices", "default_text", "device_setting", "field_of",
+    "members", "precision_setting", "read", "read_file", "setting", "settings_of", "to_json", "type_hints", "values",
+]  # fmt: skip
 
 T = TypeVar("T")
 
+PRECISIONS = ("auto", "float32", "bf16", "fp16")
+
 _KEY = "ornstein"
+_LARGEST = 2**22  # bytes of a file of settings
 _TEXT_LIMIT = 80  # characters of a wrong value that an error shows
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
@@ -92,6 +87,26 @@ def setting(default: Any = MISSING, help: str = "", **about: Any) -> Any:
             random: a seed, for which the command line takes the word "random" too.
     """
     return field(default=default, metadata={_KEY: About(help, **about)})
+
+
+def again(cls: type, name: str, default: Any, **changed: Any) -> Any:
+    """The field `name` of another settings class with another default, and what `About` says of it `changed`."""
+    return field(default=default, metadata={_KEY: replace(about(field_of(cls, name)), **changed)})
+
+
+def device_setting() -> Any:
+    """The field of --device."""
+    return setting("auto", "Device to compute on.", choices=("auto", "cpu", "cuda", "mps"), other="cuda:1, cuda:2, ...")
+
+
+def precision_setting() -> Any:
+    """The field of --precision; `ornstein.devices` decides what auto is."""
+    return setting("auto", "Precision of convolutions and matrix products.", choices=PRECISIONS)
+
+
+def field_of(cls: type, name: str) -> Field[Any]:
+    """The field of that name."""
+    return next(f for f in fields(cls) if f.name == name)
 
 
 def about(f: Field[Any]) -> About:
@@ -170,6 +185,27 @@ def check(settings: Any) -> None:
     given = {f.name: getattr(settings, f.name) for f in fields(settings) if f.init}
     for name, value in values(type(settings), given).items():
         object.__setattr__(settings, name, value)
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a .toml or .json file.
+
+    Raises:
+        UserError: there is no such regular file, it is too large or it holds no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise UserError(f"{path} is too large for a file of settings: {path.stat().st_size:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        mapping = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path} holds no settings")
+    return mapping
 
 
 def settings_of(cls: type[T], other: Any, **changed: Any) -> T:

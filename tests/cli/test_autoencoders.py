@@ -131,19 +131,19 @@ def test_a_changed_or_missing_autoencoder_is_refused(runs: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--model", "gan"), ("unknown --model", "hvae")),
+        (("--model", "gan"), ("--model", "'gan'", "hvae")),
         (("--model", "kl", "--codes", 8), ("--codes", "vq")),
         (("--factor", 2), ("--factor", "--model")),
         (("--model", "vq", "--kl", 1), ("--kl", "vae")),
         (("--model", "kl", "--factor", 3), ("factor", "3")),
         (("--model", "kl", "--factor", 16), ("16", "8")),
-        (("--model", "kl", "--kl", -1), ("kl_weight",)),
+        (("--model", "kl", "--kl", -1), ("--kl", "negative")),
         (("--model", "kl", "--objective", "simple"), ("--objective", "diffusion")),
         (("--model", "kl", "--perceptual", "no/such.pt"), ("no/such.pt",)),
         (("--model", "kl", "--perceptual-weight", 2), ("--perceptual",)),
         (("--model", "kl", "--frames", 4), ("--frames", "diffusion")),
         (("--model", "hvae", "--layers", 0), ("layer",)),
-        (("--model", "vq", "--codes", 1), ("codebook",)),
+        (("--model", "vq", "--codes", 1), ("--codes must be at least 2",)),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, options: tuple[object, ...], words: tuple[str, ...]):

@@ -83,7 +83,7 @@ def test_a_bundled_source(tmp_path: Path):
         (("{known}", "--kind", "pink"), ("'pink'", "blend:0.5")),
         (("{known}", "--kind", "blend:2"), ("'blend:2'",)),
         (("{known}", "--kind", "blend"), ("'blend'",)),
-        (("{known}", "--shrinkage", 2), ("--shrinkage", "0..1")),
+        (("{known}", "--shrinkage", 2), ("--shrinkage", "between 0 and 1")),
         (("{static}",), ("do not differ",)),
     ],
 )

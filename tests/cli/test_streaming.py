@@ -11,7 +11,8 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from ornstein.cli import app, setup
+from ornstein.cli import app
+from ornstein.training import recipe
 
 QUICK = ("--size", 8, "--net", "xs", "--batch", 4, "--sample-every", 0, "--held-out", 0.25)
 
@@ -41,11 +42,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_set_that_does_not_fit_is_streamed_and_the_run_keeps_to_it(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "MEMORY_BUDGET", 48 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(recipe, "MEMORY_BUDGET", 48 * 3 * 8 * 8 - 1)
     out = tmp_path / "run"
     result = ornstein("train", "--data", shards, *QUICK, "--steps", 12, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "36 images of (3, 8, 8)" in result.output and "decoded as they are needed" in result.output
+    assert "36 images of (3, 8, 8)" in result.output and "decoded as needed" in result.output
     assert json.loads((out / "train.json").read_text())["stream"] is True
     assert json.loads((out / "config.json").read_text())["data"]["classes"] == ["cat", "dog"]
     # in twelve steps of four all training images were read, or it is held out: the report names it either way
@@ -54,7 +55,7 @@ def test_a_set_that_does_not_fit_is_streamed_and_the_run_keeps_to_it(
     monkeypatch.undo()
     result = ornstein("train", "--out", out, "--resume", "--steps", 14)
     assert result.exit_code == 0, result.output
-    assert "decoded as they are needed" in result.output
+    assert "decoded as needed" in result.output
     result = ornstein(
         "evaluate", out, "-n", 8, "--solvers", "ddim", "--steps", 1, "--seeds", 1, "--features", "pixels",
         "--likelihood", "none",

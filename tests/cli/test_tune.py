@@ -82,8 +82,8 @@ def test_sample_uses_it_and_says_so(tuned: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes(tuned: Path, tmp_path: Path) -> None:
-    refused(ornstein("tune", tuned, "--steps", "5,x"), "--steps takes numbers", "'5,x'")
-    refused(ornstein("tune", tuned, "--steps", "1"), "2 to 24", "got 1")
+    refused(ornstein("tune", tuned, "--steps", "5,x"), "--steps must be a whole number", "'x'")
+    refused(ornstein("tune", tuned, "--steps", "1"), "--steps must lie between 2 and 24, not 1")
     refused(ornstein("tune", tmp_path / "none"), "no such folder")
     refused(
         ornstein("sample", tuned, "--solver", "tuned", "--steps", 7), "no solver tuned for 7 steps", "3 (guidance 1)"

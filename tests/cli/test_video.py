@@ -161,7 +161,7 @@ def test_a_run_of_clips_resumes_to_the_same_bits(
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("ornstein.cli.runs"), "look", stop)  # at step 2 of 3
+        patch.setattr(import_module("ornstein.training.jobs"), "preview", stop)  # at step 2 of 3
         stopped = command(*training(films, noise, out))
     assert stopped.exit_code == 130 and "--resume" in stopped.stderr
     assert read_config(out)["training"]["step"] == 2
@@ -215,7 +215,7 @@ def test_clips_go_on_as_what_the_given_ones_are(tmp_path: Path, monkeypatch: pyt
         asked.append(cond["label"])
         return known
 
-    monkeypatch.setattr(import_module("ornstein.cli.sample"), "sample_given", spy)
+    monkeypatch.setattr(import_module("ornstein.cli.clips"), "sample_given", spy)
     run, none = tmp_path / "run", tmp_path / "none"
     untrained(True, tuple("0123456")).save(run)
     untrained(True).save(none)

@@ -48,13 +48,13 @@ def test_minutes_follow_the_clock():
         ({"steps": 5, "minutes": 1.0}, "give one of them"),
         ({"minutes": 0.0}, "minutes must be positive"),
         ({"batch": 0}, "batch must be at least 1"),
-        ({"learning_rate": math.nan}, "learning_rate must be positive"),
+        ({"learning_rate": math.nan}, "learning_rate must be a finite number"),
         ({"warmup": -1}, "warmup must not be negative"),
-        ({"condition_dropout": 1.5}, "condition_dropout is a probability"),
+        ({"condition_dropout": 1.5}, "condition_dropout must lie between 0 and 1"),
         ({"ema": 0.5}, "ema must lie"),
-        ({"betas": (0.9, 1.0)}, "betas must lie"),
+        ({"betas": (0.9, 1.0)}, "betas must be below 1"),
         ({"precision": "fp8"}, "precision 'fp8' is unknown"),
-        ({"objective": "mse"}, "unknown objective 'mse'; known: simple, score-matching, vlb-x0, "),
+        ({"objective": "mse"}, "objective 'mse' is unknown; known: simple, score-matching, vlb-x0, "),
     ],
 )
 def test_bad_settings(settings, message):

@@ -9,18 +9,31 @@ from ornstein.cli.lazy import HELP, Group, Lazy
 
 __all__ = ["COMMANDS", "app", "main"]
 
+_OPTIONS = "ornstein.cli.commands"
+
 COMMANDS = {
-    "demo": Lazy("Train, sample and evaluate a model of handwritten digits.", "ornstein.cli.demo:demo"),
-    "train": Lazy("Train a model on your images or videos.", "ornstein.cli.train:train"),
-    "sample": Lazy("Draw samples from a trained model.", "ornstein.cli.sample:sample"),
-    "tune": Lazy("Learn a solver of few steps for a model.", "ornstein.cli.tune:tune"),
-    "distil": Lazy("Train a student that samples in few steps.", "ornstein.cli.distil:distil"),
-    "bench": Lazy("Measure the speed of sampling.", "ornstein.cli.bench:bench"),
-    "evaluate": Lazy("Score a trained model on held-out data.", "ornstein.cli.evaluate:evaluate"),
-    "fit-noise": Lazy("Estimate the noise covariance of your clips.", "ornstein.cli.fit_noise:fit_noise"),
+    "demo": Lazy(
+        "Train, sample and evaluate a model of handwritten digits.", f"{_OPTIONS}:Demo", "ornstein.cli.demo:demo"
+    ),
+    "train": Lazy("Train a model on your images or videos.", f"{_OPTIONS}:Train", "ornstein.cli.train:train"),
+    "sample": Lazy("Draw samples from a trained model.", f"{_OPTIONS}:Sample", "ornstein.cli.sample:sample"),
+    "tune": Lazy("Learn a solver of few steps for a model.", f"{_OPTIONS}:Tune", "ornstein.cli.tune:tune"),
+    "distil": Lazy("Train a student that samples in few steps.", f"{_OPTIONS}:Distil", "ornstein.cli.distil:distil"),
+    "bench": Lazy("Measure the speed of sampling.", "ornstein.evaluation.settings:Bench", "ornstein.cli.bench:bench"),
+    "evaluate": Lazy(
+        "Score a trained model on held-out data.",
+        "ornstein.evaluation.settings:Evaluate",
+        "ornstein.cli.evaluate:evaluate",
+    ),
+    "fit-noise": Lazy(
+        "Estimate the noise covariance of your clips.", f"{_OPTIONS}:FitNoise", "ornstein.cli.fit_noise:fit_noise"
+    ),
     "swap": Lazy("Swap faces in photos and videos.", "ornstein.faces.settings:SwapCommand", "ornstein.cli.swap:swap"),
     "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),
     "faces": Lazy("Prepare, train and evaluate models of faces.", "ornstein.cli.faces:faces"),
+    "info": Lazy("Show what a run is.", f"{_OPTIONS}:Info", "ornstein.cli.info:info"),
+    "ls": Lazy("List the runs in a folder.", f"{_OPTIONS}:Ls", "ornstein.cli.info:ls"),
+    "env": Lazy("Show versions and devices.", f"{_OPTIONS}:Env", "ornstein.cli.info:env"),
 }
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import typer
-from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from ornstein.cli.command import errors, run
+from ornstein.cli.command import fail, run
 from ornstein.cli.options import command, resolve
 
 __all__ = ["Group", "Lazy"]
@@ -77,7 +77,8 @@ class Group(TyperGroup):
             else:
                 path = error.ctx.command_path if error.ctx is not None else "ornstein"
                 message = error.format_message().rstrip(".").replace("Value error, ", "")
-                errors.print(f"[bold red]error:[/] {escape(message)}; see {path} --help", soft_wrap=True)
+                message = re.sub(r"^Invalid value for '([^']*)'", r"\1", message)
+                fail(f"{message}; see {path} --help")
             code = error.exit_code
         sys.exit(code if isinstance(code, int) else 0)
 

@@ -20,9 +20,7 @@ train.json or folder is such a file. `refuse` is for options that do nothing in 
 from __future__ import annotations
 
 import inspect
-import json
 import random
-import tomllib
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
@@ -31,9 +29,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from ornstein.cli.command import console
 from ornstein.errors import UserError
-from ornstein.settings import about, choices, default_text, members, type_hints, values
+from ornstein.progress import console
+from ornstein.settings import about, choices, default_text, members, read_file, type_hints, values
 
 __all__ = ["command", "option", "refuse", "resolve"]
 
@@ -97,9 +95,9 @@ def refuse(cls: type, given: Collection[str], names: Collection[str], why: str) 
 
 
 def resolve(name: str) -> Any:
-    """The object that "module:attribute" names; the module is imported now."""
+    """The object that "module:attribute" names, or the module itself; it is imported now."""
     module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(module), attribute) if attribute else import_module(module)
 
 
 def _parameters(cls: type, f: Field[Any]) -> list[inspect.Parameter]:
@@ -206,13 +204,4 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     if path.is_dir() or path.name == "config.json":
         folder = path if path.is_dir() else path.parent
         path = next((folder / name for name in reversed(_STORED) if (folder / name).is_file()), path)
-    if not path.is_file():
-        raise UserError(f"--config: there is no file {path}")
-    try:
-        text = path.read_text(encoding="utf-8")
-        mapping = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--config: {path} cannot be read: {error}") from None
-    if not isinstance(mapping, dict):
-        raise UserError(f"--config: {path} holds no settings")
-    return path, mapping
+    return path, read_file(path)

@@ -4,52 +4,38 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 
 from ornstein import checkpoint
-from ornstein.cli.command import console, progress
+from ornstein.cli.commands import Tune
+from ornstein.devices import choose_device
 from ornstein.errors import UserError
-from ornstein.few_steps.tuning import MOST_STEPS, judged, trajectories
+from ornstein.few_steps.tuning import judged, trajectories
 from ornstein.few_steps.tuning import tune as learn
+from ornstein.progress import progress, say
 from ornstein.solvers.tuned import Tuned
+from ornstein.store import read_json
+
+__all__ = ["tune"]
 
 _LEAST, _MOST, _EQUATIONS = 32, 128, 2**17
-_ROUNDING = 1e-6  # an untuned error that is only float32's leaves nothing to gain
+_ROUNDING = 1e-6  # an untuned error of float32 rounding leaves nothing to gain
 
 
-def tune(
-    run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
-    steps: Annotated[str, typer.Option(help=f"Numbers of steps, 2 to {MOST_STEPS}, with commas between.")] = "5,8,10",
-    guidance: Annotated[float, typer.Option(help="The scale of guidance it will be used with.")] = 1.0,
-    count: Annotated[
-        int | None,
-        typer.Option("--trajectories", help="Trajectories to learn from. (default: 128, fewer large ones)", min=1),
-    ] = None,
-    iterations: Annotated[
-        int, typer.Option(help="How often they are run; 0 chooses among untuned solvers and grids.", min=0)
-    ] = 100,
-    batch: Annotated[int, typer.Option(help="Samples through the network at once.", min=1)] = 16,
-) -> None:
-    """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.
-
-    Stored in the run, and from then on what `sample --steps N` uses. What is not better than the untuned solver, from
-    noise that was not learned from, is not stored.
-
-    Example: ornstein tune runs/photos --steps 5,8,10
-    """
-    counts = _counts(steps)
-    model = checkpoint.load(run)
+def tune(asked: Tune, given: frozenset[str]) -> None:
+    """Learn a solver for each number of steps, and store those that are better than the untuned one."""
+    run, counts = asked.run, sorted(set(asked.steps))
+    model = checkpoint.load(run).to(choose_device(asked.device))
     if model.data is None:
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
     if model.distilled is not None:
         raise UserError(f"{run} is distilled to {model.distilled}: tune its teacher")
-    if guidance != 1 and not model.data.classes:
-        raise UserError(f"{run} was trained without classes: there is nothing for --guidance to lean towards")
-    # Each number of a sample is an equation for some hundred numbers to be found.
-    count = count or max(_LEAST, min(_MOST, _EQUATIONS // math.prod(model.data.shape)))
+    if asked.guidance != 1 and not model.data.classes:
+        raise UserError(f"{run} was trained without classes: --guidance has nothing to strengthen")
+    _check_stored(run)
+    # Each number of a sample is an equation for the few hundred numbers to be found.
+    count = asked.trajectories or max(_LEAST, min(_MOST, _EQUATIONS // math.prod(model.data.shape)))
     unseen = max(1, count // 2)
     with progress("trajectories", transient=True) as bar, torch.no_grad():
         task = bar.add_task("following", total=count + unseen, note="")
@@ -57,32 +43,34 @@ def tune(
         def followed(before: int):
             return lambda done: bar.update(task, completed=before + done)
 
-        seen = trajectories(model, count, 0, guidance, batch, followed(0))
-        held_out = trajectories(model, unseen, count, guidance, batch, followed(count))
-    found: list[Tuned] = []
+        seen = trajectories(model, count, 0, asked.guidance, asked.batch, followed(0))
+        held_out = trajectories(model, unseen, count, asked.guidance, asked.batch, followed(count))
+    learned: list[Tuned] = []
     with progress("runs", transient=True) as bar:
-        task = bar.add_task("tuning", total=len(counts) * iterations, note="")
+        task = bar.add_task("tuning", total=len(counts) * asked.iterations, note="")
         for i, n in enumerate(counts):
 
             def advance(done: int, error: float, i: int = i, n: int = n) -> None:
-                bar.update(task, completed=i * iterations + done, note=f"{n} steps, {error:.0%} of the untuned error")
+                note = f"{n} steps, {error:.0%} of the untuned error"
+                bar.update(task, completed=i * asked.iterations + done, note=note)
 
-            found.append(judged(learn(seen, n, iterations, advance), held_out, guidance))
-    better = [t for t in found if t.error < t.untuned and t.untuned > _ROUNDING]
-    for t in found:
+            learned.append(judged(learn(seen, n, asked.iterations, advance), held_out, asked.guidance))
+    _store(run, learned)
+
+
+def _store(run: Path, learned: list[Tuned]) -> None:
+    """Say how good the solvers are, and store those that are better than the untuned one."""
+    better = [t for t in learned if t.error < t.untuned and t.untuned > _ROUNDING]
+    for t in learned:
         what = f"{len(t.steps)} steps: {t.error:.4f} from the fine solution, {t.untuned:.4f} untuned"
-        console.print(f"{what}; {t.numbers} numbers" if t in better else f"{what}: no better, not stored")
+        say(f"{what}; {t.numbers} numbers" if t in better else f"{what}: no better, not stored")
     if better:
         checkpoint.save_tuned(run, better)
-        console.print(f"stored in {run / checkpoint.TUNED}; `ornstein sample {run} --steps {len(better[0].steps)}`")
+        say(f"stored in {run / checkpoint.TUNED}; `ornstein sample {run} --steps {len(better[0].steps)}`")
 
 
-def _counts(text: str) -> list[int]:
-    try:
-        counts = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"--steps takes numbers with commas between, such as 5,8,10; got {text!r}") from None
-    for n in counts:
-        if not 2 <= n <= MOST_STEPS:
-            raise UserError(f"--steps: a solver is tuned for 2 to {MOST_STEPS} steps, got {n}")
-    return counts
+def _check_stored(run: Path) -> None:
+    """Raise UserError if the run has a file of that name that is not of tuned solvers: it would be replaced."""
+    path = run / checkpoint.TUNED
+    if path.exists() and not {"format", "model", "solvers"} <= read_json(path).keys():
+        raise UserError(f"{path} was not written by this command: move it away")

@@ -25,6 +25,7 @@ _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg",
     "protocol_whitelist": "none",
 }
+_MOST_BOXES = 100_000
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"meta")
 
 
@@ -94,7 +95,9 @@ def missing_bytes(file: IO[bytes]) -> int:
 def _boxes_end(file: IO[bytes], length: int) -> int:
     """The end of the last of an MP4's boxes. What comes after boxes of known kinds is none of them."""
     at = 0
-    while at + 8 <= length:
+    for _ in range(_MOST_BOXES):
+        if at + 8 > length:
+            return at
         file.seek(at)
         head = file.read(16)
         size = int.from_bytes(head[:4], "big")
@@ -105,7 +108,7 @@ def _boxes_end(file: IO[bytes], length: int) -> int:
         if size < 8:
             return length
         at += size
-    return at
+    return length
 
 
 def _ebml_end(file: IO[bytes]) -> int:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ornstein.data.entry import BadImage, Entry, Listing, check_size, open_regular, reason_of
+from ornstein.data.entry import BadImage, Entry, Listing, check_size, open_handle, reason_of
 from ornstein.data.names import hidden, suffix_of, tidy
 from ornstein.errors import UserError
 
@@ -94,8 +94,8 @@ def _add_file(
 
 
 def open_file(path: Path, inside: Path | None = None) -> IO[bytes]:
-    """A stream over a regular file. Raises BadImage as `open_regular`."""
-    return os.fdopen(open_regular(path, inside)[0], "rb")
+    """A stream over a regular file. Raises BadImage as `open_handle`."""
+    return os.fdopen(open_handle(path, inside)[0], "rb")
 
 
 def is_run(folder: Path) -> bool:

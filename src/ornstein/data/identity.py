@@ -7,15 +7,13 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
 from ornstein.data.entry import BadImage, Entry
-from ornstein.errors import UserError
 
-__all__ = ["Identified", "checksum", "checksums", "find_data", "fingerprint", "names_fingerprint", "same_data"]
+__all__ = ["Identified", "checksum", "checksums", "fingerprint", "names_fingerprint", "same_data"]
 
 _ALL_BYTES = 2**30  # sets up to this size are hashed whole
 _SAMPLED_FILES, _BLOCK = 8192, 2**16  # of larger ones, a block in the middle of so many files: half a gigabyte
@@ -94,19 +92,3 @@ def same_data(data: Identified, stored: str | None) -> bool:
     Runs of version 0.1 stored names and sizes only: they are recognised by these.
     """
     return stored is None or stored in (data.fingerprint, data.names_fingerprint)
-
-
-T = TypeVar("T", bound=Identified)
-
-
-def find_data(places: Iterable[str | Path], stored: str, opener: Callable[[str], T]) -> T | None:
-    """The data with the stored fingerprint, opened from the first of `places` that has them; None if none has.
-
-    A path alone is no proof: relative to another working directory it may name other data.
-    """
-    for place in dict.fromkeys(map(str, places)):
-        with suppress(UserError):
-            data = opener(place)
-            if same_data(data, stored):
-                return data
-    return None

@@ -51,7 +51,7 @@ class Quality:
     perplexity: float | None = None
 
 
-def judge_autoencoder(model: Autoencoder, images: ImageSet, count: int = 512, seed: int = 0) -> Quality:
+def evaluate_autoencoder(model: Autoencoder, images: ImageSet, count: int = 512, seed: int = 0) -> Quality:
     """Distortion (PSNR in decibels, SSIM) and rate (bits/dim, E27-E30) on `count` of the images, one draw of z each."""
     rows = batch_indices(len(images), min(count, len(images)), step=0, seed=0).sort().values
     device = next(model.parameters()).device
@@ -135,7 +135,7 @@ def write_autoencoder_report(
     model's own prior, and what each layer costs.
     """
     advance("held-out images", 0, 2)
-    quality = judge_autoencoder(model, held_out)
+    quality = evaluate_autoencoder(model, held_out)
     warnings = warnings_of(model, quality)
     advance("pictures", 1, 2)
     rows = batch_indices(len(held_out), min(_BATCH, len(held_out)), step=0, seed=0)

@@ -314,7 +314,15 @@ class _Run(Generic[M]):
             torch.manual_seed(seed + part.first)
             for network in self.task.networks:
                 half.enter_context(autocast_within(network, self.device, self.dtype))
-            return self.criterion(x0.to(self.device, non_blocking=True), labels, draw, self.progress)
+            x0 = x0.to(self.device, non_blocking=True)
+            x0 = self.mirrored(part, x0) if self.config.flip else x0
+            return self.criterion(x0, labels, draw, self.progress)
+
+    def mirrored(self, part: Part, x0: Tensor) -> Tensor:
+        """x0 (B, *, W) with half of its rows, by the seed and the step, mirrored left to right."""
+        draw = generator(self.config.seed, "flip", self.step)
+        chosen = (torch.rand(part.total, generator=draw) < 0.5)[part.rows].to(x0.device)
+        return torch.where(chosen.view(-1, *[1] * (x0.ndim - 1)), x0.flip(-1), x0)
 
     def bad_data(self) -> str | None:
         """Which images of this step, of this process, are not numbers."""

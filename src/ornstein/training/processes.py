@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
+from ornstein.launch import launched
 from ornstein.training import sharding
-from ornstein.training.launch import launched
 
 T = TypeVar("T")
 

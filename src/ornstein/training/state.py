@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ornstein.store import (
     remove_partial,
     write_error,
 )
+from ornstein.training.config import TrainConfig
 from ornstein.training.sharding import is_split, load_whole, split_as, whole
 
 STATE = Path("state") / "trainer.safetensors"
@@ -38,6 +40,8 @@ FREE = {
     "training.track",
     "latent.autoencoder",  # where it lies; its fingerprint may not differ
 }
+
+_DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
@@ -152,7 +156,9 @@ def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.
 
 def check_same(out: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError naming the first field in which the run in `out` and the one asked for differ."""
-    before, after = _flat(saved), _flat(json.loads(json.dumps(now)))
+    # settings that the run is older than had their defaults
+    before = _flat({"training": _DEFAULTS}) | _flat(saved)
+    after = _flat(json.loads(json.dumps(now)))
     for field in sorted(before.keys() | after.keys()):
         if field not in FREE and before.get(field) != after.get(field):
             raise UserError(

@@ -1,0 +1,130 @@
+"""Clips of `ornstein sample`: from noise, continued from given frames, or longer than the network's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ornstein.cli.commands import Sample
+from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
+from ornstein.denoiser import Denoiser, SampleSpec
+from ornstein.errors import UserError
+from ornstein.evaluation.samples import record_of
+from ornstein.nets.video import frames_known
+from ornstein.progress import progress, say
+from ornstein.request import SampleRequest
+from ornstein.sampling import State, draw
+from ornstein.seal import check_replaceable, seal_file
+from ornstein.training.settings import SETTINGS, Settings
+from ornstein.video import sample_given, sample_long
+
+__all__ = ["sample_clips"]
+
+_FPS = 8.0
+
+
+def sample_clips(
+    asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest, folder: Path
+) -> None:
+    """Draw n clips and write an mp4 and a GIF each, and a sheet of all."""
+    assert denoiser.data is not None
+    sheet = folder / "sheet.png"
+    check_replaceable([*(p for i in range(n) for p in _files(folder, i)), sheet], asked.overwrite)
+    if asked.given is not None:
+        samples = _continued(asked, denoiser, n, labels, request)
+    elif asked.frames is not None and asked.frames > denoiser.data.shape[1]:
+        samples = _long(asked, denoiser, n, labels, request)
+    else:
+        samples = _from_noise(asked, denoiser, n, labels, request)
+    fps = asked.fps or _trained_fps(asked.run) or _FPS
+    said = record_of(asked.run, _settings(asked, request) | {"fps": fps})
+    upscale = max(1, 64 // samples.shape[-1])
+    for i, clip in enumerate(samples):
+        mp4, gif = _files(folder, i)
+        save_mp4(clip, mp4, fps, upscale, json.dumps(said | {"sample": i}))
+        save_gif(clip, gif, fps, upscale)
+        seal_file(mp4)
+        seal_file(gif)
+    save_sheet(samples, sheet, upscale=upscale)
+    seal_file(sheet)
+    say(f"{len(samples)} clips in {folder}, all of them in {sheet}")
+
+
+def _files(folder: Path, i: int) -> tuple[Path, Path]:
+    return folder / f"{i:05d}.mp4", folder / f"{i:05d}.gif"
+
+
+def _settings(asked: Sample, request: SampleRequest) -> dict[str, Any]:
+    """What decides the clips, in JSON types."""
+    solver = request.solver if isinstance(request.solver, str) else "tuned"
+    decided = {"solver": solver, "steps": request.steps, "grid": request.grid, "seed": request.seed}
+    given = {"guidance": request.guidance, "class": asked.label, "frames": asked.frames, "given": asked.given}
+    return decided | {name: value for name, value in given.items() if value is not None}
+
+
+def _trained_fps(run: Path) -> float | None:
+    """The frame rate of the clips that the run was trained on; None if it does not store one."""
+    return Settings.stored(run / SETTINGS).fps if (run / SETTINGS).is_file() else None
+
+
+def _from_noise(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest) -> Tensor:
+    assert denoiser.data is not None and request.batch is not None and request.steps is not None
+    batch, steps = request.batch, request.steps
+    name = request.solver if isinstance(request.solver, str) else "tuned"
+    channels, length, *size = denoiser.data.shape
+    with progress("steps") as bar:
+        task = bar.add_task("sampling", total=steps * -(-n // batch), note="")
+
+        def advance(state: State) -> None:
+            done = state.first // batch * steps + state.step
+            bar.update(task, completed=done, note=f"{name}, t = {state.t:.3f}")
+
+        shape = (n, channels, asked.frames or length, *size)
+        return denoiser.decode(draw(denoiser, shape, request, {"label": labels}, callback=advance))
+
+
+def _continued(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest) -> Tensor:
+    """Clips that keep the first and last frames of the given videos; the frames between are made."""
+    assert denoiser.data is not None and asked.given is not None
+    _require_given_frames(denoiser, asked.run)
+    channels, length, size, _ = denoiser.data.shape
+    mask = frames_known(length, asked.first, asked.last)
+    videos = open_clips(asked.given, length, size, channels)
+    known, classes = videos.batch(torch.arange(n) % len(videos))
+    if labels is None and classes is not None and denoiser.data.classes:
+        labels = _known_classes(videos.classes, denoiser.data)[classes]
+    if labels is None and request.guidance not in (None, 1):
+        raise UserError(f"the videos in {asked.given} have no classes for --guidance: give --class")
+    of = f"{min(n, len(videos))} clips in {asked.given}"
+    say(f"continuing from {asked.first} first and {asked.last} last frames of {of}")
+    return sample_given(denoiser, known, mask.expand(n, -1), cond={"label": labels}, **_options(request))
+
+
+def _long(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest) -> Tensor:
+    """Clips longer than the network's, window after window."""
+    assert denoiser.data is not None and asked.frames is not None
+    _require_given_frames(denoiser, asked.run)
+    channels, window, *size = denoiser.data.shape
+    shared = max(1, window // 2) if asked.overlap is None else asked.overlap
+    say(f"{n} clips of {asked.frames} frames, {window} at a time")
+    shape = (n, channels, asked.frames, *size)
+    return sample_long(denoiser, shape, window, shared, cond={"label": labels}, **_options(request))
+
+
+def _options(request: SampleRequest) -> dict[str, Any]:
+    names = ("solver", "steps", "grid", "seed", "guidance", "batch", "precision")
+    return {name: getattr(request, name) for name in names}
+
+
+def _require_given_frames(denoiser: Denoiser, run: Path) -> None:
+    if not getattr(denoiser.net, "config", {}).get("conditioning"):
+        raise UserError(f"{run} has not learned to continue from given frames: train it with --given-frames")
+
+
+def _known_classes(names: list[str], spec: SampleSpec) -> Tensor:
+    """The model's number of each class, (classes,); -1, no condition, for one it does not know."""
+    return torch.tensor([spec.classes.index(name) if name in spec.classes else -1 for name in names])

@@ -1,0 +1,173 @@
+"""The options of the commands, one dataclass each: its docstring is the help. See `ornstein.cli.options`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ornstein.few_steps.settings import TuneSettings
+from ornstein.request import SampleRequest
+from ornstein.settings import again, check, device_setting, precision_setting, setting
+from ornstein.training.settings import DataSettings, DistilSettings, Settings
+
+__all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Sample", "Train", "Tune"]
+
+KINDS = ("ar1", "mixed", "toeplitz", "spectral", "best")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Settings):
+    """Train a diffusion model on your images or videos, or an autoencoder and a diffusion model of its latents.
+
+    Example: ornstein train --data photos.zip --size 32 --minutes 30 --out runs/photos
+    """
+
+    data: str | None = again(Settings, "data", None, names=("-d", "--data"))  # pyright: ignore[reportIncompatibleVariableOverride]
+    out: Path = setting(help="The run directory to write.", names=("-o", "--out"))
+    resume: bool = setting(False, "Continue the run in --out with its stored settings.")
+    report: bool = setting(True, "Evaluate the model at the end and write a report, within a tenth of the training.")
+    device: str = device_setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train on 1,797 scanned digits, sample them by class, score them and write a report; under 3 minutes on 2 cores.
+
+    Example: ornstein demo && open runs/demo/report.html
+    """
+
+    out: Path = setting(Path("runs/demo"), "The run directory to write.", names=("-o", "--out"))
+    quick: bool = setting(False, "A short training, to see that all works.")
+    resume: bool = again(Train, "resume", False)
+    device: str = device_setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draw samples: a PNG each and all in grid.png, or for clips an mp4 and a gif each and all in sheet.png.
+
+    Images that are there already, of the same model and options, are kept: an interrupted command continues where it
+    stopped. `torchrun --nproc-per-node 8 -m ornstein sample ...` shares them out; each is the same picture as of one
+    process. A run of an autoencoder draws from its own prior, by -n and --seed alone.
+
+    Example: ornstein sample runs/photos -n 64 --steps 20 --seed 1
+    """
+
+    run: Path = setting(help="The run directory of a trained model.", argument=True)
+    num: int | None = setting(None, "How many.", names=("-n", "--num"), by_data="64, or 16 clips", minimum=1)
+    solver: str | None = again(SampleRequest, "solver", None)
+    steps: int | None = again(SampleRequest, "steps", None)
+    grid: str | None = again(SampleRequest, "grid", None)
+    label: str | None = setting(
+        None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
+    )
+    guidance: float | None = again(SampleRequest, "guidance", None)
+    seed: int = again(SampleRequest, "seed", 0)
+    batch: int | None = again(SampleRequest, "batch", None)
+    precision: str = precision_setting()
+    device: str = device_setting()
+    compile: bool = setting(False, "Compile the network first, and say how long that took; for images.")
+    frames: int | None = setting(None, "Clips of so many frames, by overlapping windows.", minimum=1, panel="Clips")
+    overlap: int | None = setting(
+        None, "Frames that two windows share.", by_data="half a window", minimum=1, panel="Clips"
+    )
+    given: str | None = setting(None, "Videos that the clips continue from.", panel="Clips")
+    first: int = setting(0, "Keep so many first frames of the given videos.", minimum=0, panel="Clips")
+    last: int = setting(0, "Keep so many last frames; those between are made.", minimum=0, panel="Clips")
+    fps: float | None = setting(
+        None, "Frame rate of the videos.", by_data="that of the training clips, else 8", above=0, panel="Clips"
+    )
+    out: Path | None = setting(None, "Folder for the samples.", names=("-o", "--out"), by_data="RUN/samples")
+    overwrite: bool = setting(False, "Replace files that this command did not write.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune(TuneSettings):
+    """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.
+
+    The solver is stored in the run, and from then on `sample --steps N` uses it. A solver that is not better than the
+    untuned one, from noise that it was not learned from, is not stored.
+
+    Example: ornstein tune runs/photos --steps 5,8,10
+    """
+
+    run: Path = setting(help="The run directory of a trained model.", argument=True)
+    device: str = device_setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distil(DistilSettings):
+    """Distil a trained model to a few steps: a student that ends in 1 to 10 steps where the model's own flow does.
+
+    It follows trajectories of the model from noise, which needs no data, and trains a copy of it on them. The student
+    is a run like any other; `ornstein sample` and `evaluate` take its own steps. Its report compares it with the
+    teacher at 1 to 20 steps, and with the tuned solver of `ornstein tune` if there is one.
+
+    Example: ornstein distil runs/photos --out runs/photos-4 --to 4
+    """
+
+    run: Path = setting(help="The run directory of the teacher, a trained diffusion model.", argument=True)
+    out: Path = setting(help="The run directory of the student to write.", names=("-o", "--out"))
+    resume: bool = setting(False, "Continue the student in --out with its stored settings.")
+    report: bool = again(Train, "report", True)
+    device: str = device_setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitNoise:
+    """Estimate the noise covariance of your clips over frames, for `ornstein train --noise FILE.json`.
+
+    Example: ornstein fit-noise moving-digits --frames 16 --size 32 --kind ar1 --out noise.json --plot noise.png
+    """
+
+    data: str = setting(help="Videos: a folder, a zip, a file, or a bundled set.", argument=True)
+    out: Path = setting(help="The JSON file to write.", names=("-o", "--out"))
+    frames: int = setting(16, "Frames of a clip.", minimum=2)
+    size: int | None = again(DataSettings, "size", 32, by_data="")
+    channels: Literal[1, 3] | None = again(DataSettings, "channels", None)
+    stride: int = again(DataSettings, "stride", 1, panel="")
+    kind: str = setting("toeplitz", "Kind of covariance to write.", choices=KINDS, other="blend:0.5 (0 to 1)")
+    shrinkage: float = setting(0.01, "Share of white noise in toeplitz and blend.", minimum=0, maximum=1)
+    clips: int = setting(2000, "At most so many clips, spread over the data.", minimum=2)
+    batch: int = setting(16, "Clips in memory at once.", names=("-b", "--batch"), minimum=1)
+    plot: Path | None = setting(None, "A picture of the correlations to write.")
+    overwrite: bool = again(Sample, "overwrite", False)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show what a run is: its model, data, settings, progress and scores.
+
+    Example: ornstein info runs/photos
+    """
+
+    run: Path = setting(help="The run directory.", argument=True)
+    json: bool = setting(False, "As JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ls:
+    """List the runs in a folder: kind, shape, steps, loss, and when each was last written.
+
+    Example: ornstein ls runs
+    """
+
+    folder: Path = setting(Path("runs"), "The folder to look in.", argument=True)
+    json: bool = setting(False, "As JSON.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Env:
+    """Show versions, devices and optional packages: what to say in a bug report.
+
+    Example: ornstein env
+    """
+
+    json: bool = setting(False, "As JSON.")

@@ -1,0 +1,29 @@
+"""The settings of `ornstein tune`. It imports no torch: the options of the command come from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ornstein.settings import check, setting
+
+__all__ = ["MOST_STEPS", "TuneSettings"]
+
+MOST_STEPS = 24  # past these a tuned solver would have 200 numbers and more, and little left to gain
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """How solvers of few steps are learned for a model."""
+
+    steps: tuple[int, ...] = setting(
+        (5, 8, 10), "Numbers of steps, each with a solver of its own.", minimum=2, maximum=MOST_STEPS
+    )
+    guidance: float = setting(1.0, "Scale of guidance that the solver will be used with.")
+    trajectories: int | None = setting(None, "Trajectories to learn from.", by_data="128, fewer large ones", minimum=1)
+    iterations: int = setting(
+        100, "Runs of the optimiser; 0 chooses among untuned solvers and time schedules.", minimum=0
+    )
+    batch: int = setting(16, "Samples through the network at once.", names=("-b", "--batch"), minimum=1)
+
+    def __post_init__(self) -> None:
+        check(self)

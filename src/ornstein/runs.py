@@ -1,0 +1,166 @@
+"""What a run directory is, read from its small files: no model is loaded and no torch imported."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ornstein.errors import UserError
+from ornstein.settings import read_file
+
+__all__ = ["RunInfo", "describe", "find"]
+
+_LARGEST_HEADER = 2**26  # bytes of a safetensors header
+_TAIL = 2**16  # bytes of metrics.jsonl that hold its last line
+_DEEPEST = 4  # folders below the one that is searched
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run directory.
+
+    kind: "diffusion", "latent diffusion", "distilled", "autoencoder" or the type of another network. shape: of a
+    sample, (C, H, W) or (C, F, H, W). step, loss, elapsed (seconds): of the last logged step. total: steps, None if
+    it is trained by the clock. settings: train.json. written: seconds since 1970.
+    """
+
+    path: Path
+    kind: str
+    shape: tuple[int, ...]
+    classes: list[str]
+    network: str
+    parameters: int | None
+    noise: str
+    step: int | None
+    total: int | None
+    loss: float | None
+    elapsed: float | None
+    finished: bool
+    written: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    tuned: list[int] = field(default_factory=list)
+    distilled: str | None = None
+
+
+def describe(run: str | Path) -> RunInfo:
+    """The run in a directory.
+
+    Raises:
+        UserError: it is no run, or its config.json cannot be read.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise UserError(f"{run} is no run: there is no such folder")
+    if not (run / "config.json").is_file():
+        raise UserError(f"{run} is no run: it has no config.json")
+    config, settings = read_file(run / "config.json"), _optional(run / "train.json")
+    last, training = _last_line(run / "metrics.jsonl"), _mapping(config.get("training"))
+    minutes, total = _number(training.get("minutes")), _number(training.get("steps"))
+    step = _number(last.get("step", training.get("step")))
+    elapsed = _number(last.get("elapsed"))
+    done = step is not None and total is not None and step >= total
+    timed = minutes is not None and elapsed is not None and elapsed >= 60 * minutes
+    few = _mapping(config.get("distilled"))
+    return RunInfo(
+        path=run,
+        kind=_kind(config),
+        shape=_shape(config),
+        classes=[str(c) for c in _list(_mapping(config.get("data")).get("classes"))],
+        network=str(_mapping(config.get("net") or config.get("autoencoder")).get("type", "?")),
+        parameters=_parameters(run / "model.safetensors"),
+        noise=str(_mapping(config.get("noise")).get("type", "-")),
+        step=None if step is None else int(step),
+        total=None if total is None else int(total),
+        loss=_number(last.get("loss")),
+        elapsed=elapsed,
+        finished=done or timed,
+        written=(run / "config.json").stat().st_mtime,
+        settings=settings,
+        tuned=[len(_list(_mapping(s).get("steps"))) for s in _list(_optional(run / "tuned.json").get("solvers"))],
+        distilled=f"{max(0, len(_list(few.get('times'))) - 1)} steps" if few else None,
+    )
+
+
+def find(folder: str | Path, depth: int = _DEEPEST) -> Iterator[Path]:
+    """The run directories in a folder, itself among them, in order of their names; links are not followed."""
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        yield folder
+        return
+    if depth:
+        for inner in sorted(p for p in folder.iterdir() if p.is_dir() and not p.is_symlink()):
+            yield from find(inner, depth - 1)
+
+
+def _kind(config: dict[str, Any]) -> str:
+    if "autoencoder" in config:
+        return "autoencoder"
+    if "distilled" in config:
+        return "distilled"
+    if "prediction" not in config:
+        return "other"
+    return "latent diffusion" if "latent" in config else "diffusion"
+
+
+def _shape(config: dict[str, Any]) -> tuple[int, ...]:
+    if "autoencoder" in config:
+        about = _mapping(config["autoencoder"])
+        sides = [about.get("channels"), about.get("size"), about.get("size")]
+    else:
+        sides = _list(_mapping(config.get("data")).get("shape"))
+    return tuple(side for side in sides if isinstance(side, int))
+
+
+def _parameters(file: Path) -> int | None:
+    """The number of values in a safetensors file, from its header; None if it has none to read."""
+    try:
+        with file.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            if length > _LARGEST_HEADER:
+                return None
+            header = json.loads(f.read(length))
+        return sum(math.prod(value["shape"]) for name, value in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        return None
+
+
+def _last_line(file: Path) -> dict[str, Any]:
+    """The last whole line of metrics.jsonl; {} if there is none."""
+    try:
+        if not file.is_file():
+            return {}
+        with file.open("rb") as f:
+            f.seek(max(0, file.stat().st_size - _TAIL))
+            lines = f.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            return _mapping(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return {}
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    try:
+        return read_file(file)
+    except UserError:
+        return {}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None

@@ -1,0 +1,194 @@
+"""The three kinds of a run: a diffusion model of images or latents, of clips, or an autoencoder."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+from torch import nn
+
+from ornstein.autoencoders import AutoencoderLoss
+from ornstein.autoencoders.latent import LatentSpace
+from ornstein.data import Clips, ImageSet, StreamedSet, save_grid, save_sheet
+from ornstein.denoiser import Denoiser
+from ornstein.errors import UserError
+from ornstein.evaluation import Score
+from ornstein.evaluation.run import Advance, draw, write_run_report
+from ornstein.evaluation.run_autoencoder import reconstruct, write_autoencoder_report
+from ornstein.evaluation.run_clips import write_clip_report
+from ornstein.progress import progress, warn
+from ornstein.store import CONFIG, read_config
+from ornstein.training import TrainState, processes, run_task
+from ornstein.training.autoencoder import Autoencoding
+from ornstein.training.latents import LatentDiffusion, LatentSet, encode_images
+from ornstein.training.models import new_autoencoder, new_denoiser
+from ornstein.training.settings import DIFFUSION, Settings
+from ornstein.training.state import check_new
+from ornstein.training.task import Diffusion, M
+
+__all__ = ["Job", "ReportPlan", "new_job", "preview", "size_of"]
+
+# A preview is worth fewer samples and steps than a result.
+_PREVIEW_IMAGES, _PREVIEW_CLIPS, _PREVIEW_STEPS, _PREVIEW_PAIRS = 64, 4, 10, 8
+_MEASURED = 8  # samples that the time of a sample is measured with
+
+
+@dataclass(frozen=True)
+class ReportPlan:
+    """What a report is given besides model and data: its title, the settings that it lists, samples to score at most,
+    numbers of solver steps to compare, seconds that it may take, and advance(what, done, total)."""
+
+    title: str
+    shown: Mapping[str, Any]
+    judged: int
+    quality_steps: Sequence[int]
+    budget: float
+    advance: Advance
+
+
+@dataclass(frozen=True)
+class Job(Generic[M]):
+    """A training that is about to begin.
+
+    about: the model in words. states: the training. preview: writes a picture of the model as it is. report: evaluates
+    the model by a plan and writes the report.
+    """
+
+    about: str
+    model: nn.Module
+    states: Iterator[TrainState[M]]
+    preview: Callable[[M, Path], None]
+    report: Callable[[ReportPlan], list[Score]]
+
+
+def new_job(
+    settings: Settings,
+    train_set: ImageSet | StreamedSet | Clips,
+    held_out: ImageSet | Clips,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+) -> Job[Any]:
+    """The training that settled settings describe; takes the run directory."""
+    if isinstance(train_set, ImageSet | StreamedSet) and settings.model != DIFFUSION:
+        assert isinstance(held_out, ImageSet)
+        return _autoencoder(settings, train_set, held_out, out, resume, device)
+    return _diffusion(settings, train_set, held_out, out, resume, device)
+
+
+def _diffusion(
+    settings: Settings,
+    train_set: ImageSet | StreamedSet | Clips,
+    held_out: ImageSet | Clips,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+) -> Job[Denoiser]:
+    config = settings.config()
+    if settings.latent is not None and isinstance(train_set, ImageSet | StreamedSet):
+        latents = _encode(Path(settings.latent), train_set, out, resume)
+        denoiser = new_denoiser(settings, train_set, latents.space, device)
+        states = run_task(LatentDiffusion(denoiser, config), latents, config, out, resume)
+    else:
+        denoiser = new_denoiser(settings, train_set, None, device)
+        states = run_task(Diffusion(denoiser, config), train_set, config, out, resume)
+
+    def report(plan: ReportPlan) -> list[Score]:
+        if isinstance(train_set, ImageSet | StreamedSet):
+            assert isinstance(held_out, ImageSet)
+            seen = train_set.drawn() if isinstance(train_set, StreamedSet) else train_set
+            return write_run_report(
+                out, denoiser, seen, held_out, plan.title, plan.shown, plan.judged, plan.quality_steps, plan.advance,
+                seconds=plan.budget,
+            )  # fmt: skip
+        assert not isinstance(held_out, ImageSet)
+        return write_clip_report(
+            out, denoiser, train_set, held_out, plan.title, plan.shown, plan.advance, plan.judged, plan.budget
+        )
+
+    about = size_of(denoiser)
+    if denoiser.space is not None and denoiser.data is not None:
+        about += f", on latents of {tuple(denoiser.data.shape)}"
+    return Job(about, denoiser, states, preview, report)
+
+
+def _autoencoder(
+    settings: Settings,
+    train_set: ImageSet | StreamedSet,
+    held_out: ImageSet,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+) -> Job[AutoencoderLoss]:
+    loss = new_autoencoder(settings, train_set, device)
+
+    def report(plan: ReportPlan) -> list[Score]:
+        seen = train_set.drawn() if isinstance(train_set, StreamedSet) else train_set
+        began = time.monotonic()
+        reconstruct(loss.model, held_out.images[:_MEASURED])
+        count = (
+            math.inf
+            if math.isinf(plan.budget)
+            else int(plan.budget * min(_MEASURED, len(held_out)) / (time.monotonic() - began))
+        )
+        part = held_out if count >= len(held_out) else held_out.split(max(count, 2) / len(held_out), 0)[1]
+        scores, warnings = write_autoencoder_report(out, loss.model, seen, part, plan.title, plan.shown, plan.advance)
+        for warning in warnings:
+            warn(warning)
+        return scores
+
+    def show(loss: AutoencoderLoss, path: Path) -> None:
+        pixels = held_out.images[:_PREVIEW_PAIRS]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pairs = torch.stack([pixels, reconstruct(loss.model, pixels)]).flatten(0, 1)
+        save_grid(pairs, path, columns=len(pixels), upscale=max(1, 64 // pixels.shape[-1]), gap=1)
+
+    about = f"{size_of(loss.model)}, latents of {tuple(loss.model.latent_shape)}"
+    states = run_task(Autoencoding(loss), train_set, settings.config(), out, resume)
+    return Job(about, loss.model, states, show, report)
+
+
+def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool) -> LatentSet:
+    group = processes.current()
+    if not resume:
+        group.agreed(lambda: check_new(out))  # before minutes of encoding
+    elif (out / CONFIG).is_file():
+        config = read_config(out)
+        if "latent" not in config:
+            raise UserError(f"{out} is a run on pixels: it cannot be resumed on latents")
+        LatentSpace.from_config(config["latent"], out)  # refuses another autoencoder
+    with progress("images", transient=True) as bar:
+        task = bar.add_task("encoding", total=len(images), note="")
+        # one process encodes, the others read its file
+        group.agreed(
+            lambda: encode_images(path, images, out, lambda done, _: bar.update(task, completed=done)) and None
+        )
+        return encode_images(path, images, out)
+
+
+def size_of(model: nn.Module) -> str:
+    """The number of parameters in words."""
+    return f"{sum(p.numel() for p in model.parameters()):,} parameters"
+
+
+def preview(denoiser: Denoiser, path: Path) -> None:
+    """Write a grid of samples of the model, or a sheet of clips, as a PNG."""
+    assert denoiser.data is not None
+    clips = len(denoiser.data.shape) == 4
+    classes = len(denoiser.data.classes)
+    count = _PREVIEW_CLIPS if clips else _PREVIEW_IMAGES
+    columns = classes if 1 < classes <= 16 and not clips else None
+    if columns is not None:
+        count = columns * max(1, count // columns)
+    samples = draw(denoiser, denoiser.data.labels(count), count, steps=_PREVIEW_STEPS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    upscale = max(1, 64 // samples.shape[-1])
+    if clips:
+        save_sheet(samples, path, upscale=upscale)
+    else:
+        save_grid(samples, path, columns=columns, upscale=upscale, gap=1)

@@ -1,0 +1,168 @@
+"""The untrained model that the settings of a run and its data describe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ornstein import checkpoint, schedules
+from ornstein import noise as noises
+from ornstein.autoencoders import AUTOENCODERS, AutoencoderLoss
+from ornstein.autoencoders.latent import LatentSpace
+from ornstein.data import Clips, ImageSet, StreamedSet
+from ornstein.denoiser import Data, Denoiser
+from ornstein.errors import UserError
+from ornstein.nets import UNet, VideoUNet
+from ornstein.process import Process
+from ornstein.training.settings import Settings
+
+__all__ = ["learns_classes", "new_autoencoder", "new_denoiser"]
+
+# With fewer images per class than this the classes are not learned, unless --conditional asks for them.
+_IMAGES_PER_CLASS = 10
+
+# An autoencoder that a diffusion model will work on keeps nearly everything; one that samples by itself is a bound.
+_KL = {"kl": 0.05}
+_RECONSTRUCTION = {"ae": "l1", "vq": "l1"}
+_FREE_BITS = {"hvae": 0.1}  # without free bits the layers above the first stay unused
+
+# Settings and the arguments that they become: of the autoencoder, and of its loss.
+_SHAPE = {"factor": "factor", "latent_channels": "latent_channels", "layers": "layers", "codes": "codes"}
+_LOSS = {
+    "reconstruction": "reconstruction",
+    "kl": "kl_weight",
+    "kl_warmup": "warmup",
+    "free_bits": "free_bits",
+    "perceptual": "perceptual",
+    "perceptual_weight": "perceptual_weight",
+    "adversarial": "adversarial_weight",
+}
+
+
+def new_denoiser(
+    settings: Settings,
+    data: ImageSet | StreamedSet | Clips,
+    space: LatentSpace | None = None,
+    device: torch.device | None = None,
+) -> Denoiser:
+    """An untrained denoiser for the data: cosine schedule, v-prediction, the noise of the settings.
+
+    With `data_noise` the prediction is preconditioned mode by mode instead; with `centre` the schedule is shifted too.
+
+    Args:
+        settings: those of the run.
+        data: what it will be trained on; gives the shape and the classes.
+        space: the latent space, for a model of the data's latents.
+        device: where to put it; by default a GPU if there is one.
+
+    Raises:
+        UserError: the settings do not fit the data.
+    """
+    device = default_device() if device is None else device
+    shape = tuple(data.shape) if space is None else space.latent_shape
+    classes = data.classes if learns_classes(settings, data) else []
+    preset = settings.preset(shape[-1], space is not None, device.type == "cpu")
+    with _seeded(settings.seed):
+        net = _network(settings, preset, shape, len(classes), latent=space is not None)
+    noise, spec = noises.parse(settings.noise, shape[1]), Data(shape, tuple(classes))
+    if settings.data_noise is None:
+        return Denoiser(net, Process(schedules.Cosine(), noise), "v", data=spec, space=space).to(device)
+    covariance = noises.parse(settings.data_noise, shape[1])
+    schedule = _centred(noise, covariance, shape) if settings.centre else schedules.Cosine()
+    return Denoiser(net, Process(schedule, noise), "edm", data=spec, data_covariance=covariance).to(device)
+
+
+def default_device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within it the initial weights follow from `seed`; the caller's random state is left alone."""
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def learns_classes(settings: Settings, data: ImageSet | StreamedSet | Clips) -> bool:
+    """Whether a model of these data is conditional on their classes."""
+    if settings.conditional is not None:
+        return settings.conditional
+    return 1 < len(data.classes) <= len(data) / _IMAGES_PER_CLASS
+
+
+def _network(settings: Settings, preset: str, shape: tuple[int, ...], classes: int, latent: bool) -> nn.Module:
+    learned = settings.objective == "hybrid"
+    if settings.init is not None:
+        return _from_image(Path(settings.init), shape, classes, settings.given_frames)
+    if settings.frames is None:
+        patch = 1 if latent else None  # a latent is a patch already
+        return UNet.preset(
+            preset, channels=shape[0], size=shape[-1], classes=classes, patch=patch, learned_variance=learned
+        )
+    return VideoUNet.preset(
+        preset,
+        channels=shape[0],
+        size=shape[-1],
+        frames=settings.frames,
+        classes=classes,
+        conditioning=settings.given_frames,
+        learned_variance=learned,
+    )
+
+
+def _centred(noise: noises.Covariance, data: noises.Covariance, shape: tuple[int, ...]) -> schedules.Schedule:
+    """The cosine schedule shifted so that logdet(C^-1 Sigma) = 0, with the same log-SNR at its end."""
+    shift = -noises.log_snr_shift(noise, data, shape)
+    plain = schedules.Cosine()
+    return schedules.Shifted(schedules.Cosine(float(plain.log_snr(1.0)) - shift), shift)
+
+
+def _from_image(run: Path, shape: tuple[int, ...], classes: int, given_frames: bool) -> VideoUNet:
+    """The video net around the image model in `run`."""
+    image = checkpoint.load(run).net
+    if not isinstance(image, UNet):
+        raise UserError(f"{run} is no image model: --init takes a run of images")
+    of_image = (image.config["channels"], image.config["size"], image.config["classes"])
+    if of_image != (shape[0], shape[-1], classes):
+        raise UserError(
+            f"{run} has {of_image[0]} channels, {of_image[1]} pixels a side and {of_image[2]} classes; "
+            f"the clips have {shape[0]}, {shape[-1]} and {classes}"
+        )
+    return VideoUNet.from_image(image, shape[1], conditioning=given_frames)
+
+
+def new_autoencoder(
+    settings: Settings, data: ImageSet | StreamedSet, device: torch.device | None = None
+) -> AutoencoderLoss:
+    """An untrained autoencoder for the images, inside its loss.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    device = default_device() if device is None else device
+    channels, size, _ = data.shape
+    kind = settings.model
+    preset = settings.preset(size, False, device.type == "cpu")
+    defaults: dict[str, Any] = {
+        "reconstruction": _RECONSTRUCTION.get(kind, "nll"),
+        "kl_weight": _KL.get(kind, 1.0),
+        "free_bits": _FREE_BITS.get(kind, 0.0),
+    }
+    try:
+        with _seeded(settings.seed):
+            model = AUTOENCODERS[kind].preset(preset, channels=channels, size=size, **_arguments(settings, _SHAPE))
+            return AutoencoderLoss(model, **(defaults | _arguments(settings, _LOSS))).to(device)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _arguments(settings: Settings, names: dict[str, str]) -> dict[str, Any]:
+    values = {argument: getattr(settings, name) for name, argument in names.items()}
+    return {argument: value for argument, value in values.items() if value is not None}

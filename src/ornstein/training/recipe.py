@@ -1,0 +1,287 @@
+"""`orn.train`: from settings to a run directory with a trained model, previews on the way, and a report."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ornstein import autoencoders
+from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed, same_data
+from ornstein.data.images import MEMORY_BUDGET
+from ornstein.data.sets import few_images
+from ornstein.devices import choose_device
+from ornstein.errors import UserError
+from ornstein.evaluation import Score
+from ornstein.progress import progress, say, warn
+from ornstein.settings import to_json
+from ornstein.store import atomic_write
+from ornstein.training import processes
+from ornstein.training.folder import check_folder
+from ornstein.training.jobs import Job, ReportPlan, new_job
+from ornstein.training.models import learns_classes, new_autoencoder, new_denoiser
+from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings, resumed
+from ornstein.training.state import read_record
+
+__all__ = [
+    "REPORT", "DataSettings", "Run", "Settings", "Split", "in_memory", "new_autoencoder", "new_denoiser", "open_data",
+    "report_seconds", "train",
+]  # fmt: skip
+
+_JUDGED = 256  # samples that a report scores
+_REPORT_SECONDS, _REPORT_SHARE = 60.0, 0.1  # a report takes the larger of a minute and a tenth of the training
+REPORT = "report.html"
+# Bundled sets, which are no paths.
+_BUNDLED = ("digits", "moving-digits", "bouncing-balls", "drifting-textures")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    path: the run directory. settings: as stored in it. model: the trained one, with the averaged weights. train_set
+    and held_out: the data. scores: those of the report; none without one, and in all processes but the first.
+    """
+
+    path: Path
+    settings: Settings
+    scores: list[Score]
+    model: nn.Module = field(repr=False)
+    train_set: ImageSet | StreamedSet | Clips = field(repr=False)
+    held_out: ImageSet | Clips = field(repr=False)
+
+
+class Split(NamedTuple):
+    """Data to train on, data held out, the fingerprint of the whole, and whether images are decoded as needed."""
+
+    train: ImageSet | StreamedSet | Clips
+    held_out: ImageSet | Clips
+    fingerprint: str
+    stream: bool
+
+
+def train(
+    data: str | Path | None,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    report: bool = True,
+    device: str = "auto",
+    title: str | None = None,
+    judged: int | None = None,
+    quality_steps: Sequence[int] = (),
+    **settings: Any,
+) -> Run:
+    """Train a model on your data into a run directory: what `ornstein train` does.
+
+    Of several processes (`torchrun`) all train; the first one alone writes previews, the report and the console.
+
+    Args:
+        data: a folder, an archive or a file of images or videos, or a bundled set; None with `resume` for that of the
+            run.
+        out: the run directory.
+        resume: continue the run in `out` with its stored settings; `settings` may extend it (steps, minutes).
+        report: evaluate the model at the end and write report.html. It takes at most a tenth of the training or a
+            minute, whichever is longer: of a slow model fewer samples are scored.
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        title: of the report.
+        judged: samples that the report scores, however long that takes; None: up to 256 within the time of a report.
+        quality_steps: numbers of solver steps that the report compares.
+        **settings: the fields of `ornstein.training.recipe.Settings`: size, steps, minutes, batch, frames, ...
+
+    Returns:
+        The run, with the model in memory.
+
+    Raises:
+        UserError: the settings are wrong or do not fit the data, or `out` holds another run.
+        RunError: the training failed (not finite, out of memory, a full disk); the last checkpoint is intact.
+        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint saved.
+    """
+    out = Path(out)
+    asked = _asked(data, out, resume, settings)
+    asked.validate()
+    check_folder(out)
+    group = processes.current()  # before anything goes to a GPU: each process has its own
+    where = choose_device(device)
+    if asked.latent is not None:
+        asked = _sized(asked)
+    split = open_data(asked, show=True)
+    asked = replace(
+        asked,
+        data=_absolute(asked.data),
+        fingerprint=split.fingerprint,
+        stream=split.stream,
+        fps=getattr(split.train, "fps", None),
+    ).settled(split.train.shape[-1], where.type == "cpu")
+    asked = replace(asked, net=asked.preset(split.train.shape[-1], asked.latent is not None, where.type == "cpu"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        job = new_job(asked, split.train, split.held_out, out, resume, where)
+    for warning in caught:
+        warn(str(warning.message))
+    if group.main:
+        atomic_write(out / SETTINGS, (json.dumps(to_json(asked), indent=1) + "\n").encode())
+    _say_what(job, split, asked)
+    steps, seconds = _follow(job, asked, out, resume)
+    if isinstance(split.train, StreamedSet):
+        split.train.damaged.update(group.collected(list(split.train.damaged.items())))  # each has read its own part
+    group.end()
+    scores: list[Score] = []
+    if group.main and resume and not steps:
+        say(f"{out} is finished already: {_length(out, asked)}; give more --steps or --minutes to train on")
+        report = report and not (out / REPORT).is_file()
+    if group.main and report:
+        budget = report_seconds(seconds) if judged is None else math.inf
+        plan = {"shown": asked.shown(), "judged": judged or _JUDGED, "quality_steps": quality_steps, "budget": budget}
+        scores = _report(job, title=title or f"Run {out.name}", **plan)
+    return Run(out, asked, scores, job.model, split.train, split.held_out)
+
+
+def _asked(data: str | Path | None, out: Path, resume: bool, given: dict[str, Any]) -> Settings:
+    """The settings of this call: those stored in `out` for a resumption, with what is given."""
+    if data is not None:
+        given = given | {"data": str(data)}
+    if resume and (out / DISTIL).is_file():
+        raise UserError(f"{out} is a distilled model: go on with `ornstein distil TEACHER --out {out} --resume`")
+    unknown = given.keys() - Settings.__dataclass_fields__.keys()
+    if unknown:
+        raise UserError(f"train has no setting {min(unknown)!r}; known: {', '.join(Settings.__dataclass_fields__)}")
+    if resume and (out / SETTINGS).is_file():
+        return resumed(Settings.stored(out / SETTINGS), given)
+    if "data" not in given:
+        raise UserError("give --data: a folder or archive of images or videos, or a bundled set such as `digits`")
+    return Settings(**given)
+
+
+def _absolute(data: str) -> str:
+    """A path of data as an absolute one, so that the run finds it from another working directory."""
+    return data if data in _BUNDLED or not Path(data).exists() else str(Path(data).resolve())
+
+
+def _sized(settings: Settings) -> Settings:
+    """The settings with the size and channels of the images of the autoencoder, if these were not given."""
+    assert settings.latent is not None
+    channels, size, _ = autoencoders.load(settings.latent).shape
+    given = (settings.channels or channels, settings.size or size)
+    if given != (channels, size):
+        raise UserError(
+            f"{settings.latent} encodes images of {channels} channels and {size} pixels a side, not {given[0]} and "
+            f"{given[1]}: leave out --size and --channels"
+        )
+    return replace(settings, channels=channels, size=size)  # pyright: ignore[reportArgumentType]  (1 or 3)
+
+
+def open_data(settings: Settings, show: bool = False) -> Split:
+    """The images or clips of a run: those to train on, and those held out by its seed.
+
+    With `show`, a line says what was read, and a warning if it is too little.
+
+    Raises:
+        UserError: the data cannot be used, or are not those of the fingerprint in the settings: the held-out part
+            would be another.
+    """
+    with progress("files", transient=True) as bar:
+        task = bar.add_task("reading", total=None, note="")
+        opened = _open(settings, lambda done, total: bar.update(task, completed=done, total=total))
+    if show:
+        say(opened.summary)
+        few = few_images(len(opened), "image" if settings.frames is None else "clip")
+        if few is not None:
+            warn(few)
+    if settings.conditional and not opened.classes:
+        if isinstance(opened, ImageSet | StreamedSet):
+            opened.require_labels()
+        raise UserError(f"{settings.data} has no classes: put the videos of each class in a folder named after it")
+    if not same_data(opened, settings.fingerprint):
+        raise UserError(
+            f"{settings.data} has changed since this run began: put the files back as they were, or train another run"
+        )
+    # A run keeps the fingerprint that it began with: those of version 0.1 know names only, and split without classes.
+    fingerprint = settings.fingerprint or opened.fingerprint
+    every_class = learns_classes(settings, opened) and fingerprint != opened.names_fingerprint
+    parts = opened.split(settings.held_out, settings.seed, every_class)
+    unused = len(opened.classes) > 1 and settings.conditional is None and not learns_classes(settings, parts[0])
+    if show and unused and settings.model == "diffusion":
+        say("too few images per class: training without classes; --conditional uses them")
+    return Split(*parts, fingerprint, isinstance(opened, StreamedSet))
+
+
+def _open(settings: Settings, advance: Callable[[int, int], None]) -> ImageSet | StreamedSet | Clips:
+    if settings.frames is not None:
+        return open_clips(
+            settings.data, settings.frames, settings.size, settings.channels, stride=settings.stride, progress=advance
+        )
+    streamed = _streamed(settings)
+    if streamed is not None:
+        return streamed
+    return open_images(settings.data, settings.size, settings.channels, progress=advance)
+
+
+def _streamed(settings: Settings) -> StreamedSet | None:
+    """Images that are decoded as needed: if that is asked for, or if they would not fit in the memory budget."""
+    if settings.stream is False:
+        return None
+    above = 0 if settings.stream else MEMORY_BUDGET
+    streamed = open_streamed(settings.data, settings.size, settings.channels, above=above)
+    if settings.stream and streamed is None:
+        raise UserError(f"{settings.data} holds arrays, which are not decoded: leave out --stream")
+    return streamed
+
+
+def _say_what(job: Job[Any], split: Split, settings: Settings) -> None:
+    kind = "images" if settings.frames is None else "clips"
+    about = f"{len(split.train)} {kind} of {tuple(split.train.shape)}, {job.about}"
+    if split.train.skipped:
+        about += f", {len(split.train.skipped)} bad files skipped (listed in the report)"
+    if processes.current().world > 1:
+        about += f", {processes.current().world} processes"
+    say(about)
+
+
+def _follow(job: Job[Any], settings: Settings, out: Path, resume: bool) -> tuple[int, float]:
+    """Train to the end with a progress bar; the steps made here, and the seconds of training over all resumptions."""
+    group, config = processes.current(), settings.config()
+    kind = "images" if settings.frames is None else "clips"
+    timed = config.minutes is not None
+    total = 60 * config.minutes if config.minutes is not None else config.steps
+    began, steps, seconds = time.monotonic(), 0, 0.0
+    with progress("s" if timed else "steps") as bar:
+        task = bar.add_task("training", total=total, note="", visible=not resume)  # a finished run makes no step
+        for state in job.states:
+            steps, seconds = steps + 1, state.elapsed
+            done = state.elapsed if timed else state.step
+            note = f"loss {state.loss:.4f}  {state.images_per_second:,.0f} {kind}/s"
+            bar.update(task, completed=min(done, total or done), note=note, visible=True)
+            if state.sample_due and group.main:
+                job.preview(state.model, out / "progress" / f"step-{state.step:06d}.png")
+    return steps, seconds or time.monotonic() - began
+
+
+def _length(out: Path, settings: Settings) -> str:
+    step = read_record(out)["step"]
+    return f"{step} steps" if settings.minutes is None else f"{step} steps in {settings.minutes:g} minutes"
+
+
+def report_seconds(training: float) -> float:
+    """How long a report may take after so many seconds of training."""
+    return max(_REPORT_SECONDS, _REPORT_SHARE * training)
+
+
+def _report(job: Job[Any], **plan: Any) -> list[Score]:
+    """The scores of the report, which is written with a progress bar."""
+    with progress("parts") as bar:
+        task = bar.add_task("evaluating", total=1, note="")
+        advance = lambda what, done, total: bar.update(task, completed=done, total=total, note=what)  # noqa: E731
+        return job.report(ReportPlan(advance=advance, **plan))
+
+
+def in_memory(images: ImageSet | StreamedSet) -> ImageSet:
+    """The images; of a streamed set a random part that stands for it."""
+    return images.drawn() if isinstance(images, StreamedSet) else images

@@ -1,0 +1,256 @@
+"""The settings of a run: its data, its model and its training. It imports no torch: the options come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from ornstein.errors import UserError
+from ornstein.settings import again, check, field_of, precision_setting, read, read_file, setting, settings_of, to_json
+from ornstein.training.config import TrainConfig, check_length
+
+__all__ = ["AUTOENCODERS", "DIFFUSION", "DISTIL", "SETTINGS", "DataSettings", "DistilSettings", "Settings", "resumed"]
+
+T = TypeVar("T", bound=Any)
+
+SETTINGS = "train.json"
+DISTIL = "distil.json"  # the settings of a distilled model, beside those of its teacher
+
+DIFFUSION = "diffusion"
+# The keys of `ornstein.autoencoders.AUTOENCODERS`, which imports torch; a test compares them.
+AUTOENCODERS = ("ae", "vae", "hvae", "vq", "kl")
+_WITH_RATE = ("vae", "hvae", "kl")
+
+_CLIPS = "Clips"
+_LATENTS = "Autoencoders and latent diffusion"
+
+# On a CPU many small steps are worth more than few large ones (docs/training.md), but for images that are tiny.
+_BATCH, _CPU_BATCH, _TINY = 128, 32, 16
+_CLIP_BATCH = 16
+_AUTOENCODER_BATCH = 32  # of images above 32 pixels a side: an autoencoder computes at full resolution throughout
+_LEARNING_RATE = {"muon": 4e-3, "adamw": 1e-3}
+_DISTIL_STEPS = 1500
+_MUON_EMA = 0.02  # a shorter average than the trainer's own
+
+# Settings that only some kinds of model have.
+_MODELS = {
+    "factor": AUTOENCODERS,
+    "latent_channels": AUTOENCODERS,
+    "layers": ("hvae",),
+    "codes": ("vq",),
+    "reconstruction": AUTOENCODERS,
+    "kl": _WITH_RATE,
+    "kl_warmup": _WITH_RATE,
+    "free_bits": _WITH_RATE,
+    "perceptual": AUTOENCODERS,
+    "perceptual_weight": AUTOENCODERS,
+    "adversarial": AUTOENCODERS,
+}
+_DIFFUSION_ONLY = (
+    "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images or clips, and how they are read."""
+
+    data: str = setting(
+        help="Images or videos: a folder or archive (a sub-folder per class), a file, or a bundled set such as digits."
+    )
+    size: int | None = setting(None, "Side of the square images.", unit="pixels", by_data="their own if all agree")
+    channels: Literal[1, 3] | None = setting(None, "3 for colour, 1 for grey.", by_data="3, or that of the bundled set")
+    stream: bool | None = setting(
+        None, "Decode images as they are needed, not all at the start.", by_data="if they would fill over 2 GB"
+    )
+    held_out: float = setting(0.1, "Share of the data that is kept for the evaluation.", above=0, below=1)
+    frames: int | None = setting(None, "Train on clips of so many frames.", minimum=1, panel=_CLIPS)
+    stride: int = setting(1, "Take every STRIDE-th frame of a video.", minimum=1, panel=_CLIPS)
+
+
+@dataclass(frozen=True)
+class Settings(TrainConfig, DataSettings):
+    """The settings of a run, stored in its directory as train.json: a resumption needs no options."""
+
+    batch: int | None = again(TrainConfig, "batch", None, by_data="128 images, 32 on a CPU, 16 clips")  # pyright: ignore[reportIncompatibleVariableOverride]
+    optimizer: Literal["muon", "adamw"] | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
+        TrainConfig, "optimizer", None, by_data="muon for diffusion on images, else adamw"
+    )
+    learning_rate: float | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
+        TrainConfig, "learning_rate", None, by_data=", ".join(f"{v:g} with {k}" for k, v in _LEARNING_RATE.items())
+    )
+    sample_every: int = again(TrainConfig, "sample_every", 1000)
+    ema: float | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
+        TrainConfig, "ema", None, by_data=f"{_MUON_EMA:g} with muon, else {field_of(TrainConfig, 'ema').default:g}"
+    )
+    net: Literal["auto", "xs", "s", "m", "l"] = setting("auto", "Size of the network; auto: by data and device.")
+    conditional: bool | None = setting(None, "Learn the classes.", by_data="if there are 10 images per class")
+    model: str = setting("diffusion", "Kind of model.", choices=(DIFFUSION, *AUTOENCODERS), panel=_LATENTS)
+    latent: str | None = setting(None, "Train on the latents of the autoencoder in this run.", panel=_LATENTS)
+    factor: int | None = setting(
+        None, "Image side over latent side: 2, 4, 8, ...", by_data="by the size", minimum=1, panel=_LATENTS
+    )
+    latent_channels: int | None = setting(
+        None,
+        "Channels of the latents, or their length for a vae.",
+        by_data="4, 8 for a vq, 32 for a vae",
+        minimum=1,
+        panel=_LATENTS,
+    )
+    layers: int | None = setting(None, "Layers of latents of an hvae.", by_data="2", minimum=1, panel=_LATENTS)
+    codes: int | None = setting(None, "Entries of the codebook of a vq.", by_data="512", minimum=2, panel=_LATENTS)
+    reconstruction: Literal["nll", "l1", "l2"] | None = setting(
+        None,
+        "Reconstruction loss; nll: Gaussian of learned scale.",
+        by_data="l1 for ae and vq, else nll",
+        panel=_LATENTS,
+    )
+    kl: float | None = setting(
+        None, "Weight of the rate; 1 is the bound.", by_data="1, 0.05 for a kl", minimum=0, panel=_LATENTS
+    )
+    kl_warmup: float | None = setting(
+        None, "Share of the training over which --kl rises from 0.", by_data="0", minimum=0, maximum=1, panel=_LATENTS
+    )
+    free_bits: float | None = setting(
+        None, "Nats per latent number without cost.", by_data="0.1 for an hvae, else 0", minimum=0, panel=_LATENTS
+    )
+    perceptual: str | None = setting(
+        None, "Compare in features too.", choices=("random",), other="a TorchScript file", panel=_LATENTS
+    )
+    perceptual_weight: float | None = setting(
+        None, "Weight of that comparison.", by_data="1", minimum=0, panel=_LATENTS
+    )
+    adversarial: float | None = setting(
+        None, "Weight of a patch discriminator.", by_data="none", minimum=0, panel=_LATENTS
+    )
+    noise: str = setting("white", "Noise of the process: white, ar1:0.9, or a file of `fit-noise`.", panel=_CLIPS)
+    data_noise: str | None = setting(
+        None, "Covariance of the data over frames, written as for --noise: preconditions by it.", panel=_CLIPS
+    )
+    centre: bool = setting(
+        False, "Shift the schedule so that logdet(C^-1 Sigma) = 0; needs --data-noise.", panel=_CLIPS
+    )
+    given_frames: bool = setting(False, "Learn to continue from given frames too.", panel=_CLIPS)
+    init: str | None = setting(None, "A run of images that a model of clips starts from.", panel=_CLIPS)
+    fingerprint: str | None = setting(None, "Identity of the data.", stored=True)
+    fps: float | None = setting(None, "Frame rate of the clips, after --stride.", stored=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def stored(cls, path: Path) -> Settings:
+        """The settings that a run stores. Raises UserError if the file is not valid."""
+        # a run that is older than --stream has decoded all images at the start
+        return read(cls, {"stream": False} | read_file(path), path)
+
+    def validate(self) -> None:
+        """Raise UserError for options that do nothing, or do not go together, for this kind of model and data."""
+        check_length(self.steps, self.minutes)
+        for name, models in _MODELS.items():
+            if getattr(self, name) is not None and self.model not in models:
+                raise UserError(f"{_option(name)} is for --model {', '.join(models)}, not {self.model}")
+        if self.perceptual_weight is not None and self.perceptual is None:
+            raise UserError("--perceptual-weight needs --perceptual: random, or a TorchScript file")
+        if self.model != DIFFUSION:
+            for name in _DIFFUSION_ONLY:
+                if getattr(self, name) != field_of(Settings, name).default:
+                    raise UserError(f"{_option(name)} is for diffusion models, not --model {self.model}")
+        if self.latent is not None and self.frames is not None:
+            raise UserError("--latent is for images: leave out --frames")
+        if self.latent is not None and self.flip:
+            raise UserError("--flip does nothing for latents, which are computed once: leave it out")
+        if self.frames is None:
+            self._validate_images()
+        elif self.stream:
+            raise UserError("--stream is for images: leave out --frames")
+        if self.centre and self.data_noise is None:
+            raise UserError("--centre needs the covariance of the data: give --data-noise FILE.json of `fit-noise` too")
+
+    def _validate_images(self) -> None:
+        for name in ("init", "given_frames", "data_noise", "centre", "stride"):
+            if getattr(self, name) != field_of(Settings, name).default:
+                raise UserError(f"{_option(name)} is for clips: give --frames too")
+        if self.noise != "white" and not self.noise.endswith(".json"):
+            raise UserError(f"noise {self.noise!r} is over the frames of clips: give --frames, or leave it out")
+
+    def settled(self, side: int, cpu: bool) -> Settings:
+        """The settings with what the data and the device decide: batch, optimizer, learning rate, EMA.
+
+        Args:
+            side: of the images, in pixels.
+            cpu: whether the training is on a CPU.
+        """
+        measured = self.model == DIFFUSION and self.frames is None
+        optimizer = self.optimizer or ("muon" if measured else "adamw")
+        plain = field_of(TrainConfig, "ema").default
+        return replace(
+            self,
+            batch=self._batch(side, cpu) if self.batch is None else self.batch,
+            optimizer=optimizer,
+            learning_rate=_LEARNING_RATE[optimizer] if self.learning_rate is None else self.learning_rate,
+            ema=(_MUON_EMA if optimizer == "muon" else plain) if self.ema is None else self.ema,
+        )
+
+    def _batch(self, side: int, cpu: bool) -> int:
+        if self.frames is not None:
+            return _CLIP_BATCH
+        if self.model != DIFFUSION:
+            return _AUTOENCODER_BATCH if side > 32 else _BATCH
+        tiny = side <= _TINY or self.latent is not None
+        return _CPU_BATCH if cpu and not tiny else _BATCH
+
+    def preset(self, side: int, latent: bool, cpu: bool) -> str:
+        """The size of the network, for images or latents of `side` numbers a side."""
+        if self.net != "auto":
+            return self.net
+        small = side <= _TINY if self.model != DIFFUSION else not latent and (side <= _TINY or self.frames is not None)
+        return "xs" if small else "s" if cpu else "m"
+
+    def config(self) -> TrainConfig:
+        """The trainer's settings; what is not `settled` yet is as for small images on a CPU."""
+        known = None not in (self.batch, self.optimizer, self.learning_rate, self.ema)
+        return settings_of(TrainConfig, self if known else self.settled(self.size or 0, cpu=True))
+
+    def shown(self) -> dict[str, object]:
+        """The settings for people: those that were given or settled."""
+        return {name: value for name, value in to_json(self).items() if value is not None and value is not False}
+
+
+@dataclass(frozen=True)
+class DistilSettings:
+    """The settings of a distillation, stored in the student's run directory as distil.json."""
+
+    to: int = setting(4, "Steps that the student takes, 1 to 10.")
+    guidance: float = setting(1.0, "Scale of the teacher's guidance, which the student has built in.")
+    trajectories: int = setting(10_000, "Trajectories of the teacher to learn from.", minimum=1)
+    steps: int | None = again(TrainConfig, "steps", None, by_data=f"{_DISTIL_STEPS} without --minutes")
+    minutes: float | None = again(TrainConfig, "minutes", None)
+    batch: int = again(TrainConfig, "batch", 128)
+    learning_rate: float = again(TrainConfig, "learning_rate", 1e-3)
+    precision: str = precision_setting()
+    seed: int = again(TrainConfig, "seed", 0)
+    checkpoint_every: int = again(TrainConfig, "checkpoint_every", 500)
+    teacher: str = setting("", stored=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_length(self.steps, self.minutes)
+
+    def config(self) -> TrainConfig:
+        """The trainer's settings."""
+        steps = _DISTIL_STEPS if self.steps is None and self.minutes is None else self.steps
+        return settings_of(TrainConfig, self, steps=steps, condition_dropout=0.0)  # some trajectories have no class
+
+
+def resumed(stored: T, given: Mapping[str, object]) -> T:
+    """The stored settings with what a resumption is given; steps replace minutes and the reverse."""
+    other = {"steps": "minutes", "minutes": "steps"}
+    dropped = {other[name]: None for name in given if name in other and other[name] not in given}
+    return replace(stored, **(dropped | dict(given)))  # pyright: ignore[reportArgumentType]
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
