@@ -15,8 +15,8 @@ ROOT = Path(ornstein.__file__).parent
 FLOORS = [
     # mathematics: torch and the standard library alone
     "errors extras launch progress settings request",
-    "store runs seal sizes randomness devices schedules noise",
-    "process",
+    "store runs seal sizes devices schedules noise",
+    "process randomness",
     "denoiser preconditioning oracles wrapper",
     "guidance solvers",
     "sampling likelihood objectives compiling",
