@@ -47,6 +47,12 @@ class Processes:
         """Whether this is the one that writes files and speaks."""
         return self.rank == 0
 
+    def place(self, module: nn.Module) -> torch.device:
+        """Move a model to the device of this process: that of its local rank in a launch, else where it is."""
+        if self.accelerator is not None:
+            module.to(self.accelerator.device)
+        return next(module.parameters()).device
+
     def wrap(self, module: nn.Module, varying: bool) -> nn.Module:
         """The module whose backward pass averages the gradients over the processes.
 

@@ -132,8 +132,8 @@ def sound(out: Path) -> tuple[Path, dict[str, Any]]:
     raise failures[0] if failures else UserError(f"there is no file {out / STATE}")
 
 
-def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-    """Put the state in the file `path` into the networks and the optimizer; its step and elapsed seconds.
+def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Load the state in the file `path` into the networks and the optimizer; its record, as `save` was given it.
 
     Raises:
         UserError: the file cannot be read, or is not of this network.
@@ -148,10 +148,12 @@ def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.
         for key in _MOMENTS:
             saved = tensors.get(f"optimizer.{key}.{name}")
             if saved is not None:
-                # the moments lie in memory as the parameter does: the fused step asks for it
-                like = torch.empty_like(parameter) if key != "step" else torch.empty_like(saved)
+                # the fused step needs moments with the memory order of the parameter, and its counter on the device
+                like = (
+                    torch.empty_like(saved, device=parameter.device) if key == "step" else torch.empty_like(parameter)
+                )
                 optimizer.state[parameter][key] = like.detach().copy_(split_as(saved, like))
-    return record["step"], record["elapsed"]
+    return record
 
 
 def check_same(out: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
