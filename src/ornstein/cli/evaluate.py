@@ -36,6 +36,7 @@ from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder,
 
 __all__ = ["evaluate"]
 
+_REPORT = 0.95  # of the time, after which nothing is started: the rest is for the report
 _SIZES = ("num", "solvers", "steps", "seeds", "likelihood", "images")
 _OF_SAMPLES = (*_SIZES, "minutes", "full", "features", "batch", "precision")
 
@@ -87,7 +88,7 @@ def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | 
             features,
             lambda what, done, total: bar.update(task, completed=done, total=total, note=what),
             pieces,
-            deadline=None if seconds is None else began + seconds,
+            deadline=None if seconds is None else began + _REPORT * seconds,
             precision=dtype,
         )
     group.end()
