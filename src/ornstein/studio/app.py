@@ -37,7 +37,9 @@ table.facts tr, table.facts thead, table.facts tbody { border: 0 !important; }
 table.facts th, table.facts td { text-align: left; padding: 5px 10px 5px 0 !important; vertical-align: top;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
 table.facts th { font-weight: 500; color: var(--body-text-color-subdued); width: 9em; }
-#samples img, #looks img, #film img, #ranked img { image-rendering: pixelated; }
+#samples img, #previews img, #film img, #ranked img { image-rendering: pixelated; }
+iframe.report { width: 100%; height: 70vh; border: 1px solid var(--border-color-primary); border-radius: 8px;
+  background: white; }
 footer { display: none !important; }
 @media (max-width: 640px) {
   .gradio-container, .gradio-container .app { padding: 0 4px 24px !important; }

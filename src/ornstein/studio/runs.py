@@ -1,19 +1,36 @@
-"""The runs that the studio knows: which there are, of what kind, and their models, loaded once."""
+"""The runs that the studio shows: which there are, of what kind, and their models, each loaded once."""
 
 from __future__ import annotations
 
+import re
+import shutil
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
+from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.nets import FaceUNet, RelitUNet
-from ornstein.store import read_json
+from ornstein.store import read_json, write_error
+from ornstein.training import lock
+
+__all__ = ["AUTOENCODER", "CLIPS", "FACES", "IMAGES", "Runs", "checked_name"]
 
 IMAGES, CLIPS, FACES, AUTOENCODER = "images", "clips", "faces", "autoencoder"
 _NETS = {FaceUNet.__name__: FACES, RelitUNet.__name__: FACES}
+
+
+_NAME = re.compile(r"[\w][\w .-]{0,79}")
+
+
+def checked_name(name: str) -> str:
+    """The name of a run without spaces around it. Raises UserError if it cannot be the name of a folder here."""
+    name = name.strip()
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise UserError(f"{name!r} cannot be the name of a run: use letters, digits, spaces, dots and dashes")
+    return name
 
 
 class Runs:
@@ -30,12 +47,17 @@ class Runs:
         started = [p for p in inside if (p / checkpoint.CONFIG).is_file() or (p / "studio.log").is_file()]
         return list(dict.fromkeys([*self.given, *started]))
 
-    def of(self, *kinds: str) -> list[str]:
-        """The names of the runs that hold a model of these kinds."""
-        return [str(run) for run in self.all() if self.kind(run) in kinds]
+    def of(self, *kinds: str) -> list[tuple[str, str]]:
+        """(name, path) of the runs that hold a model of these kinds."""
+        return self.named([run for run in self.all() if self.kind(run) in kinds])
+
+    def named(self, runs: Sequence[Path]) -> list[tuple[str, str]]:
+        """(name, path) of runs; the name is that of the folder, with its parent if two are equal."""
+        names = [run.name for run in runs]
+        return [(run.name if names.count(run.name) == 1 else f"{run.name} ({run.parent})", str(run)) for run in runs]
 
     def kind(self, run: Path) -> str | None:
-        """What the run's model makes; None where there is no model yet."""
+        """What the run's model makes; None if there is no model yet."""
         try:
             config = read_json(run / checkpoint.CONFIG)
         except UserError:
@@ -46,16 +68,47 @@ class Runs:
         return _NETS.get(str(net.get("type")), {3: IMAGES, 4: CLIPS}.get(len(shape)))
 
     def find(self, name: str | None) -> Path:
-        """The run of that name. Raises UserError where the studio does not know it: no other folder is read."""
+        """The run with that name or path. Raises UserError if the studio does not show it: no other folder is read."""
         known = {str(run): run for run in self.all()}
+        by_name = {shown: Path(path) for shown, path in self.named(self.all())}
         if not name:
             raise UserError("choose a run first, or train one on the page Train")
-        if name not in known:
+        if name not in known and name not in by_name:
             raise UserError(f"no run {name!r} is open here: start `ornstein studio {name}` to add it")
-        return known[name]
+        return known.get(name) or by_name[name]
+
+    def rename(self, run: Path, name: str) -> Path:
+        """Give a run of `home` another name. Raises UserError if it is none of those, or the name is taken or bad."""
+        self._check_own(run)
+        new = self.home / checked_name(name)
+        if new.exists() or new.is_symlink():
+            raise UserError(f"there is a run {new.name!r} already: choose another name")
+        try:
+            run.rename(new)
+        except OSError as error:
+            raise write_error(new, error) from error
+        return new
+
+    def delete(self, run: Path) -> None:
+        """Delete a run of `home` with everything in it. Raises UserError if it is none of those."""
+        self._check_own(run)
+        try:
+            shutil.rmtree(run)
+        except OSError as error:
+            raise write_error(run, error) from error
+
+    def _check_own(self, run: Path) -> None:
+        if run.is_symlink() or run.resolve().parent != self.home.resolve():
+            raise UserError(f"{run.name} is not in the studio's own folder, {self.home}: change it there yourself")
+        if lock.holder(run) is not None:
+            raise UserError(f"{run.name} is being trained: stop it first")
 
     def model(self, run: Path) -> Denoiser:
-        """The run's model, loaded anew where it was written since. Raises UserError where there is none."""
+        """The run's model on the device that computes, loaded again if its file has changed.
+
+        Raises:
+            UserError: there is no model yet, or it has no sample spec.
+        """
         try:
             key = (run, (run / checkpoint.MODEL).stat().st_mtime_ns)
         except OSError:
@@ -63,8 +116,8 @@ class Runs:
         with self._lock:
             if key not in self._models:
                 self._models = {k: v for k, v in self._models.items() if k[0] != run}
-                self._models[key] = checkpoint.load(run)
+                self._models[key] = checkpoint.load(run).to(choose_device())
             denoiser = self._models[key]
         if denoiser.data is None:
-            raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
+            raise UserError(f"{run.name} has no sample spec: train it with `ornstein train`")
         return denoiser

@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from ornstein.studio.runs import Runs
+from ornstein.studio.runs import CLIPS, FACES, Runs
 from ornstein.studio.sessions import Sessions
 from ornstein.studio.trainings import Trainings
 
 if TYPE_CHECKING:
     from ornstein.faces.detect import FaceDetector
     from ornstein.faces.recognise import FaceRecogniser
+
+
+def _about(kinds: Sequence[str], names: Sequence[object]) -> str:
+    if names:
+        return "A trained run."
+    if FACES in kinds:
+        return "None yet: `ornstein faces demo` or `ornstein faces train` makes one; this page cannot train it."
+    if CLIPS in kinds and len(kinds) == 1:
+        return "None yet: on the page Train, give frames per clip and videos."
+    return "None yet: train one on the page Train."
 
 
 class Studio:
@@ -44,8 +54,9 @@ class Studio:
     def chooser(self, *kinds: str, label: str = "Model") -> gr.Dropdown:
         """A menu of the runs of these kinds, brought up to date when a page is opened."""
         names = self.runs.of(*kinds)
-        info = "A trained run." if names else "None yet: train one on the page Train."
-        menu = gr.Dropdown(names, value=names[0] if names else None, label=label, info=info, allow_custom_value=True)
+        menu = gr.Dropdown(
+            names, value=names[0][1] if names else None, label=label, info=_about(kinds, names), allow_custom_value=True
+        )
         self._choosers.append((menu, kinds))
         return menu
 
@@ -54,8 +65,9 @@ class Studio:
         out = []
         for (_, kinds), value in zip(self._choosers, chosen, strict=True):
             names = self.runs.of(*kinds)
-            info = "A trained run." if names else "None yet: train one on the page Train."
-            out.append(gr.update(choices=names, value=value if value in names else next(iter(names), None), info=info))
+            paths = [path for _, path in names]
+            chosen_now = value if value in paths else next(iter(paths), None)
+            out.append(gr.update(choices=names, value=chosen_now, info=_about(kinds, names)))
         return out
 
     def on_load(self, handler: Callable[..., Any], menu: gr.Dropdown, outputs: list[Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,12 +16,12 @@ from ornstein import checkpoint
 from ornstein.errors import UserError
 from ornstein.metrics import read_metrics
 from ornstein.store import read_json
+from ornstein.studio.runs import checked_name
 from ornstein.training import lock
 from ornstein.training.state import has_state
 
 LOG = "studio.log"
 _UPLOAD = "data"  # the name that uploaded data get in the run folder
-_NAME = re.compile(r"[\w][\w .-]{0,79}")
 RUNNING, JUDGING, FINISHED, STOPPED, FAILED, WAITING = "training", "judging", "finished", "stopped", "failed", "reading"
 
 
@@ -52,9 +51,7 @@ class Trainings:
 
         Raises UserError where the name is no name, or is taken.
         """
-        name = name.strip()
-        if not _NAME.fullmatch(name) or ".." in name:
-            raise UserError(f"{name!r} is no name for a run: use letters, digits, spaces, dots and dashes")
+        name = checked_name(name)
         run = self.home / name
         if run.exists():
             raise UserError(f"there is a run {name!r} already: give another name, or choose it below and resume it")
@@ -132,8 +129,8 @@ class Trainings:
         return steps, min(1.0, step / steps)
 
 
-def looks(run: Path) -> list[Path]:
-    """Pictures of samples drawn on the way, the latest last; the finished run's own at the end."""
+def previews(run: Path) -> list[Path]:
+    """Pictures of samples during training, the latest last; those of the finished run at the end."""
     found = sorted((run / "progress").glob("step-*.png"))
     return [*found, run / "samples.png"] if (run / "samples.png").is_file() else found
 
