@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ornstein import processes
 from ornstein.errors import UserError
-from ornstein.training import processes
 from ornstein.training.loop import train
 
 pytest.importorskip("accelerate")
