@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ornstein.devices import float64_device
 from ornstein.noise.covariance import cast_like
-from ornstein.process import Prediction, Process, check_times, float64_device, linear_marginal
+from ornstein.process import Prediction, Process, check_times, linear_marginal
 from ornstein.schedules import Times
 
 __all__ = ["GaussianMixture", "Oracle"]

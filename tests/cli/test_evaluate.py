@@ -189,7 +189,7 @@ def test_a_plan_is_printed_and_kept_to(digits: Path, tmp_path: Path) -> None:
     for words in ("samples", "held-out images", "network evaluations, about "):
         assert words in plan
     record = fresh(tmp_path)
-    assert record["samples_per_seed"] < 2000 and record["quality"] and record["seconds"] > 0
+    assert record["samples_per_seed"] < 2000 and record["quality"]
     assert record["command"] in result.stdout.replace("\n", " ")
 
 

@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 
 from ornstein.errors import RunError, UserError
-from ornstein.faces import film, provenance
-from ornstein.faces.film import Encoder, Film, is_video
+from ornstein.faces import provenance
 from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import ModelCard
 from ornstein.faces.provenance.consent import Consent
-from ornstein.faces.swap import Choice, SwapModel, Swapper, SwapSettings
+from ornstein.faces.swap import Choice, SwapModel, Swapper, SwapSettings, film
+from ornstein.faces.swap.film import Encoder, Film, is_video
 from ornstein.faces.swap.photo import Order
-from ornstein.faces.video_swap import VideoReport, VideoSettings, swap_video
+from ornstein.faces.swap.video import VideoReport, VideoSettings, swap_video
 
 HEIGHT, WIDTH = 64, 96
 SHORT = VideoSettings(segment=6, batch=4, gap=2, noise="ar1:0.7")

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from ornstein.errors import UserError
-from ornstein.faces import film
-from ornstein.faces.film import Encoder, Film, is_video
+from ornstein.faces.swap import film
+from ornstein.faces.swap.film import Encoder, Film, is_video
 
 TITLES = {"title": "Wedding", "artist": "Ann", "comment": "hello", "genre": "home"}
 COVER, COMMENT, DEFAULT = (av.stream.Disposition[name] for name in ("attached_pic", "comment", "default"))

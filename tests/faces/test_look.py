@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ornstein.faces.align import TEMPLATE, Similarity, warp
 from ornstein.faces.detect import Detector, Face
-from ornstein.faces.look import Looker
+from ornstein.faces.swap.look import Looker
 
 
 def moving(portrait: Tensor, degrees: float, scale: float, count: int, size: int = 300) -> list[Tensor]:

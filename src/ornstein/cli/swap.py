@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ornstein.faces.provenance.consent import Consent
     from ornstein.faces.swap import Choice, Order, Source, SwapModel, Swapper
-    from ornstein.faces.video_swap import VideoReport
+    from ornstein.faces.swap.video import VideoReport
 
 __all__ = ["swap"]
 
@@ -117,7 +117,7 @@ class _Swaps:
         _print_gaps(report)
 
     def _swap_video(self, choice: Choice, order: Order) -> VideoReport:
-        from ornstein.faces.video_swap import swap_video
+        from ornstein.faces.swap.video import swap_video
 
         with progress("frames") as bar:
             task = bar.add_task("finding faces", total=None, note="")
@@ -142,7 +142,7 @@ def _check_files(job: _Job, overwrite: bool) -> bool:
     Raises:
         UserError: a file is missing, or the output has a wrong name or replaces another file.
     """
-    from ornstein.faces import film
+    from ornstein.faces.swap import film
     from ornstein.faces.swap import photo as photo_swap
 
     named = [path for pair in job.whom for path in pair if isinstance(path, Path)]

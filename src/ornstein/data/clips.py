@@ -1,34 +1,19 @@
-"""Sets of clips: cut from the videos of a folder or archive, decoded once; or generated from known motion."""
+"""Sets of clips: windows into the frames of whole videos."""
 
 import hashlib
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from statistics import median
-from typing import IO, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ornstein.data import identity, images, sets
-from ornstein.data.classes import group
-from ornstein.data.clip_sources import SourceVideo, file_entry, find_videos
-from ornstein.data.decode import LIMIT_PIXELS, MIN_SIDE, BadImage, strict_pillow
-from ornstein.data.entry import IMAGE_SUFFIXES, Listing, nothing_usable, reason_of
-from ornstein.data.motion import MOTIONS, MotionClips
-from ornstein.data.names import natural_key
+from ornstein.data import sets
 from ornstein.data.pixels import to_unit
-from ornstein.data.sources import open_source
-from ornstein.data.video_read import VIDEO_SUFFIXES
-from ornstein.errors import RunError, UserError
+from ornstein.errors import UserError
 
-__all__ = ["ClipSet", "Clips", "open_clips"]
-
-_NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a whole
+__all__ = ["ClipSet", "Clips"]
 
 
 class Clips(Protocol):
@@ -175,195 +160,3 @@ class ClipSet:
             videos=self.videos[chosen],
             labels=None if self.labels is None else self.labels[chosen],
         )
-
-
-def open_clips(
-    path: str | Path,
-    frames: int,
-    size: int | None = None,
-    channels: int | None = None,
-    *,
-    stride: int = 1,
-    hop: int | None = None,
-    limit_pixels: int = LIMIT_PIXELS,
-    progress: Callable[[int, int], None] | None = None,
-) -> ClipSet | MotionClips:
-    """Open clips of `frames` frames: a folder, a .zip archive (read in place), a video file, or a bundled source.
-
-    A video is a file (mp4, mov, webm, mkv, avi, mpg, ts, flv, wmv, 3gp and their kin), an animation (GIF, WebP, PNG,
-    AVIF), or a folder of images of one size in natural order. Images in a folder with videos are skipped, and so are
-    folders of images that are named as videos are: thumbnails. If all videos lie in sub-folders, and in several, the
-    first folder on the path is the class. Each frame is turned upright, its centre square cut out and resized. Frames
-    are decoded as a stream; above 2 GB they go to a temporary file.
-
-    The bundled sources are "moving-digits", "bouncing-balls" and "drifting-textures", see `MotionClips`. A folder of
-    such a name is given as "./moving-digits".
-
-    Args:
-        path: the source.
-        frames: of a clip.
-        size: pixels a side; None keeps the size that all videos have (32 for a bundled source).
-        channels: 3 (RGB) or 1 (luma); None: 3, and 1 for a bundled source.
-        stride: every `stride`-th frame of a video is taken.
-        hop: a clip begins every `hop` of those; None: where the last one ended.
-        limit_pixels: the most pixels of a frame.
-        progress: called as progress(done, total) after each video.
-
-    Returns:
-        The clips. Videos that cannot be used, among them those shorter than a clip, are listed in `skipped`.
-
-    Raises:
-        UserError: there is no such source, nothing usable in it, the sizes differ and `size` is None, or an argument is
-            out of range.
-        RunError: the disk has no room for the temporary file.
-    """
-    if frames < 1 or stride < 1 or (hop is not None and hop < 1):
-        raise UserError(f"frames, stride and hop must be at least 1, not {frames}, {stride} and {hop}")
-    if size is not None and size < MIN_SIDE:
-        raise UserError(f"--size must be at least {MIN_SIDE} pixels, not {size}")
-    if channels not in (None, 1, 3):
-        raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}")
-    if str(path) in MOTIONS and (isinstance(path, str) or not path.exists()):
-        if stride != 1 or hop is not None:
-            raise UserError(f"{path} is generated clip by clip: stride and hop are for videos")
-        return MotionClips(str(path), frames, 32 if size is None else size, 1 if channels is None else channels)
-    path = Path(path)
-    if path.suffix.lower() in VIDEO_SUFFIXES and path.exists() and not path.is_dir():
-        return _cut(path, Listing([file_entry(path)]), frames, size, channels or 3, stride, hop, limit_pixels, progress)
-    with open_source(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES, _NO_LIMIT, by_folder=False) as listing:
-        return _cut(path, listing, frames, size, channels or 3, stride, hop, limit_pixels, progress)
-
-
-def _cut(
-    path: Path,
-    listing: Listing,
-    frames: int,
-    size: int | None,
-    channels: int,
-    stride: int,
-    hop: int | None,
-    limit_pixels: int,
-    progress: Callable[[int, int], None] | None,
-) -> ClipSet:
-    listed, beside = find_videos(listing, path)
-    names = [video.name.split("/", 1)[-1] if listing.prefixed else video.name for video in listed]
-    groups = group(names, path.is_file() or listing.prefixed, [video.entries[0].label for video in listed])
-    skipped, hop, ignored = [*listing.skipped, *beside], hop or frames, Counter(listing.ignored)
-    skipped += [(listed[i].name, why) for i, why in groups.skipped.items()]
-    ignored.update(groups.ignored.values())
-    chosen = [i for i in range(len(listed)) if i not in groups.skipped and i not in groups.ignored]
-    videos = [listed[i] for i in chosen]
-    label_of = {} if groups.labels is None else {listed[i].name: groups.labels[i] for i in chosen}
-    store = _Store()
-    used: list[SourceVideo] = []
-    starts: list[int] = []
-    owners: list[int] = []
-    with strict_pillow():
-        for done, video in enumerate(videos, start=1):
-            begin = len(store)
-            try:
-                for frame in video.frames(size, channels, stride, limit_pixels):
-                    store.append(frame, video.name)
-                count = _enough(len(store) - begin, frames, stride)
-            except (BadImage, OSError) as bad:
-                store.truncate(begin)
-                skipped.append((video.name, reason_of(bad)))
-            else:
-                begins = range(begin, begin + count - frames + 1, hop)
-                store.truncate(begins[-1] + frames)
-                starts += begins
-                owners += [len(used)] * len(begins)
-                used.append(video)
-            if progress is not None:
-                progress(done, len(videos))
-    skipped.sort(key=lambda item: natural_key(item[0]))
-    if not used:
-        raise nothing_usable(path, skipped, ignored, "video")
-    classes = sorted({label_of[video.name] for video in used if label_of}, key=natural_key)
-    labels = None
-    if len(classes) > 1:
-        labels = torch.tensor([classes.index(label_of[used[owner].name]) for owner in owners])
-    rates = [each.rate for video in used for each in video.opened]
-    return ClipSet(
-        source=str(path),
-        frames=frames,
-        pixels=store.finish(),
-        starts=torch.tensor(starts),
-        videos=torch.tensor(owners),
-        names=[video.name for video in used],
-        file_sizes=[video.size for video in used],
-        sums=_sums(used),
-        labels=labels,
-        classes=classes if labels is not None else [],
-        skipped=skipped,
-        ignored=ignored,
-        rate=float(median(rates)) / stride if rates else None,
-    )
-
-
-def _enough(count: int, frames: int, stride: int) -> int:
-    if count < frames:
-        strided = f" at stride {stride}" if stride > 1 else ""
-        raise BadImage(f"too short: {count} frames{strided}, a clip has {frames}")
-    return count
-
-
-def _sums(videos: Sequence[SourceVideo]) -> list[int]:
-    """A checksum of the contents of each video."""
-    entries = [entry for video in videos for entry in video.entries]
-    sums = iter(identity.checksums(len(entries), entries.__getitem__, [entry.size for entry in entries]))
-    of_videos = [[next(sums) for _ in video.entries] for video in videos]
-    return [each[0] if len(each) == 1 else identity.checksum(str(each).encode()) for each in of_videos]
-
-
-class _Store:
-    """A growing uint8 array (T, C, H, W): in memory up to the budget, above it in a temporary file."""
-
-    def __init__(self) -> None:
-        self.memory = bytearray()
-        self.file: IO[bytes] | None = None
-        self.bytes = 0
-        self.shape: tuple[int, ...] = ()
-        self.first = ""
-
-    def __len__(self) -> int:
-        return self.bytes // (int(np.prod(self.shape)) or 1)
-
-    def append(self, frame: np.ndarray, name: str) -> None:
-        """Add a frame (C, H, W) of the video `name`. Raises UserError if it differs in size from the first."""
-        if not self.bytes:
-            self.shape, self.first = frame.shape, name
-        if frame.shape != self.shape:
-            sizes = f"{self.first} gives {self.shape[1]} pixels a side, {name} {frame.shape[1]}"
-            raise UserError(f"the videos are not all one size ({sizes}): choose one with --size")
-        try:
-            if self.file is None and self.bytes + frame.nbytes > images.MEMORY_BUDGET:
-                self.file = tempfile.TemporaryFile()  # noqa: SIM115  (it goes with the array that maps it)
-                self.file.write(self.memory)
-                self.memory = bytearray()
-            if self.file is None:
-                self.memory += frame.tobytes()
-            else:
-                self.file.write(frame.tobytes())
-        except OSError as error:
-            raise RunError(
-                f"the frames fill {tempfile.gettempdir()} ({error.strerror or error}): choose a smaller --size, a "
-                "larger stride, or set TMPDIR to a larger disk"
-            ) from error
-        self.bytes += frame.nbytes
-
-    def truncate(self, frames: int) -> None:
-        self.bytes = frames * int(np.prod(self.shape)) if frames else 0
-        if self.file is None:
-            del self.memory[self.bytes :]
-        else:
-            self.file.seek(self.bytes)
-            self.file.truncate()
-
-    def finish(self) -> Tensor:
-        shape = (len(self), *self.shape)
-        if self.file is None:
-            return torch.frombuffer(self.memory, dtype=torch.uint8).view(shape)
-        self.file.flush()
-        with self.file:
-            return torch.from_numpy(np.memmap(self.file, dtype=np.uint8, mode="r+", shape=shape))

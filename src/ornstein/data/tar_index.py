@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 
 from ornstein.data.classes import group
-from ornstein.data.entry import IMAGE_SUFFIXES, MAX_FILE_BYTES, BadImage, Entry, open_regular
+from ornstein.data.entry import IMAGE_SUFFIXES, MAX_FILE_BYTES, BadImage, Entry, open_handle
 from ornstein.data.names import natural_key
 from ornstein.data.tar_headers import read_at
 from ornstein.data.webdataset import scan
@@ -159,7 +159,7 @@ class _Handle:
 
     def __init__(self, path: Path) -> None:
         try:
-            self.number, _ = open_regular(path)
+            self.number, _ = open_handle(path)
         except BadImage as bad:
             raise UserError(f"cannot read {path}: {bad}") from None
 

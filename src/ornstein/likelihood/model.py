@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises, condition_tensor
-from ornstein.process import Prediction, Process, float64_device
+from ornstein.devices import float64_device
+from ornstein.process import Prediction, Process
 from ornstein.wrapper import device_of, module_of
 
 __all__ = ["STREAM", "Model", "chunks", "dimensions", "open_model"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
+from ornstein.devices import float64_device
 from ornstein.noise import SingularCovarianceError
-from ornstein.process import float64_device
 from ornstein.solvers.runge_kutta import Slope, Step, column, dormand_prince
 from ornstein.solvers.stepping import Knot, Noise, knots
 
