@@ -28,22 +28,19 @@ def _philox(counter: list[Tensor], key: tuple[int, int]) -> list[Tensor]:
     rounds each word depends on one index alone, and they broadcast; the others are in place.
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for turn in range(10):
-        if turn < 2:
-            p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
-            c0, c2 = (((p1 >> 32) ^ c1) ^ k0) & _MASK, (((p0 >> 32) ^ c3) ^ k1) & _MASK
-            c1, c3 = p1, p0
-        else:
-            if turn == 2:
-                c0, c1, c2, c3 = (c.contiguous() for c in torch.broadcast_tensors(c0, c1, c2, c3))
-                p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
-            torch.mul(c0, 0xD2511F53, out=p0)
-            torch.mul(c2, 0xCD9E8D57, out=p1)
-            torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
-            torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
-            c1, p1, c3, p0 = p1, c1, p0, c3
-        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    keys = [((key[0] + turn * 0x9E3779B9) & _MASK, (key[1] + turn * 0xBB67AE85) & _MASK) for turn in range(10)]
+    for k0, k1 in keys[:2]:
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c2 = (((p1 >> 32) ^ c1) ^ k0) & _MASK, (((p0 >> 32) ^ c3) ^ k1) & _MASK
+        c1, c3 = p1, p0
+    c0, c1, c2, c3 = (c.contiguous() for c in torch.broadcast_tensors(c0, c1, c2, c3))
+    p0, p1 = torch.empty_like(c0), torch.empty_like(c0)
+    for k0, k1 in keys[2:]:
+        torch.mul(c0, 0xD2511F53, out=p0)
+        torch.mul(c2, 0xCD9E8D57, out=p1)
+        torch.bitwise_right_shift(p1, 32, out=c0).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        torch.bitwise_right_shift(p0, 32, out=c2).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
+        c1, p1, c3, p0 = p1, c1, p0, c3
     return [c0, c1.bitwise_and_(_MASK), c2, c3.bitwise_and_(_MASK)]
 
 

@@ -247,9 +247,12 @@ def nameless_zip(root: Path) -> Path:
     with zipfile.ZipFile(root / "a.zip", "w") as archive:
         archive.writestr("good.png", png())
         archive.writestr("x", png())
-    data = (root / "a.zip").read_bytes()
-    end = data.rindex(b"PK\1\2")
-    (root / "a.zip").write_bytes(data[: end + 28] + b"\0\0" + data[end + 30 : end + 46] + data[end + 47 :])
+    data = bytearray((root / "a.zip").read_bytes())
+    entry, end = data.rindex(b"PK\1\2"), data.rindex(b"PK\5\6")
+    struct.pack_into("<I", data, end + 12, struct.unpack_from("<I", data, end + 12)[0] - 1)
+    struct.pack_into("<H", data, entry + 28, 0)
+    del data[entry + 46]  # the name of one letter
+    (root / "a.zip").write_bytes(data)
     return root / "a.zip"
 
 
