@@ -199,7 +199,8 @@ def sized(given: Mapping[str, Any], held_out: int, costs: Costs, seconds: float 
             plan = Plan(**({"count": count} | breadth | likelihood | given))
             if _samples(plan, costs) <= left:
                 return plan
-    return Plan(**(_BREADTHS[-1] | {"count": ENOUGH} | likelihood | given))
+    smallest_of_all: dict[str, Any] = _BREADTHS[-1] | {"count": ENOUGH} | likelihood | given
+    return Plan(**smallest_of_all)
 
 
 # From the full plan down to a single set of samples.
