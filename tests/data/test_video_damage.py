@@ -10,7 +10,7 @@ from PIL import Image
 
 from ornstein.data import open_clips
 from ornstein.errors import UserError
-from ornstein.faces.film import Film, is_video
+from ornstein.faces.swap.film import Film, is_video
 
 KINDS = {
     "a.mp4": ("libx264", "yuv420p", None),

@@ -11,8 +11,8 @@ from PIL import Image
 
 from ornstein.data.decode import BadImage
 from ornstein.errors import UserError
-from ornstein.faces.film import is_video
 from ornstein.faces.read import decode_photo, read_photo
+from ornstein.faces.swap.film import is_video
 from ornstein.faces.swap.picture import encode, read_picture
 
 
