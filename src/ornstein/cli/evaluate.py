@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ornstein import autoencoders, checkpoint
+from ornstein import autoencoders, checkpoint, processes
 from ornstein.cli.held_out_data import Material, open_material, pixel_digest
 from ornstein.cli.options import refuse
 from ornstein.denoiser import Denoiser
@@ -33,10 +33,10 @@ from ornstein.evaluation.settings import MINUTES, Evaluate
 from ornstein.evaluation.summary import tables, write_evaluation_report
 from ornstein.progress import console, progress, say, silenced, warn
 from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder, read_config
-from ornstein.training import processes
 
 __all__ = ["evaluate"]
 
+_REPORT = 0.95  # of the time, after which nothing is started: the rest is for the report
 _SIZES = ("num", "solvers", "steps", "seeds", "likelihood", "images")
 _OF_SAMPLES = (*_SIZES, "minutes", "full", "features", "batch", "precision")
 
@@ -88,7 +88,7 @@ def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | 
             features,
             lambda what, done, total: bar.update(task, completed=done, total=total, note=what),
             pieces,
-            deadline=None if seconds is None else began + seconds,
+            deadline=None if seconds is None else began + _REPORT * seconds,
             precision=dtype,
         )
     group.end()

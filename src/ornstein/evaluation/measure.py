@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ornstein import processes
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet, to_uint8, to_unit
 from ornstein.denoiser import Denoiser
@@ -26,7 +27,6 @@ from ornstein.evaluation.plan import ENOUGH, FIT_BATCH, FIT_STEPS, VARIATIONAL, 
 from ornstein.evaluation.precision import precision_recall
 from ornstein.likelihood import Dequantiser, fit_dequantiser
 from ornstein.sampling import State, sample
-from ornstein.training import processes
 from ornstein.wrapper import device_of
 
 __all__ = ["METRICS", "Advance", "Evaluation", "Row", "Spread", "evaluate_model"]
@@ -228,6 +228,7 @@ class _Work:
         self.d, self.plan, self.held_out, self.train = d, plan, held_out, train
         self.advance, self.pieces, self.deadline, self.precision = advance, pieces, deadline, precision
         self.total, self.done = plan.calls(len(held_out)), 0
+        self.spent, self.called = 0.0, 0  # seconds and network evaluations of the sets of samples so far
         self.left_out: list[str] = []
         self.kept = max(_PAIRS, min(plan.count, _COPIES, _COPY_NUMBERS // math.prod(d.shape or (1,))))
 
@@ -237,10 +238,13 @@ class _Work:
         self.advance(what, before, self.total)
         return lambda done: self.advance(what, before + done * cost, self.total)
 
-    def over(self) -> bool:
-        """Whether the time is over, as the first of several processes sees it."""
-        deadline = self.deadline
-        return deadline is not None and processes.current().agreed(lambda: time.monotonic() > deadline)
+    def over(self, calls: int = 0) -> bool:
+        """Whether so many network evaluations would end after the deadline, as the first of several processes sees it.
+
+        Their time is that of the sets of samples so far.
+        """
+        deadline, expected = self.deadline, calls * self.spent / max(1, self.called)
+        return deadline is not None and processes.current().agreed(lambda: time.monotonic() + expected > deadline)
 
     def finish(self) -> None:
         """Everything is measured."""
@@ -304,7 +308,7 @@ class _Work:
                 known, pictures = self.pieces.get(name), self.pieces.pictures(name) if show else None
                 if known is not None and not (show and pictures is None):
                     self.start(name, evaluations(solver, steps), plan.count)
-                elif not show and self.over():
+                elif not show and self.over(evaluations(solver, steps) * plan.count):
                     self.left_out.append(name)
                     continue
                 else:
@@ -327,13 +331,17 @@ class _Work:
         show: bool,
     ) -> tuple[dict[str, float], Tensor | None]:
         """The scores of one set of samples, and its first samples if they are to be shown."""
+        began = time.monotonic()
         parts: list[Tensor] = []
         pictures: list[Tensor] = []
         for images in self._samples(name, solver, steps, seed, labels):
             parts.append(extract(images))
             if show and sum(map(len, pictures)) < self.kept:
                 pictures.append(images)
-        return _compare(torch.cat(parts), real), torch.cat(pictures)[: self.kept] if show else None
+        scores = _compare(torch.cat(parts), real)
+        self.spent += time.monotonic() - began
+        self.called += evaluations(solver, steps) * self.plan.count
+        return scores, torch.cat(pictures)[: self.kept] if show else None
 
     def _samples(self, name: str, solver: str, steps: int, seed: int, labels: Tensor | None) -> Iterator[Tensor]:
         """uint8 samples, a batch at a time; each of several processes makes every so many batches, and all get all."""
