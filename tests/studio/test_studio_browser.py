@@ -247,7 +247,7 @@ def test_work_is_stopped_and_a_mistake_is_told_in_a_line(page) -> None:
     page.get_by_label("Name of the run").fill("../outside")
     page.get_by_placeholder("digits, or").fill("digits")
     press(page, "Start")
-    page.get_by_text("'../outside' is no name for a run").wait_for()
+    page.get_by_text("'../outside' cannot be the name of a run").wait_for()
     assert "Traceback" not in page.inner_text("body")
 
 

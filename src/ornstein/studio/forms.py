@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from ornstein.errors import UserError
-from ornstein.settings import about, choices, default_text, members, type_hints
+from ornstein.settings import about, choices, default_text, members, type_hints, values
 
 __all__ = ["components", "given"]
 
-_AUTOMATIC = "automatic"
+_AUTOMATIC, _YES, _NO = "automatic", "yes", "no"
 
 
 def components(cls: type, names: Sequence[str]) -> list[Any]:
@@ -21,27 +21,35 @@ def components(cls: type, names: Sequence[str]) -> list[Any]:
     return [_component(cls, f) for f in _fields(cls, names)]
 
 
-def given(cls: type, names: Sequence[str], values: Sequence[Any]) -> list[str]:
-    """Words of a command line for the values of `components` that differ from the defaults.
+def given(cls: type, names: Sequence[str], entered: Sequence[Any]) -> list[str]:
+    """Options of a command line for the values of `components` that differ from the defaults.
+
+    Args:
+        cls: the settings dataclass.
+        names: its fields.
+        entered: the value of the component of each.
 
     Raises:
-        UserError: a number that should be whole is not.
+        UserError: a value of the wrong type, out of range or not among the choices.
     """
     words: list[str] = []
-    for f, value in zip(_fields(cls, names), values, strict=True):
+    for f, value in zip(_fields(cls, names), entered, strict=True):
         option = "--" + f.name.replace("_", "-")
         kinds = _kinds(cls, f)
-        if value in (None, "", _AUTOMATIC) or (bool not in kinds and value == f.default):
+        if isinstance(value, str):
+            value = value.strip()
+        if value in (None, "", _AUTOMATIC) or value == f.default:
             continue
         if bool in kinds:
-            if value != f.default:
-                words.append(option if value else f"--no-{option.removeprefix('--')}")
+            if value not in (True, False, _YES, _NO):
+                raise UserError(f"{_label(f)} {value!r} is unknown; known: {_AUTOMATIC}, {_YES}, {_NO}")
+            words.append(option if value in (True, _YES) else f"--no-{option.removeprefix('--')}")
             continue
-        if int in kinds:
-            if value != int(value):
-                raise UserError(f"{_label(f)} is a whole number, not {value}")
+        if int in kinds and isinstance(value, float) and value.is_integer():
             value = int(value)
-        words += [option, f"{value:g}" if isinstance(value, float) else str(value)]
+        numbers = {str(each): each for each in choices(cls, f)}  # menus show texts
+        values(cls, {f.name: numbers.get(str(value), value)}, name=lambda _: _label(f))  # noqa: B023
+        words += [option, f"{value:.15g}" if isinstance(value, float) else str(value)]
     return words
 
 
@@ -63,8 +71,10 @@ def _component(cls: type, f: Field[Any]) -> Any:
     default = None if f.default is MISSING else f.default
     notes = [described.unit, f"empty: {default_text(f)}" if default is None and default_text(f) else ""]
     info = " ".join([described.help, *([f"({'; '.join(n for n in notes if n)})"] if any(notes) else [])])
+    if bool in kinds and default is None:
+        return gr.Dropdown([_AUTOMATIC, _YES, _NO], value=_AUTOMATIC, label=_label(f), info=info)
     if bool in kinds:
-        return gr.Checkbox(bool(default), label=_label(f), info=info)
+        return gr.Checkbox(default, label=_label(f), info=info)
     if allowed:
         first = [] if default in allowed else [_AUTOMATIC]
         return gr.Dropdown(

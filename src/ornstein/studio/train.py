@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -17,7 +17,7 @@ from ornstein.studio.trainings import Progress
 from ornstein.studio.work import bar, duration, note, told
 from ornstein.training.settings import Settings
 
-__all__ = ["line", "options", "page"]
+__all__ = ["framed", "line", "options", "page"]
 
 _PAGE = (
     "Train a diffusion model on your images. It goes on when this page is closed, and is found again when it is opened."
@@ -138,16 +138,23 @@ class _Page:
     @told
     def rename_run(self, chosen: str, name: str) -> Any:
         """Rename a run of the studio's folder."""
-        return self.menu(self.studio.runs.rename(self.studio.runs.find(chosen), name or ""))
+        return self.menu(self.studio.runs.rename(self.idle(chosen), name or ""))
 
     @told
     def delete_run(self, chosen: str, confirmation: str) -> Any:
         """Delete a run of the studio's folder; its name must be typed as confirmation."""
-        path = self.studio.runs.find(chosen)
+        path = self.idle(chosen)
         if (confirmation or "").strip() != path.name:
             raise UserError(f"to delete {path.name} and everything in it, type its name as confirmation")
         self.studio.runs.delete(path)
         return self.menu(None)
+
+    def idle(self, chosen: str) -> Path:
+        """The run chosen. Raises UserError if it is being trained, or about to be."""
+        path = self.studio.runs.find(chosen)
+        if self.studio.trainings.under_way(path):
+            raise UserError(f"{path.name} is being trained: stop it first")
+        return path
 
     def opened(self) -> Any:
         every = self.studio.runs.all()
@@ -237,7 +244,7 @@ def _watched(studio: Studio) -> tuple[gr.Dropdown, gr.Number, tuple[gr.Button, g
 
 def framed(report: Path) -> str:
     """A report in the page: a frame without scripts and without access to the studio."""
-    address = escape(f"/gradio_api/file={report.resolve()}?{report.stat().st_mtime_ns}", quote=True)
+    address = f"/gradio_api/file={quote(str(report.resolve()))}?{report.stat().st_mtime_ns}"
     return f'<iframe class="report" sandbox="" title="Report" src="{address}"></iframe>'
 
 
