@@ -240,7 +240,7 @@ def settings_of_form(**changed):
 
 def test_a_training_is_started_followed_stopped_and_refused(client, served) -> None:
     def start(name: str, data: str = "digits", **settings):
-        values = settings_of_form(net="xs", batch=4, size=None, **settings)
+        values = settings_of_form(**{"net": "xs", "batch": 4} | settings)
         return client.predict(name, data, None, 5000, "steps", *values, api_name="/train_start")
 
     for name, data, message in (

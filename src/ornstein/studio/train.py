@@ -14,7 +14,7 @@ from ornstein.metrics import read_metrics
 from ornstein.studio import charts, forms, trainings
 from ornstein.studio.studio import Studio
 from ornstein.studio.trainings import Progress
-from ornstein.studio.work import bar, duration, note, told
+from ornstein.studio.work import bar, duration, errors_shown, note
 from ornstein.training.settings import Settings
 
 __all__ = ["framed", "line", "options", "page"]
@@ -33,7 +33,7 @@ _MORE = (
 _WORDS = {
     trainings.WAITING: "Reading the data",
     trainings.RUNNING: "Training",
-    trainings.JUDGING: "Sampling and evaluating for the report",
+    trainings.EVALUATING: "Sampling and evaluating for the report",
     trainings.FINISHED: "Finished",
     trainings.STOPPED: "Stopped; it can be resumed",
     trainings.FAILED: "Failed",
@@ -111,36 +111,36 @@ class _Page:
             shown[4] = gr.skip() if before[3] == report else shown[4]
         return shown
 
-    @told
+    @errors_shown
     def train_start(self, name: str, data: str, upload: str | None, amount: float, how_long: str, *values: Any) -> Any:
         """Start a training; its run."""
         words = options(how_long, amount, values)
         path = self.studio.trainings.start(name or "", data or "", words, Path(upload) if upload else None)
         return self.menu(path)
 
-    @told
+    @errors_shown
     def train_stop(self, chosen: str) -> str:
         """Ask a training to save and end; it can be resumed."""
         self.studio.trainings.stop(self.studio.runs.find(chosen))
         return bar("Stopping: it saves what it has")
 
-    @told
+    @errors_shown
     def train_resume(self, chosen: str, steps: float | None) -> str:
         """Continue a training that was stopped, to `steps` steps in all if given."""
         self.studio.trainings.resume(self.studio.runs.find(chosen), ["--steps", str(int(steps))] if steps else [])
         return bar("Continuing where it stopped")
 
-    @told
+    @errors_shown
     def train_status(self, chosen: str) -> dict[str, Any]:
         """The progress of a run, as JSON."""
         return vars(self.studio.trainings.progress(self.studio.runs.find(chosen)))
 
-    @told
+    @errors_shown
     def rename_run(self, chosen: str, name: str) -> Any:
         """Rename a run of the studio's folder."""
         return self.menu(self.studio.runs.rename(self.idle(chosen), name or ""))
 
-    @told
+    @errors_shown
     def delete_run(self, chosen: str, confirmation: str) -> Any:
         """Delete a run of the studio's folder; its name must be typed as confirmation."""
         path = self.idle(chosen)
