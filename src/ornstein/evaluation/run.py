@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def write_run_report(
     grid_labels = torch.arange(rows).repeat_interleave(columns) if classes else None
     pictures = draw(denoiser, grid_labels, rows * columns if classes else min(64, shown), steps=steps)
     upscale = max(1, 64 // pictures.shape[-1])
-    save_grid(pictures, out / "samples.png", columns=columns, upscale=upscale, gap=1)
+    said = json.dumps({"samples": made_by, "seed": 0})
+    save_grid(pictures, out / "samples.png", columns=columns, upscale=upscale, gap=1, comment=said)
     draw(denoiser, denoiser.data.labels(filmed), filmed, steps=steps, callback=film)
 
     advance("scores", 1, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,14 @@ def write_clip_report(
     samples = draw(denoiser, denoiser.data.labels(judged), judged, steps=steps, batch=_BATCH)
     upscale = max(1, 64 // samples.shape[-1])
     shown = samples[:_SHOWN]
-    save_sheet(shown, out / "samples.png", upscale=upscale)
+    said = json.dumps(
+        {"samples": f"{steps} steps" if denoiser.distilled is None else str(denoiser.distilled), "seed": 0}
+    )
+    fps = held_out.rate or 8.0
+    save_sheet(shown, out / "samples.png", upscale=upscale, comment=said)
     wall = clip_grid(shown, columns=4)
-    save_mp4(wall, out / "samples.mp4", upscale=upscale)
-    save_gif(wall, out / "samples.gif", upscale=upscale)
+    save_mp4(wall, out / "samples.mp4", fps, upscale, comment=said)
+    save_gif(wall, out / "samples.gif", fps, upscale, comment=said)
 
     advance("scores", 1, 2)
     real = read(held_out, judged)

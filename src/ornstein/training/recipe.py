@@ -118,7 +118,7 @@ def train(
         data=_absolute(asked.data),
         fingerprint=split.fingerprint,
         stream=split.stream,
-        fps=getattr(split.train, "fps", None),
+        fps=getattr(split.train, "rate", None),  # of clips
     ).settled(split.train.shape[-1], where.type == "cpu")
     asked = replace(asked, net=asked.preset(split.train.shape[-1], asked.latent is not None, where.type == "cpu"))
     with warnings.catch_warnings(record=True) as caught:

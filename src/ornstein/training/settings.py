@@ -135,10 +135,12 @@ class Settings(TrainConfig, DataSettings):
     given_frames: bool = setting(False, "Learn to continue from given frames too.", panel=_CLIPS)
     init: str | None = setting(None, "A run of images that a model of clips starts from.", panel=_CLIPS)
     fingerprint: str | None = setting(None, "Identity of the data.", stored=True)
-    fps: float | None = setting(None, "Frame rate of the clips, after --stride.", stored=True)
+    fps: float | None = setting(None, "Frame rate of the clips, after --stride.", stored=True, above=0)
 
     def __post_init__(self) -> None:
         check(self)
+        if self.data == "":
+            raise UserError("data must be a path or a bundled set, not empty")
 
     @classmethod
     def stored(cls, path: Path) -> Settings:
