@@ -25,7 +25,7 @@ from ornstein.data import open_images
 from ornstein.store import atomic_write
 
 BATCH, RATE, WARMUP, PACED = 16, 1e-4, 500, 20
-_HELD_OUT = 0.1  # `ornstein train` keeps as much for judging: the same images are trained on
+_HELD_OUT = 0.1  # `ornstein train` holds out as much: both train on the same images
 
 
 def network(size: int, channels: int, parameters: int) -> Any:

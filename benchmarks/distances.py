@@ -2,11 +2,11 @@
 
     python benchmarks/distances.py --model RUN [...] [-n 1000] [--seeds 3] [--steps 5,8,10]
 
-RUN must have been tuned (`ornstein tune RUN --steps 5,8,10`) and its data be at hand. The features are those of
-`ornstein evaluate`, the real images those that the model was trained on, at most 5000. Of diffusers the samplers with
-the smallest end-point errors on 8 trajectories are judged, and the best distance among them stands. The spread is the
-standard deviation over seeds; a difference is taken seed by seed, where the noise is the same, and is much surer than
-the distances.
+RUN must have been tuned (`ornstein tune RUN --steps 5,8,10`) and its data must be where they were. The features are
+those of `ornstein evaluate`; the real images are the training images, at most 5000. Of diffusers' samplers those with
+the smallest end-point errors on 8 trajectories are measured, and the best distance among them is shown. The spread is
+the standard deviation over seeds. A difference is taken seed by seed, from the same noise, and has a much smaller error
+than the distances.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from solvers import rms, tuned_of
 REAL = 5000
 FINALISTS = 2
 _FEW = 8
-_OTHER = "dpmpp-3m"  # the one that people know
+_OTHER = "dpmpp-3m"  # the best known multistep solver
 
 Draw = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
 
-class Judge:
-    """A run, the features of its real images, and the distances of what is drawn from it to them."""
+class Scorer:
+    """A run, the features of its training images, and the distances of samples from them."""
 
     def __init__(self, run: Path, count: int, seeds: int, batch: int = 128) -> None:
         self.run, self.count, self.seeds, self.batch = run, count, seeds, batch
@@ -69,15 +69,15 @@ class Judge:
         return x, {"label": index % len(data.classes)} if data.classes else {}
 
     def distances(self, draw: Draw) -> list[float]:
-        """Of the samples of each seed."""
-        found = []
+        """The distance of the samples of each seed."""
+        out = []
         for seed in range(self.seeds):
             parts = []
             for low in range(0, self.count, self.batch):
                 x, cond = self.start(range(low, min(low + self.batch, self.count)), seed)
                 parts.append(self.features(to_uint8(self.model.decode(draw(x, cond)))))
-            found.append(frechet_distance(torch.cat(parts), self.target))
-        return found
+            out.append(frechet_distance(torch.cat(parts), self.target))
+        return out
 
     def finalists(self, steps: int) -> list[Peer]:
         ((d, x, end),) = tuning.trajectories(self.model, _FEW, first=1 << 20)
@@ -87,26 +87,26 @@ class Judge:
 
 
 def of_model(run: Path, counts: list[int], count: int, seeds: int) -> Table:
-    judge = Judge(run, count, seeds)
-    floor, long = real_floor(judge.target), judge.distances(judge.ours(SOLVER, STEPS))
+    scorer = Scorer(run, count, seeds)
+    floor, long = real_floor(scorer.target), scorer.distances(scorer.ours(SOLVER, STEPS))
     columns = ["evaluations", "tuned", SOLVER, _OTHER, "best of diffusers", ""]
     table = Table(
-        f"The model {run.name}: {count} samples a seed, {seeds} seeds, against {len(judge.real)} real images",
+        f"The model {run.name}: {count} samples a seed, {seeds} seeds, against {len(scorer.real)} real images",
         [*columns, f"tuned less {SOLVER}", "tuned less theirs"],
-        note=f"Features: {judge.features.name}. Between two halves of the real images {floor:.2f}; {STEPS} steps of "
-        f"`{SOLVER}` {_told(long)}.",
+        note=f"Features: {scorer.features.name}. Between two halves of the real images {floor:.2f}; {STEPS} steps of "
+        f"`{SOLVER}` {_spread(long)}.",
     )
     for n in counts:
-        own = {"tuned": judge.ours(tuned_of(run, n), n), **{s: judge.ours(s, n) for s in (SOLVER, _OTHER)}}
-        found = {name: judge.distances(draw) for name, draw in own.items()}
-        theirs = {p.name: judge.distances(judge.theirs(p, n)) for p in judge.finalists(n)}
+        draws = {"tuned": scorer.ours(tuned_of(run, n), n), **{s: scorer.ours(s, n) for s in (SOLVER, _OTHER)}}
+        ours = {name: scorer.distances(draw) for name, draw in draws.items()}
+        theirs = {p.name: scorer.distances(scorer.theirs(p, n)) for p in scorer.finalists(n)}
         name = min(theirs, key=lambda k: statistics.fmean(theirs[k]))
-        less = [[a - b for a, b in zip(found["tuned"], k, strict=True)] for k in (found[SOLVER], theirs[name])]
-        table.add(n, *map(_told, found.values()), _told(theirs[name]), name, *map(_told, less))
+        less = [[a - b for a, b in zip(ours["tuned"], k, strict=True)] for k in (ours[SOLVER], theirs[name])]
+        table.add(n, *map(_spread, ours.values()), _spread(theirs[name]), name, *map(_spread, less))
     return table
 
 
-def _told(values: list[float]) -> str:
+def _spread(values: list[float]) -> str:
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.2f}{spread}"
 

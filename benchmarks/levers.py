@@ -2,10 +2,10 @@
 
     python benchmarks/levers.py --data train.zip --size 32 [--steps 600] [--seeds 2] [--only default,"net m"]
 
-`--steps` is the default's number of them; a row whose steps cost more or less has fewer or more, by the factors below,
-and the processor seconds that its training took are shown. One thread, no classes. Judged is the Fréchet distance of
-samples at 20 evaluations to the held-out images, in the features of `ornstein evaluate`. What was trained and judged is
-kept in --out and not done again.
+`--steps` is the number of steps of the default. A row whose steps cost more or less has fewer or more, by the factors
+below; the processor seconds of its training are shown. One thread, no classes. The score is the Fréchet distance of
+samples at 20 evaluations from the held-out images, in the features of `ornstein evaluate`. Finished trainings and
+scores are kept in --out and not repeated.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {  # of `Settings` and `TrainCon
 
 
 def row(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
-    """The run `name` of a seed, trained and judged, unless it has been."""
+    """The scores of the run `name` of a seed; it is trained if they are not there yet."""
     run = arguments.out / f"{name.replace(' ', '-')}-{seed}"
     file = run / "lever.json"
     if file.is_file():
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--count", type=int, default=1000, help="samples that are judged")
+    parser.add_argument("--count", type=int, default=1000, help="samples that are scored")
     parser.add_argument("--only", default=",".join(ROWS), help="rows, with commas between them")
     parser.add_argument("--out", type=Path, default=Path("runs/levers"))
     arguments = parser.parse_args()

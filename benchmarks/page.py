@@ -160,13 +160,13 @@ def _tuned(run: Path, quick: bool) -> None:
 
 
 def _bench(run: Path, repeats: int) -> Table:
-    """The rows of the command as a table."""
-    from ornstein.cli.bench import COLUMNS, Case, rows
+    """The results of `ornstein bench` as a table."""
+    from ornstein.cli.bench import COLUMNS, Case, measured
 
     table = Table(f"The model {run.name}", list(COLUMNS))
     cases = [Case(n, 10, b, p) for n in ("ddim", SOLVER) for b in (1, 32) for p in ("float32", "auto")]
-    for row in rows(checkpoint.load(run), cases, repeats):
-        table.add(*row)
+    for result in measured(checkpoint.load(run), cases, repeats):
+        table.add(*result.row())
     return table
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distances import Judge
+from distances import Scorer
 from tables import Table, median, ratio, turns
 from torch import Tensor
 
@@ -98,8 +98,8 @@ def equal_quality(run: Path, count: int, seeds: int, batch: int, repeats: int) -
     """The time of DDIM at 50 steps as a pipeline runs it, against the fewest steps here that are as good."""
     import diffusers
 
-    judge = Judge(run, count, seeds)
-    model, (start, cond) = judge.model, judge.start(range(batch), 0)
+    scorer = Scorer(run, count, seeds)
+    model, (start, cond) = scorer.model, scorer.start(range(batch), 0)
     betas = model.process.schedule.betas(1000).tolist()
     scheduler: Any = diffusers.DDIMScheduler(trained_betas=betas, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(_PIPELINE_STEPS)
@@ -111,7 +111,7 @@ def equal_quality(run: Path, count: int, seeds: int, batch: int, repeats: int) -
                 x = scheduler.step(model(x, (int(k) + 1) / 1000, **cond).eps, k, x).prev_sample
         return x
 
-    far = statistics.fmean(judge.distances(judge.ours("ddim", _PIPELINE_STEPS)))
+    far = statistics.fmean(scorer.distances(scorer.ours("ddim", _PIPELINE_STEPS)))
     table = Table(
         f"The model {run.name} at equal Fréchet distance",
         ["ours", "distance", "DDIM, 50 steps", "seconds", "diffusers' loop, seconds", "ratio", "aim"],
@@ -119,8 +119,8 @@ def equal_quality(run: Path, count: int, seeds: int, batch: int, repeats: int) -
         f"over {count} samples and {seeds} seeds; batches of {batch}, float32 on both sides.",
     )
     for n in (5, 8, 10, 15, 20):
-        draw = judge.ours(tuned_of(run, n) if n <= 10 else SOLVER, n)
-        near = statistics.fmean(judge.distances(draw))
+        draw = scorer.ours(tuned_of(run, n) if n <= 10 else SOLVER, n)
+        near = statistics.fmean(scorer.distances(draw))
         if near <= far:
             found = turns([partial(draw, start, cond), theirs], repeats)
             table.add(f"{n} steps", near, far, median(found, 0), median(found, 1), ratio(found, 0, 1), "0.25")

@@ -4,8 +4,8 @@
 
 All start from the same noise and ask the same network (or exact denoiser of a mixture) at exactly the levels that they
 name; the error is the root mean square distance to the fine solution of the probability-flow ODE from there. Every
-sampler of `peers.py` is tried on a few of the trajectories, and the best of each library are judged on all of them. A
-tuned solver learns from other noise than it is judged by; a RUN must have been tuned (`ornstein tune RUN --steps
+sampler of `peers.py` is tried on a few of the trajectories, and the best of each library on all of them. A tuned
+solver learns from other noise than it is tested on; a RUN must have been tuned (`ornstein tune RUN --steps
 5,8,10`). azula is compared with where it is installed.
 """
 
@@ -45,15 +45,15 @@ def rms(parts: list[tuple[Tensor, Tensor]]) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def best(runs: Iterable[tuple[str, Run]], judge: Trajectories) -> tuple[str, float] | None:
-    """The one that ends nearest to the fine solutions: of all on the first part of `judge`, of the best on all."""
+def best(runs: Iterable[tuple[str, Run]], test: Trajectories) -> tuple[str, float] | None:
+    """The one that ends nearest to the fine solutions: all on a first part of `test`, the best of them on the whole."""
 
     def error(run: Run, parts: Trajectories) -> float:
         with torch.no_grad():
             return rms([(run(d, x), end) for d, x, end in parts])
 
-    tried = sorted(((error(run, judge[:1]), name, run) for name, run in runs), key=lambda t: t[0])
-    last = [(error(run, judge), name) for _, name, run in tried[:FINALISTS]]
+    tried = sorted(((error(run, test[:1]), name, run) for name, run in runs), key=lambda t: t[0])
+    last = [(error(run, test), name) for _, name, run in tried[:FINALISTS]]
     return (min(last)[1], min(last)[0]) if last else None
 
 
@@ -67,9 +67,9 @@ def ours(name: str, grid: str, steps: int) -> Run:
     return run
 
 
-def compare(title: str, judge: Trajectories, tuned_of: Callable[[int], Tuned], counts: list[int]) -> list[Table]:
+def compare(title: str, test: Trajectories, tuned_of: Callable[[int], Tuned], counts: list[int]) -> list[Table]:
     """Two tables of a problem: against the best of theirs, and our own solvers and grids among themselves."""
-    schedule = judge[0][0].process.schedule
+    schedule = test[0][0].process.schedule
     against = Table(
         title,
         ["evaluations", "best of diffusers", "", "best of azula", "", SOLVER, "ratio", "tuned", "ratio", "numbers"],
@@ -80,11 +80,11 @@ def compare(title: str, judge: Trajectories, tuned_of: Callable[[int], Tuned], c
     for steps in counts:
         libraries = [list(diffusers_peers(schedule)), list(azula_peers())]
         runs = [[(p.name, lambda d, x, p=p, n=steps: p(d, x, n)) for p in peers] for peers in libraries]
-        theirs, azula = (best(r, judge) for r in runs)
+        theirs, azula = (best(r, test) for r in runs)
         assert theirs is not None
-        default = best([("", ours(SOLVER, GRID, steps))], judge)
+        default = best([("", ours(SOLVER, GRID, steps))], test)
         assert default is not None
-        tuned = tuning.judged(tuned_of(steps), judge)
+        tuned = tuning.judged(tuned_of(steps), test)
         against.add(
             *(str(steps), theirs[1], theirs[0], *((azula[1], azula[0]) if azula else ("-", "not installed"))),
             *(default[1], default[1] / theirs[1], tuned.error, tuned.error / theirs[1], str(tuned.numbers)),
@@ -93,7 +93,7 @@ def compare(title: str, judge: Trajectories, tuned_of: Callable[[int], Tuned], c
     names = [g for g in ("logistic", "karras", "log-snr", "uniform") if g == GRID or not schedule.zero_terminal_snr]
     for name, grid in [*((SOLVER, g) for g in names), *((n, GRID) for n in OURS if n != SOLVER)]:
         with torch.no_grad():
-            errors = [rms([(ours(name, grid, n)(d, x), end) for d, x, end in judge]) for n in counts]
+            errors = [rms([(ours(name, grid, n)(d, x), end) for d, x, end in test]) for n in counts]
         own.add(name, grid, *map(number, errors))
     return [against, own]
 
@@ -120,10 +120,10 @@ def mixtures(counts: list[int], trajectories: int, iterations: int) -> list[Tabl
     tables = []
     for name, noise in (("white noise", orn.noise.Identity()), ("AR(1) noise, ρ = 0.7", orn.noise.AR1(3, 0.7))):
         p = orn.Process(orn.schedules.Discrete.linear(CHAIN), noise)
-        judge, learn = (mixture_trajectories(p, first, trajectories) for first in (0, 1 << 20))
+        test, learn = (mixture_trajectories(p, first, trajectories) for first in (0, 1 << 20))
         tables += compare(
             f"A mixture of Gaussians under {name}",
-            judge,
+            test,
             lambda n, learn=learn: tuning.tune(learn, n, iterations),
             counts,
         )
@@ -132,12 +132,12 @@ def mixtures(counts: list[int], trajectories: int, iterations: int) -> list[Tabl
 
 def of_model(path: Path, counts: list[int], trajectories: int) -> list[Table]:
     model = orn.load(path)
-    judge = tuning.trajectories(model, _FEW, first=1 << 20)
-    judge += tuning.trajectories(model, trajectories, first=(1 << 20) + _FEW, batch=min(64, trajectories))
+    test = tuning.trajectories(model, _FEW, first=1 << 20)
+    test += tuning.trajectories(model, trajectories, first=(1 << 20) + _FEW, batch=min(64, trajectories))
     weights = sum(p.numel() for p in model.net.parameters())
     size = "×".join(map(str, model.data.shape if model.data else ()))
     title = f"The model {path.name}: {size}, {weights / 1e6:.2g} M parameters"
-    return compare(title, judge, lambda n: tuned_of(path, n), counts)
+    return compare(title, test, lambda n: tuned_of(path, n), counts)
 
 
 def tuned_of(run: Path, steps: int) -> Tuned:

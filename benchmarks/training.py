@@ -4,11 +4,11 @@
     python benchmarks/training.py --data train.zip --size 32 --minutes 10
     python benchmarks/training.py --data train.zip --size 32 --minutes 40 --seeds 1
 
-Both train at the same time, each with half as many threads as there are cores, so that whatever else the machine does
-slows both. Same images, the same number of parameters, no classes. Judged are the averaged weights by
-Frechet and kernel distance in the features of `ornstein evaluate`, on the same held-out images: at 20 evaluations, and
-at the best of 10, 20 and 50. Ours are drawn by `dpmpp-3m`, theirs by diffusers' DDIM and DPM-Solver++ and the
-better one is taken. What was trained and judged is kept in --out and not done again.
+Both train at the same time, each with half as many threads as there are cores, so that other work on the machine slows
+both. They have the same images, the same number of parameters and no classes. The averaged weights are scored by
+Fréchet and kernel distance in the features of `ornstein evaluate`, on the same held-out images: at 20 evaluations, and
+at the best of 10, 20 and 50. Ours are sampled by `dpmpp-3m`, theirs by diffusers' DDIM and DPM-Solver++, of which the
+better one counts. Finished trainings and scores are kept in --out and not repeated.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ def theirs(folder: Path, evaluations: int, count: int, sampler: str) -> tuple[st
 
 
 def held_out(arguments: argparse.Namespace, seed: int) -> ImageSet:
-    """What `ornstein train --seed SEED` keeps back, and the peer too."""
+    """The images that `ornstein train --seed SEED` holds out, and the peer too."""
     return open_images(arguments.data, arguments.size).split(0.1, seed)[1]
 
 
-def judge(arguments: argparse.Namespace, seed: int, every: bool) -> Scores:
-    """The scores of both at 20 evaluations, and where `every` at the others: by who, sampler and evaluations."""
+def score(arguments: argparse.Namespace, seed: int, every: bool) -> Scores:
+    """The scores of both at 20 evaluations, with `every` at the others too; by whose, sampler and evaluations."""
     file = arguments.out / f"scores-{seed}.json"
     scores: Scores = json.loads(file.read_text()) if file.is_file() else {}
     kept = held_out(arguments, seed).images
@@ -182,11 +182,11 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--count", type=int, default=1000, help="samples that are judged")
+    parser.add_argument("--count", type=int, default=1000, help="samples that are scored")
     parser.add_argument("--net", help="of `ornstein train`; by default its own choice")
     parser.add_argument("--parameters", type=int, help="of their network; by default as many as ours")
     parser.add_argument("--beta-schedule", default="linear", help="of theirs: linear, or squaredcos_cap_v2")
-    parser.add_argument("--every", type=int, default=1, help="seeds that are judged at the other evaluations too")
+    parser.add_argument("--every", type=int, default=1, help="seeds that are scored at other evaluations too")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.out is None:
@@ -198,7 +198,7 @@ def main() -> None:
         began = time.monotonic()
         train_both(arguments, seed)
         TOLD.print(f"seed {seed}: trained in {time.monotonic() - began:.0f} s")
-    scores = [judge(arguments, seed, seed < arguments.every) for seed in range(arguments.seeds)]
+    scores = [score(arguments, seed, seed < arguments.every) for seed in range(arguments.seeds)]
     Console(width=160).print(report(arguments, scores))
 
 

@@ -33,7 +33,7 @@ from ornstein.denoiser import Data, Denoiser
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.evaluation.run import draw
-from ornstein.evaluation.run_autoencoder import judge_autoencoder
+from ornstein.evaluation.run_autoencoder import evaluate_autoencoder
 from ornstein.nets import UNet
 from ornstein.process import Process
 from ornstein.store import atomic_write
@@ -81,7 +81,7 @@ def rates(train_set: ImageSet, held_out: ImageSet, steps: int, out: Path) -> Non
         loss = autoencoder(kind, train_set, "xs", factor, setting)
         config = TrainConfig(steps=steps, batch=32, checkpoint_every=10**6, learning_rate=2e-3)
         model, seconds = fitted(loss, train_set, config, out / "models" / name)
-        q = judge_autoencoder(model, held_out)
+        q = evaluate_autoencoder(model, held_out)
         found = {"kind": kind, "factor": factor, "setting": setting, "seconds": seconds, "rate": sum(q.rates)}
         found |= {k: getattr(q, k) for k in ("psnr", "ssim", "bits", "error", "reconstruction", "usage", "perplexity")}
         keep(file, found)

@@ -29,7 +29,7 @@ from ornstein.noise import ClipStatistics, Covariance, Identity
 from ornstein.noise.config import to_config
 from ornstein.store import atomic_write
 from ornstein.training import TrainConfig, train
-from ornstein.training.task import autocast_within
+from ornstein.training.precision import autocast_within
 
 SOURCES = ("drifting-textures", "moving-digits")
 STEPS = (4, 8, 16, 32)

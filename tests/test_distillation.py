@@ -188,11 +188,11 @@ def test_what_cannot_be_distilled() -> None:
     student = Denoiser(d.net, d.process, "v", data=d.data, distilled=Distilled((1.0, 0.0)))
     for wrong, guidance, words in (
         (d, 2.0, "without classes"),
-        (student, 1.0, "distilled itself, to 1 step of"),
-        (Denoiser(d.net, d.process, "v"), 1.0, "does not say what its samples"),
-        (Denoiser(Foreign(d.process), d.process, "v", data=d.data), 1.0, "given scene"),
-        (model(Identity(), ("a", "b")), -1.0, "from 0 on"),
-        (model(Identity(), ("a", "b")), float("nan"), "from 0 on"),
+        (student, 1.0, "already distilled, to 1 step of"),
+        (Denoiser(d.net, d.process, "v"), 1.0, "no sample spec"),
+        (Denoiser(Foreign(d.process), d.process, "v", data=d.data), 1.0, "it needs scene"),
+        (model(Identity(), ("a", "b")), -1.0, "of 0 or more"),
+        (model(Identity(), ("a", "b")), float("nan"), "of 0 or more"),
     ):
         with pytest.raises(UserError, match=words):
             check_teacher(wrong, guidance)

@@ -33,7 +33,8 @@ def test_importing_needs_no_optional_package() -> None:
     code = (
         "import sys\n"
         f"for name in {OPTIONAL.split()!r}: sys.modules[name] = None\n"
-        "import ornstein.cli, ornstein.data.video, ornstein.faces.film, ornstein.evaluation.report, ornstein.training\n"
+        "import ornstein.cli, ornstein.data.video, ornstein.faces.swap.film\n"
+        "import ornstein.evaluation.report, ornstein.training\n"
         "import typer; typer.main.get_command(ornstein.cli.app)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ornstein import Denoiser, Process, objectives
 from ornstein.likelihood import vlb
 from ornstein.noise import AR1
-from ornstein.objectives import OBJECTIVES, RunningLoss, Uncertainty
+from ornstein.objectives import OBJECTIVES, RunningLoss, Uncertainty, explicit_score_matching, score_matching
 from ornstein.oracles import GaussianMixture
+from ornstein.process import Prediction
 from ornstein.schedules import Cosine, Discrete, LinearBeta, Rectified
 
 SIGMA = torch.tensor([[0.6, -0.2], [-0.2, 0.3]], dtype=torch.float64)
@@ -289,3 +290,38 @@ def test_the_weighted_norm_is_the_divergence_of_the_step(n: int):
     normal = torch.distributions.MultivariateNormal
     kl = torch.distributions.kl_divergence(normal(mean, covariance), normal(other, covariance))
     torch.testing.assert_close(3 * objectives.vlb_eps(d, x0, t, z, steps=5), kl)
+
+
+def test_explicit_and_denoising_score_matching_differ_by_a_constant():
+    """S1; Vincent 2011: their difference is E||C grad log q(x_t|x_0) - C grad log p_t||^2, whatever the denoiser.
+
+    Monte Carlo over the same draws. The difference of the two has a cross term with zero mean, so the standard error of
+    its mean bounds the deviation: 5 of them.
+    """
+    mixture = GaussianMixture([0.5, 0.5], [[1.0, 0.0], [-1.0, 0.4]], 0.2 * torch.eye(2).expand(2, 2, 2))
+    p, n = Process(LinearBeta(), AR1(2, 0.6)), 100_000
+    exact = mixture.denoiser(p)
+    g = torch.Generator().manual_seed(0)
+    x0, z = mixture.sample(n, g), torch.randn(n, 2, generator=g, dtype=torch.float64)
+    t = torch.full((n,), 0.3, dtype=torch.float64)
+    constant = score_matching(exact, x0, t, z)
+
+    class Wrong:
+        """A denoiser that is off by a function of x_t."""
+
+        process = p
+
+        def __init__(self, size: float) -> None:
+            self.size = size
+
+        def __call__(self, x_t: Tensor, t: Tensor, /) -> Prediction:
+            return p.convert(x_t, t, x0=exact(x_t, t).x0 + self.size * torch.sin(3 * x_t))
+
+    assert float(explicit_score_matching(exact, x0, t, z, exact=exact).max()) < 1e-20
+    for size in (0.3, -1.0):
+        d = Wrong(size)
+        explicit = explicit_score_matching(d, x0, t, z, exact=exact)
+        assert float(explicit.mean()) > 0.01
+        rest = score_matching(d, x0, t, z) - explicit - constant
+        assert abs(float(rest.mean())) < 5 * float(rest.std()) / math.sqrt(n)
+        assert float(rest.std()) > 0.01  # only the means agree

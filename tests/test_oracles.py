@@ -11,6 +11,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from ornstein import Process
 from ornstein.noise import AR1, Covariance, Identity, Matrix
 from ornstein.oracles import GaussianMixture
+from ornstein.process import linear_marginal
 from ornstein.schedules import EDM, VE, Cosine, Discrete, LinearBeta, Rectified, Schedule
 
 N = 3
@@ -322,3 +323,84 @@ def test_a_direction_without_any_variance_is_refused(seed: int):
     c = line @ line.mT
     with pytest.raises(ValueError, match="share a direction without variance"):
         GaussianMixture([1.0], torch.zeros(1, N), 2 * c[None]).denoiser(Process(LinearBeta(), Matrix(c)))
+
+
+def test_posterior_given_a_linear_observation():
+    """E39 against Bayes' rule on a grid: p(x_0 | y) is p(x_0) N(y; A x_0, s^2 I), normalised."""
+    data = GaussianMixture([0.6, 0.4], [[1.0, -0.5], [-1.0, 0.8]], covariances(2, 2))
+    a, std = torch.tensor([[0.7, -0.4]], dtype=torch.float64), 0.3
+    y = torch.tensor([0.5], dtype=torch.float64)
+    posterior = data.posterior(a, y, std)
+    axis = torch.linspace(-9, 9, 601, dtype=torch.float64)
+    x = torch.cartesian_prod(axis, axis)
+    p = Process(LinearBeta())
+    joint = data.log_prob(x, p, 0.0) + torch.distributions.Normal(x @ a[0], std).log_prob(y)
+    area = float(axis[1] - axis[0]) ** 2
+    expected = joint - torch.logsumexp(joint, 0) - math.log(area)
+    near = expected > -12
+    torch.testing.assert_close(posterior.log_prob(x[near], p, 0.0), expected[near], rtol=1e-6, atol=1e-6)
+
+
+def test_posterior_of_one_gaussian_and_of_any_shape():
+    cov, mean = covariances(1, 6)[0], randn(1, 1, 2, 3)
+    data = GaussianMixture([1.0], mean, cov[None])
+    a, y, std = randn(4, 1, 2, 3, seed=5), randn(2, 2, seed=6), 0.4
+    posterior = data.posterior(a, y, std)
+    m = a.flatten(1)
+    precision = torch.linalg.inv(cov) + m.mT @ m / std**2  # the information form
+    torch.testing.assert_close(posterior.covs[0], torch.linalg.inv(precision), rtol=1e-8, atol=1e-9)
+    shift = torch.linalg.solve(cov, mean.flatten()) + m.mT @ y.flatten() / std**2
+    torch.testing.assert_close(posterior.means[0], torch.linalg.solve(precision, shift), rtol=1e-8, atol=1e-9)
+    assert posterior.sample_shape == (1, 2, 3)
+    kept = data.posterior(m[:1], y.flatten()[:1], 0.0)  # without noise the observation holds exactly
+    torch.testing.assert_close((kept.sample(5).flatten(1) @ m[0]), y.flatten()[0].expand(5), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("a", "y", "std", "message"),
+    [
+        (torch.ones(2, 4), torch.ones(2), 0.1, r"A is \(M, 3\)"),
+        (torch.ones(3), torch.ones(1), 0.1, r"A is \(M, 3\)"),
+        (torch.ones(2, 3), torch.ones(3), 0.1, "2 numbers, but y has 3"),
+        (torch.ones(2, 3), torch.ones(2), -0.1, "standard deviation"),
+        (torch.ones(2, 3), torch.ones(2), math.nan, "standard deviation"),
+        (torch.ones(2, 3), torch.ones(2), 0.0, "must be invertible"),
+    ],
+)
+def test_posteriors_that_do_not_exist(a: Tensor, y: Tensor, std: float, message: str):
+    with pytest.raises(ValueError, match=message):
+        MIXTURE.posterior(a, y, std)
+
+
+def test_the_marginal_of_a_linear_observation():
+    """Bishop 2006, eq. 2.115 (S4): mean A m + b, covariance A S A^T + L, against draws and through Bayes' rule."""
+    cov, mean = covariances(1, 3)[0], randn(3)
+    a, b, noise = randn(2, 3, seed=4), randn(2, seed=5), torch.diag(torch.tensor([0.2, 0.5])).double()
+    m, s = linear_marginal(mean, cov, a, noise, b)
+    n = 200_000
+    g = torch.Generator().manual_seed(0)
+    x = MultivariateNormal(mean, cov).mean + torch.randn(n, 3, generator=g).double() @ torch.linalg.cholesky(cov).mT
+    y = x @ a.mT + b + torch.randn(n, 2, generator=g).double() * noise.diagonal().sqrt()
+    assert bool(((y.mean(0) - m).abs() < 5 * torch.sqrt(s.diagonal() / n)).all())
+    spread = torch.sqrt((s.diagonal()[:, None] * s.diagonal() + s**2) / n)
+    assert bool(((torch.cov(y.T) - s).abs() < 5 * spread).all())
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_keeps_the_marginals(eta: float):
+    """S4's induction: x_t ~ q(x_t | x_0) and E24's step from it give x_s ~ q(x_s | x_0), for every eta."""
+    p, (t, s) = Process(LinearBeta(), AR1(3, 0.6)), (0.7, 0.3)
+    x0, c = randn(3), p.noise.dense()
+    a_t, s_t, a_s, s_s = (float(f(u)) for u in (t, s) for f in (p.schedule.alpha, p.schedule.sigma))
+    sigma = eta * s_s / s_t * math.sqrt(1 - a_t**2 / a_s**2)
+    keep = math.sqrt(s_s**2 - sigma**2) / s_t  # x_s = a_s x_0 + keep (x_t - a_t x_0) + sigma R z
+    matrix, offset = keep * torch.eye(3).double(), (a_s - keep * a_t) * x0
+    mean, cov = linear_marginal(a_t * x0, s_t**2 * c, matrix, sigma**2 * c, offset)
+    torch.testing.assert_close(mean, a_s * x0)
+    torch.testing.assert_close(cov, s_s**2 * c)
+
+
+def test_repr():
+    assert repr(MIXTURE) == "GaussianMixture(3 components, samples of (3,))"
+    assert repr(ONE).startswith("GaussianMixture(1 component,")
+    assert "tensor" not in repr(MIXTURE.denoiser(PROCESSES[0]))

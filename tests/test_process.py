@@ -1,6 +1,7 @@
 """The Gaussian kernels (E1-E8, E18, E26) against the sources' discrete formulas and dense linear algebra."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -496,3 +497,33 @@ def test_kl_refuses_what_has_none():
         Gaussian(x, one, Identity()).kl(Gaussian(x[:, :2], one, Identity()))
     with pytest.raises(ValueError, match=r"singular.*floored"):
         Gaussian(x, one, AR1(3, 1.0)).kl(Gaussian(x, one, AR1(3, 1.0)))
+
+
+@pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), VE(), EDM(), Rectified()], ids=lambda s: type(s).__name__)
+def test_the_drift_is_the_limit_of_the_steps_of_a_chain(schedule: Schedule):
+    """E1 becomes E18: (E[x_{t+h} | x_t] - x_t)/h -> f x_t and Var/h -> g^2 C, at first order in h."""
+    p, x, t = Process(schedule, AR1(3, 0.6)), randn(2, 3), 0.4
+    errors = []
+    for h in (1e-2, 5e-3, 2.5e-3):
+        step = p.transition(x, t, t + h)
+        drift, g2 = (step.mean - x) / h - p.drift(x, t), float(step.std) ** 2 / h - float(p.diffusion(t, x)) ** 2
+        errors.append((float(drift.abs().max()), abs(g2)))
+    for coarse, fine in pairwise(errors):
+        for large, small in zip(coarse, fine, strict=True):
+            assert small < 1e-12 or large / small == pytest.approx(2, rel=0.1)
+
+
+def test_integers_are_refused():
+    """Rounded to integers the noise would vanish: 8-bit images have to be scaled first."""
+    p, image = Process(LinearBeta()), torch.zeros(2, 3, dtype=torch.uint8)
+    z = randn(2, 3)
+    for call in (
+        lambda: p.add_noise(image, 0.5, z),
+        lambda: p.add_noise(image.long(), torch.tensor([0.1, 0.5]), z),
+        lambda: p.marginal(image, 0.5),
+        lambda: p.posterior(image, image, 0.2, 0.5),
+        lambda: p.convert(image, 0.5, x0=image),
+    ):
+        with pytest.raises(ValueError, match=r"floating point.*convert 8-bit x by x / 127.5 - 1") as error:
+            call()
+        assert "\n" not in str(error.value)

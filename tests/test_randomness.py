@@ -101,3 +101,30 @@ def test_generator_is_a_function_of_its_address():
     assert torch.equal(draw(1, "train", 2), draw(1, "train", 2))
     others = [draw(1, "train", 3), draw(1, "data", 2), draw(2, "train", 2), draw(1, 2, "train"), draw(1)]
     assert not any(torch.equal(draw(1, "train", 2), other) for other in others)
+
+
+def plain(shape: tuple[int, ...], seed: int, index: torch.Tensor, step: int, stream: int) -> torch.Tensor:
+    """The same numbers, word by word and out of place: samples of a seed must never change."""
+    count = math.prod(shape[1:])
+    zero = torch.zeros(shape[0], (count + 3) // 4, dtype=torch.int64)
+    c = [zero + torch.arange((count + 3) // 4), zero + step, zero + index[:, None], zero + stream]
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32
+    for _ in range(10):
+        p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        high, low = [(p >> 32) & 0xFFFFFFFF for p in (p0, p1)], [p & 0xFFFFFFFF for p in (p0, p1)]
+        c = [high[1] ^ c[1] ^ k0, low[1], high[0] ^ c[3] ^ k1, low[0]]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    u = [(w.double() + 0.5) / 2**32 for w in c]
+    z = []
+    for a, b in ((u[0], u[1]), (u[2], u[3])):
+        radius = torch.sqrt(-2 * torch.log(a))
+        z += [torch.cos(2 * math.pi * b) * radius, torch.sin(2 * math.pi * b) * radius]
+    return torch.stack(z, -1).flatten(1)[:, :count].reshape(shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (300, 5), (2, 140_001), (3, 2, 50, 7)])
+def test_the_numbers_of_an_address_stay(shape: tuple[int, ...]):
+    """In parts that fit the cache or not: to the last bit but one, which vector instructions may round."""
+    index = torch.arange(3, 3 + shape[0])
+    z = normal(shape, 2**40 + 5, index, 9, 4, dtype=torch.float64)
+    torch.testing.assert_close(z, plain(shape, 2**40 + 5, index, 9, 4), rtol=1e-14, atol=1e-15)

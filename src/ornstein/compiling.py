@@ -1,4 +1,4 @@
-"""The network as compiled code: compiled once a machine, kept, and never without saying how long it took."""
+"""Networks compiled by `torch.compile`: once per machine, the code is kept, and the time that it takes is reported."""
 
 from __future__ import annotations
 
@@ -6,37 +6,52 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ornstein.denoiser import Denoises
 from ornstein.errors import RunError
 from ornstein.wrapper import device_of, module_of
 
+__all__ = ["cache_folder", "compile_network"]
+
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def cache_folder() -> Path:
-    """Where compiled code is kept between processes: what TORCHINDUCTOR_CACHE_DIR says, or a folder of the user's own.
+    """Where compiled code is kept between processes: $TORCHINDUCTOR_CACHE_DIR, or a folder in the user's cache.
 
-    It is not kept in a run: code that came with somebody else's model would be run unseen.
+    It is not kept in a run: code that came with somebody else's model would be executed.
     """
-    told = os.environ.get(_FOLDER)
-    return Path(told) if told else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ornstein"
+    given = os.environ.get(_FOLDER)
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ornstein"
 
 
 def compile_network(d: Denoises, once: Callable[[], object]) -> float:
-    """Compile the network of `d` in place and call `once`, which runs it; the seconds that took.
+    """Compile the network of `d` in place.
 
-    `once` should be a sampling of the shapes to come: another batch size or precision is compiled anew. On a GPU the
-    calls are recorded as CUDA graphs ("reduce-overhead"). Raises ValueError where there is no network, and RunError
-    where it cannot be compiled, such as without a C++ compiler.
+    On a GPU its calls are recorded as CUDA graphs ("reduce-overhead").
+
+    Args:
+        once: runs the network on the shapes to come, such as one batch of samples; another batch size or precision
+            compiles it again.
+
+    Returns:
+        The seconds that it took.
+
+    Raises:
+        ValueError: `d` has no network.
+        RunError: the network cannot be compiled, for example without a C++ compiler.
     """
     module = module_of(d)
     if module is None:
-        raise ValueError("what is compiled is a network; this denoiser has none")
-    net = getattr(module, "net", module)
+        raise ValueError("there is no network to compile in this denoiser")
+    net: Any = getattr(module, "net", module)
     os.environ[_FOLDER] = str(cache_folder())
     start = time.perf_counter()
-    net.compile(mode="reduce-overhead" if device_of(d).type == "cuda" else None, dynamic=False)
+    graphs = device_of(d).type == "cuda"
+    # a graph writes every result to the same memory, but solvers hold predictions over several steps
+    net.reuses_output = graphs  # `Denoiser` then keeps a copy
+    net.compile(mode="reduce-overhead" if graphs else None, dynamic=False)
     try:
         once()
     except Exception as error:

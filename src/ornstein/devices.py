@@ -9,7 +9,7 @@ import torch
 
 from ornstein.errors import UserError
 
-__all__ = ["PRECISIONS", "Precision", "choose_device", "choose_precision"]
+__all__ = ["PRECISIONS", "Precision", "choose_device", "choose_precision", "float64_device"]
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -93,3 +93,8 @@ def _multiplies_bf16(device: torch.device) -> bool:
         supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public test
         return supported is not None and supported()
     return False
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where to do float64 arithmetic for tensors on `device`: there, or on the CPU if it has no float64 (MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device

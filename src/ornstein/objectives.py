@@ -1,9 +1,10 @@
-"""Training objectives: what a denoiser's error costs at time t (E10, E13-E17), and how the times are drawn.
+"""Training objectives: losses of a denoiser at time t (E10, E13-E17), and distributions of the times.
 
 Every objective is f(d, x0, t, z, **cond) -> (B,): the loss of each sample at its own time, x_t = a x_0 + s R z with
-z ~ N(0, I) of x0's shape (B, *) and t (B,) in (0, 1]. All are means over the N numbers of a sample, so that a learning
-rate serves every size; those of the bound are nats per dimension. `Denoiser.loss`, the error of the network's own
-output, is the default of training; these are the others, by name in `OBJECTIVES`.
+z ~ N(0, I) of x0's shape (B, *) and t (B,) in (0, 1]. All are means over the N numbers of a sample, so that one
+learning rate fits every size; those of the bound are nats per dimension. `Denoiser.loss`, the error of the network's
+output, is the default of training; these are the others, by name in `OBJECTIVES`. Times may be on the CPU, samples on
+any device.
 """
 
 from __future__ import annotations
@@ -21,7 +22,31 @@ from ornstein.process import Prediction, check_times, expand
 from ornstein.schedules import Schedule
 from ornstein.solvers.variance import ReverseVariance, check_variance, reverse_log_variance
 
-T_MIN = 1e-4  # the least time that is drawn: at t = 0 there is nothing to predict
+__all__ = [
+    "OBJECTIVES",
+    "T_MIN",
+    "Objective",
+    "RunningLoss",
+    "Uncertainty",
+    "continuous",
+    "edm",
+    "explicit_score_matching",
+    "hybrid",
+    "log_normal",
+    "low_discrepancy",
+    "min_snr",
+    "score_matching",
+    "sigmoid",
+    "simple",
+    "soft_min_snr",
+    "step_times",
+    "uniform",
+    "vlb_eps",
+    "vlb_x0",
+]
+
+T_MIN = 1e-4
+"""The smallest time that is drawn: at t = 0 there is nothing to predict."""
 
 Objective = Callable[..., Tensor]
 
@@ -60,11 +85,37 @@ def score_matching(
 ) -> Tensor:
     """lambda(t) ||C s_hat - C grad log q(x_t | x_0)||^2/N (E16; Vincent 2011; S1), with `weight` for lambda.
 
-    In C score = -eps/s, which exists for a singular C too; lambda = s^2, the default, is then E10 under any C.
+    Denoising score matching. C score = -eps/s exists for a singular C too. With lambda = s^2, the default, it is E10
+    under any C. It differs from `explicit_score_matching` by a constant.
     """
     prediction = _predict(d, x0, t, z, cond)
     std = prediction.process.coefficients(t, x0)[1]
     error = (prediction.C_score + prediction.process.noise.color(z) / std).flatten(1).square().mean(1)
+    return _weight(weight or (lambda u: d.process.schedule.sigma(u) ** 2), t, x0) * error
+
+
+def explicit_score_matching(
+    d: Denoises,
+    x0: Tensor,
+    t: Tensor,
+    z: Tensor,
+    *,
+    exact: Denoises,
+    weight: Callable[[Tensor], Tensor] | None = None,
+    **cond: Any,
+) -> Tensor:
+    """lambda(t) ||C s_hat - C grad log p_t(x_t)||^2/N: score matching against the score of the marginal (E16; S1).
+
+    Its expectation and that of `score_matching` differ by lambda E||C grad log q(x_t|x_0) - C grad log p_t||^2/N, which
+    does not depend on `d`: both have the same gradient and the same optimum (Vincent 2011, theorem 1).
+
+    Args:
+        d, x0, t, z, cond: as for every objective.
+        exact: the denoiser whose score is that of the marginal, such as an `oracles.Oracle`.
+        weight: lambda, s^2 by default.
+    """
+    prediction = _predict(d, x0, t, z, cond)
+    error = (prediction.C_score - exact(prediction.x_t, t).C_score).flatten(1).square().mean(1)
     return _weight(weight or (lambda u: d.process.schedule.sigma(u) ** 2), t, x0) * error
 
 
@@ -139,14 +190,17 @@ def hybrid(
     """L_simple + weight L_vlb with a learned variance (E15; Nichol & Dhariwal 2021, eq. 16).
 
     L_vlb is steps times KL(q(x_s|x_t,x_0) || p(x_s|x_t)), s = t - 1/steps, in nats/dim: the sum over the chain for a
-    time drawn uniformly. The mean goes into it without a gradient, so it moves the variance alone. At n = 1, where the
-    decoder stands, there is no variance to learn and no term. Raises ValueError where the network learns no variance.
+    time drawn uniformly. The mean enters without a gradient, so L_vlb trains the variance alone. The term of n = 1,
+    where the decoder stands, is left out: there is no variance to learn.
+
+    Raises:
+        ValueError: the network learns no variance.
     """
     prediction = _predict(d, x0, t, z, cond)
     p, t64 = prediction.process, check_times(t, x0)
     s64 = _earlier(t64, steps)
     first = s64 == 0
-    s64 = torch.where(first, t64 / 2, s64)  # any step will do where its term is left out
+    s64 = torch.where(first, t64 / 2, s64)  # any step, since its term is left out
     frozen = replace(prediction, x0=prediction.x0.detach(), eps=prediction.eps.detach())
     posterior, reverse = (p.posterior(prediction.x_t, x, s64, t) for x in (x0, frozen.x0))
     difference = p.noise.whiten(posterior.mean - reverse.mean)
@@ -159,8 +213,8 @@ def hybrid(
 def continuous(d: Denoises, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
     """1/2 (-dSNR/dt) ||x_0 - x0_hat||^2_{C^-1}/N (E17; Kingma et al. 2021, eq. 18), nats/dim.
 
-    For uniform t it is an unbiased estimate of the continuous-time bound less prior and reconstruction: its mean does
-    not depend on the schedule's shape, its variance does.
+    For uniform t it is an unbiased estimate of the continuous-time bound without prior and reconstruction. Its mean
+    does not depend on the shape of the schedule; its variance does.
     """
     prediction = _predict(d, x0, t, z, cond)
     error = prediction.process.noise.mahalanobis(x0 - prediction.x0) / math.prod(x0.shape[1:])
@@ -219,7 +273,7 @@ def edm(
 
 
 class Uncertainty(nn.Module):
-    """u(log-SNR), the learned log loss of a noise level: linear in Fourier features, 0 at the start."""
+    """u(log-SNR), the learned log loss of a noise level: linear in Fourier features, 0 before training."""
 
     def __init__(self, features: int = 64, seed: int = 0) -> None:
         super().__init__()
@@ -276,7 +330,7 @@ def log_normal(
 ) -> Tensor:
     """n times with log(s/a) ~ N(mean, std^2) (Karras et al. 2022, table 1), held within the schedule; (n,) float64.
 
-    The density is part of the objective, as `edm` is meant: it is not divided out.
+    The density is part of the objective, as in Karras et al.: the loss is not divided by it.
     """
     _check_positive("std", std)
     level = mean + std * torch.randn(n, generator=generator, dtype=torch.float64, device=_device(generator))
@@ -299,9 +353,17 @@ def _device(generator: torch.Generator | None) -> torch.device:
 class RunningLoss:
     """Times drawn in proportion to the root mean square of the loss so far, in equal bins of t.
 
-    The weights that `sample` gives make the mean loss unbiased (Nichol & Dhariwal 2021, section 3.3). `square` (bins,)
-    and `count` (bins,) are all the state there is: save them with a checkpoint. A share `floor` stays uniform; until
-    each bin has `warmup` losses all of it does.
+    The weights from `sample` make the mean loss unbiased (Nichol & Dhariwal 2021, arXiv:2102.09672, section 3.3).
+    `square` (bins,) and `count` (bins,), on the CPU, are all the state: save them with a checkpoint.
+
+    Args:
+        bins: of t.
+        decay: of the mean squares of a bin, in [0, 1).
+        warmup: times are uniform until each bin has this many losses.
+        floor: the share of times that stays uniform, in (0, 1].
+
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     bins: int = 32
@@ -320,7 +382,7 @@ class RunningLoss:
         self.count = torch.zeros(self.bins, dtype=torch.int64)
 
     def probabilities(self) -> Tensor:
-        """Of the bins, (bins,) float64."""
+        """The probability of each bin, (bins,) float64."""
         even = torch.full((self.bins,), 1 / self.bins, dtype=torch.float64)
         if bool((self.count < self.warmup).any()) or not bool(self.square.sum() > 0):
             return even
@@ -328,7 +390,12 @@ class RunningLoss:
         return (1 - self.floor) * root / root.sum() + self.floor * even
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """n times (n,) and the weights of their losses (n,), float64: the density of uniform times over that drawn."""
+        """Draw n times.
+
+        Returns:
+            Times (n,) and the weights of their losses (n,), the density of uniform times over the density drawn from;
+            float64, on the generator's device.
+        """
         p = self.probabilities().to(_device(generator))
         edges = torch.cat([p.new_zeros(1), p.cumsum(0)])
         u = (1 - low_discrepancy(n, generator)).clamp(0, 1) * edges[-1]
@@ -337,7 +404,7 @@ class RunningLoss:
         return t.clamp(T_MIN, 1), 1 / (self.bins * p[k])
 
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Take in the unweighted losses (B,) at t (B,); later ones count more."""
+        """Add the unweighted losses (B,) at t (B,), on any device; later ones count more."""
         t, loss = t.detach().cpu().double(), loss.detach().cpu().double()
         bins = (t * self.bins).long().clamp(max=self.bins - 1)
         for k in bins.unique().tolist():

@@ -14,7 +14,9 @@ from ornstein.noise.frames import frame_axis
 from ornstein.process import Process, check_times, expand
 from ornstein.schedules import Times
 
-# Of a, s and the variance of a mode of the data in units of the noise's.
+__all__ = ["Preconditioning"]
+
+# A function of a, s and the variance of a mode of the data in units of the noise's.
 Coefficient = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -34,7 +36,7 @@ def _out(a: Tensor, s: Tensor, v: Tensor) -> Tensor:
 class Preconditioning:
     """x0 = c_skip x + c_out F(c_in x), with c_skip x = E[x_0 | x_t] for data N(0, data_std^2 Sigma).
 
-    Sigma is `data_covariance`, C unless it is given. C = W W^T and Sigma = W diag(r) W^T in the eigenbasis of
+    C = W W^T and Sigma = W diag(r) W^T in the eigenbasis of
     R^-1 Sigma R^-T, and with v = data_std^2 r each c is W diag(.) W^-1 of
 
         c_skip = a v/(a^2 v + s^2),    c_out = s sqrt(v)/sqrt(a^2 v + s^2),    c_in = 1/sqrt(a^2 v + s^2)
@@ -42,8 +44,16 @@ class Preconditioning:
     For such data F = 0 is the optimum, and input and target of the network have the covariance C at every time: unit
     variance in every mode. At a = 1 and Sigma = C these are the scalars of Karras et al. (2022, table 1).
 
-    Sigma acts on the frames, and so must C. Raises ValueError where one does not or their lengths differ,
-    SingularCovarianceError where one has no inverse.
+    Source: Karras et al. 2022 (arXiv:2206.00364).
+
+    Args:
+        process: of the denoiser.
+        data_std: standard deviation of the data.
+        data_covariance: Sigma over frames in units of data_std^2; C by default. C must act on frames too.
+
+    Raises:
+        ValueError: a covariance does not act on frames, or their lengths differ.
+        SingularCovarianceError: one of them has no inverse.
     """
 
     process: Process
@@ -64,7 +74,7 @@ class Preconditioning:
         return self._apply(_skip, x, t) + self._apply(_out, output, t)
 
     def target(self, x: Tensor, t: Times, x0: Tensor) -> Tensor:
-        """The output that says x_0: c_out^-1 (x_0 - c_skip x), (B, *); infinite at t = 0."""
+        """The network output for x_0: c_out^-1 (x_0 - c_skip x), (B, *); infinite at t = 0."""
         return self._apply(lambda *c: 1 / _out(*c), x0 - self._apply(_skip, x, t), t)
 
     def _apply(self, f: Coefficient, y: Tensor, t: Times) -> Tensor:
@@ -76,7 +86,8 @@ class Preconditioning:
             return expand(c[..., 0], y) * y
         ratio, basis, inverse = (m.to(a.device) for m in self._modes)
         c = f(a, s, self.data_std**2 * ratio)
-        matrix = ((basis * c[..., None, :]) @ inverse).to(y, non_blocking=True)
+        matrix = (basis * c[..., None, :]) @ inverse
+        matrix = matrix.to(y.dtype).to(y.device, non_blocking=True)  # cast first: MPS has no float64
         axis = frame_axis(y.shape[1:]) + 1
         length = len(ratio)
         if y.shape[axis] != length:

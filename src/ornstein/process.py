@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ornstein.devices import float64_device
 from ornstein.noise import Covariance, Identity
 from ornstein.schedules import Schedule, Times
 
@@ -25,7 +26,6 @@ __all__ = [
     "Process",
     "check_times",
     "expand",
-    "float64_device",
     "kl_gaussians",
     "linear_marginal",
 ]
@@ -377,11 +377,6 @@ def check_times(t: Times, x: Tensor) -> Tensor:
     if _any(~((t >= 0) & (t <= 1))):
         raise ValueError("times lie in [0, 1], 0 being the data")
     return t
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """`device`, or the CPU in its place if it has no float64 (MPS)."""
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _any(condition: Tensor) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ornstein.launch import rank
 
-__all__ = ["cell", "console", "errors", "plain", "progress", "say", "warn"]
+__all__ = ["cell", "console", "errors", "plain", "progress", "say", "silenced", "warn"]
 
 # Lines are not wrapped, so that a path can be copied. Of several processes the first one alone prints.
 console = Console(highlight=False, soft_wrap=True, quiet=rank() > 0)
@@ -18,6 +21,17 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """Print a line as it is: names of files and classes may hold what looks like markup or terminal codes."""
     console.print(plain(text), markup=False)
+
+
+@contextmanager
+def silenced(silent: bool = True) -> Iterator[None]:
+    """Print no lines and bars within it, for a command that prints JSON."""
+    before = console.quiet
+    console.quiet = silent or before
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def warn(text: str) -> None:

@@ -29,8 +29,8 @@ _START = 0
 # of the network take some hundred times as much.
 _AT_ONCE = 2**20
 
-# A trajectory that starts where the data's coefficient is larger has visible data in its first state.
-_NEGLIGIBLE_ALPHA = 0.1
+# A trajectory that starts where a/s is larger has visible data in its first state.
+_NEGLIGIBLE_RATIO = 0.1
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ def _check_start(d: Denoises, t: float, start: Tensor | None) -> None:
         return
     if t == 0:
         raise ValueError("a trajectory that starts at the data, t = 0, needs the data: give start=...")
-    alpha = float(d.process.schedule.alpha(t))
-    if alpha > _NEGLIGIBLE_ALPHA:
+    alpha, sigma = float(d.process.schedule.alpha(t)), float(d.process.schedule.sigma(t))
+    if alpha > _NEGLIGIBLE_RATIO * sigma:
         warnings.warn(
             f"the trajectory starts at t = {t:g}, where a state still holds {alpha:.2g} times the data, but it is "
             "drawn as pure noise: give start=process.add_noise(x0, t, z) to start from data",

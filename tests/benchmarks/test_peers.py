@@ -1,6 +1,7 @@
 """The peers are run as they should be: with many evaluations each comes to the exact solution, whatever the noise."""
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def peers() -> dict[str, Peer]:
 def test_with_many_evaluations_each_kind_comes_to_the_solution(peers: dict[str, Peer], noise: orn.noise.Covariance):
     found = {name: error(peers[name], noise, 40) for name in NEAR}
     assert not {name: value for name, value in found.items() if value >= NEAR[name]}
+
+
+@pytest.mark.parametrize("noise", [Identity(), AR1(3, 0.7)], ids=lambda c: type(c).__name__)
+def test_the_midpoint_flow_of_diffusers_is_of_first_order(peers: dict[str, Peer], noise: orn.noise.Covariance):
+    """Not of the second that its name says: twice the evaluations halve the error."""
+    errors = [error(peers["DPMSolverMultistep 2 midpoint flow"], noise, n) for n in (20, 40, 80)]
+    for coarse, fine in pairwise(errors):
+        assert coarse / fine == pytest.approx(2, rel=0.1)
 
 
 def test_each_is_there_once_and_keeps_to_its_evaluations(peers: dict[str, Peer]):

@@ -1,5 +1,6 @@
 """`ornstein bench`, and sampling in another precision."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,23 @@ def test_a_row_for_every_case(model: Path) -> None:
     assert sum("bf16" in row for row in rows) == 4 and sum("heun" in row for row in rows) == 4
 
 
-def test_the_time_in_the_network_is_told_from_the_rest(denoiser: Denoiser) -> None:
+def test_json_has_every_figure_and_nothing_else(model: Path) -> None:
+    result = ornstein(
+        "bench", model, "--solvers", "ddim", "--steps", "2,3", "--batch", 2, "--precision", "float32,auto,float32",
+        "--repeats", 1, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record["run"] == str(model) and record["shape"] == [1, 8, 8] and record["compile_seconds"] is None
+    precisions = {row["precision"] for row in record["results"]}
+    assert len(record["results"]) == 2 * len(precisions) and "float32" in precisions
+    for row in record["results"]:
+        assert row["solver"] == "ddim" and row["batch"] == 2 and 0 < row["outside"] < 1
+        # the images of a batch take `steps` evaluations of it
+        assert row["images_per_second"] * row["steps"] * row["ms_per_evaluation"] == pytest.approx(1000 * 2)
+
+
+def test_the_time_in_the_network_is_separated_from_the_rest(denoiser: Denoiser) -> None:
     t = timed(denoiser, "heun", 3, 2)
     assert t.calls == 5  # two a step, one in the last
     assert 0 < t.network < t.total and 0 < t.outside < 1
@@ -57,10 +74,10 @@ def test_the_time_in_the_network_is_told_from_the_rest(denoiser: Denoiser) -> No
 
 
 def test_mistakes(model: Path, tmp_path: Path) -> None:
-    refused(ornstein("bench", model, "--solvers", "eular"), "unknown solver 'eular'")
-    refused(ornstein("bench", model, "--steps", "a"), "--steps takes numbers", "'a'")
-    refused(ornstein("bench", model, "--batch", "0"), "--batch", "from 1 up")
-    refused(ornstein("bench", model, "--precision", "half"), "unknown precision 'half'")
+    refused(ornstein("bench", model, "--solvers", "eular"), "--solvers 'eular' is unknown", "ddim")
+    refused(ornstein("bench", model, "--steps", "a"), "--steps must be a whole number", "'a'")
+    refused(ornstein("bench", model, "--batch", "0"), "--batch must be at least 1", "0")
+    refused(ornstein("bench", model, "--precision", "half"), "--precision 'half' is unknown")
     refused(ornstein("sample", model, "--precision", "half"), "--precision: 'half'", "bf16")
     refused(ornstein("bench", tmp_path / "none"), "no such folder")
 

@@ -118,7 +118,7 @@ def test_mistakes(student: Path, tmp_path: Path) -> None:
     refused(ornstein("distil", teacher, "--out", out, "--resume"), "no run to resume")
     refused(ornstein("distil", teacher, "--out", out, "--steps", 5, "--minutes", 1), "steps and minutes")
     refused(ornstein("distil", teacher, "--out", out, "--steps", 0), "at least 1")
-    refused(ornstein("distil", student, "--out", out), "distilled itself, to 2 steps")
+    refused(ornstein("distil", student, "--out", out), "already distilled, to 2 steps")
     refused(ornstein("tune", student), "distilled to 2 steps", "teacher")
     refused(ornstein("sample", student, "--guidance", 3), "guidance built in, 2")
     plain = tmp_path / "plain"

@@ -249,7 +249,7 @@ def test_above_the_budget_the_frames_live_in_a_file(tmp_path, monkeypatch):
         def write(self, *_):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ornstein.data.clips.tempfile.TemporaryFile", Full)
+    monkeypatch.setattr("ornstein.data.frame_store.tempfile.TemporaryFile", Full)
     with pytest.raises(RunError, match=r"No space left on device.*smaller --size"):
         open_clips(tmp_path, frames=2)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ornstein.data import find_data, identity, open_clips, open_images, open_streamed, same_data
+from ornstein.data import identity, open_clips, open_images, open_streamed, same_data
 from ornstein.errors import UserError
 
 
@@ -143,17 +143,6 @@ def test_runs_of_the_first_version_are_recognised_by_names_and_sizes(tmp_path: P
     # SHA-256 of "NAME\\0SIZE\\n" for each file, as version 0.1 stored it
     assert data.names_fingerprint == "4225f01bec395626" and same_data(data, "4225f01bec395626")
     assert not same_data(data, "0" * 16)
-
-
-def test_data_are_found_by_what_they_are_and_not_by_where(tmp_path: Path) -> None:
-    right, wrong = (
-        folder(tmp_path / "x" / "photos", FILES),
-        folder(tmp_path / "y" / "photos", FILES | {"a/0.bmp": bmp(9)}),
-    )
-    stored = open_images(right).fingerprint
-    found = find_data([tmp_path / "gone", wrong, right], stored, open_images)
-    assert found is not None and found.source == str(right)
-    assert find_data([tmp_path / "gone", wrong], stored, open_images) is None
 
 
 RUN = '{"data": "x", "held_out": 0.1, "checkpoint_every": 500}'

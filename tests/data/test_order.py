@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ornstein.data import batch_indices, flip_rows
+from ornstein.data import batch_indices
 from ornstein.data.order import _permutation
 from ornstein.errors import UserError
 
@@ -72,26 +72,3 @@ def test_an_indivisible_batch_is_the_users_to_mend() -> None:
 def test_wrong_arguments(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         batch_indices(**({"n": 10, "batch": 2, "step": 0, "seed": 0} | wrong))
-
-
-def test_a_flip_is_a_function_of_seed_step_and_row() -> None:
-    images = torch.arange(64 * 2 * 3 * 4.0).view(64, 2, 3, 4)
-    whole = flip_rows(images, seed=3, step=17)
-    flipped = (whole != images).flatten(1).any(1)
-    assert torch.equal(whole[flipped], images.flip(-1)[flipped]) and torch.equal(whole[~flipped], images[~flipped])
-    # the parts of several processes are those of one
-    parts = [flip_rows(images[first : first + 16], 3, 17, first) for first in range(0, 64, 16)]
-    assert torch.equal(torch.cat(parts), whole)
-    assert torch.equal(flip_rows(images, 3, 17), whole)
-    for other in (flip_rows(images, 3, 18), flip_rows(images, 4, 17)):
-        assert not torch.equal(other, whole)
-
-
-def test_half_of_all_are_flipped_and_clips_as_a_whole() -> None:
-    clips = torch.arange(8.0).expand(32, 1, 5, 2, 8)
-    count = 0
-    for step in range(256):
-        flipped = flip_rows(clips, 0, step)[..., 0] == 7
-        assert bool((flipped.flatten(1).all(1) == flipped.flatten(1).any(1)).all())
-        count += int(flipped[:, 0, 0, 0].sum())
-    assert abs(count - 4096) < 4 * (8192 * 0.25) ** 0.5  # four standard deviations, and always the same number

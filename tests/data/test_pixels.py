@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ornstein.data import grid, save_grid, to_uint8, to_unit
-from ornstein.errors import RunError
+from ornstein.errors import RunError, UserError
 
 
 def test_all_256_values_survive_the_round_trip() -> None:
@@ -85,7 +85,7 @@ def test_wrong_grids(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="upscale"):
         save_grid(torch.zeros(1, 1, 4, 4), tmp_path / "x.png", upscale=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(UserError, match="is a file, but a folder is needed"):
         save_grid(torch.zeros(1, 1, 4, 4), tmp_path / "file" / "x.png")
 
 

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 from ornstein.data import clip_grid, open_clips, save_gif, save_mp4, save_sheet, to_uint8
-from ornstein.errors import RunError
+from ornstein.errors import RunError, UserError
 
 
 def clip(channels=3, frames=5, height=16, width=16):
@@ -85,6 +85,6 @@ def test_wrong_arguments_and_places(tmp_path):
     with pytest.raises(RunError, match="NaN"):
         save_mp4(clip() * torch.nan, tmp_path / "a.mp4")
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(UserError, match="is a file, but a folder is needed"):
         save_gif(clip(), tmp_path / "file" / "a.gif")
     assert not (tmp_path / "a.mp4").exists()

@@ -344,3 +344,34 @@ def test_the_rate_of_clips_is_that_of_their_films(films: SimpleNamespace, tmp_pa
     for i, frame in enumerate(steps(4)):
         Image.fromarray(frame).save(tmp_path / "set" / f"{i}.png")
     assert open_clips(tmp_path / "set", frames=2, size=32).rate is None
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+@pytest.mark.parametrize(("first", "last"), [(0.3, 1.0), (0.0, 0.7), (0.25, 0.8)])
+def test_a_recording_may_begin_and_end_anywhere(
+    films: SimpleNamespace, tmp_path: Path, codec: str, first: float, last: float
+) -> None:
+    """A transport stream is cut where the recorder was stopped: what can be decoded is there, and nothing broken."""
+    rng = np.random.default_rng(0)
+    frames = [np.kron(rng.integers(0, 256, (8, 12, 1)), np.ones((8, 8, 3))).astype(np.uint8) for _ in range(60)]
+    path = films.write(
+        tmp_path / "a.ts", frames, codec, options={"g": "12", "qscale": "2"} if codec == "mpeg2video" else {"g": "12"}
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[int(first * len(data)) // 188 * 188 : int(last * len(data))])
+    video, times, pictures = read(path)
+    assert len(pictures) >= 60 * (last - first) - 13 and [length for _, length in times] == [40] * len(pictures)
+    assert set(video.notes) <= {"its last frame is incomplete: left out"}
+    offset = next(i for i, frame in enumerate(frames) if np.abs(frame.astype(int) - pictures[0]).mean() < 8)
+    for frame, picture in zip(frames[offset:], pictures, strict=False):
+        assert np.abs(frame.astype(int) - picture).mean() < 8
+
+
+def test_frames_that_share_a_name_with_a_film_elsewhere_are_frames(films: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "frames").mkdir()
+    films.write(tmp_path / "films" / "1.mp4", steps(4))
+    for i, frame in enumerate(steps(4)):
+        Image.fromarray(frame).save(tmp_path / "frames" / f"{i}.png")
+    clips = open_clips(tmp_path, frames=4, size=32)
+    assert clips.names == ["films/1.mp4", "frames"] and clips.skipped == []

@@ -11,7 +11,7 @@ from ornstein.data import ImageSet, to_uint8, to_unit
 from ornstein.evaluation.distortion import psnr
 from ornstein.evaluation.panels import Panel, panel_section
 from ornstein.evaluation.run_autoencoder import (
-    judge_autoencoder,
+    evaluate_autoencoder,
     reconstruct,
     warnings_of,
     write_autoencoder_report,
@@ -37,7 +37,7 @@ def model(kind: str, **settings):
 @pytest.mark.parametrize("kind", ["kl", "vae", "hvae"])
 def test_the_figures_are_the_models(kind: str):
     one, held_out = model(kind), images()
-    found = judge_autoencoder(one, held_out)
+    found = evaluate_autoencoder(one, held_out)
     x = to_unit(held_out.images)
     bound = one.bound(x, addressed(0, torch.arange(20)))
     size = 64 * math.log(2)
@@ -51,7 +51,7 @@ def test_the_figures_are_the_models(kind: str):
 
 
 def test_a_plain_autoencoder_has_distortion_alone():
-    found = judge_autoencoder(model("ae"), images())
+    found = evaluate_autoencoder(model("ae"), images())
     assert math.isnan(found.bits) and found.rates == () and found.psnr > 0
     assert warnings_of(model("ae"), found) == []
 
@@ -61,7 +61,7 @@ def test_a_codebook_of_which_little_is_used_is_told():
     with torch.no_grad():
         one.codebook.entries.fill_(100.0)
         one.codebook.entries[3] = 0.0  # nearest to everything
-    found = judge_autoencoder(one, images())
+    found = evaluate_autoencoder(one, images())
     assert found.usage == 1 / 16 and found.perplexity == pytest.approx(1.0)
     (warning,) = warnings_of(one, found)
     assert "collapsed codebook: 6.2%" in warning and "--codes" in warning
@@ -72,7 +72,7 @@ def test_a_layer_that_carries_nothing_is_told():
     with torch.no_grad():
         for parameter in one.encoder.parameters():
             parameter.zero_()  # mean 0, log std 0: the prior itself
-    (warning,) = warnings_of(one, judge_autoencoder(one, images()))
+    (warning,) = warnings_of(one, evaluate_autoencoder(one, images()))
     assert warning.startswith("collapsed posterior: layer 1 carries 0 nats")
 
 

@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ornstein.errors import UserError
-from ornstein.faces import film, provenance
-from ornstein.faces.film import Encoder, Film, is_video
+from ornstein.errors import RunError, UserError
+from ornstein.faces import provenance
 from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import ModelCard
 from ornstein.faces.provenance.consent import Consent
-from ornstein.faces.swap import Choice, SwapModel, Swapper, SwapSettings
+from ornstein.faces.swap import Choice, SwapModel, Swapper, SwapSettings, film
+from ornstein.faces.swap.film import Encoder, Film, is_video
 from ornstein.faces.swap.photo import Order
-from ornstein.faces.video_swap import VideoReport, VideoSettings, swap_video
+from ornstein.faces.swap.video import VideoReport, VideoSettings, swap_video
 
 HEIGHT, WIDTH = 64, 96
 SHORT = VideoSettings(segment=6, batch=4, gap=2, noise="ar1:0.7")
@@ -251,6 +251,108 @@ def test_an_animated_gif_is_a_video(own_key: None, stubs: SimpleNamespace, tmp_p
         assert [f.time for f in container.decode(video=0)] == pytest.approx([0.1 * i for i in range(6)])
     with pytest.raises(UserError, match=r"is written as \.mp4"):
         swap_video(*parts(stubs), order(tmp_path, "t.gif", "out.gif"), SHORT)
+
+
+@pytest.mark.parametrize(("name", "out"), [("t.jpg", "out.mp4"), ("t.avi", "out.mov"), ("t", "out.m4v")])
+def test_the_name_of_the_target_does_not_matter(
+    own_key: None, stubs: SimpleNamespace, tmp_path: Path, name: str, out: str
+) -> None:
+    """An mp4 of another name was swapped in full before the signature failed."""
+    write(tmp_path / "t.mp4", frames_of(stubs, 5)).rename(tmp_path / name)
+    assert swap_video(*parts(stubs), order(tmp_path, name, out), SHORT) == VideoReport(5, [])
+    assert provenance.read(tmp_path / out).state == provenance.INTACT
+    assert len(decoded(tmp_path / out)) == 5
+
+
+def test_a_photo_named_as_a_video_is_refused_before_any_work(
+    own_key: None, stubs: SimpleNamespace, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "t.png")
+    (tmp_path / "t.png").rename(tmp_path / "t.mp4")
+    made = order(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"t\.mp4 cannot be used: .*it is a PNG picture"):
+        swap_video(*parts(stubs), made, SHORT)
+    assert sorted(tmp_path.iterdir()) == before and not is_video(tmp_path / "t.mp4")
+
+
+def test_a_swap_that_failed_at_its_end_goes_on(
+    own_key: None, stubs: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "t.mp4", frames_of(stubs, 14))
+
+    def fails(*_: object) -> None:
+        raise RunError("cannot sign")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(provenance, "sign", fails)
+        with pytest.raises(RunError, match="cannot sign"):
+            swap_video(*parts(stubs), order(tmp_path), SHORT)
+    assert not (tmp_path / "out.mp4").exists()
+    seen: list[str] = []
+    report = swap_video(*parts(stubs), order(tmp_path), SHORT, True, lambda stage, *_: seen.append(stage))
+    assert report == VideoReport(14, []) and seen == ["writing"]  # nothing is done twice
+    assert not (tmp_path / "out.mp4.swap").exists() and len(decoded(tmp_path / "out.mp4")) == 14
+
+
+def test_the_folder_of_the_work(own_key: None, stubs: SimpleNamespace, tmp_path: Path) -> None:
+    """One from before there was a plan is taken; one of something else, or of an earlier version, is not touched."""
+    write(tmp_path / "t.mp4", frames_of(stubs, 3))
+    work = tmp_path / "out.mp4.swap"
+    work.mkdir()
+    (work / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="it holds files of something else"):
+        swap_video(*parts(stubs), order(tmp_path), SHORT)
+    assert (work / "mine.txt").read_text() == "mine"
+    (work / "mine.txt").unlink()
+    (work / "plan.json").write_text("{}")
+    with pytest.raises(UserError, match="unfinished swap: go on with --resume"):
+        swap_video(*parts(stubs), order(tmp_path), SHORT)
+    with pytest.raises(UserError, match="other files or settings"):
+        swap_video(*parts(stubs), order(tmp_path), SHORT, resume=True)
+    (work / "plan.json").rename(work / ".plan.json.partial")
+    assert swap_video(*parts(stubs), order(tmp_path), SHORT).frames == 3
+    (tmp_path / "elsewhere").mkdir()
+    work.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is in the way"):
+        swap_video(*parts(stubs), order(tmp_path), SHORT)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_link_beside_the_output_is_not_followed(own_key: None, stubs: SimpleNamespace, tmp_path: Path) -> None:
+    write(tmp_path / "t.mp4", frames_of(stubs, 3))
+    (tmp_path / "other.txt").write_text("other")
+    (tmp_path / ".out.mp4.partial").symlink_to(tmp_path / "other.txt")
+    swap_video(*parts(stubs), order(tmp_path), SHORT)
+    assert (tmp_path / "other.txt").read_text() == "other"
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_last_frame_keeps_its_length_and_nothing_is_lost_silently(
+    own_key: None, stubs: SimpleNamespace, films: SimpleNamespace, tmp_path: Path, every: int
+) -> None:
+    times = [0, 40, 77, 500, 600, 1100, 6760]
+    shown = [frame.permute(1, 2, 0).numpy() for frame in frames_of(stubs, 6)]
+    films.write(tmp_path / "t.mkv", shown, times=times)
+    settings = VideoSettings(segment=4, batch=4, every=every)
+    assert swap_video(*parts(stubs), order(tmp_path, "t.mkv"), settings) == VideoReport(6, [])
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frames = list(container.decode(video=0))
+        base = container.streams.video[0].time_base
+    assert base is not None and frames[-1].pts is not None
+    assert [frame.time for frame in frames] == pytest.approx([t / 1000 for t in times[:-1]], abs=1e-4)
+    assert (frames[-1].pts + frames[-1].duration) * base == pytest.approx(6.76, abs=1e-3)
+
+
+def test_what_is_not_as_it_was_is_in_the_report_and_the_log(
+    own_key: None, stubs: SimpleNamespace, films: SimpleNamespace, tmp_path: Path
+) -> None:
+    shown = [frame.permute(1, 2, 0).numpy() for frame in frames_of(stubs, 6)]
+    options = {"x264-params": "tff=1", "crf": "10"}
+    films.write(tmp_path / "t.mp4", shown, options=options)
+    report = swap_video(*parts(stubs), order(tmp_path), SHORT)
+    assert report.notes == ["interlaced: deinterlaced (bwdif), as many frames as before"]
+    assert json.loads((tmp_path / "ornstein-swaps.jsonl").read_text())["notes"] == report.notes
 
 
 def test_sound_that_the_format_cannot_hold(stubs: SimpleNamespace, tmp_path: Path) -> None:

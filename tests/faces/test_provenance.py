@@ -175,5 +175,5 @@ def test_a_model_says_its_licence(tmp_path: Path) -> None:
     assert read_card(tmp_path) == card
     assert "FOR RESEARCH ONLY" in str(card) and "RESEARCH" not in str(ModelCard())
     (tmp_path / "card.json").write_text('{"license": "?"}')
-    with pytest.raises(UserError, match="no model card"):
+    with pytest.raises(UserError, match="unknown key"):
         read_card(tmp_path)

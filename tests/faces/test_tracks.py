@@ -4,7 +4,7 @@ import torch
 
 from ornstein.errors import UserError
 from ornstein.faces.swap.noise import FaceNoise
-from ornstein.faces.tracks import Seen, by_frame, link, smooth
+from ornstein.faces.swap.tracks import Seen, by_frame, link, smooth
 
 
 def seen(x: float, y: float = 0.0, side: float = 20.0, source: int = 0) -> Seen:

@@ -26,10 +26,21 @@ def settings(steps: int, **more) -> TrainConfig:
     return TrainConfig(**{"steps": steps, "batch": 8, "warmup": 3, "precision": "float32"} | more)
 
 
-def test_it_learns_what_lies_where_and_how_it_looks(photos, tmp_path):
+def fixed_loss(task: WorldTask, photos) -> float:
+    """The loss on all photos with fixed draws: the same pairs, times and noise before and after a training."""
+    images, rows = photos.batch(torch.arange(len(photos)))
+    with torch.no_grad():
+        losses = [task.loss(images, rows, torch.Generator().manual_seed(seed), 0.0)[0] for seed in (0, 1)]
+    return float(torch.stack(losses).mean())
+
+
+def test_it_learns_where_features_lie_and_how_they_look(photos, tmp_path):
+    """Over 3 seeds, AVX512, AVX2 and no vector instructions the ratio is 0.56 to 0.67."""
     task = task_of(photos)
-    losses = [state.loss for state in run_task(task, photos, settings(24, learning_rate=3e-3), tmp_path)]
-    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    before = fixed_loss(task, photos)
+    for _ in run_task(task, photos, settings(24, learning_rate=3e-3), tmp_path):
+        pass
+    assert fixed_loss(task, photos) < 0.85 * before
     model, few = FaceModel.load(tmp_path), cases(2, SIZE, seed=1)
     who = model.recogniser.embed(few.source.image)
     source = SourceFaces(who, few.source.image, region(few.source.mask), few.source.landmarks)

@@ -12,7 +12,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,32 @@ def mixed_zip(root: Path) -> Path:
     return root / "a.zip"
 
 
+def nameless_zip(root: Path) -> Path:
+    with zipfile.ZipFile(root / "a.zip", "w") as archive:
+        archive.writestr("good.png", png())
+        archive.writestr("x", png())
+    data = bytearray((root / "a.zip").read_bytes())
+    entry, end = data.rindex(b"PK\1\2"), data.rindex(b"PK\5\6")
+    struct.pack_into("<I", data, end + 12, struct.unpack_from("<I", data, end + 12)[0] - 1)
+    struct.pack_into("<H", data, entry + 28, 0)
+    del data[entry + 46]  # the name of one letter
+    (root / "a.zip").write_bytes(data)
+    return root / "a.zip"
+
+
+def damaged_animation(root: Path) -> Path:
+    buffer = io.BytesIO()
+    frames = [Image.new("L", (8, 8), 40 * i) for i in range(4)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    with zipfile.ZipFile(root / "a.zip", "w") as archive:  # stored: only the checksum is wrong
+        archive.writestr("good.png", png())
+        archive.writestr("film.gif", buffer.getvalue())
+    data = bytearray((root / "a.zip").read_bytes())
+    data[data.index(b"GIF8") + len(buffer.getvalue()) // 2] ^= 1
+    (root / "a.zip").write_bytes(data)
+    return root / "a.zip"
+
+
 # name: (how it is made, the error, or None if the good picture is read; words of the error or of the summary)
 CASES: dict[str, tuple[Callable[[Path], Path], str | None, str]] = {
     "a tar's extended header claims 3 GB": (tar_with(header("x", 3 * GB, b"x"), sparse=3 * GB), None, "damaged"),
@@ -270,6 +296,8 @@ CASES: dict[str, tuple[Callable[[Path], Path], str | None, str]] = {
         "table of contents",
     ),
     "paths that lead out of a zip": (mixed_zip, None, "leads out"),
+    "a file without a name in a zip": (nameless_zip, None, ""),
+    "a damaged animation in a zip": (damaged_animation, None, ""),
     "a sparse file of 500 MB": (beside("a.png", bytes, 500 * 2**20), None, "not an image"),
     "a sparse file of 3 GB": (beside("a.png", bytes, 3 * GB), None, "3,072 MB"),
     "a picture and 500 MB": (beside("a.png", png, 500 * 2**20), None, "500 MB"),
@@ -330,22 +358,24 @@ def zlib_zeros(size: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[Any]]]:
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What each opener makes of each case: [images, streamed, clips]."""
-    base = tmp_path_factory.getbasetemp()
-    paths = [str(make(tmp_path_factory.mktemp("case"))) for make, _, _ in CASES.values()]
-    run = subprocess.run(
-        [sys.executable, "-c", CHILD, *paths],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS * 3 * len(CASES),
-        check=True,
-    )
+    roots = [tmp_path_factory.mktemp("case") for _ in CASES]
+    try:
+        paths = [str(make(root)) for root, (make, _, _) in zip(roots, CASES.values(), strict=True)]
+        run = subprocess.run(
+            [sys.executable, "-c", CHILD, *paths],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS * 3 * len(CASES),
+            check=True,
+        )
+    finally:
+        # Python's own removal of a folder 1,500 deep overflows its stack
+        subprocess.run(["rm", "-rf", *roots], check=True)
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert len(lines) == 3 * len(CASES), run.stderr
-    yield {name: lines[3 * i : 3 * i + 3] for i, name in enumerate(CASES)}
-    # Python's own removal of a folder 1,500 deep overflows its stack
-    subprocess.run(["rm", "-rf", *(path for path in paths if path.startswith(str(base)))], check=True)
+    return {name: lines[3 * i : 3 * i + 3] for i, name in enumerate(CASES)}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,5 +1,7 @@
 """Order of convergence of every deterministic solver on the probability-flow ODE (E20, E24), and its fixed point."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from ornstein import Process
 from ornstein.noise import AR1, Covariance, Identity, Matrix
 from ornstein.oracles import GaussianMixture
-from ornstein.schedules import Cosine, Discrete, LinearBeta, Schedule
+from ornstein.schedules import EDM, VE, Cosine, Discrete, LinearBeta, Rectified, Schedule
 from ornstein.solvers import SOLVERS, grids, rk4
 
 ORDERS = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp-2m": 2, "dpmpp-3m": 3, "rk4": 4}
@@ -104,10 +106,71 @@ def test_only_ddim_runs_up(gauss: GaussianMixture, name: str):
         next(iter(SOLVERS[name](gauss.denoiser(p), starts(p, 2), times, lambda k, draw=0: torch.zeros(2, 3))))
 
 
+def karras(d, x: Tensor, times: Tensor, second: bool) -> Tensor:
+    """Algorithm 1 of Karras et al. (2022) written out for a = 1, in the noise level, with their D = x0_hat."""
+    levels = d.process.schedule.sigma(times).tolist()
+    for (t, s), (low, high) in zip(pairwise(times.tolist()), pairwise(levels), strict=True):
+        slope = (x - d(x, t).x0) / low
+        ahead = x + (high - low) * slope
+        if second and high > 0:
+            slope = (slope + (ahead - d(ahead, s).x0) / high) / 2
+            ahead = x + (high - low) * slope
+        x = ahead
+    return x
+
+
+@pytest.mark.parametrize("schedule", [EDM(), VE()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", ["euler", "heun"])
+@pytest.mark.parametrize("grid", ["karras", "logistic"])
+def test_exploding_variance_takes_the_steps_of_karras(
+    mixture: GaussianMixture, schedule: Schedule, name: str, grid: str, final
+):
+    d = mixture.denoiser(Process(schedule, AR1(3, 0.7)))
+    x, times = starts(d.process, 8), grids.make(grid, schedule, (1.0, 0.0), 8)
+    expected = karras(d, x, times, name == "heun")
+    torch.testing.assert_close(final(SOLVERS[name], d, x, times), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [EDM(), VE()], ids=lambda s: type(s).__name__)
+def test_few_steps_of_exploding_variance_reach_the_data(mixture: GaussianMixture, schedule: Schedule, final):
+    """In t the noise spans decades within a step, and 8 steps of heun end 8 data deviations away."""
+    d = mixture.denoiser(Process(schedule))
+    x = starts(d.process, 64)
+    exact = final(SOLVERS["rk4"], d, x, grids.make("karras", schedule, (1.0, 0.0), 400))
+    for name, most in (("heun", 0.5), ("rk4", 0.5), ("euler", 1.0)):
+        assert rms(final(SOLVERS[name], d, x, grids.make("karras", schedule, (1.0, 0.0), 8)) - exact) < most
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Discrete.linear(1000), Discrete.cosine(20), Discrete.linear(100).zero_terminal(), EDM(), VE(), Rectified()],
+    ids=lambda s: type(s).__name__,
+)
 @pytest.mark.parametrize("name", ["euler", "heun", "rk4"])
-def test_an_infinite_flow_is_named(gauss: GaussianMixture, name: str):
-    """A chain with zero terminal SNR: a falls as a square root at t = 1."""
-    p = Process(Discrete.linear(100).zero_terminal())
-    times = grids.make("logistic", p.schedule, (1.0, 0.0), 5)
-    with pytest.raises(ValueError, match=r"infinite.*zero terminal SNR.*use ddim"):
-        next(iter(SOLVERS[name](gauss.denoiser(p), starts(p, 2), times, lambda k, draw=0: torch.zeros(2, 3))))
+def test_orders_under_every_schedule(gauss: GaussianMixture, schedule: Schedule, name: str, final, order):
+    """The path has no kinks: between the steps of a chain rk4 has its order too."""
+    p = Process(schedule, AR1(3, 0.7))
+    # From and to the same SNRs under every schedule.
+    start = 1.0 if schedule.zero_terminal_snr else float(schedule.time(-6.0))
+    end = float(schedule.time(4.0))
+    x = p.prior((8, 3), torch.float64, start).sample(starts(Process(Rectified()), 8))
+    exact = gauss.ode_map(x, p, start, end)
+    steps = [32, 64, 128, 256]
+    errors = [
+        rms(final(SOLVERS[name], gauss.denoiser(p), x, grids.make("logistic", schedule, (start, end), n)) - exact)
+        for n in steps
+    ]
+    assert order(steps, errors) == pytest.approx(ORDERS[name], abs=0.25)
+
+
+@pytest.mark.parametrize(
+    "schedule", [LinearBeta(), Cosine(None), Discrete.cosine(20), EDM(), VE(), Rectified()], ids=str
+)
+def test_the_curve_of_a_schedule(schedule: Schedule):
+    """`curve_time` inverts `curve`, and `curve_tangent` is the derivative of (a, s) by it."""
+    for t in (0.03, 0.4, 0.97):
+        u, h = schedule.curve(t), 1e-5
+        assert schedule.curve_time(u) == pytest.approx(t, abs=1e-9)
+        low, high = schedule.curve_time(u - h * u), schedule.curve_time(u + h * u)
+        for f, slope in zip((schedule.alpha, schedule.sigma), schedule.curve_tangent(u), strict=True):
+            assert float(f(high) - f(low)) / (2 * h * u) == pytest.approx(slope, rel=1e-5, abs=1e-5)

@@ -140,5 +140,5 @@ def test_steps_that_are_not_tuned_for(oracle, steps: int):
 def test_no_trajectories(oracle):
     with pytest.raises(ValueError, match="none were given"):
         tune([], 5)
-    with pytest.raises(ValueError, match="does not say what its samples are"):
+    with pytest.raises(ValueError, match="no sample spec"):
         trajectories(orn.Denoiser(torch.nn.Identity(), Process(Cosine())), 3)

@@ -207,7 +207,7 @@ def test_disk_full_keeps_the_old_checkpoint(toy, tmp_path, monkeypatch):
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match="the disk is full; free some space and go on with --resume"):
+    with pytest.raises(RunError, match="the disk is full; free some space and continue with --resume"):
         run(toy, tmp_path / "full")
     monkeypatch.undo()
     assert not list((tmp_path / "full").rglob("*.partial"))

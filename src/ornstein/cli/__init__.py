@@ -19,8 +19,12 @@ COMMANDS = {
     "sample": Lazy("Draw samples from a trained model.", f"{_OPTIONS}:Sample", "ornstein.cli.sample:sample"),
     "tune": Lazy("Learn a solver of few steps for a model.", f"{_OPTIONS}:Tune", "ornstein.cli.tune:tune"),
     "distil": Lazy("Train a student that samples in few steps.", f"{_OPTIONS}:Distil", "ornstein.cli.distil:distil"),
-    "bench": Lazy("Measure the speed of sampling.", "ornstein.cli.bench:bench"),
-    "evaluate": Lazy("Score a trained model on held-out data.", "ornstein.cli.evaluate:evaluate"),
+    "bench": Lazy("Measure the speed of sampling.", "ornstein.evaluation.settings:Bench", "ornstein.cli.bench:bench"),
+    "evaluate": Lazy(
+        "Score a trained model on held-out data.",
+        "ornstein.evaluation.settings:Evaluate",
+        "ornstein.cli.evaluate:evaluate",
+    ),
     "fit-noise": Lazy(
         "Estimate the noise covariance of your clips.", f"{_OPTIONS}:FitNoise", "ornstein.cli.fit_noise:fit_noise"
     ),

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ornstein import checkpoint
+from ornstein import checkpoint, processes
 from ornstein.cli.commands import Distil
 from ornstein.data import ImageSet, StreamedSet
 from ornstein.denoiser import Denoiser
@@ -19,17 +19,17 @@ from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.few_steps import FRECHET, KERNEL, RMSE, Way, mean_over_seeds, quality_by_steps
-from ornstein.evaluation.run import write_run_report
+from ornstein.evaluation.run import affordable, write_run_report
 from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.few_steps.distillation import check_teacher
 from ornstein.progress import cell, console, progress, say
 from ornstein.request import SOLVER, STEPS
 from ornstein.settings import read, read_file, settings_of, to_json
 from ornstein.store import CONFIG, atomic_write, read_config
-from ornstein.training import TrainConfig, TrainState, processes, run_task
+from ornstein.training import TrainConfig, TrainState, run_task
 from ornstein.training.distil import Distillation, TrajectorySet, follow_teacher, new_student
 from ornstein.training.folder import check_folder
-from ornstein.training.jobs import affordable, preview, size_of
+from ornstein.training.jobs import preview, size_of
 from ornstein.training.recipe import REPORT, Split, in_memory, open_data, report_seconds
 from ornstein.training.settings import DISTIL, SETTINGS, DistilSettings, Settings, resumed
 from ornstein.training.state import check_new, check_resumable

@@ -5,290 +5,265 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from dataclasses import dataclass, replace
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
 import typer
+from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ornstein import autoencoders, checkpoint
-from ornstein.cli.command import console, progress
-from ornstein.data import ImageSet, StreamedSet, open_images
+from ornstein import autoencoders, checkpoint, processes
+from ornstein.cli.held_out_data import Material, open_material, pixel_digest
+from ornstein.cli.options import refuse
+from ornstein.denoiser import Denoiser
+from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
+from ornstein.evaluation.facts import run_facts, seconds_text
 from ornstein.evaluation.features import open_features
-from ornstein.evaluation.findings import tables, write_findings
-from ornstein.evaluation.held_out import METHODS
-from ornstein.evaluation.judge import Plan, judge
-from ornstein.evaluation.matched import check_images, image_shape
+from ornstein.evaluation.markup import Table, plain
+from ornstein.evaluation.matched import image_shape
+from ornstein.evaluation.measure import evaluate_model
+from ornstein.evaluation.owned import JSON, REPORT, check_replaceable
 from ornstein.evaluation.pieces import FILE as PIECES
 from ornstein.evaluation.pieces import Pieces
+from ornstein.evaluation.plan import Costs, Plan, measure_costs, sized
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
-from ornstein.solvers import SOLVER, SOLVERS
-from ornstein.store import atomic_write, write_error
-from ornstein.training import processes
-from ornstein.training.recipe import Settings, in_memory, open_data
-from ornstein.training.settings import SETTINGS
+from ornstein.evaluation.settings import MINUTES, Evaluate
+from ornstein.evaluation.summary import tables, write_evaluation_report
+from ornstein.progress import console, progress, say, silenced, warn
+from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder, read_config
 
-JSON = "evaluation.json"
-REPORT = "report.html"
+__all__ = ["evaluate"]
+
+_REPORT = 0.95  # of the time, after which nothing is started: the rest is for the report
+_SIZES = ("num", "solvers", "steps", "seeds", "likelihood", "images")
+_OF_SAMPLES = (*_SIZES, "minutes", "full", "features", "batch", "precision")
 
 
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="The run folder of a trained model.")],
-    data: Annotated[
-        str | None,
-        typer.Option(help="Images to judge by, as for `train`. (default: those the run held out)"),
-    ] = None,
-    n: Annotated[int, typer.Option("-n", help="Samples for each seed, and real images at most.")] = 2000,
-    solvers: Annotated[
-        str | None, typer.Option(help=f"Of {', '.join(SOLVERS)}. (default: {SOLVER},ddim; a distilled model's own)")
-    ] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Numbers of solver steps. (default: 5,10,20,50; a distilled model's own)")
-    ] = None,
-    features: Annotated[str, typer.Option(help="pixels, conv, or a TorchScript file.")] = "conv",
-    seeds: Annotated[int, typer.Option(help="Sets of samples, for the spread of every figure.")] = 3,
-    likelihood: Annotated[
-        str | None,
-        typer.Option(help=f"Of {', '.join(METHODS)}; or none. (default: vlb,ode; none of a distilled model)"),
-    ] = None,
-    images: Annotated[int, typer.Option(help="Held-out images for the likelihood.")] = 256,
-    held_out: Annotated[
-        float | None, typer.Option(help="Judge by this share of the data only, drawn by the run's seed.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Samples through the network at once.")] = 128,
-    out: Annotated[Path | None, typer.Option(help="Folder to write to. (default: RUN/evaluation)")] = None,
-) -> None:
-    """Judge a model by images it was not trained on; of an autoencoder, its reconstructions and rates.
+def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
+    """Evaluate a run as `asked`."""
+    if asked.full and asked.minutes is not None:
+        raise UserError("--full takes as long as it takes: leave out --minutes")
+    with silenced(asked.json):
+        if "autoencoder" in read_config(asked.run):
+            refuse(Evaluate, given, _OF_SAMPLES, f"{asked.run} is an autoencoder")
+            record = _evaluate_autoencoder(asked)
+        else:
+            record = _evaluate_model(asked, given)
+    if asked.json and record is not None:
+        typer.echo(json.dumps(record, indent=1))
 
-    `torchrun --nproc-per-node 8 -m ornstein evaluate ...` shares the samples out among processes. Started again with
-    the same model, data and numbers of images it measures what is missing.
 
-    Example: ornstein evaluate runs/photos -n 1000 --steps 10,50 --seeds 2
-    """
-    denoiser = None if "autoencoder" in checkpoint.read_config(run) else checkpoint.load(run)
-    few = None if denoiser is None else denoiser.distilled
-    own = (f"{SOLVER},ddim", "5,10,20,50", "vlb,ode")
-    if few is not None:
-        own = (few.solver, str(few.steps), "none")
-        if likelihood not in (None, "none"):
-            raise UserError(
-                f"{run} is distilled: what it says is no E[x0 | x_t], and has no likelihood; judge its teacher"
-            )
-    solvers, steps, likelihood = (b if a is None else a for a, b in zip((solvers, steps, likelihood), own, strict=True))
-    plan = Plan(
-        count=n,
-        solvers=_names(solvers),
-        steps=_numbers(steps),
-        seeds=seeds,
-        methods=() if likelihood.strip() == "none" else _names(likelihood),
-        images=images,
-        batch=batch,
-    )
-    folder = run / "evaluation" if out is None else out
-    if denoiser is None:
-        if processes.launched() > 1:
-            raise UserError("autoencoders are judged by one process: leave out the launcher")
-        _evaluate_autoencoder(run, data, held_out, folder)
-        return
+def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | None:
+    """Likelihoods and scores of samples of a diffusion model, as --json prints them; None in all processes but one."""
+    began = time.monotonic()
+    denoiser = checkpoint.load(asked.run)
+    settled = _settled(asked, denoiser)
+    Plan(**settled)  # wrong sizes are refused before anything is read
     group = processes.current()
+    device = choose_device(asked.device)
+    dtype = choose_precision(asked.precision, device)
     shape = image_shape(denoiser)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     denoiser.to(device)
-    extractor = open_features(features, device)
-    material = _open_material(run, shape, data, held_out)
-    _make(folder)  # told now, not after an hour
-    pieces = Pieces(folder, _key(run, plan, material, features, device))
-    if pieces.found:
-        console.print(f"{pieces.found} parts of this are in {folder / PIECES} already", soft_wrap=True)
+    features = open_features(asked.features, device)
+    folder = asked.run / "evaluation" if asked.out is None else asked.out
+    check_replaceable(folder, asked.overwrite)
+    material = open_material(asked.run, shape, asked.data, asked.held_out)
+    group.agreed(lambda: make_folder(folder) and None)  # a folder that cannot be written is refused now
+    key = _key(asked, material, str(device))
+    plan, costs = group.agreed(lambda: _plan(asked, given, settled, denoiser, material, features, folder, key))
+    say(plan.line(len(material.held_out), costs))
+    pieces = Pieces(folder, key | {"n": plan.count, "images": plan.images})
+    if len(pieces):
+        say(f"{len(pieces)} parts of this are in {folder / PIECES} already")
+    seconds = _limit(asked, given)
     with progress("calls") as bar:
-        task = bar.add_task("judging", total=None, note="")
-        found = judge(
+        task = bar.add_task("evaluating", total=None, note="")
+        result = evaluate_model(
             denoiser,
             plan,
             material.held_out,
             material.train,
-            extractor,
+            features,
             lambda what, done, total: bar.update(task, completed=done, total=total, note=what),
             pieces,
+            deadline=None if seconds is None else began + _REPORT * seconds,
+            precision=dtype,
         )
     group.end()
     if not group.main:
-        return  # it has made its share of the samples
-    command = _command(run, data, plan, features, held_out)
-    for table in tables(found, material.about):
-        rich = RichTable(*table.columns, title=table.title, title_justify="left", title_style="bold", show_edge=False)
-        for row in table.rows:
-            rich.add_row(*(str(value) for value in row))
-        console.print()
-        console.print(rich)
-        console.print(table.header, style="dim")
-    settings = {"command": command, "model": str(run), "data": material.held_out.source}
-    record = {"format": 1, **settings, "data_fingerprint": material.fingerprint, "about": material.about}
-    text = json.dumps(record | found.to_json(), indent=1, allow_nan=False)
-    atomic_write(folder / JSON, (text + "\n").encode())
+        return None  # this process has made its share of the samples
+    command = _command(asked, plan)
+    shown = tables(result, material.about)
+    _print(shown)
+    facts = {"model": str(asked.run), "command": command, "evaluation took": seconds_text(time.monotonic() - began)}
+    record = {
+        "format": 2,
+        "command": command,
+        "model": str(asked.run),
+        "data": material.held_out.source,
+        "data_fingerprint": material.held_out.fingerprint,
+        "about": material.about,
+    } | result.to_json()
+    atomic_write(folder / JSON, json_bytes(record))
     assert denoiser.data is not None
-    write_findings(
+    write_evaluation_report(
         folder / REPORT,
-        found,
-        f"Evaluation of {run.name}",
+        result,
+        f"Evaluation of {asked.run.name}",
         material.about,
         material.held_out,
         denoiser.data.classes,
         material.train is not None,
-        settings,
+        facts | _without(run_facts(asked.run, denoiser, material.train or material.held_out, material.held_out), facts),
     )
-    console.print(f"\nthe report: {folder / REPORT}; the figures: {folder / JSON}; again: {command}", soft_wrap=True)
+    if result.left_out:
+        say(f"not measured: {'; '.join(result.left_out)}; more fits into more --minutes, or --full")
+    console.print()
+    say(f"report: {folder / REPORT}")
+    say(f"figures: {folder / JSON}")
+    say(f"again: {command}")
+    return record
 
 
-@dataclass(frozen=True)
-class _Material:
-    """What to judge by: images the model has not seen, those it was trained on where they are at hand, and which."""
-
-    held_out: ImageSet
-    train: ImageSet | None
-    fingerprint: str
-    about: str
+def _without(facts: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name not in others}
 
 
-def _key(run: Path, plan: Plan, material: _Material, features: str, device: str) -> dict[str, Any]:
-    """What all figures depend on: model, images and settings, but for which solvers, steps and seeds are asked for."""
-    files = [run / checkpoint.MODEL, run / checkpoint.CONFIG, *([Path(features)] if Path(features).is_file() else [])]
+def _settled(asked: Evaluate, denoiser: Denoiser) -> dict[str, Any]:
+    """The fields of the plan that are given, or that follow from a distilled model."""
+    methods = asked.likelihood
+    if methods is not None and "none" in methods:
+        if len(methods) > 1:
+            raise UserError("--likelihood none stands alone")
+        methods = ()
+    fields = {
+        "count": asked.num,
+        "solvers": asked.solvers,
+        "steps": asked.steps,
+        "seeds": asked.seeds,
+        "methods": methods,
+        "images": asked.images,
+        "batch": asked.batch,
+    }
+    few = denoiser.distilled
+    if few is not None:
+        if methods:
+            raise UserError(
+                f"{asked.run} is distilled: its output is not E[x0 | x_t] and has no likelihood; evaluate its teacher"
+            )
+        own = {"solvers": (few.solver,), "steps": (few.steps,), "methods": ()}
+        fields |= {name: value for name, value in own.items() if fields[name] is None}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _limit(asked: Evaluate, given: frozenset[str]) -> float | None:
+    """Seconds that the evaluation may take: sizes that are given are measured in full, unless --minutes is too."""
+    if asked.full or (asked.minutes is None and given & set(_SIZES)):
+        return None
+    return 60 * (MINUTES if asked.minutes is None else asked.minutes)
+
+
+def _plan(
+    asked: Evaluate,
+    given: frozenset[str],
+    settled: dict[str, Any],
+    denoiser: Denoiser,
+    material: Material,
+    features: Any,
+    folder: Path,
+    key: dict[str, Any],
+) -> tuple[Plan, Costs]:
+    """The plan, sized to the time by costs that are measured now; an interrupted evaluation keeps its own."""
+    held_out = material.held_out
+    batch = min(asked.batch, settled.get("count", asked.batch))
+    extract = features(held_out.images[: max(2, min(batch, len(held_out)))])
+    costs = measure_costs(denoiser, batch, extract)
+    if not asked.full and "minutes" not in given:
+        sizes = Pieces.sizes(folder, key)
+        settled = {name: sizes[name] for name in ("count", "images") if name in sizes} | settled
+    seconds = None if asked.full else 60 * (MINUTES if asked.minutes is None else asked.minutes)
+    return sized(settled, len(held_out), costs, seconds), costs
+
+
+def _key(asked: Evaluate, material: Material, device: str) -> dict[str, Any]:
+    """What all results depend on, except for the sizes: model, images, features and precision."""
+    files = [asked.run / MODEL, asked.run / CONFIG]
+    files += [Path(asked.features)] if Path(asked.features).is_file() else []
     train = material.train
     return {
         "files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
-        "held_out": [material.fingerprint, *material.held_out.shape],
+        "held_out": [material.held_out.fingerprint, pixel_digest(material.held_out.images)],
         "train": None if train is None else [train.fingerprint, *train.shape],
-        "features": features,
+        "features": asked.features,
         "device": device,
-        "n": plan.count,
-        "images": plan.images,
-        "batch": plan.batch,
+        "precision": asked.precision,
+        "batch": asked.batch,
     }
 
 
-def _evaluate_autoencoder(run: Path, data: str | None, held_out: float | None, folder: Path) -> None:
-    """Distortion and rate, and the report of reconstructions; the options of samples have no part in it."""
-    model = autoencoders.load(run)
-    material = _open_material(run, model.shape, data, held_out)
-    _make(folder)
-    with progress("parts") as bar:
-        task = bar.add_task("judging", total=None, note="")
+def _command(asked: Evaluate, plan: Plan) -> str:
+    """The command that gives the same figures again."""
+    options: dict[str, Any] = {
+        "--data": asked.data,
+        "-n": plan.count,
+        "--solvers": ",".join(plan.solvers),
+        "--steps": ",".join(map(str, plan.steps)),
+        "--features": asked.features,
+        "--seeds": plan.seeds,
+        "--likelihood": ",".join(plan.methods) or "none",
+        "--images": plan.images,
+        "--held-out": asked.held_out,
+        "--batch": plan.batch,
+        "--precision": None if asked.precision == "float32" else asked.precision,
+    }
+    words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    return shlex.join(["ornstein", "evaluate", str(asked.run), *words])
+
+
+def _print(shown: list[Table]) -> None:
+    for table in shown:
+        columns = [escape(plain(name)) for name in table.columns]
+        rich = RichTable(*columns, title=table.title, title_justify="left", title_style="bold", show_edge=False)
+        for row in table.rows:
+            rich.add_row(*(escape(plain(value)) for value in row))
+        console.print()
+        console.print(rich)
+        console.print(plain(table.header), style="dim", markup=False)
+
+
+def _evaluate_autoencoder(asked: Evaluate) -> dict[str, Any]:
+    """Reconstructions and rates of an autoencoder."""
+    if processes.launched() > 1:
+        raise UserError("autoencoders are evaluated by one process: leave out the launcher")
+    run, folder = asked.run, asked.run / "evaluation" if asked.out is None else asked.out
+    pictures = ("reconstructions.png", "samples.png")
+    check_replaceable(folder, asked.overwrite, pictures)
+    model = autoencoders.load(run).to(choose_device(asked.device))
+    material = open_material(run, tuple(model.shape), asked.data, asked.held_out)
+    make_folder(folder)
+    with progress("parts", transient=True) as bar:
+        task = bar.add_task("evaluating", total=2, note="")
         scores, warnings = write_autoencoder_report(
             folder,
             model,
-            material.train or material.held_out,
+            material.held_out if material.train is None else material.train,
             material.held_out,
             f"Evaluation of {run.name}",
             {"model": str(run), "data": material.about},
             lambda what, done, total: bar.update(task, completed=done, total=total, note=what),
         )
-    rich = RichTable("score", "value", title=material.about, title_justify="left", show_edge=False)
+    rich = RichTable("score", "value", title=escape(plain(material.about)), title_justify="left", show_edge=False)
     for score in scores:
         rich.add_row(score.name, str(score.value))
     console.print(rich)
     for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow")
-    console.print(f"the report: {folder / REPORT}", soft_wrap=True)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
-
-
-def _open_material(run: Path, shape: tuple[int, ...], data: str | None, share: float | None) -> _Material:
-    if share is not None and not 0 < share < 1:
-        raise UserError(f"--held-out is a share between 0 and 1, not {share}")
-    own = _settings(run)
-    if own is None and data is None:
-        raise UserError(f"{run} does not say which images it was trained on (it has no {SETTINGS}): give --data")
-    if own is not None and (data is None or _same_source(data, own.data)):
-        if share is not None and share > own.held_out:
-            raise UserError(
-                f"--held-out {share} would judge by images the model was trained on: it held out {own.held_out}"
-            )
-        train, held_out = _split(own)
-        check_images(shape, held_out)
-        if share is not None:
-            # The same order of the same images: a smaller share is a part of the larger one.
-            held_out = _split(replace(own, held_out=share))[1]
-        about = f"{len(held_out)} images of {own.data} that the run held out"
-        return _Material(held_out, train, held_out.fingerprint, about)
-    assert data is not None
-    # Sizes and colours as in the training, so that these images are seen as those were.
-    settings = Settings(data=data) if own is None else replace(own, data=data, conditional=None)
-    images = _read(settings)
-    check_images(shape, images)
-    about = f"all {len(images)} images of {data}"
-    if share is not None:
-        _, images = images.split(share, settings.seed)
-        about = f"{len(images)} images of {data}, drawn by seed {settings.seed}"
-    if settings.size is not None:
-        about += f", brought to {settings.size}x{settings.size} pixels as in the training"
-    train = None
-    if own is not None:
-        try:
-            train, _ = _split(own)
-        except UserError as error:
-            console.print(f"without the training images no copies are looked for: {error}", soft_wrap=True)
-    return _Material(images, train, images.fingerprint, about)
-
-
-def _settings(run: Path) -> Settings | None:
-    return Settings.stored(run / SETTINGS) if (run / SETTINGS).is_file() else None
-
-
-def _same_source(a: str, b: str) -> bool:
-    if "digits" in (a, b):
-        return a == b
-    return Path(a).resolve() == Path(b).resolve()
-
-
-def _read(settings: Settings) -> ImageSet:
-    with progress("files", transient=True) as bar:
-        task = bar.add_task("reading", total=None, note="")
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        return open_images(settings.data, settings.size, settings.channels, progress=advance)
-
-
-def _split(own: Settings) -> tuple[ImageSet, ImageSet]:
-    """The images that the run was trained on, and those it held out."""
-    train, held_out, _, _ = open_data(own)
-    assert isinstance(train, ImageSet | StreamedSet) and isinstance(held_out, ImageSet)  # the model makes images
-    return in_memory(train), held_out
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(int(number) for number in _names(text)))
-    except ValueError:
-        raise UserError(f"--steps are whole numbers with commas between them, such as 5,10,20, not {text!r}") from None
-
-
-def _command(run: Path, data: str | None, plan: Plan, features: str, share: float | None) -> str:
-    options: dict[str, Any] = {
-        "--data": data,
-        "-n": plan.count,
-        "--solvers": ",".join(plan.solvers),
-        "--steps": ",".join(map(str, plan.steps)),
-        "--features": features,
-        "--seeds": plan.seeds,
-        "--likelihood": ",".join(plan.methods) or "none",
-        "--images": plan.images,
-        "--held-out": share,
-        "--batch": plan.batch,
+        warn(warning)
+    say(f"report: {folder / REPORT}")
+    return {
+        "model": str(run),
+        "about": material.about,
+        "scores": {score.name: score.value for score in scores},
+        "warnings": warnings,
     }
-    words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
-    return shlex.join(["ornstein", "evaluate", str(run), *words])

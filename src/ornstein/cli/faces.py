@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from ornstein.cli.command import console, progress
 from ornstein.cli.lazy import HELP, Group, Lazy
 from ornstein.errors import UserError
+from ornstein.progress import cell, console, progress, say
 
 if TYPE_CHECKING:
     from ornstein.faces.settings import (
@@ -85,17 +85,17 @@ def prepare(asked: PrepareCommand, given: frozenset[str]) -> None:
         )
     skipped = [(name, reason) for name, reason in summary.skipped if reason != NO_FACE]
     for name, reason in skipped[:_NAMED]:
-        console.print(f"skipped {name}: {reason}", markup=False)
+        say(f"skipped {name}: {reason}")
     if len(skipped) > _NAMED:
-        console.print(f"and {len(skipped) - _NAMED} more files skipped")
+        say(f"and {len(skipped) - _NAMED} more files skipped")
     if summary.without_face:
         first = next(name for name, reason in summary.skipped if reason == NO_FACE)
-        console.print(f"{NO_FACE} in {summary.without_face} of {summary.files} photos, the first {first}", markup=False)
+        say(f"{NO_FACE} in {summary.without_face} of {summary.files} photos, the first {first}")
     if summary.missing:
         rest = f"{summary.missing} shards of other parts are not in {asked.out} yet"
-        console.print(f"{summary.faces} faces in this part; {rest}", markup=False)
+        say(f"{summary.faces} faces in this part; {rest}")
     else:
-        console.print(f"wrote {asked.out}: {summary.faces} faces of {summary.people} people", markup=False)
+        say(f"wrote {asked.out}: {summary.faces} faces of {summary.people} people")
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def train(asked: TrainCommand, given: frozenset[str]) -> None:
     if not asked.resume:
         check_new(out)
     ours, held = people_split(open_faces(asked.data))
-    console.print(f"{len(ours)} faces of {len(ours.people)} people; {len(held.people)} people held out; on {device}")
+    say(f"{len(ours)} faces of {len(ours.people)} people; {len(held.people)} people held out; on {device}")
     with progress("s") as bar:
         for name, seconds, states in (
             ("recogniser", 60 * asked.recogniser, lambda: train_recogniser(ours, out, teach, device=device)),
@@ -137,10 +137,7 @@ def train(asked: TrainCommand, given: frozenset[str]) -> None:
                 bar.update(task, completed=min(state.elapsed, seconds), note=note)
     data = f"{len(ours)} photographs of {asked.data}"
     write_card(out, ModelCard(asked.licence or ModelCard.licence, data, asked.research_only))
-    console.print(
-        f"done: swap with `ornstein swap SOURCE TARGET --model {out}`, evaluate with `ornstein faces evaluate {out}`",
-        markup=False,
-    )
+    say(f"done: swap with `ornstein swap SOURCE TARGET --model {out}`, evaluate with `ornstein faces evaluate {out}`")
 
 
 def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:
@@ -167,12 +164,12 @@ def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:
     row = score_swaps(held, swaps, seconds, Recogniser(), Detector(thorough=False), **settings).as_row()
     table = Table("score", "value", title=f"{len(swaps)} swaps of held-out people", title_justify="left")
     for name, value in row.items():
-        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else cell(value))
     console.print(table)
     # infinity and NaN are no JSON
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     atomic_write(asked.run / SCORES, (json.dumps(finite, indent=1) + "\n").encode())
-    console.print(f"the figures: {asked.run / SCORES}", markup=False)
+    say(f"the figures: {asked.run / SCORES}")
 
 
 def demo(asked: DemoCommand, given: frozenset[str]) -> None:
@@ -193,7 +190,7 @@ def demo(asked: DemoCommand, given: frozenset[str]) -> None:
         table.add_row(name, *(f"{value:.3g}" for value in asdict(score).values()))
     console.print(table)
     seconds = time.monotonic() - began
-    console.print(f"{seconds:.0f} s; look at {finished.report} and {asked.out / 'swaps.png'}", markup=False)
+    say(f"{seconds:.0f} s; look at {finished.report} and {asked.out / 'swaps.png'}")
 
 
 def verify(asked: VerifyCommand, given: frozenset[str]) -> None:
@@ -201,9 +198,7 @@ def verify(asked: VerifyCommand, given: frozenset[str]) -> None:
 
     found = provenance.read(asked.file)
     if found.state == provenance.UNSIGNED:
-        console.print(
-            f"{asked.file}: no manifest. Nothing is known of it: it never had one, or it was stripped", markup=False
-        )
+        say(f"{asked.file}: no manifest. Nothing is known of it: it never had one, or it was stripped")
         raise typer.Exit(1)
     rows: list[tuple[str, object]] = []
     if found.signer is not None:
@@ -216,7 +211,7 @@ def verify(asked: VerifyCommand, given: frozenset[str]) -> None:
         rows.append(("kind", found.source_type.rpartition("/")[2]))
     rows += [("swap", "the manifest says nothing of one")] if found.swap is None else _stated(found.swap).items()
     for name, value in rows:
-        console.print(f"{name:<12}{value}", markup=False)
+        say(f"{name:<12}{value}")
     if not intact:
         raise typer.Exit(1)
 
@@ -251,7 +246,7 @@ def protect(asked: ProtectCommand, given: frozenset[str]) -> None:
     found = torch.cat(rows)
     everyone = BlockList(found) if before is None else before.with_faces(found)
     everyone.save(asked.out)
-    console.print(f"wrote {asked.out}: {len(everyone)} protected faces", markup=False)
+    say(f"wrote {asked.out}: {len(everyone)} protected faces")
 
 
 def card(asked: CardCommand, given: frozenset[str]) -> None:
@@ -262,4 +257,4 @@ def card(asked: CardCommand, given: frozenset[str]) -> None:
     new = {name: getattr(asked, name) for name in ("licence", "data", "research_only") if name in given}
     if new:
         write_card(asked.run, replace(read_card(asked.run), **new))
-    console.print(f"{asked.run}: {read_card(asked.run)}", markup=False)
+    say(f"{asked.run}: {read_card(asked.run)}")

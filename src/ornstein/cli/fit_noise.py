@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ornstein.cli.commands import KINDS, FitNoise
-from ornstein.data.clips import open_clips
+from ornstein.data import open_clips
 from ornstein.errors import UserError
 from ornstein.extras import require
 from ornstein.noise import ClipStatistics, Covariance, FrameCovariance, from_config, to_config

@@ -95,9 +95,9 @@ def refuse(cls: type, given: Collection[str], names: Collection[str], why: str) 
 
 
 def resolve(name: str) -> Any:
-    """The object that "module:attribute" names; the module is imported now."""
+    """The object that "module:attribute" names, or the module itself; it is imported now."""
     module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(module), attribute) if attribute else import_module(module)
 
 
 def _parameters(cls: type, f: Field[Any]) -> list[inspect.Parameter]:

@@ -11,8 +11,12 @@ from typing import Annotated
 
 import typer
 
-from ornstein.cli.command import console
+from ornstein.cli.options import resolve
 from ornstein.errors import UserError
+from ornstein.progress import say
+from ornstein.runs import describe
+
+__all__ = ["studio"]
 
 
 def studio(
@@ -29,15 +33,15 @@ def studio(
         Path | None,
         typer.Option(help="The file whose first line is the password. (As an option, others would see it.)"),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A further host name of the studio, such as a reverse proxy's; repeatable.")
+    ] = None,
     browse: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Open the studio: train, generate, video and noise, face swap, likelihood, in the browser.
 
     Example: ornstein studio runs/photos --open
     """
-    from ornstein.checkpoint import read_config
-    from ornstein.studio.launch import Address, serving
-
     password = None
     if password_file is not None:
         password = _first_line(password_file)
@@ -45,11 +49,12 @@ def studio(
         if not sys.stdin.isatty():
             raise UserError(f"give the password of {user} in a file: --password-file")
         password = typer.prompt(f"password of {user}", hide_input=True)
-    address = Address(host, port, user, password)
+    launch = resolve("ornstein.studio.launch")  # it needs Gradio, which no other command does
+    address = launch.Address(host, port, user, password, tuple(allow_host or ()))
     for run in runs or []:
-        read_config(run)  # told now, not on a page
-    with serving(home, runs or [], address) as url:
-        console.print(f"the studio is at {url}; Ctrl-C ends it, and trainings go on")
+        describe(run)  # an error belongs here, not on a page
+    with launch.serving(home, runs or [], address) as url:
+        say(f"the studio is at {url}; Ctrl-C ends it, and trainings go on")
         if browse:
             webbrowser.open(url)
         end = threading.Event()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ornstein.cli.command import console, progress
 from ornstein.cli.options import refuse
 from ornstein.errors import RunError, UserError
 from ornstein.faces.settings import SwapCommand, SwapSettings, VideoSettings
+from ornstein.progress import progress, say
 from ornstein.settings import settings_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ornstein.faces.provenance.consent import Consent
     from ornstein.faces.swap import Choice, Order, Source, SwapModel, Swapper
-    from ornstein.faces.video_swap import VideoReport
+    from ornstein.faces.swap.video import VideoReport
 
 __all__ = ["swap"]
 
@@ -45,7 +45,7 @@ def swap(asked: SwapCommand, given: frozenset[str]) -> None:
     if asked.pairs is None and isinstance(jobs[0][1], _Job) and not _check_files(jobs[0][1], asked.overwrite):
         refuse(SwapCommand, given, ("noise", "gap", "every", "resume"), "the target is a photo")
     model = load_model(asked.model, device)
-    console.print(f"model {asked.model}: {model.card}", markup=False)
+    say(f"model {asked.model}: {model.card}")
     protected = BlockList.load(asked.block_list) if asked.block_list is not None else None
     swapper = Swapper(model.model, settings_of(SwapSettings, asked), protected=protected)
     work = _Swaps(swapper, model, consent, asked)
@@ -58,9 +58,9 @@ def swap(asked: SwapCommand, given: frozenset[str]) -> None:
                 raise
             failed += 1
             reason = " ".join(str(error).split()) or type(error).__name__
-            console.print(f"line {line} of {asked.pairs} failed: {reason}", markup=False)
+            say(f"line {line} of {asked.pairs} failed: {reason}")
     if asked.pairs is not None:
-        console.print(f"{len(jobs) - failed} of {len(jobs)} swaps done, {failed} failed")
+        say(f"{len(jobs) - failed} of {len(jobs)} swaps done, {failed} failed")
         if failed:
             raise typer.Exit(1)
 
@@ -108,16 +108,16 @@ class _Swaps:
         if not video:
             faces = photo_swap.swap_photo(self.swapper, self.model, choice, order)
             seconds = time.monotonic() - began
-            console.print(f"wrote {job.out}: {faces} face{'s' * (faces != 1)} in {seconds:.1f} s", markup=False)
+            say(f"wrote {job.out}: {faces} face{'s' * (faces != 1)} in {seconds:.1f} s")
             return
         report = self._swap_video(choice, order)
-        console.print(f"wrote {job.out}: {report.frames} frames in {time.monotonic() - began:.0f} s", markup=False)
+        say(f"wrote {job.out}: {report.frames} frames in {time.monotonic() - began:.0f} s")
         for note in report.notes:
-            console.print(note, markup=False)
+            say(note)
         _print_gaps(report)
 
     def _swap_video(self, choice: Choice, order: Order) -> VideoReport:
-        from ornstein.faces.video_swap import swap_video
+        from ornstein.faces.swap.video import swap_video
 
         with progress("frames") as bar:
             task = bar.add_task("finding faces", total=None, note="")
@@ -142,7 +142,7 @@ def _check_files(job: _Job, overwrite: bool) -> bool:
     Raises:
         UserError: a file is missing, or the output has a wrong name or replaces another file.
     """
-    from ornstein.faces import film
+    from ornstein.faces.swap import film
     from ornstein.faces.swap import photo as photo_swap
 
     named = [path for pair in job.whom for path in pair if isinstance(path, Path)]
@@ -163,7 +163,7 @@ def _print_gaps(report: VideoReport) -> None:
     named = ", ".join(stretches[:_STRETCHES])
     if len(stretches) > _STRETCHES:
         named += f" and {len(stretches) - _STRETCHES} more stretches, all in the log"
-    console.print(f"no face to swap in {report.frames_without} of {report.frames} frames: {named}")
+    say(f"no face to swap in {report.frames_without} of {report.frames} frames: {named}")
 
 
 def _jobs(asked: SwapCommand) -> list[tuple[int, _Job | str]]:

@@ -1,11 +1,11 @@
 """Images and clips for training: folders, archives, bundled sources; pixels; the order in which data are read."""
 
 from ornstein.data.clips import Clips, ClipSet
-from ornstein.data.identity import find_data, same_data
+from ornstein.data.identity import same_data
 from ornstein.data.images import ImageSet
 from ornstein.data.motion import MotionClips
 from ornstein.data.open import open_clips, open_images, open_streamed
-from ornstein.data.order import batch_indices, flip_rows
+from ornstein.data.order import batch_indices
 from ornstein.data.pixels import grid, save_grid, to_uint8, to_unit
 from ornstein.data.streamed import StreamedSet
 from ornstein.data.video import clip_grid, save_gif, save_mp4, save_sheet
@@ -18,8 +18,6 @@ __all__ = [
     "StreamedSet",
     "batch_indices",
     "clip_grid",
-    "find_data",
-    "flip_rows",
     "grid",
     "open_clips",
     "open_images",

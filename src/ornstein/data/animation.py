@@ -14,7 +14,7 @@ __all__ = ["read_animation"]
 
 _FORMATS = ("GIF", "WEBP", "PNG", "AVIF")
 _SHORTEST, _USUAL = 11, 100  # ms: browsers show a picture with a shorter time than the first for the second
-_MOST_BLOCKS = 10**8
+_MOST_BLOCKS = 10**7  # of a GIF or PNG: 2 GB in blocks of the usual size
 
 
 def read_animation(file: IO[bytes], limit_pixels: int = LIMIT_PIXELS) -> Iterator[tuple[np.ndarray, int]]:
@@ -69,7 +69,15 @@ def _gif_ends(file: IO[bytes]) -> bool:
     file.seek(10)
     flags = file.read(3)
     file.seek(_colours(flags[:1]), os.SEEK_CUR)
+    mark = b""
     for _ in range(_MOST_BLOCKS):
+        if mark:  # within a picture or an extension, whose sub-blocks end with an empty one
+            size = file.read(1)
+            if not size:
+                return False
+            file.seek(size[0], os.SEEK_CUR)
+            mark = mark if size[0] else b""
+            continue
         mark = file.read(1)
         if mark == b";":
             return True
@@ -78,12 +86,10 @@ def _gif_ends(file: IO[bytes]) -> bool:
             file.seek(_colours(flags) + 1, os.SEEK_CUR)  # its palette and the size of its codes
         elif mark == b"!":
             file.seek(1, os.SEEK_CUR)
-        elif mark != b"\0":  # some writers pad with zeros
+        elif mark == b"\0":  # some writers pad with zeros
+            mark = b""
+        else:
             return False
-        while mark != b"\0" and (size := file.read(1)) != b"\0":
-            if not size:
-                return False
-            file.seek(size[0], os.SEEK_CUR)
     return False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from fractions import Fraction
@@ -25,13 +26,27 @@ _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg",
     "protocol_whitelist": "none",
 }
+_MOST_BOXES = 100_000
 _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof", b"mfra", b"sidx", b"styp", b"meta")
 
 
 def open_container(file: IO[bytes]) -> InputContainer:
     """The demuxer of an open file. Raises av.error.FFmpegError if it is none of the containers read here."""
     file.seek(0)
-    return av.open(file, "r", options=dict(_OPTIONS), metadata_errors="replace")
+    return av.open(_Reader(file), "r", options=dict(_OPTIONS), metadata_errors="replace")
+
+
+class _Reader:
+    """An open file for the demuxer. Damaged files make it seek to nowhere: PyAV would print the exception."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.read, self.tell, self.seekable, self._file = file.read, file.tell, file.seekable, file
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -errno.EINVAL
 
 
 def picture_stream(container: InputContainer) -> VideoStream:
@@ -94,7 +109,9 @@ def missing_bytes(file: IO[bytes]) -> int:
 def _boxes_end(file: IO[bytes], length: int) -> int:
     """The end of the last of an MP4's boxes. What comes after boxes of known kinds is none of them."""
     at = 0
-    while at + 8 <= length:
+    for _ in range(_MOST_BOXES):
+        if at + 8 > length:
+            return at
         file.seek(at)
         head = file.read(16)
         size = int.from_bytes(head[:4], "big")
@@ -105,7 +122,7 @@ def _boxes_end(file: IO[bytes], length: int) -> int:
         if size < 8:
             return length
         at += size
-    return at
+    return length
 
 
 def _ebml_end(file: IO[bytes]) -> int:

@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ornstein.data.colour import flatten
+from ornstein.data.colour import CHANNEL_MODES, flatten
 from ornstein.data.entry import MAX_FILE_BYTES, BadImage, Entry, reason_of
 from ornstein.data.kinds import KIND_BYTES, kind_of
 from ornstein.errors import UserError
@@ -20,6 +20,7 @@ __all__ = [
     "MAX_ENLARGEMENT",
     "MIN_SIDE",
     "BadImage",
+    "check_form",
     "check_pixels",
     "check_side",
     "decode",
@@ -197,6 +198,14 @@ def check_side(side: int, size: int | None) -> None:
         raise BadImage(f"too small: {side} pixel a side")
     if size is not None and side * MAX_ENLARGEMENT < size:
         raise BadImage(f"too small: {side} pixels a side, size {size} enlarges it more than {MAX_ENLARGEMENT} times")
+
+
+def check_form(size: int | None, channels: int | None) -> None:
+    """Raises UserError for a size below 2 pixels a side, or channels other than 1 and 3."""
+    if size is not None and size < MIN_SIDE:
+        raise UserError(f"--size must be at least {MIN_SIDE} pixels, not {size}")
+    if channels is not None and channels not in CHANNEL_MODES:
+        raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}")
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ __all__ = [
     "check_size",
     "counted",
     "nothing_usable",
-    "open_regular",
+    "open_handle",
     "reason_of",
 ]
 
@@ -96,7 +96,7 @@ class Listing:
     prefixed: bool = False
 
 
-def open_regular(path: Path, inside: Path | None = None) -> tuple[int, int]:
+def open_handle(path: Path, inside: Path | None = None) -> tuple[int, int]:
     """Open a regular file for reading: its descriptor and its size in bytes. It never waits for a pipe or a device.
 
     With `inside`, a symbolic link that leads out of that folder is refused.

@@ -1,5 +1,6 @@
 """The files of a folder and of a zip archive."""
 
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ornstein.data.entry import BadImage, Entry, Listing, check_size, open_regular, reason_of
+from ornstein.data.entry import BadImage, Entry, Listing, check_size, open_handle, reason_of
 from ornstein.data.names import hidden, suffix_of, tidy
 from ornstein.errors import UserError
 
@@ -94,8 +95,8 @@ def _add_file(
 
 
 def open_file(path: Path, inside: Path | None = None) -> IO[bytes]:
-    """A stream over a regular file. Raises BadImage as `open_regular`."""
-    return os.fdopen(open_regular(path, inside)[0], "rb")
+    """A stream over a regular file. Raises BadImage as `open_handle`."""
+    return os.fdopen(open_handle(path, inside)[0], "rb")
 
 
 def is_run(folder: Path) -> bool:
@@ -121,10 +122,12 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
                 limit = _DIRECTORY_BYTES // 2**20
                 raise UserError(f"{path} has a table of contents above {limit} MB: divide the archive")
             archive = zipfile.ZipFile(stream)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-            raise UserError(f"{path} is neither a folder nor a sound zip archive: {reason_of(error)}") from None
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"cannot read {path}: {reason_of(error)}") from None
+        except Exception as error:  # of a damaged table of contents nearly everything is raised
+            raise UserError(f"{path} is neither a folder nor a sound zip archive: {reason_of(error)}") from None
         with archive:
             yield archive
 
@@ -152,7 +155,7 @@ def list_zip(archive: zipfile.ZipFile, path: Path, suffixes: Collection[str], li
     for info in archive.infolist():
         name = info.filename.replace("\\", "/")
         parts = PurePosixPath(name).parts
-        if info.is_dir() or any(hidden(part) for part in parts):
+        if not name or name.endswith("/") or any(hidden(part) for part in parts):
             continue
         if PurePosixPath(name).suffix.lower() not in suffixes:
             listing.ignored[suffix_of(name)] += 1
@@ -175,6 +178,43 @@ def list_zip(archive: zipfile.ZipFile, path: Path, suffixes: Collection[str], li
 
 def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     try:
-        return archive.open(info)
+        return io.BufferedReader(_MemberFile(archive.open(info)), 2**16)
     except Exception as error:  # zipfile and its decompressors each raise their own
         raise BadImage(f"damaged in the archive: {reason_of(error)}") from None
+
+
+class _MemberFile(io.RawIOBase):
+    """A file of an archive as a stream whose errors are those of files: all readers expect OSError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with _as_os_error():
+            return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with _as_os_error():
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # zlib, bz2, lzma and zipfile each raise their own
+        raise OSError(f"damaged in the archive: {reason_of(error)}") from None

@@ -7,19 +7,18 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
 from ornstein.data.entry import BadImage, Entry
-from ornstein.errors import UserError
 
-__all__ = ["Identified", "checksum", "checksums", "find_data", "fingerprint", "names_fingerprint", "same_data"]
+__all__ = ["Identified", "checksum", "checksums", "fingerprint", "names_fingerprint", "same_data"]
 
 _ALL_BYTES = 2**30  # sets up to this size are hashed whole
 _SAMPLED_FILES, _BLOCK = 8192, 2**16  # of larger ones, a block in the middle of so many files: half a gigabyte
 _READERS = 8
+_AT_ONCE = 4096  # files that wait for a reader
 
 
 class Identified(Protocol):
@@ -54,17 +53,17 @@ def checksum(data: bytes) -> int:
     return zlib.crc32(data)
 
 
-def checksums(count: int, entry: Callable[[int], Entry], sizes: Sequence[int] | np.ndarray) -> list[int]:
-    """A checksum of the contents of each of `count` files.
+def checksums(count: int, entry: Callable[[int], Entry], sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A checksum of the contents of each of `count` files, uint32 (count,).
 
     It is the CRC-32 that the archive stores, or else that of all bytes if the set has at most a gigabyte. Of a larger
     set it is that of 64 kB in the middle of 8,192 files, evenly spread, and 0 for the others. A file that cannot be
     read has 0.
     """
     if count and entry(0).crc32 is not None:
-        return [entry(i).crc32 or 0 for i in range(count)]
-    whole = sum(map(int, sizes)) <= _ALL_BYTES
-    rows = list(range(count)) if whole else sorted({*np.linspace(0, count - 1, _SAMPLED_FILES, dtype=int).tolist()})
+        return np.array([entry(i).crc32 or 0 for i in range(count)], np.uint32)
+    whole = int(np.sum(sizes, dtype=np.int64)) <= _ALL_BYTES
+    rows = range(count) if whole else sorted({*np.linspace(0, count - 1, _SAMPLED_FILES, dtype=int).tolist()})
 
     def read(i: int) -> int:
         file = entry(i)
@@ -72,10 +71,11 @@ def checksums(count: int, entry: Callable[[int], Entry], sizes: Sequence[int] | 
             return _crc32(file) if whole else zlib.crc32(file.read(max(0, file.size - _BLOCK) // 2, _BLOCK))
         return 0
 
-    sums = [0] * count
+    sums = np.zeros(count, np.uint32)
     with ThreadPoolExecutor(_READERS) as pool:
-        for i, value in zip(rows, pool.map(read, rows), strict=True):
-            sums[i] = value
+        for first in range(0, len(rows), _AT_ONCE):
+            part = rows[first : first + _AT_ONCE]
+            sums[part] = list(pool.map(read, part))
     return sums
 
 
@@ -94,19 +94,3 @@ def same_data(data: Identified, stored: str | None) -> bool:
     Runs of version 0.1 stored names and sizes only: they are recognised by these.
     """
     return stored is None or stored in (data.fingerprint, data.names_fingerprint)
-
-
-T = TypeVar("T", bound=Identified)
-
-
-def find_data(places: Iterable[str | Path], stored: str, opener: Callable[[str], T]) -> T | None:
-    """The data with the stored fingerprint, opened from the first of `places` that has them; None if none has.
-
-    A path alone is no proof: relative to another working directory it may name other data.
-    """
-    for place in dict.fromkeys(map(str, places)):
-        with suppress(UserError):
-            data = opener(place)
-            if same_data(data, stored):
-                return data
-    return None

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from ornstein.data.arrays import is_arrays, open_arrays
-from ornstein.data.clips import open_clips
 from ornstein.data.colour import CHANNEL_MODES
-from ornstein.data.decode import LIMIT_PIXELS, MAX_ENLARGEMENT, MIN_SIDE, BadImage, check_side, fit, to_array
+from ornstein.data.decode import LIMIT_PIXELS, MAX_ENLARGEMENT, BadImage, check_form, check_side, fit, to_array
 from ornstein.data.entry import nothing_usable
 from ornstein.data.identity import checksum
 from ornstein.data.images import ImageSet, Progress, allocate, decode_images
 from ornstein.data.names import natural_key
+from ornstein.data.open_videos import open_clips
 from ornstein.data.sources import open_source, tar_archives
 from ornstein.data.streamed import Files, ListedFiles, StreamedSet, shape_of
 from ornstein.data.tar_index import TarIndex
@@ -54,7 +54,7 @@ def open_images(
         UserError: there is no such source, nothing usable in it, or the sizes differ and size=None.
         RunError: the disk has no room for the temporary file.
     """
-    _check(size, channels)
+    check_form(size, channels)
     if str(path) == "digits" and (isinstance(path, str) or not path.exists()):
         return _open_digits(size, 1 if channels is None else channels)
     if is_arrays(path):
@@ -86,7 +86,7 @@ def open_streamed(
     Raises:
         UserError: there is no such source, nothing usable in it, or the sizes differ and size=None.
     """
-    _check(size, channels)
+    check_form(size, channels)
     if str(path) == "digits" or is_arrays(path):
         return None
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about files that are decoded all the same, or skipped
@@ -99,13 +99,6 @@ def open_streamed(
     shape = shape_of(str(path), files, size, channels or 3)
     images = StreamedSet(str(path), files, np.arange(len(files)), shape)
     return images if images.decoded_bytes > above else None
-
-
-def _check(size: int | None, channels: int | None) -> None:
-    if size is not None and size < MIN_SIDE:
-        raise UserError(f"--size must be at least {MIN_SIDE} pixels, not {size}")
-    if channels is not None and channels not in CHANNEL_MODES:
-        raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}")
 
 
 def _with_used_classes(images: ImageSet) -> ImageSet:

@@ -1,4 +1,4 @@
-"""Which images make up a step, and which of them are mirrored: functions of the step, so that nothing is saved."""
+"""Which images make up a step: a function of the step, so that a resumed run needs no saved position."""
 
 from functools import lru_cache
 
@@ -8,9 +8,7 @@ from torch import Tensor
 
 from ornstein.errors import UserError
 
-__all__ = ["batch_indices", "flip_rows", "permutation"]
-
-_FLIP = 0x666C6970  # separates the draws of flips from those of the order
+__all__ = ["batch_indices", "permutation"]
 
 
 def batch_indices(n: int, batch: int, step: int, seed: int, rank: int = 0, world: int = 1) -> Tensor:
@@ -48,35 +46,18 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def flip_rows(images: Tensor, seed: int, step: int, first: int = 0) -> Tensor:
-    """Mirror each image (B, ..., W) of a batch left to right with probability 1/2.
-
-    Image b of the batch is row `first` + b of the global batch of `step`: whether it is mirrored is a function of
-    (seed, step, row) alone, so that a resumed run mirrors the same images, on any number of processes. All frames of a
-    clip are mirrored together.
-    """
-    rows = np.arange(first, first + len(images), dtype=np.uint64)
-    flipped = torch.from_numpy(_hashes(rows, seed, _FLIP, step) >> np.uint64(63) == 1)
-    flipped = flipped.to(images.device).view(-1, *[1] * (images.ndim - 1))
-    return torch.where(flipped, images.flip(-1), images)
-
-
 def permutation(n: int, seed: int, *address: int) -> np.ndarray:
     """0..n-1 sorted by a 64-bit hash of (seed, *address, i): int64 (n,).
 
     A hash, not a library's generator: those may change from one version to the next, and a run that is resumed after
     an upgrade would see another order.
     """
-    return np.argsort(_hashes(np.arange(n, dtype=np.uint64), seed, *address), kind="stable").astype(np.int64)
-
-
-def _hashes(rows: np.ndarray, seed: int, *address: int) -> np.ndarray:
-    """A 64-bit hash of (seed, *address, row) for each of `rows`, uint64."""
     key = np.array([seed % 2**64], dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in address:
             key = _mix(_mix(key) + np.uint64(part % 2**64))
-        return _mix(key + rows * np.uint64(0x9E3779B97F4A7C15))
+        hashes = _mix(key + np.arange(n, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return np.argsort(hashes, kind="stable").astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

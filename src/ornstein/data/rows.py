@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ornstein.data.entry import BadImage, open_regular, reason_of
+from ornstein.data.entry import BadImage, open_handle, reason_of
 from ornstein.data.npy import BROKEN, read_header
 from ornstein.errors import RunError, UserError
 
@@ -29,7 +29,7 @@ class RowFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self._file, size = open_regular(self.path)
+            self._file, size = open_handle(self.path)
             with os.fdopen(os.dup(self._file), "rb") as stream:
                 self._header = read_header(stream, str(self.path))
         except BadImage as bad:

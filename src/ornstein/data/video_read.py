@@ -36,6 +36,7 @@ __all__ = ["GIF", "VIDEO_SUFFIXES", "Shown", "Video", "open_video", "read_folder
 
 GIF = ".gif"
 _ENOUGH = 0.9  # a stream of which less than this share is there was cut short
+_BROADCAST = {"mpegts", "mpeg"}  # containers whose recordings end anywhere, in the middle of a frame
 _RATE = Fraction(25)  # of a video that states none
 _MILLISECOND = Fraction(1, 1000)
 
@@ -153,7 +154,7 @@ def _timed(
     usual = max(1, round(1 / (video.rate * base)))
     held: tuple[int, int, VideoFrame] | None = None
     aspect, place = Fraction(stream.sample_aspect_ratio or 1), (0, False)
-    for frame in _deinterlaced(_decoded(container, stream, limit_pixels), video):
+    for frame in _deinterlaced(_decoded(container, stream, video, limit_pixels), video):
         if held is None:
             video.colour, place = colour_of(frame), _orientation(frame)
             _note_colours(frame, video)
@@ -171,14 +172,20 @@ def _timed(
         yield Shown(held[0], length, _picture(held[2], video.colour, aspect, place))
 
 
-def _decoded(container: InputContainer, stream: VideoStream, limit_pixels: int) -> Iterator[VideoFrame]:
+def _decoded(container: InputContainer, stream: VideoStream, video: Video, limit_pixels: int) -> Iterator[VideoFrame]:
     decoder = _alpha_decoder(stream)
+    broken = 0
     for count, frame in enumerate(decoder(container) if decoder else container.decode(stream), start=1):
+        if broken or (frame.is_corrupt and container.format.name not in _BROADCAST):
+            raise BadImage(f"damaged: frame {broken or count} cannot be decoded")
         if frame.is_corrupt:
-            raise BadImage(f"damaged: frame {count} cannot be decoded")
+            broken = count
+            continue
         if frame.width * frame.height > limit_pixels:
             raise BadImage(f"{frame.width}x{frame.height} pixels: more than the limit of {limit_pixels:,}")
         yield frame
+    if broken:
+        video.note("its last frame is incomplete: left out")
 
 
 def _alpha_decoder(stream: VideoStream) -> Callable[[InputContainer], Iterator[VideoFrame]] | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ornstein.data.classes import split_of, without_companions
-from ornstein.data.entry import BadImage, check_size, open_regular
+from ornstein.data.entry import BadImage, check_size, open_handle
 from ornstein.data.names import hidden, natural_key, suffix_of, tidy
 from ornstein.data.tar_headers import Member, TarError, members, read_at
 from ornstein.errors import UserError
@@ -73,7 +73,7 @@ def scan(paths: Sequence[Path], suffixes: Collection[str], limit_bytes: int) -> 
 
 def _scan(path: Path, suffixes: Collection[str], limit: int) -> Shard:
     try:
-        handle, _ = open_regular(path)
+        handle, _ = open_handle(path)
     except BadImage as bad:
         raise UserError(f"cannot read {path}: {bad}") from None
     shard, classes = Shard(path), dict[str, str]()

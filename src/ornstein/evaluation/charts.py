@@ -129,12 +129,16 @@ def _path(points: Sequence[tuple[float, float, float] | None]) -> str:
 
 
 def log_ticks(values: Sequence[float | None]) -> list[float]:
-    """Ticks of a logarithmic axis: 1-2-5 over the values, decades if they are wide, none unless all are positive."""
+    """Ticks of a logarithmic axis: decades over a wide range, else 1-2-5, or all digits over a narrow one.
+
+    There are none unless all values are positive.
+    """
     known = [v for v in values if v is not None]
     if not known or min(known) <= 0:
         return []
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
-    digits = (1, 2, 5) if max(known) <= 300 * min(known) else (1,)
+    ratio = max(known) / min(known)
+    digits = range(1, 10) if ratio <= 6 else (1, 2, 5) if ratio <= 300 else (1,)
     return [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in digits]
 
 

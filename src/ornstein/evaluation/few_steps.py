@@ -1,4 +1,4 @@
-"""Quality against steps: one model by several solvers, and students of it, from the same noise beside one another."""
+"""Quality against steps: one model by several solvers, and its distilled students, all from the same noise."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ornstein.evaluation.frechet import frechet_distance
 from ornstein.evaluation.kernel import kernel_distance
 from ornstein.sampling import sample
 from ornstein.solvers import Tuned
+
+__all__ = ["FRECHET", "KERNEL", "RMSE", "Way", "mean_over_seeds", "quality_by_steps"]
 
 FRECHET, KERNEL, RMSE = "Fréchet distance", "kernel distance", "from the teacher"
 
@@ -33,7 +35,7 @@ class Way:
     guidance: float = 1.0
 
     def draw(self, labels: Tensor | None, count: int, seed: int) -> Tensor:
-        """`count` samples (N, *) of the model's own space."""
+        """`count` samples (N, *), images or latents, whichever the model makes."""
         assert self.denoiser.data is not None
         return sample(
             self.denoiser,
@@ -57,10 +59,21 @@ def quality_by_steps(
     guidance: float = 1.0,
     advance: Callable[[str, int, int], object] = lambda what, done, total: None,
 ) -> list[dict[str, Any]]:
-    """A row for each way and seed: distances of its samples from the images `real`, uint8 (M, C, H, W), in `features`.
+    """Distances of the samples of each way from real images, and from the teacher's own samples.
 
-    RMSE is how far each sample is from the teacher's own of the same noise, by 60 steps with `guidance`; in the model's
-    space, black to white being 2. Classes in turn. advance(what, done, total) is told the calls of the network.
+    Args:
+        teacher: the model that the samples are compared with, by 60 steps.
+        ways: how to sample.
+        real: uint8 (M, C, H, W).
+        features: what the distances from real images are measured in.
+        count: samples, their classes in turn.
+        seeds: sets of samples.
+        guidance: of the teacher.
+        advance: called with (what, done, total), in network evaluations.
+
+    Returns:
+        A row for each way and seed. RMSE is the root mean square difference from the teacher's sample of the same
+        noise, where black to white is 2 (of latents, in their own unit).
     """
     assert teacher.data is not None
     labels, known = teacher.data.labels(count), features(real)
@@ -72,13 +85,13 @@ def quality_by_steps(
         for way in ways:
             advance(f"{way.name}, {way.steps} steps", done, total)
             x = way.draw(labels, count, seed)
-            own = features(to_uint8(way.denoiser.decode(x)).cpu())
+            made = features(to_uint8(way.denoiser.decode(x)).cpu())
             row = {
                 "solver": way.name,
                 "steps": way.steps,
                 "seed": seed,
-                FRECHET: frechet_distance(own, known),
-                KERNEL: kernel_distance(own, known).value,
+                FRECHET: frechet_distance(made, known),
+                KERNEL: kernel_distance(made, known).value,
                 RMSE: float((x - fine).double().square().mean().sqrt()),
             }
             rows.append(row)
@@ -87,11 +100,11 @@ def quality_by_steps(
 
 
 def mean_over_seeds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of each way and number of steps as one, with the mean of every measure."""
+    """One row for each way and number of steps, with the mean of every measure over the seeds."""
     keys = list(dict.fromkeys((row["solver"], row["steps"]) for row in rows))
     out = []
     for solver, steps in keys:
-        own = [row for row in rows if (row["solver"], row["steps"]) == (solver, steps)]
-        means = {m: sum(row[m] for row in own) / len(own) for m in (FRECHET, KERNEL, RMSE)}
+        same = [row for row in rows if (row["solver"], row["steps"]) == (solver, steps)]
+        means = {m: sum(row[m] for row in same) / len(same) for m in (FRECHET, KERNEL, RMSE)}
         out.append({"solver": solver, "steps": steps, **means})
     return out

@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features, read as Gaussians (Dowson, Landau 1982; Heusel et al. 2017).
+"""Fréchet distance between two sets of features, taken as Gaussians (Dowson, Landau 1982; Heusel et al. 2017).
 
     d^2 = |mu1 - mu2|^2 + tr C1 + tr C2 - 2 tr (C1^{1/2} C2 C1^{1/2})^{1/2}
 
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ornstein.evaluation.neighbours import flat_pixels
 
+__all__ = ["FrechetScore", "frechet_distance", "frechet_gaussians", "pixel_frechet", "real_floor"]
+
 
 @dataclass(frozen=True)
 class FrechetScore:
-    """A Fréchet distance (squared feature units), what it was measured on, its real-against-real floor."""
+    """A Fréchet distance in squared feature units, the name of its features, and the distance between real halves."""
 
     name: str
     value: float
@@ -33,21 +35,27 @@ def _distance(mu1: Tensor, factor1: Tensor, mu2: Tensor, factor2: Tensor) -> flo
 
 
 def _root(cov: Tensor, name: str) -> Tensor:
-    """F with cov = F^T F, by eigenvalues; those that are zero up to rounding are taken as zero."""
+    """F with cov = F^T F, by eigenvalues; those below rounding are set to zero."""
     if not torch.allclose(cov, cov.T, rtol=1e-6, atol=1e-9 * float(cov.abs().max())):
-        raise ValueError(f"{name} is not symmetric: it is no covariance")
+        raise ValueError(f"{name} is not symmetric, so it is not a covariance")
     values, vectors = torch.linalg.eigh(0.5 * (cov + cov.T))
     noise = len(cov) * torch.finfo(cov.dtype).eps * float(values.abs().max())
     if float(values[0]) < -max(noise, 1e-6 * float(values.abs().max())):
-        raise ValueError(f"{name} has the negative eigenvalue {float(values[0]):.3g}: it is no covariance")
+        raise ValueError(f"{name} has the negative eigenvalue {float(values[0]):.3g}: it is not a covariance")
     return torch.where(values > noise, values, 0.0).sqrt()[:, None] * vectors.T
 
 
 def frechet_gaussians(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
     """Squared Fréchet (2-Wasserstein) distance between N(mu1, cov1) and N(mu2, cov2), of any rank.
 
-    mu (D,), cov (D, D); computed in float64. Raises ValueError for shapes that do not fit, values not
-    finite, or a matrix that is no covariance. Dowson and Landau 1982, eq. 4.
+    Args:
+        mu1, mu2: (D,).
+        cov1, cov2: (D, D).
+
+    Raises:
+        ValueError: shapes that do not fit, values that are not finite, or a matrix that is not a covariance.
+
+    Source: Dowson and Landau 1982, eq. 4. Computed in float64.
     """
     dim = len(mu1)
     for name, value, shape in (
@@ -78,10 +86,14 @@ def _moments(features: Tensor, name: str) -> tuple[Tensor, Tensor]:
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Squared Fréchet distance between the Gaussians fitted to features a (N, D) and b (M, D).
 
-    In squared feature units; float64, unbiased covariances, also for fewer images than features. Few images
-    bias it upwards, about in proportion to 1/N + 1/M: compare only values of equal N and M, and print real_floor
-    beside them. Raises ValueError for fewer than two rows, different D, or values that are not finite.
-    Heusel et al. 2017, eq. 6.
+    In squared feature units, from unbiased covariances in float64, also for fewer images than features. Few images
+    bias it upwards, about in proportion to 1/N + 1/M: compare only values of equal N and M, and print `real_floor`
+    beside them.
+
+    Raises:
+        ValueError: fewer than two rows, different D, or values that are not finite.
+
+    Source: Heusel et al. 2017 (arXiv:1706.08500), eq. 6.
     """
     if a.ndim == 2 and b.ndim == 2 and a.shape[1] != b.shape[1]:
         raise ValueError(f"features differ in length: {a.shape[1]} against {b.shape[1]}")
@@ -91,7 +103,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 def real_floor(real: Tensor, seed: int = 0) -> float:
     """Fréchet distance between two random halves of real features (N, D): about what a perfect model scores.
 
-    Raises ValueError for fewer than four rows.
+    Raises:
+        ValueError: fewer than four rows.
     """
     if real.ndim != 2 or len(real) < 4:
         raise ValueError(f"real must be (N, D) features of four images or more, got shape {tuple(real.shape)}")
@@ -101,10 +114,12 @@ def real_floor(real: Tensor, seed: int = 0) -> float:
 
 
 def pixel_frechet(samples: Tensor, real: Tensor, seed: int = 0) -> FrechetScore:
-    """Fréchet distance on raw pixels ([-1, 1] scale) of images (N, C, H, W), with its floor, see real_floor.
+    """Fréchet distance on raw pixels in [-1, 1] of images (N, C, H, W), with its floor (`real_floor`).
 
-    Meant for tiny images, where pixels are features enough; on photographs it hardly sees shape.
-    Raises ValueError if the images differ in shape or are fewer than two samples and four real ones.
+    It is meant for tiny images, where pixels suffice as features; on photographs it hardly sees shape.
+
+    Raises:
+        ValueError: images of different shapes, or fewer than two samples and four real images.
     """
     if samples.shape[1:] != real.shape[1:]:
         raise ValueError(f"images differ in shape: {tuple(samples.shape[1:])} against {tuple(real.shape[1:])}")

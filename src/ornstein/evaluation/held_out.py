@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,34 +13,47 @@ from ornstein import autoencoders, likelihood
 from ornstein.autoencoders.latent import JointBound, LatentSpace, joint_bound
 from ornstein.data import to_unit
 from ornstein.denoiser import Denoiser
+from ornstein.likelihood.dequantise import Dequantisation
+from ornstein.process import Prediction
+from ornstein.schedules import Times
+from ornstein.wrapper import Wrapper, device_of
+
+__all__ = ["CALLS", "METHODS", "Bits", "bits_by_own_prior", "bits_of_images"]
 
 Form = Literal["matching", "consistency", "continuous"]
 
 STEPS = 1000  # of the chain that the bounds are of, as published numbers have it
 LEVELS = 100  # of noise, for each image
-FLOW_STEPS = 32
+# Of the flow's log-density, in nats a dimension: a bound, far above the error. A tenth of it takes ten times as many
+# evaluations, and the spread over images is much larger.
+TOLERANCE = 1e-2
 _BATCH = 32
+_MOST_CALLS = 1000  # of the network for one batch of the flow; most take some 50
+
+_CHAIN = f"all terms of {STEPS} steps"
+_CONTINUOUS = f"bound E17 down to t = 1/{STEPS}, {LEVELS} noise levels an image"
+_FLOW = f"flow E21, steps chosen to {TOLERANCE:g} nats a dimension, one Hutchinson probe"
+_PIXELS = "discretised Gaussian decoder"
 
 METHODS = {
-    "vlb": f"bound E11, all terms of {STEPS} steps, discretised Gaussian decoder",
-    "consistency": f"bound E12, all terms of {STEPS} steps, discretised Gaussian decoder",
-    "continuous": f"bound E17 down to t = 1/{STEPS}, {LEVELS} noise levels an image, discretised Gaussian decoder",
-    "ode": f"flow E21, {FLOW_STEPS} steps of RK4, one Hutchinson probe, uniform dequantisation",
-    "ode-variational": f"flow E21, {FLOW_STEPS} steps of RK4, one Hutchinson probe, dequantisation fitted to training "
-    "images",
+    "vlb": f"bound E11, {_CHAIN}, {_PIXELS}",
+    "consistency": f"bound E12, {_CHAIN}, {_PIXELS}",
+    "continuous": f"{_CONTINUOUS}, {_PIXELS}",
+    "ode": f"{_FLOW}, uniform dequantisation",
+    "ode-variational": f"{_FLOW}, dequantisation fitted to training images",
 }
 
 _LATENT = {
-    "vlb": f"bound E11, all terms of {STEPS} steps",
-    "consistency": f"bound E12, all terms of {STEPS} steps",
-    "continuous": f"bound E17 down to t = 1/{STEPS}, {LEVELS} noise levels an image",
-    "ode": f"flow E21, {FLOW_STEPS} steps of RK4, one Hutchinson probe",
+    "vlb": f"bound E11, {_CHAIN}",
+    "consistency": f"bound E12, {_CHAIN}",
+    "continuous": _CONTINUOUS,
+    "ode": _FLOW,
 }
 
 _FORMS: dict[str, Form] = {"vlb": "matching", "consistency": "consistency", "continuous": "continuous"}
 
-# Calls of the network for each image; of the flow's, four a step, the backward pass counts as two more.
-_FLOW_CALLS = 12 * FLOW_STEPS
+# Network evaluations for each image; those of the flow vary, and their backward pass counts as two more.
+_FLOW_CALLS = 3 * 50
 CALLS = {
     "vlb": STEPS,
     "consistency": STEPS,
@@ -73,17 +86,31 @@ def bits_of_images(
     seed: int = 0,
     advance: Callable[[int], object] = lambda done: None,
     dequantiser: likelihood.Dequantiser | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Bits:
-    """Bits/dim of 8-bit images (N, C, H, W), uint8, of classes `labels` (N,) where the model has them.
+    """Bits/dim of 8-bit images.
 
-    A latent model has the joint bound: the decoder's reconstruction, the encoder's entropy, and of the latents, which
-    have a density, the same bound or flow.
+    Of a latent model it is the joint bound: the decoder's reconstruction, the encoder's entropy, and the same bound or
+    flow of the latents, which have a density.
 
-    The images go through in batches: at most 256 rows of (image, draw) are in the network and in float64 at once,
-    however many images there are, and of each only its numbers are kept. Noise is addressed by (seed, image), so that
-    the number does not depend on the batch. advance(done) is told the number of images that are done. The error of a
-    single image is NaN. Raises ValueError for an unknown method, images the model was not made for, and
-    "ode-variational" without a dequantiser.
+    The images go through in batches: at most 256 rows of (image, draw) are in the network and in float64 at once. Noise
+    is addressed by (seed, image), so that the result does not depend on the batch.
+
+    Args:
+        d: the model; everything runs on its device.
+        images: uint8 (N, C, H, W), on any device.
+        method: a name of `METHODS`.
+        labels: classes (N,) of a model with classes.
+        seed: of noise, dequantisation and probes.
+        advance: called with the number of images that are done.
+        dequantiser: for "ode-variational", by `likelihood.fit_dequantiser`.
+        stop: asked after each batch; True ends with the images that are done.
+
+    Returns:
+        The mean over the images; its error is NaN for a single image.
+
+    Raises:
+        ValueError: an unknown method, images that the model was not made for, "ode-variational" without a dequantiser.
     """
     if method not in METHODS:
         raise ValueError(f"unknown likelihood {method!r}; known: {', '.join(METHODS)}")
@@ -93,53 +120,85 @@ def bits_of_images(
     if method == "ode-variational" and isinstance(d.space, LatentSpace):
         raise ValueError("latents are continuous and need no dequantisation: use ode in place of ode-variational")
     values, parts = [], []
+    device = device_of(d)
     for first in range(0, len(images), _BATCH):
         rows = slice(first, first + _BATCH)
-        x0 = to_unit(images[rows])
-        cond = None if labels is None else {"label": labels[rows]}
+        x0 = to_unit(images[rows].to(device))
+        cond = None if labels is None else {"label": labels[rows].to(device)}
         if isinstance(d.space, LatentSpace):
             joint = _joint(d, d.space, x0, method, cond, seed, first)
-            values.append(likelihood.bits_per_dim(joint.total, x0.shape, None))
-            split = (joint.reconstruction, -joint.entropy, joint.prior)
-            parts.append(torch.stack([likelihood.bits_per_dim(part, x0.shape, None) for part in split]))
+            total, split = joint.total, (joint.reconstruction, -joint.entropy, joint.prior)
         elif method not in _FORMS:
-            found = likelihood.ode(
-                d,
-                x0,
-                "hutchinson",
-                steps=FLOW_STEPS,
-                probes=1,
-                dequantisation=dequantisation,
-                seed=seed,
-                first=first,
-                batch=_BATCH,
-                cond=cond,
-            )
-            values.append(likelihood.bits_per_dim(-found.value, x0.shape, 256))
+            total, split = -_flow(d, x0, cond, seed, first, dequantisation), ()
         else:
             form = _FORMS[method]
             terms = LEVELS if method == "continuous" else None
             bound = likelihood.vlb(d, x0, STEPS, form, "discrete", terms=terms, seed=seed, first=first, cond=cond)
-            values.append(likelihood.bits_per_dim(bound.total, x0.shape, None))
-            split = (bound.prior, bound.diffusion, bound.reconstruction)
-            parts.append(torch.stack([likelihood.bits_per_dim(part, x0.shape, None) for part in split]))
+            total, split = bound.total, (bound.prior, bound.diffusion, bound.reconstruction)
+        # the flow has a density of pixels in [-1, 1], the bounds have the probability of the 8-bit image
+        bins = 256 if not split else None
+        values.append(likelihood.bits_per_dim(total, x0.shape, bins).cpu())
+        if split:
+            parts.append(torch.stack([likelihood.bits_per_dim(part, x0.shape, None).cpu() for part in split]))
         advance(min(first + _BATCH, len(images)))
+        if stop():
+            break
     latent = d.space is not None
     names = ("reconstruction", "minus entropy", "prior") if latent else ("prior", "diffusion", "reconstruction")
     meaning = f"joint bound, latents by {_LATENT[method]}" if latent else METHODS[method]
-    return _summary(
-        method, meaning, torch.cat(values), dict(zip(names, torch.cat(parts, 1), strict=True)) if parts else {}
-    )
+    named: dict[str, Tensor] = dict(zip(names, torch.cat(parts, 1), strict=True)) if parts else {}
+    return _summary(method, meaning, torch.cat(values), named)
+
+
+def _flow(
+    d: Denoiser,
+    x0: Tensor,
+    cond: dict[str, Tensor] | None,
+    seed: int,
+    first: int,
+    dequantisation: Dequantisation = "none",
+) -> Tensor:
+    """log p(x_0) along the flow, (N,)."""
+    return likelihood.ode(
+        _Limited(d),
+        x0,
+        "hutchinson",
+        tolerance=TOLERANCE,
+        probes=1,
+        dequantisation=dequantisation,
+        seed=seed,
+        first=first,
+        batch=_BATCH,
+        cond=cond,
+    ).value
+
+
+class _Limited(Wrapper):
+    """A denoiser that ends a flow which takes too long: that of a model whose density has directions without width."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.denoiser = denoiser
+        self.calls = 0
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        self.calls += 1
+        if self.calls > _MOST_CALLS:
+            raise ValueError(
+                f"the flow took more than {_MOST_CALLS} evaluations of the network; its density may be infinite or zero"
+            )
+        return self.denoiser(x_t, t, **cond)
 
 
 def bits_by_own_prior(space: LatentSpace, images: Tensor, seed: int = 0) -> Bits:
-    """Bits/dim of 8-bit images (N, C, H, W), uint8, by the autoencoder alone: with its own prior, E27 to E29."""
+    """Bits/dim of 8-bit images (N, C, H, W), uint8, of the autoencoder alone: with its own prior, E27 to E29."""
     parts = []
+    device = next(space.autoencoder.parameters()).device
     for first in range(0, len(images), _BATCH):
-        x0 = to_unit(images[first : first + _BATCH])
-        elbo = space.autoencoder.bound(x0, autoencoders.addressed(seed, torch.arange(first, first + len(x0))))
+        x0 = to_unit(images[first : first + _BATCH].to(device))
+        index = torch.arange(first, first + len(x0))
+        elbo = space.autoencoder.bound(x0, autoencoders.addressed(seed, index, device=device))
         split = (elbo.reconstruction, elbo.rates.sum(0))
-        parts.append(torch.stack([likelihood.bits_per_dim(part, x0.shape, None) for part in split]))
+        parts.append(torch.stack([likelihood.bits_per_dim(part, x0.shape, None).cpu() for part in split]))
     both = torch.cat(parts, 1)
     named = {"reconstruction": both[0], "rate": both[1]}
     return _summary("own prior", "the autoencoder without the diffusion model, one draw", both.sum(0), named)
@@ -156,13 +215,9 @@ def _joint(
 ) -> JointBound:
     def prior(y: Tensor, first: int) -> Tensor:
         if method == "ode":
-            found = likelihood.ode(
-                d, y, "hutchinson", steps=FLOW_STEPS, probes=1, seed=seed, first=first, batch=_BATCH, cond=cond
-            )
-            return -found.value
+            return -_flow(d, y, cond, seed, first)
         terms = LEVELS if method == "continuous" else None
-        return likelihood.vlb(
-            d, y, STEPS, _FORMS[method], "gaussian", terms=terms, seed=seed, first=first, cond=cond
-        ).total
+        form = _FORMS[method]
+        return likelihood.vlb(d, y, STEPS, form, "gaussian", terms=terms, seed=seed, first=first, cond=cond).total
 
     return joint_bound(space, x0, prior, seed=seed, first=first, batch=len(x0))

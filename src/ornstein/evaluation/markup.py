@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -16,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ornstein.progress import plain as one_line
+
 __all__ = ["Table", "checked", "film", "image_uri", "img", "note", "plain", "table", "table_section", "text", "tiled"]
 
 _MOST_FRAMES = 64
@@ -25,9 +26,6 @@ _SPRITE_PIXELS = 2**21  # of all frames of a film: it decodes at once in any bro
 _EXACT_IMAGE = 2**13
 _EXACT_SPRITE = 2**17
 _QUALITY = 88
-
-# Control characters, which move the cursor or colour a terminal, and marks that turn the direction of writing.
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Table:
 
 
 def plain(value: Any) -> str:
-    """A value as one line of text without control characters, which are replaced by "\ufffd".
+    """A value as one line of text without control characters.
 
     For every place that shows a file name, a class name or another text of the user.
     """
@@ -53,7 +51,7 @@ def plain(value: Any) -> str:
         value = f"{value:.4g}"
     elif isinstance(value, list | tuple):
         value = ", ".join(plain(each) for each in value)
-    return _CONTROL.sub("\ufffd", str(value))
+    return one_line(str(value))
 
 
 def text(value: Any) -> str:

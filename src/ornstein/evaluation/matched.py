@@ -1,4 +1,4 @@
-"""Which images a model is judged by, and of which classes its samples are."""
+"""Which images a model is evaluated on, and the classes of its samples."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from ornstein.data import ImageSet, batch_indices
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.errors import UserError
 
+__all__ = ["check_images", "choose", "class_numbers", "image_shape", "sample_labels"]
+
 
 def image_shape(d: Denoiser) -> tuple[int, ...]:
-    """(C, H, W) of the images that the model makes. Raises UserError where it makes something else."""
+    """(C, H, W) of the images that the model makes. Raises UserError if it makes anything else."""
     if d.shape is None or len(d.shape) != 3:
-        made = "samples it does not describe" if d.shape is None else f"clips {_by(d.shape)}"
-        raise UserError(f"only models of images can be judged: this one makes {made}")
+        made = "samples that it does not describe" if d.shape is None else f"clips {_by(d.shape)}"
+        raise UserError(f"only models of images can be evaluated: this one makes {made}")
     return d.shape
 
 
-def check_images(own: tuple[int, ...], images: ImageSet) -> None:
-    """Raise UserError unless the images are of the model's own (C, H, W); it says both."""
+def check_images(made: tuple[int, ...], images: ImageSet) -> None:
+    """Raise UserError unless the images have the shape (C, H, W) of those that the model makes; it names both."""
     shape = tuple(images.images.shape[1:])
-    if shape != own:
+    if shape != made:
         raise UserError(
             f"{images.source} has images of {_by(shape)} (channels x height x width), but the model makes "
-            f"{_by(own)}: give it images like those it was trained on"
+            f"{_by(made)}: give it images like those it was trained on"
         )
 
 
 def class_numbers(images: ImageSet, data: SampleSpec) -> Tensor | None:
-    """The model's number (N,) of each image's class, by name; None where either has none, or the model lacks one."""
+    """The model's number of each image's class, (N,), by name; None if either has no classes or the model lacks one."""
     if images.labels is None or not set(images.classes) <= set(data.classes):
         return None
     return torch.tensor([data.classes.index(name) for name in images.classes])[images.labels]
@@ -43,15 +45,15 @@ def _by(shape: Sequence[int]) -> str:
 
 
 def choose(images: ImageSet, count: int) -> Tensor:
-    """`count` of the images at most, always the same ones, in their order."""
+    """The indices of at most `count` of the images, always the same ones, in their order."""
     return batch_indices(len(images), min(count, len(images)), step=0, seed=0).sort().values
 
 
 def sample_labels(data: SampleSpec, real: Tensor | None, count: int) -> Tensor | None:
-    """The classes to sample: those of the real images over and over, or each in turn."""
+    """The classes to sample: those of the real images over and over, or each of the model's in turn."""
     if real is None:
         return data.labels(count)
-    # A stride through them, so that a part of the samples has all the classes too.
+    # in strides, so that a part of the samples has all classes too
     return real[(torch.arange(count) * _stride(len(real))) % len(real)]
 
 

@@ -1,4 +1,4 @@
-"""How clips move: correlation over frames, flicker, warp error, Fréchet distance; samples held against data."""
+"""Motion of clips: correlation over frames, flicker, warp error, Fréchet distance; samples compared with data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,26 @@ from torch.nn import functional as F
 
 from ornstein.evaluation.frechet import FrechetScore, frechet_distance, real_floor
 
+__all__ = [
+    "CorrelationError",
+    "MotionScore",
+    "autocorrelation",
+    "band_autocorrelation",
+    "clip_features",
+    "clip_frechet",
+    "correlation_error",
+    "flicker",
+    "flicker_score",
+    "warp_error",
+]
+
 
 @dataclass(frozen=True)
 class CorrelationError:
-    """Root mean square differences of autocorrelations, samples against data, and what they are made of.
+    """Root mean square differences between the autocorrelations of samples and of data, and these themselves.
 
-    by_lag: over lags 1..F-1. by_frequency: over these lags and the radial bands of spatial frequency that hold any
-    variance in the data. lags, data_lags: (F,); bands, data_bands: (bands, F).
+    by_lag: over lags 1..F-1. by_frequency: over these lags and the radial bands of spatial frequency in which the data
+    vary. lags, data_lags: (F,); bands, data_bands: (bands, F).
     """
 
     by_lag: float
@@ -31,7 +44,7 @@ class CorrelationError:
 
 @dataclass(frozen=True)
 class MotionScore:
-    """A figure of the samples, the same of the data, and their quotient: 1 where the samples move as the data do."""
+    """A figure of the samples, the same figure of the data, and their ratio: 1 if the samples move as the data do."""
 
     value: float
     data: float
@@ -42,7 +55,10 @@ def autocorrelation(clips: Tensor) -> Tensor:
     """Correlation of frames by lag, (F,) float64, 1 at lag 0; clips (N, C, F, H, W), floats.
 
     rho(l) = mean x_t x_{t+l} / mean x_t^2 with the mean image of all clips and frames subtracted from x, over all
-    pixels, clips and the F - l pairs of frames. Raises ValueError for clips of another shape, not finite or constant.
+    pixels, clips and the F - l pairs of frames.
+
+    Raises:
+        ValueError: clips of another shape, not finite or constant.
     """
     x = _centred(clips)
     return _by_lag(x.movedim(2, -1).flatten(0, -2))
@@ -52,7 +68,10 @@ def band_autocorrelation(clips: Tensor, bands: int = 8) -> Tensor:
     """Correlation of frames by spatial frequency and lag, (bands, F) float64, NaN in bands without variance.
 
     As `autocorrelation`, of the coefficients of the 2-D Fourier transform of each frame, in equally wide bands of
-    |k| from 0 to the corner of the spectrum. Raises ValueError as `autocorrelation` does, and for bands < 1.
+    |k| from 0 to the corner of the spectrum.
+
+    Raises:
+        ValueError: as `autocorrelation`, and for bands < 1.
     """
     if bands < 1:
         raise ValueError(f"bands must be at least 1, not {bands}")
@@ -66,23 +85,24 @@ def band_autocorrelation(clips: Tensor, bands: int = 8) -> Tensor:
     total = x.square().mean()
     out = torch.full((bands, x.shape[2]), math.nan, dtype=torch.float64)
     for b in range(bands):
-        own = parts[band == b].flatten(0, 1)
-        if len(own) and float(own.square().mean()) > 1e-12 * float(total):
-            out[b] = _by_lag(own)
+        inside = parts[band == b].flatten(0, 1)
+        if len(inside) and float(inside.square().mean()) > 1e-12 * float(total):
+            out[b] = _by_lag(inside)
     return out
 
 
 def correlation_error(samples: Tensor, data: Tensor, bands: int = 8) -> CorrelationError:
-    """How far the correlations over frames of samples are from the data's; both (N, C, F, H, W), floats.
+    """Difference between the correlations over frames of samples and of data, both floats (N, C, F, H, W).
 
-    Raises ValueError as `autocorrelation` does, for shapes that differ and for fewer than 2 frames.
+    Raises:
+        ValueError: as `autocorrelation`, and for shapes that differ or fewer than 2 frames.
     """
     _same_shape(samples, data)
     lags, data_lags = autocorrelation(samples), autocorrelation(data)
     if len(lags) < 2:
         raise ValueError("a correlation over frames needs clips of at least 2 frames")
     by_band, data_by_band = band_autocorrelation(samples, bands), band_autocorrelation(data, bands)
-    # a band that the samples left empty is as wrong as one without correlation
+    # a band in which the samples do not vary counts as one without correlation
     gap = (by_band.nan_to_num(0.0) - data_by_band)[~data_by_band[:, 0].isnan(), 1:]
     return CorrelationError(
         by_lag=float((lags - data_lags)[1:].square().mean().sqrt()),
@@ -97,8 +117,11 @@ def correlation_error(samples: Tensor, data: Tensor, bands: int = 8) -> Correlat
 def flicker(clips: Tensor) -> float:
     """E|x_{t+1} - 2 x_t + x_{t-1}|^2 / E|x_{t+1} - x_t|^2 of clips (N, C, F, H, W): how jerky the motion is.
 
-    3 for frames without correlation, 3 - rho for AR(1) ones of correlation rho, near 0 for smooth motion, 4 for frames
-    that alternate. Raises ValueError for fewer than 3 frames, clips that stand still, or values not finite.
+    It is 3 for frames without correlation, 3 - rho for AR(1) frames of correlation rho, near 0 for smooth motion, 4 for
+    frames that alternate.
+
+    Raises:
+        ValueError: fewer than 3 frames, clips that stand still, or values that are not finite.
     """
     x = _checked(clips).double()
     if x.shape[2] < 3:
@@ -110,7 +133,7 @@ def flicker(clips: Tensor) -> float:
 
 
 def flicker_score(samples: Tensor, data: Tensor) -> MotionScore:
-    """`flicker` of samples held against that of data, both (N, C, F, H, W). Raises ValueError as it does."""
+    """`flicker` of samples and of data, both (N, C, F, H, W); ValueError as there."""
     _same_shape(samples, data)
     value, reference = flicker(samples), flicker(data)
     return MotionScore(value, reference, value / reference)
@@ -119,9 +142,15 @@ def flicker_score(samples: Tensor, data: Tensor) -> MotionScore:
 def warp_error(clips: Tensor, flow: Tensor) -> Tensor:
     """Mean square of x_{t+1}(p + flow_t(p)) - x_t(p) over pixels that stay in the frame, (N,); in squared pixel units.
 
-    clips (N, C, F, H, W); flow (N, F - 1, 2, H, W) in pixels a frame, x then y. Between pixels the frame is bicubic.
-    Zero for content that moves with a flow of whole pixels; between them, hold it against the error of the data.
-    Raises ValueError for shapes that do not fit, or a flow that leads everything out of the frame.
+    It is zero for content that moves by whole pixels; for other flows compare it with the error of the data, since
+    frames are interpolated (bicubic).
+
+    Args:
+        clips: (N, C, F, H, W).
+        flow: (N, F - 1, 2, H, W) in pixels a frame, x then y.
+
+    Raises:
+        ValueError: shapes that do not fit, or a flow that leads every pixel of a clip out of the frame.
     """
     x = _checked(clips)
     n, _, f, height, width = x.shape
@@ -145,9 +174,9 @@ def warp_error(clips: Tensor, flow: Tensor) -> Tensor:
 def clip_features(clips: Tensor, side: int = 8, dim: int = 64, seed: int = 0) -> Tensor:
     """The default features of clips (N, C, F, H, W) for `clip_frechet`: (N, dim), float64.
 
-    Each frame is averaged down to `side` x `side` pixels; these pixels, and their differences from frame to frame, are
-    projected by one matrix of N(0, 1/D) entries fixed by `seed`, D the number of rows. They see layout and motion, not
-    detail; distances are comparable only at the same shape, side, dim and seed.
+    Each frame is averaged down to `side` x `side` pixels. These D numbers, the pixels and their differences from frame
+    to frame, are projected by one matrix of N(0, 1/D) entries fixed by `seed`. The features see layout and motion, not
+    detail. Distances are comparable only for the same shape, side, dim and seed.
     """
     x = _checked(clips).double()
     small = F.adaptive_avg_pool3d(x, (x.shape[2], min(side, x.shape[3]), min(side, x.shape[4])))
@@ -160,9 +189,10 @@ def clip_features(clips: Tensor, side: int = 8, dim: int = 64, seed: int = 0) ->
 def clip_frechet(
     samples: Tensor, real: Tensor, features: Callable[[Tensor], Tensor] = clip_features, seed: int = 0
 ) -> FrechetScore:
-    """Fréchet distance on `features` (N, C, F, H, W) -> (N, D) of clips, with its real-against-real floor.
+    """Fréchet distance of clips in `features`, a map (N, C, F, H, W) -> (N, D), with its floor (`real_floor`).
 
-    Raises ValueError if the clips differ in shape or are fewer than two samples and four real ones.
+    Raises:
+        ValueError: clips of different shapes, or fewer than two samples and four real clips.
     """
     _same_shape(samples, real)
     ours, theirs = features(samples), features(real)
@@ -186,7 +216,7 @@ def _centred(clips: Tensor) -> Tensor:
     x = _checked(clips).double()
     x = x - x.mean((0, 2), keepdim=True)
     if not float(x.square().mean()) > 1e-14:
-        raise ValueError("the clips do not vary: there is no correlation to speak of")
+        raise ValueError("the clips do not vary: their correlation is not defined")
     return x
 
 

@@ -1,6 +1,6 @@
-"""Nearest real images: does a sample look like its class, and is it a copy of a training image?
+"""Nearest real images: the class of a sample, and whether it is a copy of a training image.
 
-Images are (N, C, H, W), or any (N, *): uint8, read as 0..255 -> [-1, 1], or floats already in [-1, 1].
+Images are (N, C, H, W), or any (N, *): uint8, scaled to [-1, 1], or floats in [-1, 1].
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+__all__ = [
+    "CopyReport",
+    "Nearest",
+    "copy_report",
+    "flat_pixels",
+    "knn_agreement",
+    "nearest",
+    "nearest_distances",
+]
+
 # Doubles held at once by one block of the distance matrix or of one image set: 32 MiB each.
 _BLOCK = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Nearest:
-    """The nearest image of a set: distance (N,), float64, RMS per pixel; index (N,), int64, into that set."""
+    """The nearest images of a set: distance (N,), float64, RMS per pixel; index (N,), int64, into that set."""
 
     distance: Tensor
     index: Tensor
@@ -26,8 +36,8 @@ class Nearest:
 class CopyReport:
     """Distances of samples and of real test images to the nearest training image, RMS per pixel in [-1, 1].
 
-    threshold is the 1% quantile of the test images' distances. Samples of a model that generalises fall below
-    it about as often as real images do: close_share near 0.01. Copies push close_share towards 1.
+    threshold: the 1% quantile of the distances of the test images. close_share: the share of samples below it, near
+    0.01 for a model that generalises, and near 1 for one that copies. duplicates: samples at distance zero.
     """
 
     sample_median: float
@@ -41,9 +51,10 @@ class CopyReport:
 
 
 def flat_pixels(images: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """One row an image, (N, D), in [-1, 1]: uint8 is mapped by x / 127.5 - 1, floats stay as they are.
+    """One row for each image, (N, D), on the CPU, in [-1, 1]: uint8 is mapped by x / 127.5 - 1, floats are kept.
 
-    Raises ValueError for another dtype, an empty set, a tensor without a batch axis, or values not finite.
+    Raises:
+        ValueError: another dtype, an empty set, a tensor without a batch axis, or values that are not finite.
     """
     if images.ndim < 2 or images.numel() == 0:
         raise ValueError(f"images must be a non-empty (N, C, H, W) tensor, got shape {tuple(images.shape)}")
@@ -65,12 +76,14 @@ def _same_size(a: Tensor, b: Tensor) -> None:
 def knn_agreement(
     samples: Tensor, requested_labels: Tensor, train_images: Tensor, train_labels: Tensor, k: int = 5
 ) -> float:
-    """Share of samples whose k-nearest-neighbour class equals the class they were asked to be, in [0, 1].
+    """Share of samples whose k-nearest-neighbour class is the class that was requested, in [0, 1].
 
-    The classifier is fitted on the real training images (N, C, H, W) and their labels (N,), L2 on raw pixels.
-    Raises ValueError if shapes or counts do not match, or if there are fewer than k training images.
+    The classifier is fitted on the real training images (N, C, H, W) and their labels (N,), by L2 on raw pixels.
+
+    Raises:
+        ValueError: shapes or counts that do not match, or fewer than k training images.
     """
-    from sklearn.neighbors import KNeighborsClassifier  # a second to import; only judges need it
+    from sklearn.neighbors import KNeighborsClassifier  # takes a second to import
 
     _same_size(samples, train_images)
     for name, images, labels in (
@@ -90,15 +103,19 @@ def knn_agreement(
 def nearest(a: Tensor, b: Tensor, exclude_self: bool = False) -> Nearest:
     """For each image of a the nearest image of b: d(x) = min_y |x - y| / sqrt(D), D = C H W values an image.
 
-    The distance is the root mean square over an image's values on the [-1, 1] scale: 0 for equal images, 2
-    between black and white. exclude_self: a and b are the same set, and an image is not its own neighbour.
-    The distance matrix is never held whole: time grows with len(a) len(b) D, memory does not.
-    Raises ValueError if the images differ in shape, or exclude_self is asked for sets that differ in size or
-    hold fewer than two images.
+    The distance is the root mean square over the values of an image in [-1, 1]: 0 for equal images, 2 between black and
+    white. The distance matrix is never held whole: time grows with len(a) len(b) D, memory does not.
+
+    Args:
+        a, b: images of one shape.
+        exclude_self: a and b are the same set, and an image is not its own neighbour.
+
+    Raises:
+        ValueError: images of different shapes; with exclude_self, sets of different sizes or fewer than two images.
     """
     _same_size(a, b)
     if exclude_self and (len(a) != len(b) or len(b) < 2):
-        raise ValueError(f"exclude_self needs one set of two images or more given twice, got {len(a)} and {len(b)}")
+        raise ValueError(f"exclude_self needs one set of at least two images, given twice, got {len(a)} and {len(b)}")
     x = flat_pixels(a)
     dim = x.shape[1]
     rows_b = max(1, min(len(b), _BLOCK // dim))
@@ -110,7 +127,7 @@ def nearest(a: Tensor, b: Tensor, exclude_self: bool = False) -> Nearest:
         half_norm = 0.5 * y.square().sum(1)
         for at_a in range(0, len(a), rows_a):
             block = x[at_a : at_a + rows_a]
-            # |x - y|^2 / 2 without its part that does not depend on y: enough to rank, one matrix product
+            # |x - y|^2 / 2 without the part that does not depend on y: it has the same order, by one matrix product
             rank = torch.addmm(half_norm, block, y.T, alpha=-1.0)
             if exclude_self:
                 rank.diagonal(at_a - at_b).fill_(torch.inf)
@@ -119,7 +136,7 @@ def nearest(a: Tensor, b: Tensor, exclude_self: bool = False) -> Nearest:
             closer = value < best[here]
             best[here] = torch.where(closer, value, best[here])
             index[here] = torch.where(closer, where + at_b, index[here])
-    # From the difference itself, block by block: the expanded square loses small distances to cancellation.
+    # From the difference itself: the expanded square loses small distances to cancellation.
     rows = max(1, _BLOCK // dim)
     parts = [
         (x[i : i + rows] - flat_pixels(b[index[i : i + rows].to(b.device)])).square().mean(1).sqrt()
@@ -129,17 +146,23 @@ def nearest(a: Tensor, b: Tensor, exclude_self: bool = False) -> Nearest:
 
 
 def nearest_distances(a: Tensor, b: Tensor, exclude_self: bool = False) -> Tensor:
-    """Distance (N,) from each image of a to the nearest of b, RMS per pixel in [-1, 1]; see nearest."""
+    """Distance (N,) from each image of a to the nearest of b, RMS per pixel in [-1, 1]; see `nearest`."""
     return nearest(a, b, exclude_self).distance
 
 
 def copy_report(samples: Tensor, train: Tensor, test: Tensor) -> CopyReport:
-    """Memorisation check: are samples nearer to training images than fresh real images are?
+    """Memorisation check: whether samples are nearer to training images than held-out images are.
 
-    test are real images the model was not trained on, from the same source. close_share counts samples nearer
-    to a training image than 99% of the test images are, and every exact duplicate. Duplicates are distance zero:
-    give samples and training images alike as uint8, for floats out of a network never equal an image exactly.
-    Raises ValueError if the images differ in shape.
+    Duplicates have distance zero: give samples and training images as uint8, since floats out of a network never equal
+    an image exactly.
+
+    Args:
+        samples: images of the model.
+        train: its training images.
+        test: held-out images from the same source.
+
+    Raises:
+        ValueError: images of different shapes.
     """
     sample = nearest_distances(samples, train)
     real = nearest_distances(test, train)
@@ -150,7 +173,7 @@ def copy_report(samples: Tensor, train: Tensor, test: Tensor) -> CopyReport:
         test_median=float(real.quantile(0.5)),
         test_q05=float(real.quantile(0.05)),
         threshold=threshold,
-        # a data set with doubles has threshold 0, and nothing is nearer than 0
+        # a data set with duplicates has threshold 0, and no distance is below 0
         close_share=float(((sample < threshold) | (sample == 0)).double().mean()),
         duplicates=int((sample == 0).sum()),
         test_duplicates=int((real == 0).sum()),

@@ -1,19 +1,20 @@
-"""Pictures in rows that belong together: an image and its reconstruction, or one face under changing conditions."""
+"""Pictures in rows: an image and its reconstruction, or one face under changing conditions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from torch import Tensor
 
 from ornstein.evaluation.markup import checked, img, note, text
 
+__all__ = ["Panel", "panel_section"]
+
 
 @dataclass(frozen=True)
 class Panel:
-    """uint8 images (R, n, C, H, W): R rows of n, with a name for each column and row where given."""
+    """uint8 images (R, n, C, H, W): R rows of n, with names of columns and rows if given."""
 
     title: str
     caption: str
@@ -25,7 +26,8 @@ class Panel:
 def panel_section(panel: Panel) -> str:
     """The section of a panel in a report; every text in it is escaped.
 
-    Raises ValueError for images that are not uint8 (R, n, 1 or 3, H, W), or names that do not match their number.
+    Raises:
+        ValueError: images that are not uint8 (R, n, 1 or 3, H, W), or another number of names.
     """
     if panel.pixels.ndim != 5:
         raise ValueError(f"a panel is uint8 (R, n, C, H, W), got shape {tuple(panel.pixels.shape)}")
@@ -47,7 +49,7 @@ def panel_section(panel: Panel) -> str:
             alt = ", ".join(word for word in (name, panel.columns[j] if panel.columns else "") if word)
             cells += f"<td>{img(pixels, text(alt or panel.title))}</td>"
         body += f"<tr>{cells}</tr>"
-    return note(escape(panel.caption)) + (
+    return note(text(panel.caption)) + (
         f'<div class="card"><div class="scroll panel" tabindex="0" role="region" aria-label="{text(panel.title)}">'
         f"<table>{head}<tbody>{body}</tbody></table></div></div>"
     )

@@ -1,9 +1,9 @@
 """Precision and recall of samples: how many look real, and how much of the real they reach (Kynkaanniemi et al. 2019).
 
-The support of a set of features is taken to be the union of balls about its points, each reaching to the k-th nearest
-neighbour of its centre within the set. Precision is the share of samples in the support of the real images, recall the
-share of real images in the support of the samples. Both lie in [0, 1]; two halves of one set score about alike, and
-below 1: compare with that. One far outlier among the real images makes a large ball, which raises precision.
+The support of a set of features is estimated by balls around its points; the radius of each is the distance to the k-th
+nearest neighbour in the set. Precision is the share of samples in the support of the real images, recall the share of
+real images in the support of the samples. Both lie in [0, 1]. Two halves of one set score below 1, about equally in
+both: compare with that. An outlier among the real images has a large ball, which raises precision.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from ornstein.evaluation.kernel import checked_features
 
+__all__ = ["PrecisionRecall", "precision_recall"]
+
 _BLOCK = 2**22  # doubles of a distance matrix held at once: 32 MiB
 
-# Squared distances come from |x|^2 + |y|^2 - 2 x.y, whose rounding is of this order: equal points are at distance zero.
+# Squared distances are |x|^2 + |y|^2 - 2 x.y, whose rounding is of this order; equal points get distance zero.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Shares in [0, 1], with k the number of neighbours that the balls reach to."""
+    """Shares in [0, 1]; k: the neighbour that the radius of a ball is the distance to."""
 
     precision: float
     recall: float
@@ -32,10 +34,14 @@ class PrecisionRecall:
 
 
 def precision_recall(samples: Tensor, real: Tensor, k: int = 3) -> PrecisionRecall:
-    """Precision and recall of samples (N, D) against real (M, D) features, eq. 1 and 2 of the paper.
+    """Precision and recall of samples (N, D) against real features (M, D).
 
-    Both depend on N and M: compare only values of equal counts. The distance matrix is never held whole. Raises
-    ValueError unless both sets have more than k rows, the same D, and finite values.
+    Both depend on N and M: compare only values of equal counts. The distance matrix is never held whole.
+
+    Raises:
+        ValueError: unless both sets have more than k rows, the same D, and finite values.
+
+    Source: Kynkaanniemi et al. 2019 (arXiv:1904.06991), eq. 1 and 2.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -46,7 +52,7 @@ def precision_recall(samples: Tensor, real: Tensor, k: int = 3) -> PrecisionReca
 
 
 def _radii(x: Tensor, k: int) -> Tensor:
-    """Squared distance of each point to its k-th nearest other, (N,)."""
+    """Squared distance of each point to its k-th nearest neighbour, (N,)."""
     out = []
     for low, squared in _squared_distances(x, x):
         squared.diagonal(low).fill_(torch.inf)
@@ -66,6 +72,6 @@ def _squared_distances(x: Tensor, y: Tensor) -> Iterator[tuple[int, Tensor]]:
     rows = max(1, _BLOCK // len(y))
     for low in range(0, len(x), rows):
         part = x[low : low + rows]
-        own = part.square().sum(1, keepdim=True)
-        squared = torch.addmm(norms, part, y.T, alpha=-2).add_(own)
-        yield low, torch.where(squared > _ROUNDING * (own + norms), squared, 0.0)
+        lengths = part.square().sum(1, keepdim=True)
+        squared = torch.addmm(norms, part, y.T, alpha=-2).add_(lengths)
+        yield low, torch.where(squared > _ROUNDING * (lengths + norms), squared, 0.0)

@@ -1,9 +1,12 @@
-"""What a finished run shows of itself: samples, scores, quality against steps, and the report that holds them."""
+"""The report of a trained run: samples, scores, quality against steps."""
 
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +14,33 @@ import torch
 from torch import Tensor
 
 from ornstein.autoencoders.latent import LatentSpace
-from ornstein.data import ImageSet, batch_indices, save_grid, to_uint8
+from ornstein.data import ImageSet, batch_indices, save_grid, to_uint8, to_unit
 from ornstein.denoiser import Denoiser
+from ornstein.evaluation.facts import run_facts, seconds_text
 from ornstein.evaluation.frechet import pixel_frechet
-from ornstein.evaluation.held_out import bits_by_own_prior, bits_of_images
+from ornstein.evaluation.held_out import CALLS, bits_by_own_prior, bits_of_images
+from ornstein.evaluation.matched import class_numbers
 from ornstein.evaluation.neighbours import copy_report, knn_agreement, nearest
+from ornstein.evaluation.noise_left import noise_score, noise_warning
 from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
+from ornstein.metrics import read_metrics
 from ornstein.sampling import State, sample
 from ornstein.solvers import SOLVER
-from ornstein.training.state import read_metrics
+
+__all__ = ["RESERVE", "SHORT_STEPS", "STEPS", "Advance", "affordable", "draw", "loss_curve", "write_run_report"]
 
 STEPS = 20
 _BATCH = 256
-_GRID = 100  # images of the grid of samples: up to 10 a class
+_SHOWN = 10  # images a class
+_UNLABELLED = 64
+SHORT_STEPS = 8  # of a model that is too slow for the usual number
 _PAIRS = 24
 _FILM = 20  # images of the denoising film
 _NEIGHBOURS = 5
 _BOUNDED = 32  # held-out images for the joint bound of a latent model
-_ENOUGH = 8  # held-out images, below which no score says anything
+_ENOUGH = 8  # samples and held-out images, below which no score says anything
+_MEASURING = 0.05  # of that time, for measuring how long a sample takes
+RESERVE = 0.7  # of the time that a report may take, what is planned for samples; the rest is for scores
 
 Advance = Callable[[str, int, int], object]
 
@@ -43,9 +55,14 @@ def draw(
     callback: Callable[[State], object] | None = None,
     batch: int = _BATCH,
 ) -> Tensor:
-    """`count` samples as uint8 (N, C, H, W) or (N, C, F, H, W), of `labels` (N,) where it has classes.
+    """Draw samples as uint8 images (N, C, H, W) or clips (N, C, F, H, W).
 
-    By 20 steps of DPM-Solver++ 3M unless told otherwise; of a distilled model always by its own steps.
+    Args:
+        denoiser: the model; a distilled one always takes its own steps.
+        labels: classes (N,), None for a model without classes.
+        count: N.
+        solver, steps: how to sample; the default solver and 20 steps if not given.
+        seed, callback, batch: as in `ornstein.sample`.
     """
     assert denoiser.data is not None
     few = denoiser.distilled is not None
@@ -62,6 +79,36 @@ def draw(
     return to_uint8(denoiser.decode(images))
 
 
+def affordable(denoiser: Denoiser, seconds: float, most: int, steps: int = STEPS, batch: int = _BATCH) -> int:
+    """How many samples can be drawn within a time.
+
+    The time of a step is measured on a few samples, and on more if that takes little of the time: a larger batch is
+    faster.
+
+    Args:
+        denoiser: the model; a distilled one takes its own steps.
+        seconds: the time; infinite for no limit.
+        most: the largest result.
+        steps: network evaluations for a sample.
+        batch: samples that go through the network at once.
+    """
+    if math.isinf(seconds):
+        return most
+    assert denoiser.data is not None
+    few = denoiser.distilled
+    measured, steps = (1, steps) if few is None else (few.steps, few.steps)
+    count, each, spent = min(batch, 8), 0.0, 0.0
+    draw(denoiser, denoiser.data.labels(count), count, steps=1)  # the first call sets up caches and threads
+    while True:
+        began = time.perf_counter()
+        draw(denoiser, denoiser.data.labels(count), count, steps=measured)
+        took = time.perf_counter() - began
+        each, spent = took / count / measured, spent + took
+        if count == batch or 4 * took > _MEASURING * seconds:
+            return max(0, min(most, int((seconds - spent) / (each * steps))))
+        count = min(batch, 4 * count)
+
+
 def write_run_report(
     out: Path,
     denoiser: Denoiser,
@@ -69,81 +116,72 @@ def write_run_report(
     held_out: ImageSet,
     title: str,
     settings: Mapping[str, Any],
-    judged: int = 256,
+    samples: int = 256,
     quality_steps: Sequence[int] = (),
     advance: Advance = lambda what, done, total: None,
     quality: Sequence[Mapping[str, Any]] = (),
-    shown: int = _GRID,
-    steps: int = STEPS,
+    seconds: float = math.inf,
 ) -> list[Score]:
     """Write `out`/samples.png and `out`/report.html.
 
     Args:
-        judged: samples that the scores are measured on.
-        quality_steps: numbers of steps at which DDIM and the default solver are compared, below the rows of `quality`;
-            not for a distilled model, which has its own.
+        out: the run directory.
+        denoiser, train, held_out: the model and its data.
+        title, settings: what the report is called, and the settings that it lists.
+        samples: how many samples are scored, at most.
+        quality_steps: numbers of steps at which DDIM and the default solver are compared; not for a distilled model,
+            which has its own.
         advance: called with (what, done, total).
-        shown: images of the grid at most; with classes, up to 10 of each.
-        steps: solver steps of every sample, but for those of `quality_steps`.
+        quality: rows of the comparison that are known already.
+        seconds: time for all of it. With a slow model the comparison is left out, then fewer samples with fewer steps
+            are drawn and scored; the report says so.
 
     Returns:
-        The scores of the report; none with fewer than 8 held-out images.
+        The scores in the report; none with fewer than 8 samples or held-out images.
     """
     assert denoiser.data is not None
-    classes = len(denoiser.data.classes)
     few = denoiser.distilled
-    made_by = f"{steps} steps of {SOLVER}" if few is None else f"distilled to {few}"
-    quality_steps = quality_steps if few is None else ()
-    total = 2 + 2 * len(quality_steps)
-    filmed = min(_FILM, shown)
-    frames: list[Tensor] = []
-    times: list[float] = []
-
-    def film(state: State) -> None:
-        if state.first == 0:
-            frames.append(to_uint8(denoiser.decode(state.x[:filmed])))
-            times.append(state.t)
+    sizes = _Sizes.within(denoiser, samples, quality_steps if few is None else (), seconds)
+    made_by = f"{sizes.steps} steps of {SOLVER}" if few is None else f"distilled to {few}"
+    total = 2 + 2 * len(sizes.compared)
 
     advance("samples", 0, total)
-    rows = min(classes, 10)
-    columns = max(1, shown // 10) if classes else 8
-    grid_labels = torch.arange(rows).repeat_interleave(columns) if classes else None
-    pictures = draw(denoiser, grid_labels, rows * columns if classes else min(64, shown), steps=steps)
+    pictures, shown = _pictures(denoiser, sizes.shown, sizes.steps)
     upscale = max(1, 64 // pictures.shape[-1])
-    said = json.dumps({"samples": made_by, "seed": 0})
-    save_grid(pictures, out / "samples.png", columns=columns, upscale=upscale, gap=1, comment=said)
-    draw(denoiser, denoiser.data.labels(filmed), filmed, steps=steps, callback=film)
+    columns = 8 if shown is None else int((shown == 0).sum())
+    comment = json.dumps({"samples": made_by, "seed": 0})
+    save_grid(pictures, out / "samples.png", columns=columns, upscale=upscale, gap=1, comment=comment)
+    film = _film(denoiser, sizes.film, sizes.steps)
 
     advance("scores", 1, total)
-    labels = denoiser.data.labels(judged)
-    samples = draw(denoiser, labels, judged, steps=steps)
-    scores = _scores(samples, labels, train, held_out) if len(held_out) >= _ENOUGH else []
-    if few is None and isinstance(denoiser.space, LatentSpace) and denoiser.space.stochastic:
-        scores += _joint_bound(denoiser, denoiser.space, held_out)
-    near = nearest(samples[:_PAIRS], train.images)
-
-    compared: list[Mapping[str, Any]] = [*quality]
-    for i, (solver, n) in enumerate((s, n) for s in ("ddim", SOLVER) for n in quality_steps):
-        advance(f"{solver}, {n} steps", 2 + i, total)
-        images = samples if (solver, n) == (SOLVER, steps) else draw(denoiser, labels, judged, solver, n)
-        frechet = pixel_frechet(images, held_out.images)
-        row: dict[str, Any] = {"solver": solver, "steps": n, frechet.name: frechet.value}
-        if labels is not None:
-            row["k-NN agreement"] = _agreement(images, labels, train)
-        compared.append(row)
+    labels = denoiser.data.labels(sizes.scored)
+    drawn = draw(denoiser, labels, sizes.scored, steps=sizes.steps).cpu()
+    scores: list[Score] = []
+    warnings: list[str | None] = [sizes.note]
+    if min(len(held_out), len(drawn)) >= _ENOUGH:
+        scores = _scores(drawn, labels, train, held_out)
+        seen = train.images[_some(len(train), len(drawn))]
+        share, noise = noise_score(denoiser, to_unit(drawn), to_unit(held_out.images), to_unit(seen))
+        scores, warnings = [*scores, *noise], [noise_warning(share), *warnings]
+    if sizes.bounded and isinstance(denoiser.space, LatentSpace):
+        scores.append(_joint_bound(denoiser, denoiser.space, held_out))
+    near = nearest(drawn[:_PAIRS], train.images)
+    compared = [*quality, *_compare(denoiser, drawn, labels, train, held_out, sizes.compared, advance)]
     write_report(
         out / "report.html",
         Report(
             title=title,
             lead=f"{train.drawn_from or len(train)} training images, {len(held_out)} held out; {made_by}.",
+            warnings=[warning for warning in warnings if warning],
             scores=scores,
-            samples=Images(pictures, grid_labels),
-            real=Images(held_out.images, held_out.labels if classes else None),
+            samples=Images(pictures, shown),
+            real=Images(held_out.images, held_out.labels if shown is not None else None),
             class_names=denoiser.data.classes,
-            trajectory=Trajectory(torch.stack(frames), times),
-            neighbours=Pairs(samples[:_PAIRS], train.images[near.index], near.distance),
+            trajectory=film,
+            neighbours=Pairs(drawn[:_PAIRS], train.images[near.index], near.distance),
             quality=compared,
             losses=loss_curve(out),
+            facts=run_facts(out, denoiser, train, held_out),
             settings={k: v for k, v in settings.items() if v is not None},
             skipped=[Skipped(name, reason) for name, reason in train.skipped],
         ),
@@ -152,20 +190,126 @@ def write_run_report(
     return scores
 
 
-def _joint_bound(denoiser: Denoiser, space: LatentSpace, held_out: ImageSet) -> list[Score]:
-    rows = batch_indices(len(held_out), min(_BOUNDED, len(held_out)), step=0, seed=0)
-    assert denoiser.data is not None
-    labels = None if held_out.labels is None or not denoiser.data.classes else held_out.labels[rows]
-    own = bits_by_own_prior(space, held_out.images[rows])
-    found = bits_of_images(denoiser, held_out.images[rows], "continuous", labels)
-    return [
-        Score(
-            "Bits/dim",
-            f"{found.mean:.3f} ± {found.error:.3f}",
-            f"joint bound on -log2 p(x) per channel and pixel of {found.count} held-out images, ± standard error",
-            f"{own.mean:.3f} with the autoencoder's own prior",
+@dataclass(frozen=True)
+class _Sizes:
+    """What a report draws: images of the gallery and of the film, samples to score, and the steps of all of them.
+
+    compared: numbers of steps that are compared. bounded: whether the joint bound of a latent model is measured. note:
+    the sentence about what was left out for want of time.
+    """
+
+    shown: int
+    film: int
+    scored: int
+    steps: int
+    compared: tuple[int, ...]
+    bounded: bool
+    note: str | None
+
+    @classmethod
+    def within(cls, d: Denoiser, samples: int, compared: Sequence[int], seconds: float) -> _Sizes:
+        """The sizes that fit into a time; costs are counted in network evaluations."""
+        assert d.data is not None
+        steps = STEPS if d.distilled is None else d.distilled.steps
+        gallery = min(len(d.data.classes), _SHOWN) * _SHOWN or _UNLABELLED
+        bounded = d.distilled is None and isinstance(d.space, LatentSpace) and d.space.stochastic
+        optional = {
+            "the comparison of solvers": sum(2 * samples * n for n in compared),
+            "the joint bound": _BOUNDED * CALLS["continuous"] if bounded else 0,
+        }
+        whole = sum(optional.values()) + steps * (gallery + _FILM + samples)
+        limit = steps * affordable(d, RESERVE * seconds, math.ceil(whole / steps), steps)
+        dropped = []
+        for what, cost in list(optional.items()):
+            if cost and sum(optional.values()) + steps * (gallery + _FILM + samples) > limit:
+                dropped.append(what)
+                optional[what] = 0
+        left, film = limit - sum(optional.values()), _FILM
+        scored = min(samples, left // steps - gallery - film)
+        if scored < min(samples, _PAIRS):
+            steps = min(steps, SHORT_STEPS)
+            gallery, film = max(4, min(gallery, left // (3 * steps))), max(1, min(film, left // (8 * steps)))
+            scored = max(4, min(samples, left // (2 * steps)))
+        if scored < samples:
+            dropped.append(f"{samples - scored} of {samples} samples to score")
+        note = None
+        if dropped:
+            note = (
+                f"To stay within {seconds_text(seconds)} this report leaves out {' and '.join(dropped)}; "
+                "`ornstein evaluate` measures more."
+            )
+        return cls(
+            shown=gallery,
+            film=film,
+            scored=scored,
+            steps=steps,
+            compared=tuple(compared) if optional["the comparison of solvers"] else (),
+            bounded=bool(optional["the joint bound"]),
+            note=note,
         )
-    ]
+
+
+def _pictures(d: Denoiser, count: int, steps: int) -> tuple[Tensor, Tensor | None]:
+    """The images of the gallery and their classes, up to ten of the first ten classes; None without classes."""
+    assert d.data is not None
+    classes = min(len(d.data.classes), _SHOWN)
+    labels = torch.arange(classes).repeat_interleave(max(1, min(_SHOWN, count // classes))) if classes else None
+    return draw(d, labels, count if labels is None else len(labels), steps=steps).cpu(), labels
+
+
+def _film(d: Denoiser, count: int, steps: int) -> Trajectory:
+    """The states of `count` samples on their way."""
+    assert d.data is not None
+    frames: list[Tensor] = []
+    times: list[float] = []
+
+    def keep(state: State) -> None:
+        frames.append(to_uint8(d.decode(state.x)).cpu())
+        times.append(state.t)
+
+    draw(d, d.data.labels(count), count, steps=steps, callback=keep)
+    return Trajectory(torch.stack(frames), times)
+
+
+def _compare(
+    d: Denoiser,
+    drawn: Tensor,
+    labels: Tensor | None,
+    train: ImageSet,
+    held_out: ImageSet,
+    steps: Sequence[int],
+    advance: Advance,
+) -> list[Mapping[str, Any]]:
+    """A row of scores for DDIM and the default solver at each number of steps."""
+    rows: list[Mapping[str, Any]] = []
+    for i, (solver, n) in enumerate((s, n) for s in ("ddim", SOLVER) for n in steps):
+        advance(f"{solver}, {n} steps", 2 + i, 2 + 2 * len(steps))
+        images = drawn if (solver, n) == (SOLVER, STEPS) else draw(d, labels, len(drawn), solver, n).cpu()
+        frechet = pixel_frechet(images, held_out.images)
+        row: dict[str, Any] = {"solver": solver, "steps": n, frechet.name: frechet.value}
+        if labels is not None:
+            row["k-NN agreement"] = _agreement(images, labels, train)
+        rows.append(row)
+    return rows
+
+
+def _joint_bound(d: Denoiser, space: LatentSpace, held_out: ImageSet) -> Score:
+    assert d.data is not None
+    rows = _some(len(held_out), _BOUNDED)
+    classes = class_numbers(held_out, d.data)
+    own = bits_by_own_prior(space, held_out.images[rows])
+    bits = bits_of_images(d, held_out.images[rows], "continuous", None if classes is None else classes[rows])
+    return Score(
+        "Bits/dim",
+        f"{bits.mean:.3f} ± {bits.error:.3f}",
+        f"joint bound on -log2 p(x) per channel and pixel of {bits.count} held-out images, ± standard error",
+        f"{own.mean:.3f} with the autoencoder's own prior",
+    )
+
+
+def _some(count: int, most: int) -> Tensor:
+    """Indices of at most `most` of `count` images, always the same ones."""
+    return batch_indices(count, min(count, most), step=0, seed=0)
 
 
 def _agreement(samples: Tensor, labels: Tensor, train: ImageSet) -> float:
@@ -173,7 +317,7 @@ def _agreement(samples: Tensor, labels: Tensor, train: ImageSet) -> float:
 
 
 def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: ImageSet) -> list[Score]:
-    """How good, how near the data and how far from copies the samples are; each beside the same of real images."""
+    """Scores of class, copies and distance, each beside the same score of real images."""
     n = len(samples)
     scores = []
     if labels is not None:
@@ -181,14 +325,14 @@ def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: I
             Score(
                 "k-NN agreement",
                 f"{_agreement(samples, labels, train):.1%}",
-                f"share of {n} samples that a {_NEIGHBOURS}-nearest-neighbour classifier fitted on the training images "
-                "takes for the class they were asked to be",
+                f"share of {n} samples whose class is the one requested, as a {_NEIGHBOURS}-nearest-neighbour "
+                "classifier fitted on the training images sees it",
                 f"{_agreement(held_out.images, held_out.require_labels(), train):.1%} of held-out images",
             )
         )
     copies = copy_report(samples, train.images, held_out.images)
     frechet = pixel_frechet(samples, held_out.images)
-    seen = batch_indices(len(train), min(n, len(train)), step=0, seed=0)
+    seen = _some(len(train), n)
     floor = pixel_frechet(train.images[seen], held_out.images)
     return [
         *scores,
@@ -216,6 +360,6 @@ def _scores(samples: Tensor, labels: Tensor | None, train: ImageSet, held_out: I
 
 
 def loss_curve(out: Path) -> Curve | None:
-    """The training loss by step of the run in `out`; None where nothing was logged."""
+    """The training loss by step of the run in `out`; None if nothing was logged."""
     lines = [line for line in read_metrics(out) if isinstance(line.get("loss"), float)]
     return Curve([line["step"] for line in lines], [line["loss"] for line in lines]) if lines else None

@@ -1,4 +1,4 @@
-"""What a finished autoencoder shows of itself: reconstructions, rates layer by layer, its latents, and the report."""
+"""The report of an autoencoder: reconstructions, rates layer by layer, and its latents."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ from ornstein.autoencoders import Autoencoder, VQAutoencoder, addressed
 from ornstein.autoencoders.vq import perplexity
 from ornstein.data import ImageSet, batch_indices, save_grid, to_uint8, to_unit
 from ornstein.evaluation.distortion import psnr, ssim
+from ornstein.evaluation.facts import run_facts
 from ornstein.evaluation.markup import Table
 from ornstein.evaluation.panels import Panel
 from ornstein.evaluation.report import Images, Report, Score, Skipped, write_report
 from ornstein.evaluation.run import Advance, loss_curve
+
+__all__ = [
+    "Quality", "evaluate_autoencoder", "reconstruct", "warnings_of", "write_autoencoder_report",
+]  # fmt: skip
 
 _BATCH = 64
 _SHOWN = 10
@@ -34,10 +39,10 @@ UNUSED = 0.5  # share of the codebook, below which it has collapsed
 
 @dataclass(frozen=True)
 class Quality:
-    """An autoencoder on held-out images; each figure a mean over `count` of them.
+    """Scores of an autoencoder, means over `count` held-out images.
 
-    bits: bits/dim of the bound, error its standard error, NaN where there is none. reconstruction, rates: its parts in
-    bits/dim, the rates layer by layer. usage: share of the codebook in use, perplexity: its effective size.
+    bits, error: bits/dim of the bound and its standard error, NaN without a bound. reconstruction, rates: the parts of
+    the bound in bits/dim, the rates by layer. usage, perplexity: share of the codebook in use, and its effective size.
     """
 
     count: int
@@ -51,24 +56,31 @@ class Quality:
     perplexity: float | None = None
 
 
-def judge_autoencoder(model: Autoencoder, images: ImageSet, count: int = 512, seed: int = 0) -> Quality:
-    """Distortion (PSNR in decibels, SSIM) and rate (bits/dim, E27-E30) on `count` of the images, one draw of z each."""
+def evaluate_autoencoder(model: Autoencoder, images: ImageSet, count: int = 512, seed: int = 0) -> Quality:
+    """Distortion (PSNR in decibels, SSIM) and rate (bits/dim, E27-E30) of an autoencoder, one draw of z per image.
+
+    Args:
+        model: the autoencoder; it stays on its device.
+        images: held-out images, of which at most `count` are used.
+        count: how many.
+        seed: of the draws.
+    """
     rows = batch_indices(len(images), min(count, len(images)), step=0, seed=0).sort().values
     device = next(model.parameters()).device
-    found: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "reconstruction": [], "rates": []}
+    values: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "reconstruction": [], "rates": []}
     codes: list[Tensor] = []
     dimensions = math.prod(model.shape) * math.log(2)
     for part in rows.split(_BATCH):
         pixels = images.images[part]
         x = to_unit(pixels).to(device)
-        seen = reconstruct(model, pixels)
-        found["psnr"].append(psnr(seen, pixels))
-        found["ssim"].append(ssim(seen, pixels))
+        back = reconstruct(model, pixels)
+        values["psnr"].append(psnr(back, pixels))
+        values["ssim"].append(ssim(back, pixels))
         if model.kind == "ae":
-            continue  # no bound: a point has no rate
+            continue  # a plain autoencoder has no bound
         elbo = model.bound(x, addressed(seed, part, device=device))
-        found["reconstruction"].append(elbo.reconstruction.cpu() / dimensions)
-        found["rates"].append(elbo.rates.cpu() / dimensions)
+        values["reconstruction"].append(elbo.reconstruction.cpu() / dimensions)
+        values["rates"].append(elbo.rates.cpu() / dimensions)
         if isinstance(model, VQAutoencoder):
             with torch.no_grad():
                 codes.append(model.indices(x).cpu().flatten())
@@ -76,11 +88,11 @@ def judge_autoencoder(model: Autoencoder, images: ImageSet, count: int = 512, se
     if isinstance(model, VQAutoencoder):
         used = torch.bincount(torch.cat(codes), minlength=model.codebook.size)
         usage, effective = float((used > 0).double().mean()), float(perplexity(used))
-    mean = {name: float(torch.cat(each).mean()) for name, each in found.items() if each and name != "rates"}
+    mean = {name: float(torch.cat(each).mean()) for name, each in values.items() if each and name != "rates"}
     total, rates = torch.empty(0), ()
-    if found["rates"]:
-        by_layer = torch.cat(found["rates"], 1)
-        total, rates = torch.cat(found["reconstruction"]) + by_layer.sum(0), tuple(by_layer.mean(1).tolist())
+    if values["rates"]:
+        by_layer = torch.cat(values["rates"], 1)
+        total, rates = torch.cat(values["reconstruction"]) + by_layer.sum(0), tuple(by_layer.mean(1).tolist())
     return Quality(
         count=len(rows),
         psnr=mean["psnr"],
@@ -95,7 +107,7 @@ def judge_autoencoder(model: Autoencoder, images: ImageSet, count: int = 512, se
 
 
 def reconstruct(model: Autoencoder, pixels: Tensor) -> Tensor:
-    """uint8 images (N, C, H, W) through the means of encoder and decoder, in batches."""
+    """uint8 images (N, C, H, W) encoded and decoded by the means of both, in batches; on the CPU."""
     with torch.no_grad():
         device = next(model.parameters()).device
         means = [model.encode(to_unit(part).to(device)).mean for part in pixels.split(_BATCH)]
@@ -103,21 +115,21 @@ def reconstruct(model: Autoencoder, pixels: Tensor) -> Tensor:
 
 
 def warnings_of(model: Autoencoder, quality: Quality) -> list[str]:
-    """What has gone wrong in the training, a sentence each with its figure: collapsed layers, an unused codebook."""
-    found = []
+    """A sentence for each fault of the training, with its figure: collapsed layers, an unused codebook."""
+    sentences = []
     nats = [rate * math.prod(model.shape) * math.log(2) for rate in quality.rates]
     for layer, (each, shape) in enumerate(zip(nats, model.layer_shapes, strict=False), 1):
         if model.kind != "vq" and each / math.prod(shape) < COLLAPSED:
-            found.append(
+            sentences.append(
                 f"collapsed posterior: layer {layer} carries {each / math.prod(shape):.2g} nats a latent dimension; "
                 "train with a lower --kl, or give it --free-bits"
             )
     if quality.usage is not None and quality.usage < UNUSED:
-        found.append(
+        sentences.append(
             f"collapsed codebook: {quality.usage:.1%} of its entries are used (perplexity {quality.perplexity:.1f}); "
             "train with fewer --codes, or for longer"
         )
-    return found
+    return sentences
 
 
 def write_autoencoder_report(
@@ -129,13 +141,22 @@ def write_autoencoder_report(
     settings: Mapping[str, Any],
     advance: Advance = lambda what, done, total: None,
 ) -> tuple[list[Score], list[str]]:
-    """Write `out`/reconstructions.png, samples.png where the model has a prior, and report.html; its scores, warnings.
+    """Write `out`/reconstructions.png, samples.png if the model has a prior, and report.html.
 
     The report shows reconstructions, interpolations and traversals of the latents of held-out images, samples from the
-    model's own prior, and what each layer costs.
+    prior of the model, and the rate of each layer.
+
+    Args:
+        out: the run directory.
+        model, train, held_out: the autoencoder and its data.
+        title, settings: what the report is called, and the settings that it lists.
+        advance: called with (what, done, total).
+
+    Returns:
+        The scores in the report, and the warnings about collapsed layers or an unused codebook.
     """
     advance("held-out images", 0, 2)
-    quality = judge_autoencoder(model, held_out)
+    quality = evaluate_autoencoder(model, held_out)
     warnings = warnings_of(model, quality)
     advance("pictures", 1, 2)
     rows = batch_indices(len(held_out), min(_BATCH, len(held_out)), step=0, seed=0)
@@ -147,9 +168,7 @@ def write_autoencoder_report(
     save_grid(pairs.flatten(0, 1), out / "reconstructions.png", columns=pairs.shape[1], upscale=upscale, gap=1)
     count = f"{quality.count} held-out images"
     panels = [
-        Panel(
-            "Reconstructions", "Held-out images, and what comes back from their latents.", pairs, rows=("image", "back")
-        ),
+        Panel("Reconstructions", "Held-out images, and their reconstructions.", pairs, rows=("image", "decoded")),
         Panel(
             "Interpolations",
             "On a straight line between the latents of two held-out images, from end to end.",
@@ -157,8 +176,8 @@ def write_autoencoder_report(
         ),
         Panel(
             "Traversals",
-            "One held-out image moved along the directions in which latents differ most (principal components of "
-            f"{len(latents)} of them), by so many standard deviations.",
+            "One held-out image moved along the directions in which the latents vary most (principal components of "
+            f"{len(latents)} of them), by a number of standard deviations.",
             *_traversals(model, latents),
         ),
     ]
@@ -170,13 +189,14 @@ def write_autoencoder_report(
         out / "report.html",
         Report(
             title=title,
-            lead=f"{train.drawn_from or len(train)} training images, {len(held_out)} held out."
-            + "".join(f" Warning: {w}." for w in warnings),
+            lead=f"{train.drawn_from or len(train)} training images, {len(held_out)} held out.",
+            warnings=[f"Warning: {w}." for w in warnings],
             tables=_rates(model, quality, count),
             scores=scores,
             panels=panels,
             samples=None if samples is None else Images(samples),
             losses=loss_curve(out),
+            facts=run_facts(out, model, train, held_out),
             settings=settings,
             skipped=[Skipped(name, reason) for name, reason in train.skipped],
         ),
@@ -191,7 +211,7 @@ def _decoded(model: Autoencoder, z: Tensor) -> Tensor:
 
 
 def _samples(model: Autoencoder) -> Tensor | None:
-    """Images from the model's own prior; None where it has none."""
+    """Images from the prior of the model; None if it has none."""
     device = next(model.parameters()).device
     try:
         with torch.no_grad():
@@ -256,5 +276,7 @@ def _rates(model: Autoencoder, quality: Quality, count: str) -> list[Table]:
         nats = rate * math.prod(model.shape) * math.log(2)
         size = "x".join(str(n) for n in shape)
         rows.append((f"layer {layer}, {size}", f"{rate:.4f}", f"{nats:.2f}", f"{nats / math.prod(shape):.4f}"))
-    header = f"What the latents cost, layer by layer from the image up; means over {count}, one draw each, seed 0."
-    return [Table("Rates", header, ("Layer", "bits/dim of the image", "nats an image", "nats a latent number"), rows)]
+    header = f"The rate of the latents, layer by layer from the image up; means over {count}, one draw each, seed 0."
+    return [
+        Table("Rates", header, ("Layer", "bits/dim of the image", "nats per image", "nats per latent number"), rows)
+    ]

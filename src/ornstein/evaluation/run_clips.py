@@ -1,8 +1,9 @@
-"""What a finished run of clips shows of itself: clips that play, how they move beside the data, and the report."""
+"""The report of a run of clips: clips that play, scores of their motion and of the noise left in them."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ from torch import Tensor
 from ornstein.data import Clips, batch_indices, save_gif, save_mp4, save_sheet, to_uint8, to_unit
 from ornstein.data.video import clip_grid
 from ornstein.denoiser import Denoiser
+from ornstein.evaluation.facts import run_facts
 from ornstein.evaluation.motion import clip_frechet, correlation_error, flicker_score
+from ornstein.evaluation.noise_left import noise_score, noise_warning
 from ornstein.evaluation.report import Clips as PlayingClips
 from ornstein.evaluation.report import Report, Score, Skipped, write_report
-from ornstein.evaluation.run import STEPS, Advance, draw, loss_curve
+from ornstein.evaluation.run import RESERVE, SHORT_STEPS, STEPS, Advance, affordable, draw, loss_curve
+
+__all__ = ["motion_scores", "read", "write_clip_report"]
 
 _SHOWN = 16
-_JUDGED = 128
+_SCORED = 128
+_FEWEST = 4  # clips, below which not even their motion is scored
 _BATCH = 16
 
 
@@ -30,39 +36,59 @@ def write_clip_report(
     title: str,
     settings: Mapping[str, Any],
     advance: Advance = lambda what, done, total: None,
-    most: int = _JUDGED,
-    steps: int = STEPS,
+    samples: int = _SCORED,
+    seconds: float = math.inf,
 ) -> list[Score]:
-    """Write `out`/samples.mp4, .gif, .png (a contact sheet) and report.html; the scores of motion in it.
+    """Write `out`/samples.mp4, .gif, .png (a contact sheet) and report.html.
 
-    Up to `most` samples, of `steps` solver steps, are compared with as many held-out clips.
+    Args:
+        out: the run directory.
+        denoiser, train, held_out: the model and its data.
+        title, settings: what the report is called, and the settings that it lists.
+        advance: called with (what, done, total).
+        samples: clips to score at most, against as many held-out clips.
+        seconds: time for all of it; a slow model makes fewer clips with fewer steps, at least 4.
+
+    Returns:
+        The scores in the report; none with fewer than 16 held-out clips.
     """
     assert denoiser.data is not None
-    judged = min(most, max(_SHOWN, len(held_out)))
+    count, steps = max(_SHOWN, min(samples, _SCORED, len(held_out))), STEPS
+    fit = affordable(denoiser, RESERVE * seconds, count, batch=_BATCH)
+    if fit < _SHOWN:
+        steps = SHORT_STEPS
+        fit = min(_SHOWN, fit * STEPS // steps)
+    count = max(_FEWEST, fit)
     advance("sampling", 0, 2)
-    samples = draw(denoiser, denoiser.data.labels(judged), judged, steps=steps, batch=_BATCH)
-    upscale = max(1, 64 // samples.shape[-1])
-    shown = samples[:_SHOWN]
-    said = json.dumps(
-        {"samples": f"{steps} steps" if denoiser.distilled is None else str(denoiser.distilled), "seed": 0}
-    )
+    made = draw(denoiser, denoiser.data.labels(count), count, steps=steps, batch=_BATCH).cpu()
+    upscale = max(1, 64 // made.shape[-1])
+    shown = made[:_SHOWN]
+    comment = json.dumps({"samples": str(denoiser.distilled or f"{steps} steps"), "seed": 0})
     fps = held_out.rate or 8.0
-    save_sheet(shown, out / "samples.png", upscale=upscale, comment=said)
+    save_sheet(shown, out / "samples.png", upscale=upscale, comment=comment)
     wall = clip_grid(shown, columns=4)
-    save_mp4(wall, out / "samples.mp4", fps, upscale, comment=said)
-    save_gif(wall, out / "samples.gif", fps, upscale, comment=said)
+    save_mp4(wall, out / "samples.mp4", fps, upscale, comment=comment)
+    save_gif(wall, out / "samples.gif", fps, upscale, comment=comment)
 
     advance("scores", 1, 2)
-    real = read(held_out, judged)
-    scores = motion_scores(to_unit(samples), real, read(train, judged)) if min(judged, len(real)) >= _SHOWN else []
+    real = read(held_out, max(count, _SHOWN))
+    scores: list[Score] = []
+    warnings: list[str | None] = []
+    if min(count, len(real)) >= _SHOWN:
+        seen = read(train, len(real))
+        share, noise = noise_score(denoiser, to_unit(made), real, seen)
+        scores = noise + motion_scores(to_unit(made), real, seen)
+        warnings = [noise_warning(share)]
     write_report(
         out / "report.html",
         Report(
             title=title,
             lead=f"{len(train)} training clips of {train.shape[1]} frames, {len(held_out)} held out.",
+            warnings=[warning for warning in warnings if warning],
             scores=scores,
             clips=PlayingClips(shown, to_uint8(real[:_SHOWN])),
             losses=loss_curve(out),
+            facts=run_facts(out, denoiser, train, held_out),
             settings=settings,
             skipped=[Skipped(name, reason) for name, reason in train.skipped],
         ),
@@ -77,7 +103,10 @@ def read(clips: Clips, count: int) -> Tensor:
 
 
 def motion_scores(samples: Tensor, real: Tensor, train: Tensor) -> list[Score]:
-    """How the samples move, beside held-out clips; the reference is the same of training clips. (N, C, F, H, W)."""
+    """Scores of the motion of samples against held-out clips; the reference is that of training clips.
+
+    samples, real, train: (N, C, F, H, W) in [-1, 1].
+    """
     correlation, reference = correlation_error(samples, real), correlation_error(train, real)
     flicker = flicker_score(samples, real)
     frechet = clip_frechet(samples, real)
@@ -85,7 +114,7 @@ def motion_scores(samples: Tensor, real: Tensor, train: Tensor) -> list[Score]:
         Score(
             "Correlation error by lag",
             correlation.by_lag,
-            "root mean square difference of the autocorrelation over frames from the held-out clips'",
+            "root mean square difference of the autocorrelation over frames from that of the held-out clips",
             f"{reference.by_lag:.4g} for training clips",
         ),
         Score(

@@ -1,4 +1,4 @@
-"""What samples of a run are made with: the class and the solver that were asked for, and the record of both."""
+"""The class and the solver of samples of a run, by their names, and the record that identifies the samples."""
 
 from __future__ import annotations
 
@@ -13,19 +13,29 @@ from ornstein.denoiser import SampleSpec
 from ornstein.errors import UserError
 from ornstein.solvers import SOLVER, Tuned
 
+__all__ = ["choose_solver", "class_number", "record_of"]
+
 
 def choose_solver(
     run: Path, name: str | None, steps: int, grid: str | tuple[float, ...] | None, guidance: float, whole: bool
 ) -> str | Tuned:
-    """The solver asked for; where none was, the one tuned for so many steps if the run has it.
+    """The solver for samples of a run.
 
-    It was tuned on whole samples from noise: with `whole` false, clips that go on from frames, it does not serve.
-    Raises UserError where "tuned" is asked for and there is none, or it cannot be.
+    Args:
+        run: the run directory.
+        name: of the solver; "tuned" for the one tuned for so many steps; None for that one if the run has it, and the
+            default solver if not.
+        steps, grid, guidance: of the samples. A tuned solver has its own time steps, and belongs to one guidance.
+        whole: whether samples are made from noise alone, which is what solvers are tuned for, and not from given
+            frames.
+
+    Raises:
+        UserError: "tuned" was given, and there is no such solver or it cannot be used.
     """
     if name not in (None, "tuned") or (name is None and (grid is not None or not whole)):
         return name or SOLVER
     if not whole:
-        raise UserError("a tuned solver makes whole samples from noise: name another --solver for --given and --frames")
+        raise UserError("a tuned solver makes whole samples from noise: give another --solver for --given and --frames")
     if grid is not None:
         raise UserError("a tuned solver has its own times: leave out --grid")
     for tuned in checkpoint.load_tuned(run, steps):
@@ -62,7 +72,7 @@ def class_number(label: str, data: SampleSpec, run: Path) -> int:
 
 
 def record_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """What decides which pictures the samples are: the model and the settings, in JSON types."""
+    """What the samples depend on, in JSON types: a hash of the model, and the settings."""
     digest = hashlib.sha256()
     try:
         for name in (checkpoint.CONFIG, checkpoint.MODEL):

@@ -252,7 +252,9 @@ def neighbours_section(pairs: Pairs | None, how: str) -> str:
 
 def facts_section(facts: Mapping[str, Any]) -> str:
     """What the report is about: model, data, training and machine."""
-    return f'<div class="card">{_pairs_list(facts)}</div>' if facts else ""
+    return (
+        note("What was trained, on what, and where.") + f'<div class="card">{_pairs_list(facts)}</div>' if facts else ""
+    )
 
 
 def settings_section(settings: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@
 
 import importlib
 import sys
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -22,34 +23,33 @@ _MOVED = {
     "evaluate": "train.evaluate",
     "face_noise": "swap.noise",
     "face_set": "train.face_set",
+    "film": "swap.film",
     "label": "provenance.label",
     "log": "provenance.log",
+    "look": "swap.look",
     "photo_swap": "swap.photo",
     "picture": "swap.picture",
     "poisson": "swap.poisson",
     "prepare": "train.prepare",
+    "remux": "swap.remux",
     "runs": "train.runs",
     "sampling": "swap.sampling",
     "shards": "train.shards",
     "signing": "provenance.signing",
+    "tracks": "swap.tracks",
     "training": "train.objective",
+    "video_swap": "swap.video",
+    "video_work": "swap.video_work",
     "world_scores": "world.scores",
     "world_training": "world.training",
 }
 
 
-class _Moved(Loader, MetaPathFinder):
-    """Finds a module under its earlier name: the same module object under both names."""
+class _Moved(Loader):
+    """Loads a module under its earlier name: the same module object under both names."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.spec = module, module.__spec__
-
-    @classmethod
-    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        package, _, module = name.rpartition(".")
-        if package != __name__ or module not in _MOVED:
-            return None
-        return ModuleSpec(name, cls(importlib.import_module(f"{package}.{_MOVED[module]}")))
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return self.module
@@ -58,4 +58,14 @@ class _Moved(Loader, MetaPathFinder):
         module.__spec__ = self.spec  # the import system has replaced it
 
 
-sys.meta_path.append(_Moved)
+class _Finder(MetaPathFinder):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, module = fullname.rpartition(".")
+        if package != __name__ or module not in _MOVED:
+            return None
+        return ModuleSpec(fullname, _Moved(importlib.import_module(f"{package}.{_MOVED[module]}")))
+
+
+sys.meta_path.append(_Finder())

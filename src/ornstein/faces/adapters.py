@@ -1,4 +1,4 @@
-"""Other detectors and recognisers in the place of dlib's: imported when used, and installed by whoever wants them."""
+"""Other detectors and recognisers instead of dlib's, for users who install them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ornstein.errors import UserError
 from ornstein.faces.align import TEMPLATE, Similarity, alignment, warp
 from ornstein.faces.detect import Face
 
+__all__ = ["InsightFaceDetector", "OnnxRecogniser"]
+
 # The five points of ArcFace's crops of 112 pixels: eye on the left, eye on the right, tip of the nose, corners of the
 # mouth. Deng et al., arXiv:1801.07698.
 _ARCFACE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
@@ -20,17 +22,23 @@ _ARCFACE_SIZE = 112
 
 
 def _arcface_to_template() -> Similarity:
-    """From pixels of ArcFace's crop to shares of the side of ours: the eyes lie on one another."""
+    """From pixels of ArcFace's crop to shares of the side of ours, by the eyes."""
     (right_outer, right_inner, left_outer, left_inner) = torch.tensor(TEMPLATE, dtype=torch.float64)[:4]
     ours = torch.stack([(left_outer + left_inner) / 2, (right_outer + right_inner) / 2])
     return Similarity.fit(torch.tensor(_ARCFACE, dtype=torch.float64)[:2], ours)
 
 
 class InsightFaceDetector:
-    """A detector of the package insightface (SCRFD, RetinaFace), which is to be installed with its models.
+    """A detector of the package insightface (SCRFD, RetinaFace), which must be installed with its models.
 
-    `app` is a prepared `insightface.app.FaceAnalysis`, or None for its default. Insightface's own models are for
-    research only, not for commercial use.
+    Insightface's own models are for research only, not for commercial use.
+
+    Args:
+        app: a prepared `insightface.app.FaceAnalysis`; None for its default.
+        threshold: the least score.
+
+    Raises:
+        UserError: insightface is not installed.
     """
 
     def __init__(self, app: Any = None, threshold: float = 0.5) -> None:
@@ -47,8 +55,8 @@ class InsightFaceDetector:
     def __call__(self, image: Tensor) -> list[Face]:
         """The faces of a picture uint8 (3, H, W), best score first.
 
-        Their five points (eyes, nose, mouth) are fitted to ArcFace's, and the landmarks are where this template has
-        them: pose in the plane is kept, the turn of the head is not.
+        Their five points (eyes, nose, mouth) are fitted to ArcFace's template, and the landmarks are those of the
+        template: rotation in the plane is kept, the turn of the head is not.
         """
         bgr = image.flip(0).permute(1, 2, 0).contiguous().numpy()
         template = torch.tensor(_ARCFACE, dtype=torch.float64)
@@ -64,10 +72,17 @@ class InsightFaceDetector:
 
 
 class OnnxRecogniser:
-    """Your own recognition network in an ONNX file: crops (N, 3, 112, 112) as ArcFace cuts them to vectors (N, D).
+    """Your own recognition network in an ONNX file: from ArcFace's crops (N, 3, 112, 112) to vectors (N, D).
 
-    The pixels are given as (x - mean) / scale in RGB, or BGR where `bgr`; the vectors are normalised to length 1, so
-    that distances are those of the cosine. Raises UserError where onnxruntime or the file is missing, or is none.
+    The vectors are normalised to length 1, so that distances are those of the cosine.
+
+    Args:
+        path: the file.
+        mean, scale: the network reads (pixel - mean) / scale.
+        bgr: the channels are in the order BGR instead of RGB.
+
+    Raises:
+        UserError: onnxruntime is not installed, or the file is missing or no such network.
     """
 
     def __init__(self, path: str | Path, mean: float = 127.5, scale: float = 127.5, bgr: bool = False) -> None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+__all__ = ["TEMPLATE", "Similarity", "alignment", "crop", "landmark_map", "mask", "template", "warp"]
+
 # Shares of a crop's side, and with them how much of the head a crop shows: the eyes 0.28 apart and 0.42 from the top
 # leave the chin near 0.92 and the hairline near 0.13. The proportions are those of the mean face of LFW.
 TEMPLATE = ((0.695, 0.42), (0.585, 0.42), (0.305, 0.42), (0.415, 0.42), (0.5, 0.627))
@@ -37,7 +39,7 @@ class Similarity:
     def fit(source: Tensor, target: Tensor) -> Similarity:
         """The least-squares similarity that takes the points `source` (K, 2) to `target` (K, 2).
 
-        With both centred, a = sum conj(p) q / sum |p|^2. Raises ValueError where all source points coincide.
+        With both centred, a = sum conj(p) q / sum |p|^2. Raises ValueError if all source points coincide.
         """
         p, q = _complex(source), _complex(target)
         centred = p - p.mean()
@@ -49,13 +51,13 @@ class Similarity:
 
     @staticmethod
     def from_matrix(matrix: Tensor) -> Similarity:
-        """The similarity of a matrix (2, 3) as `matrix` gives it."""
+        """The similarity with this `matrix` (2, 3)."""
         (c, _, x), (s, _, y) = matrix.tolist()
         return Similarity(complex(c, s), complex(x, y))
 
     @staticmethod
     def about(source: complex, target: complex, scale: float, degrees: float) -> Similarity:
-        """The one that takes the point `source` to `target`, scales and turns (y points down: clockwise)."""
+        """The similarity that takes the point `source` to `target`, scales and rotates clockwise (y points down)."""
         a = cmath.rect(scale, math.radians(degrees))
         return Similarity(a, target - a * source)
 
@@ -73,11 +75,11 @@ class Similarity:
         return Similarity(1 / self.a, -self.b / self.a)
 
     def then(self, after: Similarity) -> Similarity:
-        """This one first, `after` second."""
+        """The composition: this similarity first, `after` second."""
         return Similarity(after.a * self.a, after.a * self.b + after.b)
 
     def __call__(self, points: Tensor) -> Tensor:
-        """The points (..., 2), moved; float64."""
+        """The transformed points (..., 2), float64."""
         return torch.view_as_real(self.a * _complex(points) + self.b)
 
 
@@ -92,15 +94,15 @@ def alignment(landmarks: Tensor, size: int) -> Similarity:
 
 
 def crop(image: Tensor, transform: Similarity, size: int) -> Tensor:
-    """The aligned face, uint8 (3, size, size); beyond the picture's border its outermost pixels go on."""
+    """The aligned face, uint8 (3, size, size); beyond the picture's border its outermost pixels are repeated."""
     return warp(image, transform, (size, size)).round().clamp(0, 255).to(torch.uint8)
 
 
 def warp(image: Tensor, transform: Similarity, size: tuple[int, int], border: str = "edge") -> Tensor:
     """The picture (C, H, W) under `transform`, float32 (C, h, w) of `size` = (h, w), bicubic and antialiased.
 
-    A reduction is done first, by a filter as wide as it is strong, so that fine texture does not turn into moire.
-    border="edge" continues the outermost pixels, "zero" puts 0 there. Values keep their scale; bicubic may overshoot.
+    A reduction is done first, by a filter of matching width, so that fine texture does not alias. border="edge" repeats
+    the outermost pixels, "zero" puts 0 there. Values keep their scale; bicubic may overshoot.
     """
     height, width = size
     back = transform.inverse()
@@ -124,9 +126,16 @@ def warp(image: Tensor, transform: Similarity, size: tuple[int, int], border: st
 def mask(landmarks: Tensor, size: int, soft: float = 0.15) -> Tensor:
     """Where the face is in aligned crops: float32 (N, 1, size, size), 1 inside, falling to 0 over `soft`.
 
-    An ellipse-like hull of the five landmarks (N, 5, 2), in crop pixels: upright on the line of the eyes, as wide as
-    the eyes are apart, leaning to where the nose points. `soft` is a share of the half axes, in (0, 1]; the hull itself
-    is where the mask reaches 0, and outside it is exactly 0. Raises ValueError on another `soft`.
+    An ellipse-like hull of the five landmarks: upright on the line of the eyes, as wide as the eyes are apart, leaning
+    to where the nose points. The mask reaches 0 at the hull, and is exactly 0 outside.
+
+    Args:
+        landmarks: (N, 5, 2), in crop pixels.
+        size: side of the crops in pixels.
+        soft: a share of the half axes, in (0, 1]; softer masks leave more of the target's cheeks and chin.
+
+    Raises:
+        ValueError: another `soft`.
     """
     if not 0 < soft <= 1:
         raise ValueError(f"soft is a share of the half axes in (0, 1], not {soft}")
@@ -152,7 +161,7 @@ def mask(landmarks: Tensor, size: int, soft: float = 0.15) -> Tensor:
 def landmark_map(landmarks: Tensor, size: int, width: float = 1 / 32) -> Tensor:
     """Heat maps of the landmarks (N, K, 2) of aligned crops: float32 (N, K, size, size).
 
-    Each a Gaussian of height 1 and standard deviation `width` * size pixels.
+    Each is a Gaussian of height 1 and standard deviation `width` * size pixels.
     """
     distance = (_pixels(size)[None, None] - landmarks.to(torch.float64)[:, :, None, None]).square().sum(-1)
     return torch.exp(-distance / (2 * (width * size) ** 2)).to(torch.float32)

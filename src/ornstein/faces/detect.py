@@ -1,4 +1,4 @@
-"""Faces in a picture: where they are and their five landmarks, at any roll, small, large or cut by the border."""
+"""Face detection: places and five landmarks of faces at any roll, small, large or cut by the border."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ from ornstein.extras import require
 from ornstein.faces.align import Similarity, alignment, warp
 from ornstein.faces.models import LANDMARKS_5, LANDMARKS_68, model_path, to_dlib
 
+__all__ = [
+    "LONGEST",
+    "DenseLandmarks",
+    "Detector",
+    "Face",
+    "FaceDetector",
+    "find_faces",
+    "largest",
+    "nearest",
+    "subject",
+]
+
 # dlib's detector sees faces from 80 pixels up. Pictures with longer sides than these are reduced: for looks at
 # multiples of 90 degrees, at those of 45, and for the last one, which enlarges four times. In all they read at most 28
 # megapixels.
@@ -24,12 +36,12 @@ _WINDOW = 80
 _RIM = 0.1  # rows added around the picture when looking again, so that faces cut by its border fit into the window
 _OVERLAP = 0.5  # two detections are of one face if their boxes share this part of the smaller one
 
-# dlib's box in an aligned crop, in shares of the side: what its landmark model was trained to start from. (The mean
-# over LFW's faces; the deviation from it is 0.07 of the side.)
+# dlib's box in an aligned crop, in shares of the side: the landmark model was trained to start from it. (The mean over
+# LFW's faces; the standard deviation is 0.07 of the side.)
 _BOX_CENTRE, _BOX_SIDE = (0.5, 0.562), 0.705
 _PATCH = 256
 # The landmark model answers in whole pixels and jumps as its box moves: the mean over boxes shifted by this share of
-# their side, on a level patch, halves its deviation under motion (0.5% of the eye distance, against 1.8% as it comes).
+# their side, on an upright patch, lowers its error under motion to 0.5% of the eye distance, from 1.8%.
 _JITTER = 0.03
 
 
@@ -63,7 +75,7 @@ class Face:
 
 
 class FaceDetector(Protocol):
-    """What finds faces: dlib's `Detector` here, others in `adapters`."""
+    """A face detector: dlib's `Detector`, or another one in `adapters`."""
 
     def __call__(self, image: Tensor) -> list[Face]:
         """The faces of a picture uint8 (3, H, W), best score first."""
@@ -143,7 +155,7 @@ class Detector:
         return any(_overlap((box.left(), box.top(), box.width()), expected) > _OVERLAP for box in boxes)
 
     def _look(self, image: Tensor, zoom: float, degrees: float, rim: float) -> list[tuple[float, Similarity]]:
-        """(score, the transform from the picture to a patch in which the face is level) of what is found."""
+        """Detections: (score, the transform from the picture to a patch in which the face is upright)."""
         height, width = image.shape[1:]
         look = Similarity(1, 0)
         canvas = image
@@ -211,7 +223,7 @@ def _overlap(a: tuple[float, float, float], b: tuple[float, float, float]) -> fl
 
 @lru_cache(maxsize=1)
 def _models(dlib: Any, path: str) -> tuple[Any, Any]:
-    """dlib's detector and a model of landmarks: they take half a second to make, and have no state."""
+    """dlib's detector and a model of landmarks: they take half a second to load, and have no state."""
     return dlib.get_frontal_face_detector(), dlib.shape_predictor(path)
 
 
@@ -230,7 +242,7 @@ def _mean_points(dlib: Any, model: Any, patch: Any, shifts: Sequence[float]) -> 
 
 
 def find_faces(detector: FaceDetector, image: Tensor, name: str) -> list[Face]:
-    """The faces of a picture uint8 (3, H, W), best score first; UserError, with the file's `name`, where none is."""
+    """The faces of a picture uint8 (3, H, W), best score first; UserError, naming the file, if there is none."""
     faces = detector(image)
     if not faces:
         height, width = image.shape[1:]
@@ -246,14 +258,14 @@ def largest(faces: Sequence[Face]) -> Face:
 
 
 def subject(faces: Sequence[Face], image: Tensor) -> Face:
-    """The face the photograph is of: the largest after its distance from the picture's middle is taken off its side."""
+    """The main subject: the face with the largest side minus its distance from the picture's middle."""
     height, width = image.shape[1:]
     middle = ((width - 1) / 2, (height - 1) / 2)
     return max(faces, key=lambda face: face.side - math.dist(face.centre, middle))
 
 
 def nearest(embeddings: Tensor, reference: Tensor) -> tuple[int, float]:
-    """Which of the embeddings (N, D) is nearest to the reference (D,), and its Euclidean distance."""
+    """The index of the embedding (N, D) that is nearest to the reference (D,), and its Euclidean distance."""
     distances = torch.linalg.vector_norm(embeddings - reference, dim=1)
     index = int(distances.argmin())
     return index, float(distances[index])

@@ -11,6 +11,8 @@ from torch import Tensor
 from ornstein.errors import UserError
 from ornstein.extras import install, require
 
+__all__ = ["LANDMARKS_5", "LANDMARKS_68", "RECOGNITION", "model_path", "require_models", "to_dlib"]
+
 LANDMARKS_5 = "shape_predictor_5_face_landmarks.dat"
 LANDMARKS_68 = "shape_predictor_68_face_landmarks.dat"
 RECOGNITION = "dlib_face_recognition_resnet_model_v1.dat"
@@ -19,7 +21,7 @@ RECOGNITION = "dlib_face_recognition_resnet_model_v1.dat"
 def model_path(file: str) -> str:
     """The path of a model file of face-recognition-models.
 
-    Found without importing that package, which needs pkg_resources. UserError where it is missing.
+    It is found without importing that package, which needs pkg_resources. Raises UserError if it is missing.
     """
     spec = importlib.util.find_spec("face_recognition_models")
     for folder in (spec and spec.submodule_search_locations) or ():

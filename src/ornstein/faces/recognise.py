@@ -1,4 +1,4 @@
-"""A face's identity as a vector: dlib's 128 numbers, near for one person and far for two."""
+"""Face recognition: dlib's embeddings of 128 numbers, near for one person and far for two."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from ornstein.extras import require
 from ornstein.faces.detect import Face
 from ornstein.faces.models import RECOGNITION, model_path, to_dlib
 
-# Faces nearer than this are one person's by dlib's own calibration (99.4% on LFW's pairs).
+__all__ = ["SAME_PERSON", "FaceRecogniser", "Recogniser"]
+
 SAME_PERSON = 0.6
+"""Faces nearer than this are of one person by dlib's own calibration (99.4% on LFW's pairs)."""
 
 _CHIP, _PADDING = 150, 0.25
 
 
 class FaceRecogniser(Protocol):
-    """What tells people apart: dlib's `Recogniser` here, others in `adapters`."""
+    """A face recogniser: dlib's `Recogniser`, or another one in `adapters`."""
 
     dimension: int
 
@@ -42,7 +44,7 @@ class Recogniser:
         self._net = self._dlib.face_recognition_model_v1(model_path(RECOGNITION))
 
     def chips(self, image: Tensor, faces: Sequence[Face]) -> list[np.ndarray]:
-        """The aligned pictures the network reads, cut by dlib itself: uint8 (150, 150, 3) for each face."""
+        """The aligned crops that the network reads, cut by dlib itself: uint8 (150, 150, 3) for each face."""
         pixels = to_dlib(image)
         chips = []
         for face in faces:
@@ -54,7 +56,7 @@ class Recogniser:
         return chips
 
     def embed(self, chips: Sequence[np.ndarray]) -> Tensor:
-        """The embeddings float32 (N, 128) of `chips`, of any number of pictures."""
+        """The embeddings float32 (N, 128) of `chips`, which may be of several pictures."""
         if not chips:
             return torch.empty(0, self.dimension)
         return torch.from_numpy(np.array(self._net.compute_face_descriptor(list(chips)), dtype=np.float32))

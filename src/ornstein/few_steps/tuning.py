@@ -1,8 +1,9 @@
-"""Learning a solver for one model: its times and coefficients, from the model's own fine trajectories.
+"""Tuning a solver to one model: its time steps and coefficients are fitted to the model's own fine trajectories.
 
-A solver of N evaluations can do no more than combine its start and its predictions linearly, at times of its choice
-(Shaul et al. 2024, bespoke non-stationary solvers). Those few numbers are found by the gradient of the distance
-between its end and the fine solution's, through all of its steps; the network's weights stay as they are.
+All that a linear solver of N evaluations can choose are its time steps and the coefficients of its start and its
+predictions (Shaul et al. 2024, arXiv:2403.01329, bespoke non-stationary solvers). These few numbers minimise the
+distance between its end and that of the fine solution, by the gradient through all of its steps; the network's weights
+do not change.
 """
 
 from __future__ import annotations
@@ -21,16 +22,18 @@ from ornstein.randomness import normal
 from ornstein.schedules import Schedule
 from ornstein.solvers import SOLVER, SOLVERS, grids
 from ornstein.solvers.coefficients import Form, weights
-from ornstein.solvers.multistep import multistep, seen
+from ornstein.solvers.multistep import interpolated, multistep
 from ornstein.solvers.tuned import PAST, Step, Tuned
 from ornstein.wrapper import Conditioned, device_of
+
+__all__ = ["Trajectories", "fine", "judged", "trajectories", "tune"]
 
 _FINE_STEPS = 100
 _SLOPES = (0.25, 0.3, 0.35, 0.42)  # the default grid's is 0.35
 _HISTORY = 30
 _QUARTER = 4
 
-# Noise that no sample of the model is made from.
+# A stream of noise that no sample of the model uses.
 _STREAM = 0x54554E45
 
 Progress = Callable[[int, float], object]
@@ -39,7 +42,7 @@ Trajectories = list[tuple[Denoises, Tensor, Tensor]]
 
 
 def fine(d: Denoises, x: Tensor, steps: int = _FINE_STEPS) -> Tensor:
-    """The end of the probability-flow ODE from x (B, *) at t = 1, by many steps: what a tuned solver aims at."""
+    """The end of the probability-flow ODE (E20) from x (B, *) at t = 1, in many steps: the target of tuning."""
     times = grids.make("logistic", d.process.schedule, (1.0, 0.0), steps)
     with torch.no_grad():
         *_, end = multistep(d, x, times, _no_noise)
@@ -54,12 +57,19 @@ def trajectories(
     batch: int = 64,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Trajectories:
-    """`count` trajectories of a model from number `first`, over its classes in turn.
+    """Trajectories of a model, one class after the other: the data that a solver is tuned on.
 
-    progress(done) is told how many there are so far. Raises ValueError for a model that does not describe its data.
+    Args:
+        count, first: trajectories first ... first + count - 1; each has a start of its own.
+        guidance: scale of classifier-free guidance.
+        batch: trajectories computed at once.
+        progress: called with the number of trajectories so far.
+
+    Raises:
+        ValueError: the model has no sample spec.
     """
     if model.data is None:
-        raise ValueError("the model does not say what its samples are (data): there is nothing to start from")
+        raise ValueError("the model has no sample spec (data), so the shape of its samples is unknown")
     out: Trajectories = []
     for low in range(first, first + count, batch):
         index = torch.arange(low, min(low + batch, first + count))
@@ -83,17 +93,24 @@ def tune(
     iterations: int = 100,
     progress: Progress = lambda done, error: None,
 ) -> Tuned:
-    """The solver of `steps` evaluations that ends nearest to the fine solutions, by L-BFGS.
+    """The solver of `steps` evaluations whose ends are nearest to the fine solutions, found by L-BFGS.
 
-    It starts from what is best of three untuned solvers on four grids. iterations: how often, about, trajectories are
-    run forwards and back; two thirds of the times a quarter of the parts, and then all of them; 0 returns the start.
-    progress(done, error) is told how many are done and the error as a share of the untuned solver's.
-    The network is one in evaluation mode. Raises ValueError for steps out of 2 to 24, or without a trajectory.
+    It starts from the best of three untuned solvers on four time schedules.
+
+    Args:
+        parts: the result of `trajectories`; the network is in evaluation mode.
+        steps: 2 to 24.
+        iterations: about how many times trajectories are run forwards and backwards: two thirds of them on a quarter
+            of the parts, the rest on all; 0 returns the start.
+        progress: called with the iterations so far and the error relative to the untuned solver's.
+
+    Raises:
+        ValueError: steps outside 2 to 24, or no trajectories.
     """
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"a solver is tuned for 2 to {MOST_STEPS} steps, got {steps}")
     if not parts or min(len(x) for _, x, _ in parts) == 0:
-        raise ValueError("a solver is tuned on trajectories of the model; none were given")
+        raise ValueError("a solver is tuned on trajectories of the model, but none were given")
     few = parts[: -(-len(parts) // _QUARTER)]
     schedule = parts[0][0].process.schedule
     guess = min((_Guess(schedule, steps, start) for start in _STARTS), key=lambda g: _loss(g, few))
@@ -105,7 +122,7 @@ def tune(
 
 
 def _loss(guess: _Guess, parts: Trajectories, scale: float | None = None) -> float:
-    """The mean square error; with a scale its gradient, over the scale, is left in the parameters."""
+    """The mean square error. If `scale` is given, the gradient of error/scale is added to the parameters' `grad`."""
     total, count = 0.0, sum(end.numel() for _, _, end in parts)
     for d, x, end in parts:
         with torch.set_grad_enabled(scale is not None):
@@ -130,7 +147,7 @@ def _untuned(parts: Trajectories, steps: int) -> float:
 
 
 def _fit(guess: _Guess, parts: Trajectories, iterations: int, untuned: float, progress: Progress) -> Tuned:
-    """The best solver that was met on the way, which `guess` is left at."""
+    """Minimise the loss; return the best solver found, and leave `guess` there."""
     best, found, done = math.inf, guess.freeze(), 0
     numbers = [p.detach().clone() for p in guess.parameters]
     optimizer = torch.optim.LBFGS(
@@ -164,7 +181,7 @@ def _fit(guess: _Guess, parts: Trajectories, iterations: int, untuned: float, pr
 
 
 def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
-    """The solver with its error, and the untuned one's, on trajectories of `guidance` that it has not seen."""
+    """The solver with its error and that of the untuned one, measured on new trajectories with `guidance`."""
     times = torch.tensor(tuned.times, dtype=torch.float64)
     own, count = 0.0, sum(end.numel() for _, _, end in parts)
     with torch.no_grad():
@@ -177,7 +194,7 @@ def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
 
 @dataclass(frozen=True)
 class _Start:
-    """An untuned solver to start from: `multistep` of a form and an order, on a logistic grid of some slope."""
+    """An untuned solver to start from: `multistep` of a form and an order, on a logistic time schedule of a slope."""
 
     form: Form
     order: int
@@ -189,7 +206,7 @@ _STARTS = [_Start(form, order, slope) for form, order in _KINDS for slope in _SL
 
 
 class _Guess:
-    """The numbers being learned, as departures from a start: its grid, and its weights on the grid of the moment."""
+    """The fitted numbers, as differences from a start: its time steps, and its coefficients at the current ones."""
 
     def __init__(self, schedule: Schedule, steps: int, start: _Start) -> None:
         self.schedule, self.count, self.start = schedule, steps, start
@@ -199,7 +216,7 @@ class _Guess:
         self.parameters = [self.spacing, self.scale, *self.past]
 
     def solver(self) -> tuple[Tensor, list[Step]]:
-        """Times (N + 1,) and the steps, differentiable in the parameters."""
+        """Time steps (N + 1,) and solver steps, differentiable in the parameters."""
         schedule, form = self.schedule, self.start.form
         first = grids.position(schedule.log_snr(torch.ones((), dtype=torch.float64)))
         u = first * (1 - torch.softmax(self.spacing, 0).cumsum(0)[:-1])
@@ -219,7 +236,7 @@ class _Guess:
         return times, table
 
     def _nodes(self, rho: Tensor, indices: Iterable[int]) -> list[Tensor]:
-        """Levels of the polynomial; pure noise, infinite, is one in the straight flow, or where it is alone."""
+        """Noise levels of the interpolation; an infinite one (pure noise) only in the flow form, or alone."""
         first, *rest = indices
         return [rho[first], *(rho[j] for j in rest if self.start.form == "flow" or bool(rho[j].isfinite()))]
 
@@ -232,7 +249,7 @@ class _Guess:
 
 
 def _shares(schedule: Schedule, steps: int, slope: float) -> Tensor:
-    """Of the default grid's variable, from t = 1 to 0, the share of each step of a logistic grid of another slope."""
+    """How far each step of a logistic schedule of this slope goes, as a share of the default schedule's variable."""
     first = schedule.log_snr(torch.ones((), dtype=torch.float64))
     at = grids.position(first, slope) * torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1]
     inner = grids.position(grids.log_snr_at(at, slope))
@@ -240,11 +257,11 @@ def _shares(schedule: Schedule, steps: int, slope: float) -> Tensor:
 
 
 def _run(d: Denoises, x: Tensor, times: Tensor, table: list[Step], form: Form) -> Tensor:
-    """`Tuned.__call__` on times that carry a gradient."""
+    """`Tuned.__call__` with time steps that carry a gradient."""
     before: list[Tensor] = []
     for k, step in enumerate(table):
         now = d(x, times[k])
-        own = seen(now, form)
+        own = interpolated(now, form)
         x = step.apply(now, own, times[k + 1], before)
         before.insert(0, own)
         del before[PAST:]

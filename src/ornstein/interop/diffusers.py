@@ -1,7 +1,7 @@
-"""Diffusers' models as denoisers, and pipeline folders read and written.
+"""Models of diffusers as denoisers; pipeline folders read and written.
 
-A discrete model knows its timesteps k = 0 ... T-1. On the chain `schedules.Discrete(betas)` that is t = (k + 1)/T, and
-a time between two of them is told to the model as the fraction that it is: the log-SNR decides, at any t.
+A model of a discrete chain knows timesteps k = 0 ... T-1. On `schedules.Discrete(betas)` these are t = (k + 1)/T; at a
+time in between, the model gets the fractional timestep that has the same log-SNR.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ornstein.schedules import Discrete, Times
 from ornstein.store import atomic_write, json_bytes, read_json
 from ornstein.wrapper import Wrapper
 
+__all__ = ["Clipped", "DiffusersNet", "load_pipeline", "save_pipeline", "times", "wrap"]
+
 _PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _MODELS = ("UNet2DModel", "DiTTransformer2DModel")
 # A log-SNR in float32 tells a timestep to about this.
@@ -33,23 +35,26 @@ _NEAR = 1e-2
 class DiffusersNet(nn.Module):
     """A network `(x, log_snr, label) -> output` from a diffusers UNet2DModel or DiTTransformer2DModel.
 
-    `betas` (T,) is the chain that it was trained on. A label (B,) goes to a model with classes; -1, or no label, is
-    the null class of a model that has one, which a DiT's last is. Raises UserError for another model, or a UNet whose
-    time embedding is not sinusoidal. Source: Ho et al. 2020; Peebles & Xie 2023.
+    Source: Ho et al. 2020, arXiv:2006.11239; Peebles & Xie 2023, arXiv:2212.09748.
+
+    Args:
+        model: the diffusers model, or its config.
+        betas: (T,), the chain that it was trained on.
+
+    Raises:
+        UserError: another model, or a UNet whose time embedding is not sinusoidal.
     """
 
     def __init__(self, model: nn.Module | dict[str, Any], betas: list[float] | tuple[float, ...]) -> None:
         super().__init__()
-        if isinstance(model, dict):
-            model = _class(str(model.get("_class_name"))).from_config(model)
-        self.model: Any = model
+        name = str(model.get("_class_name")) if isinstance(model, dict) else type(model).__name__
+        if name not in _MODELS:  # before it is built: a folder may name any class of the library
+            raise UserError(f"only {' and '.join(_MODELS)} of diffusers are read, not {name}")
+        self.model: Any = _class(name).from_config(model) if isinstance(model, dict) else model
         settings = dict(self.model.config)
-        name = type(model).__name__
-        if name not in _MODELS:
-            raise UserError(f"a diffusers model is one of {', '.join(_MODELS)}, got {name}")
         if settings.get("time_embedding_type", "positional") != "positional":
             raise UserError(f"{name} embeds its time by {settings['time_embedding_type']!r}; only 'positional' is read")
-        self.model.to(memory_format=torch.channels_last)  # what convolutions are fastest in; the weights stay the same
+        self.model.to(memory_format=torch.channels_last)  # the fastest layout of convolutions
         self.schedule = Discrete(betas)
         count = settings.get("num_class_embeds" if name == "UNet2DModel" else "num_embeds_ada_norm")
         self.classes: int = count or 0
@@ -58,7 +63,10 @@ class DiffusersNet(nn.Module):
         self.config: dict[str, Any] = {"model": {**plain, "_class_name": name}, "betas": list(self.schedule.steps)}
 
     def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
-        """The model's own output for x (B, C, H, W), log_snr (B,) and label (B,)."""
+        """The model's own output for x (B, C, H, W), log_snr (B,) and label (B,).
+
+        A label of -1, or none, is the null class of a model that has one: the last class of a DiT.
+        """
         place = self.schedule.time(log_snr.double()) * len(self.schedule.steps) - 1
         nearest = place.round()
         k = torch.where((place - nearest).abs() < _NEAR, nearest, place).clamp(min=0).to(torch.float32)
@@ -79,9 +87,9 @@ class DiffusersNet(nn.Module):
 
 @dataclass(frozen=True)
 class Clipped(Wrapper):
-    """A denoiser whose x0 is kept within `limit` while eps stays, as `clip_sample` of diffusers' schedulers does.
+    """A denoiser whose x0 is clipped to [-limit, limit] while eps is kept, as `clip_sample` of diffusers' schedulers.
 
-    Guidance on the data's range (Ho et al. 2020); with it DDIM and DDPM make what a pipeline that clips makes.
+    With it, DDIM and DDPM make the same images as a pipeline that clips (Ho et al. 2020).
     """
 
     denoiser: Denoises
@@ -93,9 +101,10 @@ class Clipped(Wrapper):
 
 
 def wrap(model: nn.Module, scheduler: Any) -> Denoiser:
-    """A denoiser of a diffusers model and a scheduler, or its config, that has the betas it was trained on.
+    """A denoiser from a diffusers model and the scheduler, or scheduler config, with the betas of its training.
 
-    Raises UserError for a scheduler without betas (flow matching, EDM), another prediction, and another model.
+    Raises:
+        UserError: a scheduler without betas (flow matching, EDM), an unknown prediction, or another model.
     """
     betas, kind = _chain(scheduler)
     net = DiffusersNet(model, betas)
@@ -110,18 +119,26 @@ def wrap(model: nn.Module, scheduler: Any) -> Denoiser:
 def load_pipeline(path: str | Path) -> Denoiser:
     """The denoiser of a pipeline folder with a network and a scheduler (DDPM, DDIM), in evaluation mode.
 
-    Its weights are read from safetensors alone. Raises UserError where the folder is no such pipeline.
+    Only safetensors weights are read.
+
+    Raises:
+        UserError: the folder does not hold such a pipeline.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no pipeline: there is no such folder")
+        raise UserError(f"{folder} is not a pipeline: there is no such folder")
     index = read_json(folder / "model_index.json")
     if "vae" in index:
-        raise UserError(f"{folder} makes latents for a decoder (vae), which is not read: wrap its network by itself")
+        raise UserError(f"{folder} makes latents for a decoder (vae), which is not read: wrap its network alone")
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
     part = next((name for name in ("unet", "transformer") if name in parts), None)
     if part is None or "scheduler" not in parts:
-        raise UserError(f"{folder} is no pipeline of a network and a scheduler: it has {', '.join(parts) or 'nothing'}")
+        what = ", ".join(parts) or "nothing"
+        raise UserError(f"{folder} is not a pipeline of a network and a scheduler: it has {what}")
+    if parts[part] not in _MODELS:
+        raise UserError(f"{folder}: only {' and '.join(_MODELS)} of diffusers are read, not {parts[part]}")
+    if not parts["scheduler"].endswith("Scheduler"):
+        raise UserError(f"{folder}: {parts['scheduler']} is not a scheduler of diffusers")
     try:
         model = _class(parts[part]).from_pretrained(
             folder / part, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
@@ -135,14 +152,15 @@ def load_pipeline(path: str | Path) -> Denoiser:
 def save_pipeline(denoiser: Denoiser, path: str | Path) -> None:
     """Write a denoiser made by `wrap` or `load_pipeline` as a DDIM pipeline folder that diffusers reads.
 
-    Raises UserError where its network is not one of diffusers', or its noise not white.
+    Raises:
+        UserError: its network is not one of diffusers, or its noise is not white.
     """
     net = denoiser.net
     if not isinstance(net, DiffusersNet):
-        raise UserError(f"a pipeline holds a network of diffusers; {type(net).__name__} is not one")
+        raise UserError(f"a pipeline holds a network of diffusers, and {type(net).__name__} is not one")
     theirs = next((name for name, kind in _PREDICTIONS.items() if kind == denoiser.prediction), None)
     if theirs is None or not isinstance(denoiser.process.noise, Identity):
-        raise UserError("a pipeline of diffusers predicts eps, x0 or v of white noise; this model does not")
+        raise UserError("a pipeline of diffusers predicts eps, x0 or v under white noise; this model does not")
     schedule = denoiser.process.schedule
     if not isinstance(schedule, Discrete):
         raise UserError(f"a pipeline of diffusers has a chain of betas, not {type(schedule).__name__}")
@@ -167,11 +185,10 @@ def save_pipeline(denoiser: Denoiser, path: str | Path) -> None:
 
 
 def times(scheduler: Any, steps: int) -> list[float]:
-    """The times at which a scheduler of `steps` inference steps asks its model, and its end: a grid for `sample`.
+    """The times at which a scheduler with `steps` inference steps calls its model, and its end: a grid for `sample`.
 
-    A scheduler that begins below its last timestep begins below t = 1 (`timestep_spacing`), and one without
-    `set_alpha_to_one` ends at 1/T. (On "linspace" DDIM of diffusers steps as though its times were equally spaced from
-    another start; it is the grid that is returned.)
+    A scheduler may begin below t = 1 (`timestep_spacing`), and one without `set_alpha_to_one` ends at 1/T. With
+    "linspace", DDIM of diffusers calls the model at these times but computes its steps as if they were equally spaced.
     """
     scheduler.set_timesteps(steps)
     length = scheduler.config["num_train_timesteps"]

@@ -18,6 +18,8 @@ from ornstein.randomness import normal
 from ornstein.solvers.variance import ReverseVariance, check_variance, reverse_log_variance
 from ornstein.wrapper import evaluation_mode
 
+__all__ = ["Bound", "kl_step", "vlb"]
+
 _RECONSTRUCTION, _EARLIER, _LATER, _PLACE, _LAST = range(STREAM, STREAM + 5)
 
 # Below this log-SNR the continuous form has under 1e-9 nats a dimension left.
@@ -28,7 +30,8 @@ _LEAST_LOG_SNR = -20.0
 class Bound:
     """-log p(x_0) <= total = prior + diffusion + reconstruction in expectation, each (B,) float64 in nats.
 
-    `decoder` says what they measure: a probability of 8-bit pixels ("discrete", "vdm") or a density ("gaussian").
+    Attributes:
+        decoder: what they measure: a probability of 8-bit pixels ("discrete", "vdm") or a density ("gaussian").
     """
 
     prior: Tensor
@@ -43,10 +46,10 @@ class Bound:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Some draws of some samples: x0 (R, *) float64, their numbers in the call and in all, the numbers of the draws."""
+    """Draws of samples: x0 (R, *) float64, the samples' rows in this call and addresses (CPU), the draws' numbers."""
 
     x0: Tensor
-    own: Tensor
+    rows: Tensor
     index: Tensor
     draws: list[int]
 
@@ -76,25 +79,33 @@ def vlb(
     """The variational bound on -log p(x_0) of the chain on the grid n/steps, for x0 (B, *), under any C.
 
     Args:
-        form: "matching", sum over n >= 2 of KL(q(x_{n-1}|x_n, x_0) || p(x_{n-1}|x_n)) (E11; Ho et al. 2020, eq. 5);
-            "consistency", E[log q(x_n|x_{n-1}) - log p(x_n|x_{n+1})] (E12; S3), the same bound in expectation with a
-            larger variance; its prior is KL(q(x_T|x_{T-1}) || p), its diffusion term the rest, of either sign;
-            "continuous", 1/2 int SNR ||x_0 - x0_hat||^2_{C^-1} d log-SNR from t = 1 to 1/steps (E17; Kingma et al.
-            2021), the limit of infinitely many steps between the same ends: it has no reverse variance.
+        x0: samples (B, *), floating point.
+        steps: of the chain.
+        form: "matching", sum over n >= 2 of KL(q(x_{n-1}|x_n, x_0) || p(x_{n-1}|x_n)) (E11; Ho et al. 2020,
+            arXiv:2006.11239, eq. 5); "consistency", E[log q(x_n|x_{n-1}) - log p(x_n|x_{n+1})] (E12; S3), the same
+            bound in expectation with a larger variance; its prior is KL(q(x_T|x_{T-1}) || p), its diffusion term the
+            rest, of either sign; "continuous", 1/2 int SNR ||x_0 - x0_hat||^2_{C^-1} d log-SNR from t = 1 to 1/steps
+            (E17; Kingma et al. 2021, arXiv:2107.00630), the limit of infinitely many steps between the same ends: it
+            has no reverse variance.
         decoder: p(x_0 | x_1): "discrete", the discretised Gaussian of Ho et al. (2020) on 8-bit pixels in [-1, 1];
             "vdm", p ~ q(x_1 | x_0) over the 256 values; "gaussian", N(x0_hat, (s_1/a_1)^2 C), for continuous data.
         variance: of the reverse steps (E9): "lower" (beta~), "upper" (beta), "learned", or a table from `fit_variance`.
-            Without it, what the network learned; where it did not, "lower" for pixels, which x_1 gives away, and
-            "upper" for continuous data: there "lower" keeps a gap however many the steps.
+            Default: what the network learned; if it learned none, "lower" for pixels, which x_1 determines, and "upper"
+            for continuous data, where "lower" keeps a gap however many the steps.
         terms: how many of the steps - 1 terms of the diffusion sum to draw for each sample, evenly spread and unbiased;
-            all of them unless said otherwise (for "continuous" as many noise levels).
-        draws: how often to draw every term, and to average. One call of the network each.
+            default: all of them (for "continuous" as many noise levels).
+        draws: how often to draw every term; the mean counts. One call of the network each.
         seed, first: noise is addressed by (seed, first + row, draw): the same in any batch and on any device.
         batch: rows of (sample, draw) that go through the network at once.
+        cond: conditions by name, one a sample or one for all.
 
-    Returns prior, diffusion and reconstruction, each (B,) in nats: KL(q(x_T|x_0) || N(0, s_1^2 C)), the sum, and
-    -E log p(x_0|x_1). Raises ValueError for wrong arguments, samples that are none, not finite or not the model's,
-    elements that are not 8-bit pixels where the decoder needs them, a singular C, and predictions that are not finite.
+    Returns:
+        prior, diffusion and reconstruction, each (B,) in nats: KL(q(x_T|x_0) || N(0, s_1^2 C)), the sum, and
+        -E log p(x_0|x_1).
+
+    Raises:
+        ValueError: wrong arguments; there are no samples, or they are not finite or not the model's; elements are not
+            8-bit pixels and the decoder needs them; C is singular; or predictions are not finite.
     """
     if steps < 1 or draws < 1 or (terms is not None and terms < 1):
         raise ValueError(f"steps, draws and terms must be at least 1, got {steps}, {draws} and {terms}")
@@ -115,16 +126,17 @@ def vlb(
     scale = {"continuous": 1}.get(form, steps - 1)
     prior, diffusion, reconstruction = torch.zeros(3, len(x0), dtype=torch.float64).unbind()
     with torch.no_grad(), evaluation_mode(d):
-        for own in chunks(len(x0), batch):
-            part = _Part(x0[own].to(model.device, torch.float64), own, first, max(1, batch // len(own)))
+        for rows in chunks(len(x0), batch):
+            exact = x0[rows.to(x0.device)].to(model.exact).double()
+            part = _Part(exact, rows, first, max(1, batch // len(rows)))
             if form == "consistency":
-                prior[own] = part.mean(lambda r: _prior_of_step(chain, r), draws)
+                prior[rows] = part.mean(lambda r: _prior_of_step(chain, r), draws)
             else:
-                prior[own] = part.mean(lambda r: _prior(chain, r), 1)
+                prior[rows] = part.mean(lambda r: _prior(chain, r), 1)
             if steps > 1:
                 term = _DIFFUSION[form]
-                diffusion[own] = scale * part.mean(lambda r: term(chain, r, place(r)), count * draws)  # noqa: B023
-            reconstruction[own] = part.mean(lambda r: _reconstruction(chain, r, decoder), draws)
+                diffusion[rows] = scale * part.mean(lambda r: term(chain, r, place(r)), count * draws)  # noqa: B023
+            reconstruction[rows] = part.mean(lambda r: _reconstruction(chain, r, decoder), draws)
     bound = Bound(prior, diffusion, reconstruction, decoder)
     if not bool(bound.total.isfinite().all()):
         lost = int((~bound.total.isfinite()).sum())
@@ -134,10 +146,10 @@ def vlb(
 
 @dataclass(frozen=True)
 class _Part:
-    """The samples that are worked on together, x0 (B, *), and how many draws of them."""
+    """The samples that go through the network together, x0 (B, *), and how many draws of them at once."""
 
     x0: Tensor
-    own: Tensor
+    rows: Tensor
     first: int
     together: int
 
@@ -147,9 +159,9 @@ class _Part:
         for k in range(0, draws, self.together):
             numbers = list(range(k, min(k + self.together, draws)))
             n = len(numbers)
-            own = self.own.repeat(n)
-            rows = _Rows(self.x0.repeat(n, *[1] * (self.x0.ndim - 1)), own, own + self.first, numbers)
-            total += term(rows).cpu().unflatten(0, (n, -1)).sum(0)
+            repeated = self.rows.repeat(n)
+            draw = _Rows(self.x0.repeat(n, *[1] * (self.x0.ndim - 1)), repeated, repeated + self.first, numbers)
+            total += term(draw).cpu().unflatten(0, (n, -1)).sum(0)
         return total / draws
 
 
@@ -169,7 +181,7 @@ class _Chain:
 
     def reverse(self, x_t: Tensor, s: Tensor, t: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
         """Mean and log variance of p(x_s | x_t)."""
-        prediction = self.model(x_t, t, rows.own)
+        prediction = self.model(x_t, t, rows.rows)
         learned = prediction.variance_mix is not None
         variance = self.variance or ("learned" if learned else self.fallback)
         return self.process.posterior(x_t, prediction.x0, s, t).mean, reverse_log_variance(prediction, s, variance)
@@ -177,13 +189,13 @@ class _Chain:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where draw k of each sample falls: on the steps in turn, or, given a seed, evenly spread from a random offset."""
+    """The place of draw k of a sample: on the steps in turn, or, given a seed, evenly spread from a random offset."""
 
     count: int
     seed: int | None
 
     def __call__(self, rows: _Rows) -> Tensor:
-        """u in [0, 1), (R,) float64; uniform over the draws of a sample (Kingma et al. 2021, appendix I.1)."""
+        """u in [0, 1), (R,) float64 on the CPU, uniform over the draws of a sample (Kingma et al. 2021, I.1)."""
         size = len(rows.x0) // len(rows.draws)
         out = []
         for k, index in zip(rows.draws, rows.index.split(size), strict=True):
@@ -193,14 +205,14 @@ class _Places:
             else:
                 offset = torch.special.ndtr(normal((size, 1), self.seed, index, turn, _PLACE, torch.float64))[:, 0]
             out.append((number + offset) / self.count)
-        return torch.cat(out).clamp(max=1 - 1e-12).to(rows.x0.device)
+        return torch.cat(out).clamp(max=1 - 1e-12)
 
 
 def kl_step(mean1: Tensor, log_var1: Tensor, mean2: Tensor, log_var2: Tensor, noise: Covariance) -> Tensor:
     """KL(N(mean1, v1 C) || N(mean2, R diag(v2) R^T)) in nats, (B, *) -> (B,) (E26); v2 (B, *) or a number a sample."""
     difference = noise.whiten(mean1 - mean2)
-    # r - 1 - log r with r = v1/v2, which must not cancel where the two are nearly the same.
-    log_ratio = (log_var1 - log_var2).expand(mean1.shape)
+    # r - 1 - log r with r = v1/v2, without cancellation where the two are nearly the same.
+    log_ratio = (log_var1 - log_var2).to(mean1.device).expand(mean1.shape)
     excess = torch.expm1(log_ratio) - log_ratio
     return 0.5 * (excess + difference**2 * torch.exp(-log_var2)).flatten(1).sum(1)
 
@@ -241,12 +253,13 @@ def _continuous(c: _Chain, rows: _Rows, place: Tensor) -> Tensor:
     SNR ||x_0 - x0_hat||^2_{C^-1} = ||z - z_hat||^2, so that in the log-SNR the integrand is bounded.
     """
     schedule = c.process.schedule
-    low = schedule.log_snr(1.0).clamp(min=_LEAST_LOG_SNR).to(place.device)
-    high = schedule.log_snr(1 / c.steps).to(place.device)
+    low = schedule.log_snr(1.0).clamp(min=_LEAST_LOG_SNR)
+    high = schedule.log_snr(1 / c.steps)
     level = torch.lerp(low, high, place)
-    x_t = c.process.add_noise(rows.x0, schedule.time(level), rows.normal(c.seed, _LATER))
-    error = rows.x0 - c.model(x_t, schedule.time(level), rows.own).x0
-    return 0.5 * (high - low) * torch.exp(level) * c.process.noise.mahalanobis(error)
+    t = schedule.time(level)
+    x_t = c.process.add_noise(rows.x0, t, rows.normal(c.seed, _LATER))
+    error = c.process.noise.mahalanobis(rows.x0 - c.model(x_t, t, rows.rows).x0)
+    return 0.5 * (high - low) * torch.exp(level).to(error.device) * error
 
 
 _DIFFUSION: dict[str, Callable[[_Chain, _Rows, Tensor], Tensor]] = {
@@ -259,7 +272,7 @@ _DIFFUSION: dict[str, Callable[[_Chain, _Rows, Tensor], Tensor]] = {
 def _reconstruction(c: _Chain, rows: _Rows, decoder: str) -> Tensor:
     t = 1 / c.steps
     x_t = c.process.add_noise(rows.x0, t, rows.normal(c.seed, _RECONSTRUCTION))
-    return -DECODERS[decoder](c.model(x_t, t, rows.own), rows.x0, t)
+    return -DECODERS[decoder](c.model(x_t, t, rows.rows), rows.x0, t)
 
 
 def _prior(c: _Chain, rows: _Rows) -> Tensor:

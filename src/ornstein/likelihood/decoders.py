@@ -9,7 +9,23 @@ from torch import Tensor
 
 from ornstein.process import Gaussian, Prediction, Process
 
+__all__ = [
+    "DECODERS",
+    "LEVELS",
+    "discrete",
+    "discretised_gaussian",
+    "gaussian",
+    "log_bins",
+    "pixel_indices",
+    "pixel_levels",
+    "vdm",
+]
+
 LEVELS = 256
+
+
+# Pixels of a sample that `vdm` takes at once.
+_PIXELS = 64
 
 
 def pixel_levels() -> Tensor:
@@ -18,7 +34,11 @@ def pixel_levels() -> Tensor:
 
 
 def pixel_indices(x: Tensor) -> Tensor:
-    """Which of the 256 values each element is, int64 in x's shape. ValueError where it is none of them."""
+    """Which of the 256 values each element is, int64 in x's shape.
+
+    Raises:
+        ValueError: an element is none of them.
+    """
     place = (x.double() + 1) * (LEVELS - 1) / 2
     index = place.round()
     if bool(((place - index).abs() > 1e-2).any() | (index < 0).any() | (index > LEVELS - 1).any()):
@@ -50,7 +70,7 @@ def discretised_gaussian(index: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def _log_normal_mass(low: Tensor, high: Tensor) -> Tensor:
     """log(Phi(high) - Phi(low)) for low < high, exact in both tails."""
-    # Where most of the interval lies above 0 its mirror image is taken: there Phi is near 1 and differences are lost.
+    # An interval mostly above 0 is mirrored: Phi is near 1 there, and differences are lost.
     mirrored = low + high > 0
     low, high = torch.where(mirrored, -high, low), torch.where(mirrored, -low, high)
     log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
@@ -71,14 +91,16 @@ def discrete(prediction: Prediction, x0: Tensor, t: float) -> Tensor:
 def vdm(prediction: Prediction, x0: Tensor, t: float) -> Tensor:
     """log p of 8-bit pixels, (B,) nats: p(x_0 | x_t) ~ q(x_t | x_0) over the 256 values (Kingma et al. 2021, eq. 17).
 
-    The network has no part in it: nothing but x_t says which pixel it was, and at a high SNR that is enough.
+    The network is not used: x_t alone determines the pixel, and at a high SNR that is enough.
     """
     index, std = pixel_indices(x0), _std(prediction.process, t)
-    observed = prediction.x_t / prediction.process.coefficients(t, prediction.x_t)[0]
+    observed = (prediction.x_t / prediction.process.coefficients(t, prediction.x_t)[0]).flatten(1)
+    levels, index = pixel_levels().to(observed.device), index.flatten(1)
     out = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    for level, place in zip(observed.flatten(1).unbind(1), index.flatten(1).unbind(1), strict=True):
-        logits = -((level[:, None] - pixel_levels().to(observed)) ** 2) / (2 * std**2)
-        out += torch.log_softmax(logits, dim=1).gather(1, place[:, None])[:, 0]
+    # Not all pixels at once: each of them takes 256 numbers.
+    for part, place in zip(observed.split(_PIXELS, 1), index.split(_PIXELS, 1), strict=True):
+        logits = -((part[..., None] - levels.to(part)) ** 2) / (2 * std**2)
+        out += torch.log_softmax(logits, dim=-1).gather(-1, place[..., None])[..., 0].sum(1)
     return out
 
 

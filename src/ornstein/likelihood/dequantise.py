@@ -16,10 +16,19 @@ from torch import Tensor, nn
 from ornstein.denoiser import Denoises
 from ornstein.errors import UserError
 from ornstein.likelihood.decoders import LEVELS, pixel_indices
-from ornstein.likelihood.model import STREAM, column, open_model
+from ornstein.likelihood.model import STREAM, open_model
 from ornstein.randomness import generator, normal
+from ornstein.solvers.runge_kutta import column
 from ornstein.store import atomic_save_tensors, atomic_write, read_json
 from ornstein.wrapper import evaluation_mode
+
+__all__ = [
+    "Dequantisation",
+    "Dequantiser",
+    "check_dequantisation",
+    "dequantise",
+    "fit_dequantiser",
+]
 
 _DEQUANTISE = STREAM + 9
 _FORMAT = 1
@@ -27,17 +36,24 @@ _CONFIG, _WEIGHTS = "dequantiser.json", "dequantiser.safetensors"
 
 _BIN = 2 / LEVELS
 _BITS = 8
-# Noise levels s/a that the fit looks at, in bins: finer noise moves log p as little as the finest of these does, and
-# coarser noise does not tell the values within a bin apart.
+# Noise levels s/a of the fit, in bins: finer noise changes log p no more than the finest of these, and coarser noise
+# does not tell the values within a bin apart.
 _FINEST, _COARSEST = 1 / 8, 64.0
 
 
 class Dequantiser(nn.Module):
-    """q(u | x), u in [0, 1)^N, of 8-bit pixels x: Gaussians cut off at the ends of their bins (Ho et al. 2019, 3.1).
+    """q(u | x), u in [0, 1)^N, of 8-bit pixels x: Gaussians truncated to their bins (Ho et al. 2019, section 3.1).
 
-    Location and scale of every pixel come from a small network of all pixels near it, of samples of `shape` (N,),
-    (C, H, W) or (C, F, H, W). Unfitted it is uniform, to 1e-5 nats an element; where a density is Gaussian along each
-    axis by itself, the best q is among these, and the bound exact.
+    A small network computes location and scale of every pixel from all pixels near it. Before it is fitted, q is
+    uniform to 1e-5 nats an element. For a density that is Gaussian along each axis by itself the best q is among these,
+    and the bound is exact.
+
+    Args:
+        shape: of one sample, (N,), (C, H, W) or (C, F, H, W).
+        width: channels of the network.
+
+    Raises:
+        ValueError: the shape is something else.
     """
 
     def __init__(self, shape: tuple[int, ...], width: int = 32) -> None:
@@ -58,11 +74,14 @@ class Dequantiser(nn.Module):
     def forward(self, index: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """u (B, *) float64 and log q(u | x) (B,) in nats, for pixels 0..255 `index` and uniform w in (0, 1), (B, *).
 
-        u is the inverse of q's distribution function at w. Raises ValueError for samples of another shape.
+        u is the inverse of q's distribution function at w.
+
+        Raises:
+            ValueError: the samples have another shape.
         """
         if tuple(index.shape[1:]) != self.shape:
             raise ValueError(f"the dequantiser was made for samples of {self.shape}, got {tuple(index.shape[1:])}")
-        # The bits of a pixel tell neighbouring values apart, which the value alone hardly does.
+        # The bits of a pixel separate neighbouring values; the value alone hardly does.
         bits = [((index >> k) & 1) * 2 - 1 for k in range(_BITS)]
         features = torch.cat([index / ((LEVELS - 1) / 2) - 1, *bits], 1)
         place, size = self.net(features.to(next(self.parameters()).dtype)).double().chunk(2, 1)
@@ -80,7 +99,11 @@ class Dequantiser(nn.Module):
         return u.clamp(0, 1), log_q.flatten(1).sum(1)
 
     def save(self, path: str | Path) -> None:
-        """Write the folder `path`: dequantiser.safetensors and dequantiser.json. Raises RunError where it cannot."""
+        """Write the folder `path`: dequantiser.safetensors and dequantiser.json.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         atomic_save_tensors(folder / _WEIGHTS, self.state_dict(), {})
@@ -89,7 +112,11 @@ class Dequantiser(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> Dequantiser:
-        """The one saved in the folder `path`. Raises UserError where there is none, or it is damaged."""
+        """Read the folder `path` that `save` wrote.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
         folder = Path(path)
         config = read_json(folder / _CONFIG)
         if config.get("format") != _FORMAT:
@@ -115,7 +142,7 @@ Dequantisation = Literal["none", "uniform"] | Dequantiser
 
 
 def check_dequantisation(how: Dequantisation) -> str:
-    """Its name in a result. ValueError unless it is one."""
+    """The name of a dequantisation in a result; ValueError for something else."""
     if isinstance(how, Dequantiser):
         return "variational"
     if how not in ("none", "uniform"):
@@ -128,13 +155,16 @@ def dequantise(x0: Tensor, how: Dequantisation, seed: int, index: Tensor) -> tup
 
     8-bit pixels k become y = 2(k + u)/256 - 1 in bins of width 2/256 that fill [-1, 1], u uniform (log q = 0; Theis et
     al. 2016) or from a `Dequantiser` (Ho et al. 2019, eq. 12); "none" leaves x0 as it is. `index` (B,) numbers the
-    samples, and the draw is addressed by it. Raises ValueError for elements that are not 8-bit pixels.
+    samples, and the draw is addressed by it.
+
+    Raises:
+        ValueError: elements are not 8-bit pixels.
     """
-    nothing = torch.zeros(len(x0), dtype=torch.float64)
+    nothing = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     if how == "none":
         return x0.double(), nothing
     k = pixel_indices(x0)
-    u = torch.special.ndtr(normal(tuple(x0.shape), seed, index, 0, _DEQUANTISE, torch.float64)).to(x0.device)
+    u = torch.special.ndtr(normal(tuple(x0.shape), seed, index, 0, _DEQUANTISE, torch.float64, x0.device))
     log_q = nothing
     if isinstance(how, Dequantiser):
         device = next(how.parameters()).device
@@ -157,12 +187,20 @@ def fit_dequantiser(
     """The dequantiser for this denoiser's density, fitted to `images` (B, *) of 8-bit pixels, for `ode`.
 
     It minimises E[log q(u | x) + 1/2 int SNR ||y - y_hat||^2_{C^-1} d log-SNR] over the noise levels from 1/8 of a bin
-    to 64 bins, one of them a draw and one call of the denoiser each. For an exact denoiser the integral is -log p(y),
-    blurred by noise of 1/8 of a bin, up to what does not change within a bin (E17); following the flow itself would
-    cost a hundred times as much. Whatever comes out, the bound with it is a bound. advance(done) is told of steps done.
+    to 64 bins, one level and one call of the denoiser for each draw. For an exact denoiser the integral is -log p(y),
+    blurred by noise of 1/8 of a bin, up to a constant within a bin (E17); the flow itself would cost a hundred times as
+    much. The bound holds for any q.
 
-    Raises ValueError for wrong arguments, images that are none, not 8-bit pixels or not the model's, a singular C, and
-    predictions that are not finite.
+    Args:
+        images: (B, *), 8-bit pixels in [-1, 1].
+        steps, batch, learning_rate: of the fit.
+        seed: of all its draws.
+        cond: conditions, one a sample.
+        advance: called with the number of steps that are done.
+
+    Raises:
+        ValueError: wrong arguments; there are no images, or they are not 8-bit pixels or not the model's; C is
+            singular; or predictions are not finite.
     """
     if steps < 1 or batch < 1 or not learning_rate > 0:
         raise ValueError(f"steps and batch must be >= 1, learning_rate > 0, got {steps}, {batch} and {learning_rate}")
@@ -170,9 +208,9 @@ def fit_dequantiser(
     process = model.process
     draws = generator(seed, "dequantiser")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds accelerators too
         q = Dequantiser(tuple(images.shape[1:]))
-    q.to(model.device)
+    q.to(model.exact)
     parameters = list(q.parameters())
     optimizer = torch.optim.Adam(parameters, learning_rate)
     decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
@@ -185,9 +223,10 @@ def fit_dequantiser(
             z = torch.randn(shape, generator=draws, dtype=torch.float64)
             spread = (torch.rand(1, generator=draws, dtype=torch.float64) + torch.arange(batch) / batch) % 1
             k = pixel_indices(images[rows.to(images.device)])
-            k, w, z, level = (v.to(model.device) for v in (k, w, z, low + (high - low) * spread))
+            k, w, z = (v.to(model.exact) for v in (k, w, z))
             u, log_q = q(k, w)
             y = _BIN * (k + u) - 1
+            level = low + (high - low) * spread
             t = process.schedule.time(level).clamp(0, 1)
             root_snr = column(torch.exp(level / 2), y)
             error = root_snr * (y - model(process.add_noise(y, t, z), t, rows).x0)
@@ -195,7 +234,7 @@ def fit_dequantiser(
             if not bool(loss.isfinite()):
                 raise ValueError(f"the dequantiser's loss is not finite at step {step}: the predictions are not")
             for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                parameter.grad = gradient  # of these alone: the denoiser's own are left as they are
+                parameter.grad = gradient  # the gradients of the denoiser stay as they are
             nn.utils.clip_grad_norm_(parameters, 100.0)
             optimizer.step()
             decay.step()

@@ -1,4 +1,4 @@
-"""What every likelihood asks of a denoiser: float64 around it, its own dtype inside, its conditions filled in."""
+"""A denoiser as every likelihood uses it: float64 around the network, its own dtype inside, conditions filled in."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.denoiser import Denoiser, Denoises
+from ornstein.denoiser import Denoiser, Denoises, condition_tensor
+from ornstein.devices import float64_device
 from ornstein.process import Prediction, Process
 from ornstein.wrapper import device_of, module_of
 
-# Each purpose of randomness has a stream of its own; sampling has those from 0 up.
+__all__ = ["STREAM", "Model", "chunks", "dimensions", "open_model"]
+
 STREAM = 0x4C4B0000
+"""The first stream of randomness of likelihoods; each purpose has its own, and sampling has those from 0 up."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A denoiser with the conditions of all samples; samples and times go in, and predictions come out, in float64.
+    """A denoiser with the conditions of all samples. Samples, times and predictions are float64.
 
-    A network computes in the dtype of its parameters.
+    A network computes in the dtype of its parameters, on `device`; everything else is on `exact`, which has float64.
     """
 
     denoiser: Denoises
@@ -34,17 +37,29 @@ class Model:
     def process(self) -> Process:
         return self.denoiser.process
 
+    @property
+    def exact(self) -> torch.device:
+        """The device of float64 arithmetic."""
+        return float64_device(self.device)
+
     def __call__(self, x_t: Tensor, t: Tensor | float, rows: Tensor) -> Prediction:
-        """The prediction for x_t (B, *) float64, whose conditions are those of the samples `rows` (B,)."""
-        own = {k: v[rows.to(v.device)] if _one_a_sample(v) else v for k, v in self.cond.items()}
-        out = self.denoiser(x_t.to(self.dtype), t, **own)
-        mix = None if out.variance_mix is None else out.variance_mix.double()
-        return Prediction(self.process, x_t, t, out.x0.double(), out.eps.double(), mix)
+        """The prediction for x_t (B, *) float64, with the conditions of the samples `rows` (B,), a CPU tensor."""
+        cond = {k: _take(v, rows) if _one_a_sample(v) else v for k, v in self.cond.items()}
+        out = self.denoiser(x_t.to(self.dtype).to(self.device), t, **cond)
+
+        def exact(value: Tensor) -> Tensor:
+            return value.to(x_t.device).to(x_t.dtype)
+
+        mix = None if out.variance_mix is None else exact(out.variance_mix)
+        return Prediction(self.process, x_t, t, exact(out.x0), exact(out.eps), mix)
 
 
 def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
-    """The model for the samples x0 (B, *). ValueError where they are none, not finite, or not the model's data,
-    and for a distilled model.
+    """The model for the samples x0 (B, *); conditions move to its device.
+
+    Raises:
+        ValueError: there are no samples, they are not finite, or not the model's data; a condition has another number
+            of rows; or the model is distilled.
     """
     if x0.ndim < 2 or len(x0) == 0:
         raise ValueError(f"a likelihood needs at least one sample, (B, ...), got shape {tuple(x0.shape)}")
@@ -58,20 +73,36 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
     if isinstance(module, Denoiser) and module.distilled is not None:
         raise ValueError("a distilled model does not say E[x_0 | x_t] and has no likelihood: take its teacher's")
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None) if module is not None else None
-    dtype = torch.float64 if parameter is None else parameter.dtype
-    own = {k: v for k, v in (cond or {}).items() if v is not None}
-    for name, value in own.items():
+    device = device_of(d)
+    given = {k: _condition(v, device) for k, v in (cond or {}).items() if v is not None}
+    for name, value in given.items():
         if _one_a_sample(value) and len(value) != len(x0):
             raise ValueError(f"cond[{name!r}] has {len(value)} rows for {len(x0)} samples")
-    return Model(d, own, dtype, device_of(d))
+    return Model(d, given, torch.float64 if parameter is None else parameter.dtype, device)
+
+
+def _condition(value: Any, device: torch.device) -> Any:
+    """A tensor, or a list of numbers, as a tensor on `device`; anything else unchanged."""
+    value = condition_tensor(value)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _one_a_sample(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0
+    return isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim > 0)
+
+
+def _take(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)]
+    return [value[i] for i in rows.tolist()]
 
 
 def chunks(total: int, size: int) -> Iterator[Tensor]:
-    """The numbers 0..total-1, at most `size` at a time. ValueError for a size below 1."""
+    """The numbers 0..total-1, at most `size` at a time.
+
+    Raises:
+        ValueError: size < 1.
+    """
     if size < 1:
         raise ValueError(f"batch must be at least 1, got {size}")
     yield from torch.arange(total).split(size)
@@ -80,8 +111,3 @@ def chunks(total: int, size: int) -> Iterator[Tensor]:
 def dimensions(x: Tensor) -> int:
     """Numbers in one sample of x (B, *)."""
     return math.prod(x.shape[1:])
-
-
-def column(values: Tensor, x: Tensor) -> Tensor:
-    """(B,) shaped to multiply x (B, *)."""
-    return values.reshape(-1, *[1] * (x.ndim - 1))

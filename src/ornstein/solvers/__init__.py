@@ -1,4 +1,4 @@
-"""Solvers: generators of states from t = 1 to t = 0. Each takes a denoiser, a state, times and noise."""
+"""Solvers: generators of the states from t = 1 to t = 0. Each takes a denoiser, a state, times and noise."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Solver(Protocol):
-    """Yields the state after each step; x starts at times[0]."""
+    """Yields the state after each step; x is the state at times[0]."""
 
     def __call__(self, d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]: ...
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
+from ornstein.devices import float64_device
 from ornstein.noise import SingularCovarianceError
-from ornstein.process import expand
-from ornstein.solvers.runge_kutta import dormand_prince
-from ornstein.solvers.stepping import Noise, pairs
+from ornstein.solvers.runge_kutta import Slope, Step, column, dormand_prince
+from ornstein.solvers.stepping import Knot, Noise, knots
+
+__all__ = ["rk45"]
 
 # Below this level s/a the rest of the way is one DDIM step: the prediction at the data itself is a limit.
 _LAST = 0.002
@@ -21,37 +23,46 @@ _LAST = 0.002
 
 @dataclass(frozen=True)
 class _Rotation:
-    """dy/du = v for y = x/sqrt(a^2 + s^2) and u = -atan(s/a), finite from zero SNR to the data: E20 in those terms.
+    """dy/du = v for y = x/sqrt(a^2 + s^2) and u = -atan(s/a), finite from zero SNR to the data: E20 in these terms.
 
-    All rows of the batch go through the denoiser, as its conditions do, and the active ones come out.
+    The whole batch goes through the denoiser, which holds conditions for it; the active rows come out. Samples are
+    float64 here, and `like` is the sample that the denoiser takes.
     """
 
     d: Denoises
-    rows: Tensor
+    whole: Tensor
+    like: Tensor
 
     def time(self, u: Tensor) -> Tensor:
         t = self.d.process.schedule.time(-2 * torch.log(torch.tan(-u)))
         return t.clamp(0, 1)
 
-    def __call__(self, u: Tensor, x: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        p = self.d.process
-        y, angle = self.rows.clone(), torch.full((len(self.rows),), float(u[0]), dtype=torch.float64, device=u.device)
-        y[active], angle[active] = x, u
-        t = self.time(angle)
-        a, s = p.coefficients(t, y)
+    def __call__(self, u: Tensor, x: Tensor, rows: Tensor) -> Slope:
+        y, angle, every = x, u, len(rows) == len(self.whole)
+        index = rows.to(x.device)
+        if not every:
+            y = self.whole.index_copy(0, index, x)
+            angle = u[:1].expand(len(self.whole)).index_copy(0, rows, u)
+        t, schedule = self.time(angle), self.d.process.schedule
+        a, s = schedule.alpha(t), schedule.sigma(t)
         norm = torch.sqrt(a**2 + s**2)
-        out = self.d(norm * y, t)
+        # One copy to an accelerator in place of three.
+        scale, of_x0, of_eps = (column(c, y) for c in torch.stack([norm, s / norm, a / norm]).to(y.device))
+        out = self.d((scale * y).to(self.like.dtype).to(self.like.device), t)
+        x0, eps = (form.to(y.device).to(y.dtype) for form in (out.x0, out.eps))
         # -v sqrt(a^2 + s^2)/norm: the angle falls as u rises.
-        velocity = (s * out.x0 - a * out.eps) / norm
-        return velocity[active], torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
+        velocity = of_x0 * x0 - of_eps * eps
+        return Slope(velocity if every else velocity[index], x.new_zeros(len(x), 1))
 
 
 def rk45(d: Denoises, x: Tensor, times: Tensor, noise: Noise, tolerance: float = 1e-3) -> Iterator[Tensor]:
     """Order 5 with steps chosen for each sample; seven evaluations at least between two times, which it meets exactly.
 
-    A step stands where its error, the root mean square of R^-1 x, is at most `tolerance` (1 + the magnitude). One step
-    (`steps=1`) leaves the whole way to that control; `Counted` tells what it took. Raises ValueError for a tolerance
-    that is not positive, and where the way cannot be followed to it.
+    A step is accepted if its error, the root mean square of R^-1 x, is at most `tolerance` (1 + the magnitude). One
+    step (`steps=1`) leaves the whole way to this control; `Counted` counts the evaluations.
+
+    Raises:
+        ValueError: the tolerance is not positive, or the path cannot be followed to it.
     """
     if not 0 < tolerance < math.inf:
         raise ValueError(f"the tolerance is a number > 0, got {tolerance}")
@@ -63,22 +74,24 @@ def rk45(d: Denoises, x: Tensor, times: Tensor, noise: Noise, tolerance: float =
         except SingularCovarianceError:
             return y
 
-    def angle(t: float) -> float:
-        return math.atan(math.exp(-float(p.schedule.log_snr(t)) / 2))
+    def error_of(step: Step) -> Tensor:
+        magnitude = torch.maximum(whitened(step.before).abs(), whitened(step.after).abs())
+        return (whitened(step.error) / (1 + magnitude)).flatten(1).square().mean(1).sqrt()
 
-    for t, s in pairs(times, down=True):
-        start, end = angle(t), max(angle(s), _LAST)
-        now = t
-        if start > end:
-            norm = expand(torch.sqrt(p.schedule.alpha(t) ** 2 + p.schedule.sigma(t) ** 2), x.double())
+    def angle(knot: Knot) -> float:
+        return math.atan(math.exp(-knot.log_snr / 2))
+
+    for start, end in knots(p, times, down=True):
+        low, high, t = angle(start), max(angle(end), _LAST), start.t
+        if low > high:
             # in float64: a step is accepted or not by a difference of nearly equal numbers
-            field = _Rotation(d, x.double() / norm)
-            y, _, _ = dormand_prince(field, field.rows, -start, -end, tolerance, whitened)
-            now = s if end > _LAST else float(field.time(torch.tensor([-end], dtype=torch.float64)))
-            a, std = p.coefficients(now, y)
-            x = (torch.sqrt(a**2 + std**2) * y).to(x.dtype)
-        if now > s:
-            ahead = d(x, now)
-            a, std = p.coefficients(s, x)
-            x = a * ahead.x0 + std * ahead.eps
+            y = x.to(float64_device(x.device)).double() / math.hypot(start.a, start.s)
+            field = _Rotation(d, y, x)
+            y = dormand_prince(field, y, -low, -high, tolerance, error_of).x
+            t = end.t if high > _LAST else float(field.time(torch.tensor([-high], dtype=torch.float64)))
+            a, s = p.coefficients(t, y)
+            x = (torch.sqrt(a**2 + s**2) * y).to(x.dtype).to(x.device)
+        if t > end.t:
+            ahead = d(x, t)
+            x = end.a * ahead.x0 + end.s * ahead.eps
         yield x

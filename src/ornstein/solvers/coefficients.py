@@ -21,6 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+__all__ = ["Form", "Level", "adams", "weights"]
+
 Form = Literal["x0", "eps", "flow"]
 Level = float | Tensor
 

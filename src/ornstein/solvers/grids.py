@@ -1,4 +1,4 @@
-"""Time grids: where between two times the steps of a solver fall."""
+"""Time schedules: the times between which a solver steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from torch import Tensor
 from ornstein.request import GRID as GRID
 from ornstein.schedules import Discrete, Schedule
 
-# Grids spaced in the log-SNR end here before their last step into t = 0, where it is infinite.
+__all__ = [
+    "GRID",
+    "GRIDS",
+    "karras",
+    "log_snr",
+    "log_snr_at",
+    "logistic",
+    "make",
+    "position",
+    "trailing",
+    "uniform",
+]
+
+# Times spaced in the log-SNR end here before their last step into t = 0, where it is infinite.
 _LAST_LOG_SNR = -2 * math.log(0.002)
 
 _KARRAS_RHO = 7.0
@@ -62,7 +75,8 @@ def karras(schedule: Schedule, start: float, end: float, steps: int) -> Tensor:
 def trailing(schedule: Schedule, start: float, end: float, steps: int) -> Tensor:
     """Equal steps in t rounded to the steps of a `Discrete` chain, the last of them kept (Lin et al. 2024).
 
-    Raises ValueError for more steps than the chain has between the two times.
+    Raises:
+        ValueError: there are more steps than the chain has between the two times.
     """
     grid = uniform(schedule, start, end, steps)
     if not isinstance(schedule, Discrete):
@@ -110,8 +124,14 @@ GRIDS: dict[str, Callable[[Schedule, float, float, int], Tensor]] = {
 def make(grid: str | Sequence[float] | Tensor, schedule: Schedule, times: tuple[float, float], steps: int) -> Tensor:
     """The times of a solver, (steps + 1,) float64 from times[0] to times[1], strictly monotone.
 
-    `grid` is a name or the times themselves. Raises ValueError for an unknown name, steps < 1, or times that are not
-    strictly monotone within [0, 1].
+    Args:
+        grid: a name of `GRIDS`, or the times themselves, on any device.
+        schedule: of the process.
+        times: start and end of a named grid.
+        steps: of a named grid.
+
+    Raises:
+        ValueError: the name is unknown, steps < 1, or the times are not strictly monotone within [0, 1].
     """
     start, end = times
     if not (0 <= start <= 1 and 0 <= end <= 1) or start == end:
@@ -124,7 +144,7 @@ def make(grid: str | Sequence[float] | Tensor, schedule: Schedule, times: tuple[
         grid_times = GRIDS[grid](schedule, start, end, steps)
         grid_times[0], grid_times[-1] = start, end  # not only up to rounding
     else:
-        grid_times = torch.as_tensor(grid, dtype=torch.float64).flatten()
+        grid_times = torch.as_tensor(grid, dtype=torch.float64, device="cpu").flatten()
         if len(grid_times) < 2:
             raise ValueError("a grid needs at least two times, its start and its end")
     difference = grid_times.diff()

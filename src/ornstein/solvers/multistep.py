@@ -32,6 +32,8 @@ from ornstein.schedules import Times
 from ornstein.solvers.coefficients import Form, Level, adams, weights
 from ornstein.solvers.stepping import Noise, pairs
 
+__all__ = ["Value", "combine", "interpolated", "level", "multistep", "singlestep"]
+
 
 @dataclass(frozen=True)
 class Value:
@@ -46,13 +48,13 @@ def level(p: Process, t: float) -> float:
     return math.exp(-float(p.schedule.log_snr(t)) / 2)
 
 
-def seen(prediction: Prediction, form: Form) -> Tensor:
-    """m: what of a prediction the polynomial goes through."""
+def interpolated(prediction: Prediction, form: Form) -> Tensor:
+    """m: the quantity that the polynomial interpolates."""
     return prediction.eps - prediction.x0 if form == "flow" else getattr(prediction, form)
 
 
-def _told(p: Process, x: Tensor, t: float, form: Form, m: Tensor) -> Prediction:
-    """The prediction at a state x (B, *) that has this m."""
+def _with_value(p: Process, x: Tensor, t: float, form: Form, m: Tensor) -> Prediction:
+    """The prediction at a state x (B, *) whose interpolated quantity is m."""
     if form != "flow":
         return p.convert(x, t, **{form: m})
     a, s = p.coefficients(t, x)
@@ -60,19 +62,24 @@ def _told(p: Process, x: Tensor, t: float, form: Form, m: Tensor) -> Prediction:
 
 
 def combine(
-    base: Prediction, s: Times, own: Tensor, values: Sequence[tuple[Level, Tensor]], eta: float = 0.0
+    base: Prediction, s: Times, here: Tensor, values: Sequence[tuple[Level, Tensor]], eta: float = 0.0
 ) -> Tensor:
-    """The step from base.t to s: DDIM and a_s sum_j w_j (m_j - own) for the (w_j, m_j) of `values`, own the base's m.
+    """The step from base.t to s: DDIM plus a_s sum_j w_j (m_j - here).
 
-    eta = 1 keeps r of eps, the mean of the ancestral step, and 0 all of it.
+    Args:
+        base: the prediction that the step starts from.
+        s: where the step ends.
+        here: the interpolated quantity m of `base`.
+        values: (w_j, m_j).
+        eta: 1 keeps the share r of eps, for the mean of the ancestral step; 0 keeps all of it.
     """
     p, x = base.process, base.x_t
     a, std = p.coefficients(s, x)
     keep = level(p, float(s)) / level(p, float(base.t)) if eta else 1.0
     out = a * base.x0 + keep * std * base.eps
     for w, m in values:
-        if m is not own:
-            out = out + (a * w) * (m - own)
+        if m is not here:
+            out = out + (a * w) * (m - here)
     return out
 
 
@@ -87,13 +94,21 @@ def multistep(
     corrected: bool = False,
     stochastic: bool = False,
 ) -> Iterator[Tensor]:
-    """One evaluation a step, the polynomial through the last `order` predictions of `form` (at most 4).
+    """One evaluation a step, with the polynomial through the last `order` predictions.
 
-    equal: Adams & Bashforth's fixed weights, of "eps" alone. corrected: the evaluation that a step begins with first
-    corrects the step before it, by the polynomial of one more value. stochastic: steps of the reverse SDE, of "x0".
+    The first step has one value and order 1. In the ODE the second evaluation corrects it; without this the whole would
+    not reach order 3.
 
-    The first step has one value to go by and order 1; in the ODE it is always corrected by the second, without which
-    the whole would not reach order 3. Raises ValueError for settings that do not exist.
+    Args:
+        d, x, times, noise: as for every solver.
+        order: values of the polynomial, 1 to 4.
+        form: the quantity that the polynomial interpolates.
+        equal: Adams & Bashforth's fixed weights; only for "eps".
+        corrected: the evaluation at the start of a step first corrects the step before it, with one more value.
+        stochastic: steps of the reverse SDE; only for "x0".
+
+    Raises:
+        ValueError: these settings do not go together.
     """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"the multistep order is 1, 2, 3 or 4, got {order}")
@@ -102,30 +117,31 @@ def multistep(
     if stochastic and (form != "x0" or corrected):
         raise ValueError("the stochastic step is written for x0, and has no correction")
     p = d.process
+    rho = dict(zip(times.tolist(), torch.exp(-p.schedule.log_snr(times.cpu().double()) / 2).tolist(), strict=True))
     known: list[Value] = []
     base: tuple[Prediction, Tensor] | None = None
 
-    def step(base: Prediction, own: Tensor, s: float, values: list[Value]) -> Tensor:
-        start, end = level(p, float(base.t)), level(p, s)
+    def step(base: Prediction, here: Tensor, s: float, values: list[Value]) -> Tensor:
+        start, end = rho[float(base.t)], rho[s]
         if form == "eps" and math.isinf(start):
-            return combine(base, s, own, [])  # no integral over rho begins there
+            return combine(base, s, here, [])  # no integral over rho begins there
         levels = [v.rho for v in values]
         power = 2 if stochastic else 1
         w = adams(start, end, levels) if equal else weights(start, end, levels, form, power)
-        return combine(base, s, own, list(zip(w.tolist(), [v.m for v in values], strict=True)), float(stochastic))
+        return combine(base, s, here, list(zip(w.tolist(), [v.m for v in values], strict=True)), float(stochastic))
 
     for k, (t, s) in enumerate(pairs(times, down=True)):
         now = d(x, t)
-        # A value at zero SNR, log rho infinite, is no node of a polynomial; it serves only while there is no other.
+        # At zero SNR log rho is infinite: such a value is no node of a polynomial, and serves while it is alone.
         before = [v for v in known if form == "flow" or v.rho < math.inf]
-        known = [Value(level(p, t), seen(now, form)), *before][: max(order, 2) + 1]
+        known = [Value(rho[t], interpolated(now, form)), *before][: max(order, 2) + 1]
         again = (corrected or k == 1) and order > 1 and not stochastic
         if base is not None and again:
             x = step(*base, t, known[: order + 1 if corrected else 2])
-            now = _told(p, x, t, form, known[0].m)
+            now = _with_value(p, x, t, form, known[0].m)
         x = step(now, known[0].m, s, known[:order])
         if stochastic and s > 0:
-            share = 1 - (level(p, s) / level(p, t)) ** 2
+            share = 1 - (rho[s] / rho[t]) ** 2
             x = x + math.sqrt(share) * p.coefficients(s, x)[1] * p.noise.color(noise(k))
         base = now, known[0].m
         yield x
@@ -134,7 +150,7 @@ def multistep(
 def singlestep(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
     """DPM-Solver++ 2S (Lu et al. 2022, algorithm 1): the midpoint of each step, order 2, two evaluations a step.
 
-    The middle is that of log(rho + 1/2). A step out of pure noise, which has no middle, is DDIM's.
+    The middle is taken in log(rho + 1/2). A step out of pure noise, which has no middle, is DDIM's.
     """
     p = d.process
     for t, s in pairs(times, down=True):

@@ -1,4 +1,10 @@
-"""Runge-Kutta steps in t on the probability-flow ODE dx/dt = a' x0_hat + s' eps_hat (E20)."""
+"""Runge-Kutta steps on the probability-flow ODE (E20), in the parameter in which the curve (a, s) is smooth.
+
+With u the angle atan(s/a) of a variance-preserving schedule, the noise level s of a variance-exploding one and t of
+straight paths (`Schedule.curve`), dx/du = (da/du) x0_hat + (ds/du) eps_hat. The path is then the same function of u for
+every schedule of a kind: it has no kinks between the steps of a chain, does not start as sqrt(t), and is finite at a
+zero terminal SNR. For a = 1 these are the steps of Karras et al. (2022, arXiv:2206.00364).
+"""
 
 from __future__ import annotations
 
@@ -10,54 +16,67 @@ from torch import Tensor
 from ornstein.denoiser import Denoises
 from ornstein.solvers.stepping import Noise, pairs
 
+__all__ = ["euler", "heun", "rk4"]
 
-def _steps(d: Denoises, times: Tensor) -> Iterator[tuple[float, float]]:
-    """(from, to) of each step. Raises ValueError where the flow is infinite, which the start alone can be."""
-    if not math.isfinite(float(d.process.schedule.alpha_dot(float(times[0])))):
-        raise ValueError("the flow is infinite at the zero terminal SNR of this schedule; use ddim, ddpm or dpmpp-3m")
-    return pairs(times, down=True)
+
+def _velocity(d: Denoises, x: Tensor, t: float, u: float) -> Tensor:
+    """dx/du at time t, the parameter u."""
+    prediction = d(x, t)
+    a, s = d.process.schedule.curve_tangent(u)
+    return a * prediction.x0 + s * prediction.eps
 
 
 def euler(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """x_s = x_t + (s - t) flow: order 1, one evaluation a step."""
-    for t, s in _steps(d, times):
-        x = x + (s - t) * d(x, t).flow
+    """x + h dx/du: order 1, one evaluation a step."""
+    curve = d.process.schedule.curve
+    for t, s in pairs(times, down=True):
+        x = x + (curve(s) - curve(t)) * _velocity(d, x, t, curve(t))
         yield x
 
 
 def heun(d: Denoises, x: Tensor, times: Tensor, noise: Noise, churn: float = 0.0) -> Iterator[Tensor]:
-    """The mean of the flow at both ends of the step: order 2, two evaluations a step.
+    """The mean of the velocity at both ends of the step: order 2, two evaluations a step.
 
-    The step into t = 0, where the flow is a limit and not a number, is Euler's. With `churn` every step first goes
-    back up, by fresh noise, to (1 + min(churn/N, sqrt 2 - 1)) of its level s/a, N the number of steps (Karras et al.
-    2022, algorithm 2); not above t = 1, so that the first step is without. Raises ValueError for churn < 0.
+    The step into t = 0, where the velocity is a limit and not a number, is Euler's.
+
+    Args:
+        d, x, times, noise: as for every solver.
+        churn: every step first goes back up, by fresh noise, to (1 + min(churn/N, sqrt 2 - 1)) of its level s/a, with N
+            the number of steps (Karras et al. 2022, algorithm 2); not above t = 1, so the first step does not.
+
+    Raises:
+        ValueError: churn < 0.
     """
     if not 0 <= churn < math.inf:
         raise ValueError(f"churn is a number >= 0, got {churn}")
     p, gain = d.process, min(churn / (len(times) - 1), math.sqrt(2) - 1)
-    for k, (t, s) in enumerate(_steps(d, times)):
+    curve = p.schedule.curve
+    for k, (t, s) in enumerate(pairs(times, down=True)):
         if gain > 0 and t < 1:
             above = min(1.0, float(p.schedule.time(p.schedule.log_snr(t) - 2 * math.log1p(gain))))
             x, t = p.transition(x, t, above).sample(noise(k)), above
-        h, first = s - t, d(x, t).flow
+        h, first = curve(s) - curve(t), _velocity(d, x, t, curve(t))
         ahead = x + h * first
-        x = ahead if s == 0 else x + h / 2 * (first + d(ahead, s).flow)
+        x = ahead if s == 0 else x + h / 2 * (first + _velocity(d, ahead, s, curve(s)))
         yield x
 
 
 def rk4(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
     """The classical Runge-Kutta method: order 4, four evaluations a step.
 
-    The step into t = 0 is the midpoint rule, which needs no flow there.
+    The step into t = 0 is the midpoint rule, which needs no velocity there.
     """
-    for t, s in _steps(d, times):
-        h, middle = s - t, (t + s) / 2
-        k1 = d(x, t).flow
-        k2 = d(x + h / 2 * k1, middle).flow
+    schedule = d.process.schedule
+    for t, s in pairs(times, down=True):
+        start, end = schedule.curve(t), schedule.curve(s)
+        h, middle = end - start, (start + end) / 2
+        between = schedule.curve_time(middle)
+        k1 = _velocity(d, x, t, start)
+        k2 = _velocity(d, x + h / 2 * k1, between, middle)
         if s == 0:
             x = x + h * k2
         else:
-            k3 = d(x + h / 2 * k2, middle).flow
-            k4 = d(x + h * k3, s).flow
+            k3 = _velocity(d, x + h / 2 * k2, between, middle)
+            k4 = _velocity(d, x + h * k3, s, end)
             x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         yield x

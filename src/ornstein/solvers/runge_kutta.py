@@ -1,24 +1,69 @@
-"""Integrators of a state and of a quantity along it: fixed steps of order 4, and steps chosen for each sample."""
+"""Integrators of a state and of integrals along it: fixed steps of order 4, and steps chosen for each sample.
+
+The clock is kept on the CPU: u and the step sizes are CPU tensors, states and slopes may be on an accelerator.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ornstein.process import expand
+__all__ = ["Field", "Path", "Slope", "Step", "column", "dormand_prince", "rk4"]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """dx/du (B, *), dq/du (B, K), and optionally the gradient of the log-density at x, (B, *)."""
+
+    x: Tensor
+    q: Tensor
+    gradient: Tensor | None = None
 
 
 class Field(Protocol):
-    """dx/du (B, *) and dq/du (B, K), for x (B, *) at u (B,); `active` (B,) numbers these samples in the whole."""
+    """The right-hand side of the ODE."""
 
-    def __call__(self, u: Tensor, x: Tensor, active: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, u: Tensor, x: Tensor, rows: Tensor) -> Slope:
+        """The slope at x (R, *) and u (R,); `rows` (R,) are the numbers of these samples in the whole batch.
+
+        u and rows are CPU tensors.
+        """
+        ...
 
     def time(self, u: Tensor) -> Tensor:
-        """The time t that u stands for, to be named in an error."""
+        """The time t at u, for error messages."""
         ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One attempted step: its end u (R,), the states before and after, and the errors of the embedded pair.
+
+    error and q_error are the differences of the two orders in the state (R, *) and in the integrals (R, K); `end` is
+    the slope at the end of the step.
+    """
+
+    u: Tensor
+    before: Tensor
+    after: Tensor
+    integral: Tensor
+    error: Tensor
+    q_error: Tensor
+    end: Slope
+
+
+@dataclass(frozen=True)
+class Path:
+    """The end of a path: state (B, *), integrals (B, K), evaluations (B,), and the sum of the steps' errors (B,)."""
+
+    x: Tensor
+    integral: Tensor
+    evaluations: Tensor
+    error: Tensor
 
 
 # Dormand & Prince (1980), RK5(4)7M: nodes, the stages' weights (the last row is the step of order 5), and its
@@ -35,25 +80,31 @@ _STAGES = (
 )
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
-_MOST_STEPS = 10_000
+_MOST_STEPS = 20_000
 
 
-def rk4(field: Field, x: Tensor, start: float, end: float, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The classical Runge-Kutta method in equal steps of u: x at the end, the integral of q (B, K), calls (B,)."""
-    active = torch.arange(len(x), device=x.device)
-    grid = torch.linspace(start, end, steps + 1, dtype=torch.float64, device=x.device)
-    integral = torch.zeros(len(x), 1, dtype=x.dtype, device=x.device)
+def rk4(field: Field, x: Tensor, start: float, end: float, steps: int) -> Path:
+    """The classical Runge-Kutta method in equal steps of u. The error is unknown: NaN.
+
+    Raises:
+        ValueError: the values are not finite; the message names the time.
+    """
+    rows = torch.arange(len(x))
+    grid = torch.linspace(start, end, steps + 1, dtype=torch.float64)
+    integral: Tensor | float = 0.0
     for k in range(steps):
         low, high = (g.expand(len(x)) for g in (grid[k], grid[k + 1]))
         h, middle = float(grid[k + 1] - grid[k]), (low + high) / 2
-        v1, q1 = field(low, x, active)
-        v2, q2 = field(middle, x + h / 2 * v1, active)
-        v3, q3 = field(middle, x + h / 2 * v2, active)
-        v4, q4 = field(high, x + h * v3, active)
-        x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
-        integral = integral + h / 6 * (q1 + 2 * q2 + 2 * q3 + q4)
-        _check_finite(field, high, x, integral)
-    return x, integral, torch.full((len(x),), 4 * steps, device=x.device)
+        k1 = field(low, x, rows)
+        k2 = field(middle, x + h / 2 * k1.x, rows)
+        k3 = field(middle, x + h / 2 * k2.x, rows)
+        k4 = field(high, x + h * k3.x, rows)
+        x = x + h / 6 * (k1.x + 2 * k2.x + 2 * k3.x + k4.x)
+        integral = integral + h / 6 * (k1.q + 2 * k2.q + 2 * k3.q + k4.q)
+        _check_finite(field, high, x.flatten(1).sum(1) + integral.sum(1))
+    assert isinstance(integral, Tensor)
+    evaluations = torch.full((len(x),), 4 * steps)
+    return Path(x, integral, evaluations, torch.full((len(x),), torch.nan, dtype=torch.float64))
 
 
 def dormand_prince(
@@ -62,66 +113,88 @@ def dormand_prince(
     start: float,
     end: float,
     tolerance: float,
-    measure: Callable[[Tensor], Tensor] = lambda x: x,
+    error_of: Callable[[Step], Tensor],
     first: float = 1 / 32,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Dormand & Prince's method with the steps of each sample chosen by its own error: as `rk4`.
+    smallest: tuple[float, float] = (1e-9, 1e-5),
+) -> Path:
+    """Dormand & Prince's pair of orders 5 and 4, with the steps of each sample chosen by its own error.
 
-    A step stands where its error, in the root mean square over the state and in each integral, is at most `tolerance`
-    (1 + the magnitude), both in the coordinates `measure`(x). The first step that is tried is the share `first` of the
-    way. Samples take their own steps, so none depends on the batch it came in.
+    Samples take their own steps, so the result of one does not depend on its batch. An accelerator is waited for once
+    an attempted step.
+
+    Args:
+        field: the right-hand side.
+        x: the state at `start`, (B, *) float64.
+        start, end: u, start < end.
+        tolerance: the most that the error of one step may be.
+        error_of: the error of a step, (R,).
+        first: the first step that is tried, as a share of the whole.
+        smallest: a step is accepted whatever its error, which counts in the sum, at this length plus this share of the
+            distance from the nearer end: smaller steps do not reduce the rounding of a network.
+
+    Raises:
+        ValueError: the values are not finite (the message names the time), or there are too many steps.
     """
-    batch, device = len(x), x.device
-    everything = torch.arange(batch, device=device)
-    u = torch.full((batch,), start, dtype=torch.float64, device=device)
-    h = torch.full((batch,), (end - start) * first, dtype=torch.float64, device=device)
-    v, q = field(u, x, everything)
-    integral = torch.zeros_like(q)
-    calls = torch.ones(batch, dtype=torch.int64, device=device)
-    x = x.clone()
-    active = everything
+    rows, size, whole = torch.arange(len(x)), len(x), x
+    u = torch.full((size,), start, dtype=torch.float64)
+    h = torch.full((size,), (end - start) * first, dtype=torch.float64)
+    evaluations, errors = torch.ones(size, dtype=torch.int64), torch.zeros(size, dtype=torch.float64)
+    slope = field(u, x, rows)
+    integral = torch.zeros_like(slope.q)
+    whole, integrals = torch.empty_like(x), torch.empty_like(integral)
     for _ in range(_MOST_STEPS):
-        if len(active) == 0:
-            return x, integral, calls
-        last = u[active] + h[active] >= end - 1e-14
-        step = torch.where(last, end - u[active], h[active])
-        vs, qs = [v[active]], [q[active]]
-        here, wide = x[active], expand(step, x)
-        moved = here
+        last = u + h >= end - 1e-14
+        step = torch.where(last, end - u, h)
+        slopes, width = [slope], column(step, x)
+        after = x
         for node, weights in zip(_NODES[1:], _STAGES[1:], strict=True):
-            moved = here + wide * _combine(weights, vs)
-            at = torch.where(last & (node == 1.0), end, u[active] + node * step)
-            stage = field(at, moved, active)
-            vs.append(stage[0])
-            qs.append(stage[1])
-        calls[active] += 6
-        new_integral = integral[active] + step[:, None] * _combine(_STAGES[-1], qs)
-        _check_finite(field, u[active] + step, moved, new_integral)
-        magnitude = torch.maximum(measure(here).abs(), measure(moved).abs())
-        state_error = (measure(wide * _combine(_ERROR, vs)) / (1 + magnitude)).flatten(1)
-        share_error = step[:, None] * _combine(_ERROR, qs) / (1 + new_integral.abs())
-        error = torch.maximum(state_error.square().mean(1).sqrt(), share_error.abs().amax(1)) / tolerance
-        accepted = error <= 1
-        rows = active[accepted]
-        u[rows] = torch.where(last, end, u[active] + step)[accepted]
-        x[rows], integral[rows] = moved[accepted], new_integral[accepted]
-        v[rows], q[rows] = vs[-1][accepted], qs[-1][accepted]  # the last stage is the next step's first
-        h[active] = step * (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
-        if bool((h[active] < 1e-12).any()):
-            t = float(field.time(u[active][h[active] < 1e-12][:1]))
-            raise ValueError(f"the ODE cannot be followed to that tolerance: its steps vanish at t = {t:.4g}")
-        active = active[~(accepted & last)]
+            after = x + width * _combine(weights, [s.x for s in slopes])
+            at = torch.where(last & (node == 1.0), end, u + node * step)
+            slopes.append(field(at, after, rows))
+        share = width.reshape(-1, 1)
+        summed = integral + share * _combine(_STAGES[-1], [s.q for s in slopes])
+        to = torch.where(last, end, u + step)
+        error = width * _combine(_ERROR, [s.x for s in slopes])
+        q_error = share * _combine(_ERROR, [s.q for s in slopes])
+        local = error_of(Step(to, x, after, summed, error, q_error, slopes[-1])).cpu()  # the one wait
+        _check_finite(field, to, local)
+        evaluations[rows] += 6
+        least = smallest[0] + smallest[1] * torch.minimum(u - start, end - u)
+        kept = (local <= tolerance) | (step <= least)
+        errors[rows] += torch.where(kept, local, 0.0)
+        mask = column(kept, x)
+        x, integral = torch.where(mask, after, x), torch.where(mask.reshape(-1, 1), summed, integral)
+        # The last stage is the first one of the next step.
+        slope = Slope(torch.where(mask, slopes[-1].x, slope.x), torch.where(mask.reshape(-1, 1), slopes[-1].q, slope.q))
+        u = torch.where(kept, to, u)
+        h = step * (0.9 * (local / tolerance).clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
+        h = h.maximum(least)
+        finished = kept & last
+        if bool(finished.any()):
+            ended, active = (m.nonzero()[:, 0] for m in (finished, ~finished))
+            whole.index_copy_(0, rows[ended].to(x.device), x[ended.to(x.device)])
+            integrals.index_copy_(0, rows[ended].to(x.device), integral[ended.to(x.device)])
+            rows, u, h, index = rows[active], u[active], h[active], active.to(x.device)
+            x, integral, slope = x[index], integral[index], Slope(slope.x[index], slope.q[index])
+            if len(rows) == 0:
+                return Path(whole, integrals, evaluations, errors)
     raise ValueError(f"the ODE took more than {_MOST_STEPS} steps; raise the tolerance or t_min")
+
+
+def column(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) on the device of x (B, *), shaped to multiply it."""
+    return values.to(x.device, non_blocking=True).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _combine(weights: tuple[float, ...], stages: list[Tensor]) -> Tensor:
     out = torch.zeros_like(stages[0])
     for w, stage in zip(weights, stages, strict=False):
-        out = out + w * stage
+        if w:
+            out = out + w * stage
     return out
 
 
-def _check_finite(field: Field, u: Tensor, x: Tensor, integral: Tensor) -> None:
-    lost = ~(x.isfinite().flatten(1).all(1) & integral.isfinite().all(1))
+def _check_finite(field: Field, u: Tensor, values: Tensor) -> None:
+    lost = ~values.isfinite().cpu()
     if bool(lost.any()):
         raise ValueError(f"the ODE diverged: values that are not finite at t = {float(field.time(u[lost][:1])):.4g}")

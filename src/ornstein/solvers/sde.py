@@ -9,13 +9,16 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoises
 from ornstein.schedules import Times
-from ornstein.solvers.stepping import Noise, pairs
+from ornstein.solvers.stepping import Noise, knots, pairs
+
+__all__ = ["euler_maruyama", "langevin", "langevin_step"]
 
 
 def euler_maruyama(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """x_{t-h} = x_t - h f x_t + h g^2 C score + sqrt(h) g R z (E19): weak order 1.
+    """x_{t-h} = x_t - h f x_t + h g^2 C score + sqrt(h) g R z (E19): weak order 1. No noise in a step into t = 0.
 
-    The noise of a last step into t = 0 is left out. Raises ValueError for a zero terminal SNR: f is infinite there.
+    Raises:
+        ValueError: the schedule has a zero terminal SNR, where f is infinite.
     """
     p = d.process
     for k, (t, s) in enumerate(pairs(times, down=True)):
@@ -38,17 +41,21 @@ def langevin(
 ) -> Iterator[Tensor]:
     """Predictor-corrector sampling (Song et al. 2021, algorithm 1): a DDIM step, then Langevin steps at the new time.
 
-    `corrections` Langevin steps (E22) of length `size` s^2, in units of the noise that is left; none at the data.
+    Args:
+        d, x, times, noise: as for every solver.
+        corrections: Langevin steps (E22) after each step; none at the data.
+        size: the length of a Langevin step in units of s^2, the variance of the noise at that time.
+
+    Raises:
+        ValueError: corrections < 0 or size <= 0.
     """
     if corrections < 0 or size <= 0:
         raise ValueError(f"corrections must be >= 0 and size > 0, got {corrections} and {size}")
     p = d.process
-    for k, (t, s) in enumerate(pairs(times, down=True)):
-        prediction = d(x, t)
-        a, std = p.coefficients(s, x)
-        x = a * prediction.x0 + std * prediction.eps
-        if s > 0:
-            step = size * float(p.schedule.sigma(s)) ** 2
+    for k, (start, end) in enumerate(knots(p, times, down=True)):
+        prediction = d(x, start.t)
+        x = end.a * prediction.x0 + end.s * prediction.eps
+        if end.t > 0:
             for draw in range(corrections):
-                x = langevin_step(d, x, s, step, noise(k, draw))
+                x = langevin_step(d, x, end.t, size * end.s**2, noise(k, draw))
         yield x

@@ -13,8 +13,10 @@ from torch import Tensor
 from ornstein.denoiser import Denoises
 from ornstein.process import Prediction
 from ornstein.solvers.coefficients import Form, Level
-from ornstein.solvers.multistep import combine, seen
+from ornstein.solvers.multistep import combine, interpolated
 from ornstein.solvers.stepping import Noise, pairs
+
+__all__ = ["PAST", "Step", "Tuned"]
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,24 @@ class Step:
     scale: tuple[Level, Level]
     past: tuple[Level, ...]
 
-    def apply(self, base: Prediction, own: Tensor, s: float | Tensor, before: Sequence[Tensor]) -> Tensor:
+    def apply(self, base: Prediction, here: Tensor, s: float | Tensor, before: Sequence[Tensor]) -> Tensor:
         """The state at s from the prediction at t, its m, and those (B, *) of the steps before it, newest first."""
-        out = combine(base, s, own, list(zip(self.past, before, strict=False)))
+        out = combine(base, s, here, list(zip(self.past, before, strict=False)))
         a, std = base.process.coefficients(s, base.x_t)
         return out + (a * self.scale[0]) * base.x0 + (std * self.scale[1]) * base.eps
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """A solver of len(steps) evaluations on its own times, from 1 to 0. Calling it solves, as with any solver.
+    """A solver of len(steps) evaluations on its own times, from 1 to 0. It is called as any solver.
 
-    `form` says what m is: x0, or the straight flow eps - x0.
-    `guidance` is the scale of classifier-free guidance that it was tuned under. `error` and `untuned` are root mean
-    square distances to the fine solution, of this solver and of the untuned one, from noise it was not tuned on.
+    Attributes:
+        times: from 1 to 0.
+        steps: the learned coefficients of each step.
+        guidance: the guidance scale that it was tuned with.
+        error, untuned: root mean square distances to the fine solution, of this solver and of the untuned one, from
+            held-out noise.
+        form: the quantity m that it interpolates: x0, or the straight flow eps - x0.
     """
 
     times: tuple[float, ...]
@@ -59,11 +65,14 @@ class Tuned:
         before: list[Tensor] = []
         for (t, s), step in zip(pairs(times, down=True), self.steps, strict=True):
             now = d(x, t)
-            own = seen(now, self.form)
-            x = step.apply(now, own, s, before)
-            before.insert(0, own)
+            here = interpolated(now, self.form)
+            x = step.apply(now, here, s, before)
+            before.insert(0, here)
             del before[PAST:]
             yield x
+
+    def __repr__(self) -> str:
+        return f"Tuned({len(self.steps)} steps, form {self.form}, guidance {self.guidance:g}, error {self.error:.3g})"
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-able dict."""
@@ -78,7 +87,11 @@ class Tuned:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Tuned:
-        """What `to_config` described; ValueError where it is not a solver."""
+        """The solver that `to_config` described.
+
+        Raises:
+            ValueError: the config is not a solver.
+        """
         try:
             times = tuple(float(t) for t in config["times"])
             steps = tuple(
@@ -86,7 +99,7 @@ class Tuned:
                 for s in config["steps"]
             )
             numbers = {k: float(config[k]) for k in ("guidance", "error", "untuned")}
-            form = config.get("form", "x0")  # what those were that do not say
+            form = config.get("form", "x0")  # configs without a form are older, and of x0
         except (KeyError, IndexError, TypeError) as e:
             raise ValueError(f"no tuned solver: {e!r} is missing or wrong") from e
         fall = all(a > b for a, b in pairwise(times))

@@ -10,22 +10,33 @@ from torch import Tensor
 
 from ornstein.process import Prediction, check_times, expand
 
+__all__ = ["AnalyticVariance", "ReverseVariance", "check_variance", "position", "reverse_log_variance"]
+
 _NAMES = ("lower", "upper", "learned")
 
 
 @dataclass(frozen=True, eq=False)
 class AnalyticVariance:
-    """The optimal reverse variance sigma^2 C of a denoiser, at any number of steps; `likelihood.fit_variance` makes it.
+    """The optimal reverse variance sigma^2 C of a denoiser, for any number of steps; see `likelihood.fit_variance`.
 
     sigma^2 = beta~ + c^2 E||x_0 - x0_hat||^2_{C^-1}/N with c the factor of x_0 in the posterior mean (E6): the minimum
-    over sigma of the expected KL divergence of the step (Bao et al. 2022, Analytic-DPM, theorem 1, where the error of
-    an exact denoiser is written with E||score||^2). The table holds error (K,), that mean squared error over
-    s^2/(a^2 + s^2), at log-SNRs that fall, log_snr (K,): near 1 at the data, the variance of the data at the other end.
-    Between them it is linear in sigmoid(-log_snr/4).
+    over sigma of the expected KL divergence of the step. Source: Bao et al. 2022, Analytic-DPM (arXiv:2201.06503),
+    theorem 1, which writes the error of an exact denoiser with E||score||^2.
+
+    Args:
+        log_snr: (K,), falling.
+        error: (K,), that mean squared error over s^2/(a^2 + s^2): near 1 at the data, the variance of the data at the
+            other end. Between the nodes it is linear in sigmoid(-log_snr/4).
+
+    Raises:
+        ValueError: the tables do not have one length, log_snr does not fall, or an error is negative.
     """
 
     log_snr: Tensor
     error: Tensor
+
+    def __repr__(self) -> str:
+        return f"AnalyticVariance({len(self.log_snr)} levels)"
 
     def __post_init__(self) -> None:
         level, error = self.log_snr, self.error
@@ -67,7 +78,7 @@ ReverseVariance = Literal["lower", "upper", "learned"] | AnalyticVariance
 
 
 def check_variance(variance: ReverseVariance) -> None:
-    """ValueError unless it is one of E9."""
+    """Raise ValueError unless it is one of E9."""
     if not isinstance(variance, AnalyticVariance) and variance not in _NAMES:
         raise ValueError(
             f'variance is "lower" (beta~), "upper" (beta), "learned", or a table from likelihood.fit_variance, '
@@ -86,5 +97,5 @@ def reverse_log_variance(prediction: Prediction, s: float | Tensor, variance: Re
     if variance == "learned":
         return prediction.log_variance(s)
     p, x, t = prediction.process, prediction.x_t, prediction.t
-    step = p.posterior(x, prediction.x0, s, t) if variance == "lower" else p.transition(x, s, t)
-    return 2 * step.std.log()
+    std = p.posterior_factors(x, s, t)[2] if variance == "lower" else p.transition(x, s, t).std
+    return 2 * std.log()

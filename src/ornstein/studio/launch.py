@@ -14,31 +14,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import gradio
+import uvicorn
+from fastapi import FastAPI
+
 from ornstein.errors import RunError, UserError
-from ornstein.extras import install
+from ornstein.studio.app import STYLE, build, theme
+from ornstein.studio.guard import Guard
+from ornstein.studio.studio import Studio
 
 if TYPE_CHECKING:
     from ornstein.faces.detect import FaceDetector
     from ornstein.faces.recognise import FaceRecogniser
 
+__all__ = ["MAX_FILE_SIZE", "Address", "is_loopback", "serving"]
+
 MAX_FILE_SIZE = 4 * 2**30  # bytes of one upload
 _FIRST_PORT = 7860
 _SHORTEST = 8  # characters of a password
-# Read by Gradio when it is imported: it reports nothing, asks for nothing, and keeps uploads where they can be deleted.
-_QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_SSR_MODE": "False"}
 
 
 @dataclass(frozen=True)
 class Address:
     """Where the studio listens, and who may come in. Raises UserError where that would be open to others.
 
-    port: None for the first free one from 7860 on.
+    port: None for the first free one from 7860 on. names: further host names under which pages reach it, such as that
+    of a reverse proxy.
     """
 
     host: str = "127.0.0.1"
     port: int | None = None
     user: str | None = None
     password: str | None = None
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.user is None) != (self.password is None):
@@ -80,18 +88,8 @@ def serving(
     others are given. max_file_size: bytes of one upload. Raises UserError where the extra is missing or the port taken.
     """
     address = address or Address()
-    os.environ.update(_QUIET)
     with tempfile.TemporaryDirectory(prefix="ornstein-studio-", ignore_cleanup_errors=True) as cache:
         os.environ["GRADIO_TEMP_DIR"] = cache
-        try:
-            import gradio
-            import uvicorn
-            from fastapi import FastAPI
-        except ImportError:
-            raise UserError(f"the studio needs gradio, which is not installed: {install('studio')}") from None
-        from ornstein.studio.app import STYLE, build, theme
-        from ornstein.studio.studio import Studio
-
         listening = _listen(address.host, address.port)
         studio = Studio(home, Path(cache), given, detector, recogniser)
         blocks = build(studio)
@@ -114,7 +112,8 @@ def serving(
             theme=theme(),
             css=STYLE,
         )
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        guarded = Guard(app, address.host, (home, *given), address.names)
+        server = uvicorn.Server(uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

@@ -14,13 +14,13 @@ from torch import Tensor
 from ornstein.data import save_grid
 from ornstein.errors import UserError
 from ornstein.extras import require
-from ornstein.faces import film, provenance
+from ornstein.faces import provenance
 from ornstein.faces.detect import Detector, Face, find_faces
 from ornstein.faces.provenance import log
 from ornstein.faces.provenance.consent import Consent
-from ornstein.faces.swap import ALL, Choice, Swapper, SwapSettings, load_model, photo
+from ornstein.faces.swap import ALL, Choice, Swapper, SwapSettings, film, load_model, photo
 from ornstein.faces.swap.picture import read_picture
-from ornstein.faces.video_swap import VideoSettings, swap_video
+from ornstein.faces.swap.video import VideoSettings, swap_video
 from ornstein.studio.judge import counted
 from ornstein.studio.studio import Studio
 from ornstein.studio.work import Work, duration, note, told

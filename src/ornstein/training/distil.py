@@ -19,7 +19,7 @@ from ornstein.denoiser import Denoiser, Distilled
 from ornstein.errors import UserError
 from ornstein.few_steps.distillation import follow, labels_of, leading_to, student_times
 from ornstein.store import atomic_write, make_folder, read_json, refuse_links, write_error
-from ornstein.training.task import Task
+from ornstein.training.task import Task, on_cpu
 from ornstein.wrapper import network_precision
 
 FOLDER = "trajectories"
@@ -138,10 +138,10 @@ class Distillation(Task[Denoiser]):
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         n, rows = self.whole(x0)
-        k = torch.randint(len(self.times) - 1, (n,), generator=draw, device=x0.device)[rows]
-        row, times = torch.arange(len(x0), device=x0.device), self.times.to(x0.device)
-        aim = leading_to(self.model.process, x0[row, k], times[k], x0[row, k + 1], times[k + 1])
-        cond = {} if labels is None else {"label": labels.to(x0.device)}
+        k = torch.randint(len(self.times) - 1, (n,), generator=on_cpu(draw))[rows]
+        row, at = torch.arange(len(x0), device=x0.device), k.to(x0.device, non_blocking=True)
+        aim = leading_to(self.model.process, x0[row, at], self.times[k], x0[row, at + 1], self.times[k + 1])
+        cond = {} if labels is None else {"label": labels}
         return self.model.error(aim, **cond).mean(), {}
 
     def config(self) -> dict[str, Any]:

@@ -13,18 +13,19 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
+from ornstein import processes
 from ornstein.autoencoders import AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import Clips, ImageSet, StreamedSet, save_grid, save_sheet
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
-from ornstein.evaluation.run import STEPS, Advance, draw, write_run_report
+from ornstein.evaluation.run import Advance, draw, write_run_report
 from ornstein.evaluation.run_autoencoder import reconstruct, write_autoencoder_report
 from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.progress import progress, warn
 from ornstein.store import CONFIG, read_config
-from ornstein.training import TrainState, processes, run_task
+from ornstein.training import TrainState, run_task
 from ornstein.training.autoencoder import Autoencoding
 from ornstein.training.latents import LatentDiffusion, LatentSet, encode_images
 from ornstein.training.models import new_autoencoder, new_denoiser
@@ -32,15 +33,11 @@ from ornstein.training.settings import DIFFUSION, Settings
 from ornstein.training.state import check_new
 from ornstein.training.task import Diffusion, M
 
-__all__ = ["Job", "ReportPlan", "affordable", "new_job", "preview", "size_of"]
+__all__ = ["Job", "ReportPlan", "new_job", "preview", "size_of"]
 
 # A preview is worth fewer samples and steps than a result.
 _PREVIEW_IMAGES, _PREVIEW_CLIPS, _PREVIEW_STEPS, _PREVIEW_PAIRS = 64, 4, 10, 8
 _MEASURED = 8  # samples that the time of a sample is measured with
-# A report draws a grid and a film besides the samples that it scores. With less time it has fewer steps and samples.
-_GRID, _FILM, _FEWEST = 100, 20, 16
-_SHORT_STEPS = 8
-_BOUND_EVALUATIONS = 3200  # of the joint bound of a latent model
 
 
 @dataclass(frozen=True)
@@ -106,19 +103,15 @@ def _diffusion(
     def report(plan: ReportPlan) -> list[Score]:
         if isinstance(train_set, ImageSet | StreamedSet):
             assert isinstance(held_out, ImageSet)
-            effort = _effort(denoiser, plan)
             seen = train_set.drawn() if isinstance(train_set, StreamedSet) else train_set
             return write_run_report(
-                out, denoiser, seen, held_out, plan.title, plan.shown, effort.judged, plan.quality_steps, plan.advance,
-                shown=effort.grid, steps=effort.steps,
+                out, denoiser, seen, held_out, plan.title, plan.shown, plan.judged, plan.quality_steps, plan.advance,
+                seconds=plan.budget,
             )  # fmt: skip
         assert not isinstance(held_out, ImageSet)
-        steps = STEPS
-        most = affordable(denoiser, plan.budget, plan.judged, steps)
-        if most < _FEWEST:
-            steps = _SHORT_STEPS
-            most = max(4, affordable(denoiser, plan.budget, _FEWEST, steps))
-        return write_clip_report(out, denoiser, train_set, held_out, plan.title, plan.shown, plan.advance, most, steps)
+        return write_clip_report(
+            out, denoiser, train_set, held_out, plan.title, plan.shown, plan.advance, plan.judged, plan.budget
+        )
 
     about = size_of(denoiser)
     if denoiser.space is not None and denoiser.data is not None:
@@ -178,42 +171,6 @@ def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool)
             lambda: encode_images(path, images, out, lambda done, _: bar.update(task, completed=done)) and None
         )
         return encode_images(path, images, out)
-
-
-@dataclass(frozen=True)
-class _Effort:
-    judged: int
-    grid: int
-    steps: int
-
-
-def _effort(denoiser: Denoiser, plan: ReportPlan) -> _Effort:
-    """How much a report of images can draw within its time: all of it, or fewer samples of fewer steps."""
-    besides = _GRID + _FILM + sum(plan.quality_steps) * 2 * plan.judged // STEPS
-    if denoiser.space is not None:
-        besides += _BOUND_EVALUATIONS // STEPS
-    count = affordable(denoiser, plan.budget, besides + plan.judged, STEPS) - besides
-    if count >= _FEWEST:
-        return _Effort(count, _GRID, STEPS)
-    count = affordable(denoiser, plan.budget, _GRID + _FILM + _FEWEST, _SHORT_STEPS)
-    grid = min(_GRID, max(10, count - _FILM - _FEWEST))
-    return _Effort(_FEWEST, grid, _SHORT_STEPS)
-
-
-def affordable(denoiser: Denoiser, budget: float, most: int, steps: int) -> int:
-    """How many samples of `steps` network evaluations can be drawn within `budget` seconds, at most `most`.
-
-    A few samples are drawn to measure their time. A distilled model takes its own steps.
-    """
-    assert denoiser.data is not None
-    if math.isinf(budget):
-        return most
-    labels = denoiser.data.labels(_MEASURED)
-    draw(denoiser, labels, _MEASURED, steps=1)  # the first call sets up caches and threads
-    began = time.monotonic()
-    draw(denoiser, labels, _MEASURED, steps=1)
-    each = (time.monotonic() - began) / _MEASURED * (steps if denoiser.distilled is None else 1)
-    return max(0, min(most, int(budget / each)))
 
 
 def size_of(model: nn.Module) -> str:

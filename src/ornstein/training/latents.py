@@ -14,6 +14,7 @@ from ornstein import autoencoders
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet, StreamedSet
 from ornstein.data.rows import RowFile
+from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.store import atomic_write, make_folder, partial_name, read_json, remove_partial, write_error
 from ornstein.training.task import Diffusion
@@ -88,7 +89,7 @@ def _write(
     progress: Callable[[int, int], object],
 ) -> tuple[Tensor, Tensor]:
     """Encode into `file`; mean and standard deviation (c,) of the latents by channel."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = choose_device("auto")
     c = autoencoder.latent_shape[0]
     # as they are: the statistics are not known yet
     space = LatentSpace(autoencoder.to(device).eval(), torch.zeros(c), torch.ones(c), file, "")

@@ -1,4 +1,4 @@
-"""The batches of coming steps, made by a thread while a step is computed."""
+"""The batches of the next steps, prepared by a thread while a step is computed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from torch import Tensor
 from ornstein.data.order import batch_indices
 from ornstein.training.task import Part
 
-AHEAD = 3  # steps: enough that one slow batch is not waited for, and little memory
+__all__ = ["AHEAD", "Batch", "Images", "Loader"]
+
+AHEAD = 3
+"""Steps whose batches are prepared in advance: enough to hide one slow batch, and little memory."""
 
 Batch = tuple[Tensor, Tensor | None]
 
 
 class Images(Protocol):
-    """What is trained on: `ornstein.data.ImageSet`, or anything with the same two methods.
+    """A data set for training: `ornstein.data.ImageSet`, or anything with the same two methods.
 
-    With a third, `order(batch, step, seed)`, int64 (batch,), it says itself which images make up a step.
+    With a third method, `order(batch, step, seed)`, int64 (batch,), it chooses the images of a step itself.
     """
 
     def __len__(self) -> int: ...
@@ -34,14 +37,28 @@ class Images(Protocol):
 
 
 class Loader:
-    """The parts of a step's batch that this process computes: a function of the step, made some steps ahead.
+    """The parts of a step's batch that this process computes, as a function of the step.
 
-    With `ahead` = 0 they are made when they are asked for, by who asks.
+    Args:
+        images: the data set.
+        batch: images of a step, over all processes.
+        seed: of their order.
+        parts: the rows of the batch that this process computes, one part after the other.
+        ahead: steps that a thread prepares in advance; 0 to make each batch when it is requested.
+        pinned: keep images in page-locked memory, from which a CUDA device copies while the CPU goes on.
     """
 
-    def __init__(self, images: Images, batch: int, seed: int, parts: Sequence[Part], ahead: int = AHEAD) -> None:
-        self.images, self.parts, self.ahead = images, parts, ahead
-        self.waited = 0.0  # seconds, in all
+    def __init__(
+        self,
+        images: Images,
+        batch: int,
+        seed: int,
+        parts: Sequence[Part],
+        ahead: int = AHEAD,
+        pinned: bool = False,
+    ) -> None:
+        self.images, self.parts, self.ahead, self.pinned = images, parts, ahead, pinned
+        self.waited = 0.0  # seconds in total that the training has waited for data
         order: Callable[..., Tensor] = getattr(images, "order", partial(batch_indices, len(images)))
         self._order = partial(order, batch, seed=seed)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -67,10 +84,11 @@ class Loader:
         return torch.cat([order[part.rows] for part in self.parts])
 
     def close(self) -> None:
-        """End the thread; what it has not begun is not made."""
+        """End the thread; batches that it has not begun are dropped."""
         self._coming.clear()
         self._thread.shutdown(cancel_futures=True)
 
     def _make(self, step: int) -> list[Batch]:
         order = self._order(step=step)
-        return [self.images.batch(order[part.rows]) for part in self.parts]
+        batches = [self.images.batch(order[part.rows]) for part in self.parts]
+        return [(x0.pin_memory(), labels) for x0, labels in batches] if self.pinned else batches

@@ -13,28 +13,40 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ornstein import processes, sharding
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_precision
 from ornstein.errors import RunError, UserError
+from ornstein.metrics import append_metrics, drop_metrics_after
 from ornstein.randomness import generator
-from ornstein.training import failures, lock, processes, sharding, state
+from ornstein.training import failures, lock, state
 from ornstein.training.config import TrainConfig, ema_decay, ema_exponent
 from ornstein.training.interrupts import Interrupts
 from ornstein.training.loader import AHEAD, Images, Loader
 from ornstein.training.optimizer import optimizer_of
-from ornstein.training.task import Diffusion, M, Part, Task, autocast_within
+from ornstein.training.precision import LossScale, addressed_dropout, autocast_within, float32_products, wide
+from ornstein.training.task import Diffusion, M, Part, Task
 from ornstein.training.tracking import Trackers
 
-LOG_EVERY = 10  # steps averaged in a line of metrics.jsonl
+__all__ = ["LOG_EVERY", "TrainState", "run_task", "train"]
+
+LOG_EVERY = 10
+"""Steps that are averaged in a line of metrics.jsonl."""
 
 
 @dataclass(frozen=True)
 class TrainState(Generic[M]):
-    """What the trainer tells after each step.
+    """The state of a training after a step.
 
-    step: steps done. loss: of this step. learning_rate: of this step. images_per_second: over the last steps.
-    elapsed: seconds, over all resumptions. progress: fraction of the training done, in [0, 1]. sample_due: it is
-    time for a sample grid. model: the one with the averaged weights, to sample from; changed by the next step.
+    Attributes:
+        step: steps done.
+        loss: of this step.
+        learning_rate: of this step.
+        images_per_second: over the last steps.
+        elapsed: seconds, over all resumptions.
+        progress: fraction of the training done, in [0, 1].
+        sample_due: whether it is time for a sample grid.
+        model: the model with EMA weights, to sample from; the next step changes it.
     """
 
     step: int
@@ -50,9 +62,9 @@ class TrainState(Generic[M]):
 def train(
     denoiser: Denoiser, images: Images, config: TrainConfig, out: str | Path, resume: bool = False
 ) -> Iterator[TrainState[Denoiser]]:
-    """Train `denoiser` on `images` into the run folder `out`, one state a step (E10, through `denoiser.loss`).
+    """Train `denoiser` on `images` into the run directory `out`, one state a step (E10, through `denoiser.loss`).
 
-    As `run_task` with the objective of `config`: what that raises, this raises.
+    This is `run_task` with the objective of `config`, and raises the same errors.
     """
     return run_task(Diffusion(denoiser, config), images, config, out, resume)
 
@@ -60,25 +72,29 @@ def train(
 def run_task(
     task: Task[M], images: Images, config: TrainConfig, out: str | Path, resume: bool = False
 ) -> Iterator[TrainState[M]]:
-    """Train the model of `task` on `images` into the run folder `out`, one state a step.
+    """Train the model of `task` on `images` into the run directory `out`, one state a step.
 
-    The folder holds config.json and model.safetensors (the averaged weights), state/ (what a resumption needs) and
-    metrics.jsonl. Everything random in step k and its data are functions of (seed, k): a run of `steps` steps that is
-    killed and resumed ends in the same bits as one that was not, on the same machine and number of threads. When the
-    iterator is exhausted, the task's model holds the averaged weights.
+    The directory holds config.json and model.safetensors (the EMA weights), state/ (what a resumed run needs) and
+    metrics.jsonl. The data and all random numbers of step k are functions of (seed, k): a run of `steps` steps that is
+    killed and resumed ends in the same bits as one that was not, on the same machine with the same number of threads.
+    When the iterator is exhausted, the task's model holds the EMA weights.
 
-    Where a launcher started several processes (`torchrun`, `accelerate launch`), each computes its share of the batch:
-    the curve is that of one process to rounding where the task is `by_rows`, and a run may be resumed on another number
-    of processes. The first of them alone writes; all of them yield the same states.
+    It trains where the model's weights are. On a CUDA device the step reads one tensor, at its end; float32 products
+    are exact with precision "float32", else TF32 is allowed. In fp16 the loss is scaled (`LossScale`).
 
-    SIGINT and SIGTERM end the step, save a checkpoint and raise KeyboardInterrupt, where the caller is if it has the
-    control; a second one interrupts at once. Leaving the loop early saves nothing: the last checkpoint stands.
+    If a launcher started several processes (`torchrun`, `accelerate launch`), each computes its share of the batch on
+    the device of its local rank. The curve is that of one process to rounding if the task is `by_rows`, and a run may
+    be resumed on another number of processes. Only the first process writes; all of them yield the same states.
+
+    SIGINT and SIGTERM end the step, save a checkpoint and raise KeyboardInterrupt; if the caller is busy between
+    steps, they save at once and raise there. A second signal interrupts at once. Leaving the loop early saves nothing:
+    the last checkpoint stays.
 
     Raises:
         UserError: `out` holds a run and `resume` is not set, or there is none to resume, or it is another one; another
             process trains it; the batch does not divide among processes and parts.
         RunError: the loss, the gradient or the data are not finite; the memory or the disk is full; `out` cannot be
-            written; another process of the launch is gone. The last checkpoint is intact.
+            written; another process of the launch has ended. The last checkpoint is intact.
         KeyboardInterrupt: see above.
     """
     run = _Run(task, images, config, Path(out))
@@ -91,17 +107,19 @@ class _Run(Generic[M]):
         if not len(images):
             raise UserError("there are no images to train on")
         self.processes = processes.current()
-        # what the caller has and samples from: the average, refreshed where there is something to be seen of it
+        # the caller's model, if this process holds only parts of the EMA weights; refreshed before the caller sees it
         self.shown: M | None = task.model if self.processes.split else None
         task = task.with_own_model() if self.processes.split else task
         self.task, self.model, self.images, self.config, self.out = task, task.model, images, config, out
         self.parts = _parts(config, self.processes)
         task.share(self.processes, config.accumulate)
-        self.device = next(self.model.parameters()).device
-        # a processor that trains has no time to spare for images that are in memory already
-        ahead = AHEAD if hasattr(images, "order") or self.device.type == "cuda" else 0
-        self.loader = Loader(images, config.batch, config.seed, self.parts, ahead)
+        self.device = self.processes.place(self.model)
+        # on a CPU that trains, a thread for images that are in memory already would only compete with the step
+        ahead = AHEAD if hasattr(images, "order") or self.device.type != "cpu" else 0
+        pinned = self.device.type == "cuda"
+        self.loader = Loader(images, config.batch, config.seed, self.parts, ahead, pinned)
         self.dtype = choose_precision(config.precision, self.device)
+        self.scale = LossScale(self.dtype)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.exponent = ema_exponent(config.ema)
         self.criterion: nn.Module = _Criterion(task)
@@ -118,18 +136,20 @@ class _Run(Generic[M]):
         self.locked = False
 
     def describe(self) -> dict[str, Any]:
-        """What a resumption must have in common with the run, and then some."""
+        """The description of the run: a resumed run must have the same."""
         about = self.task.config() | {"training": asdict(self.config), "images": len(self.images)}
         return about | ({"streamed": True} if hasattr(self.images, "order") else {})
 
     def begin(self, resume: bool) -> None:
-        """Take the folder, and go to where the run in it stopped if that is asked for."""
+        """Lock the directory, and load the state of the run in it if `resume`."""
         file = self.processes.agreed(lambda: self.claim(resume))
         if file is not None:
-            self.step, self.elapsed = state.load(file, self.model, self.average, self.optimizer)
+            record = state.load(file, self.model, self.average, self.optimizer)
+            self.step, self.elapsed = record["step"], record["elapsed"]
+            self.scale.load_state(record.get("loss_scale"))
 
     def claim(self, resume: bool) -> Path | None:
-        """Lock the folder; the state to go on from, None for the beginning. In the main process."""
+        """Lock the directory; the state to go on from, None for the beginning. Called in the main process only."""
         if not resume:
             state.check_new(self.out)
             self.locked = lock.hold(self.out)
@@ -139,13 +159,13 @@ class _Run(Generic[M]):
         try:
             state.clear(self.out)
             if not state.has_state(self.out):
-                state.drop_metrics_after(self.out, 0)
-                return None  # killed before the first checkpoint: the beginning is where it stopped
+                drop_metrics_after(self.out, 0)
+                return None  # killed before the first checkpoint: start again
             file, record = state.sound(self.out)
             state.check_same(self.out, record["run"], self.describe())
             if self.config.steps is not None and self.config.steps < record["step"]:
                 raise UserError(f"{self.out} already has {record['step']} steps: ask for more than {self.config.steps}")
-            state.drop_metrics_after(self.out, record["step"])
+            drop_metrics_after(self.out, record["step"])
         except BaseException:
             self.unlock()
             raise
@@ -168,6 +188,8 @@ class _Run(Generic[M]):
             tensors, shown = {}, self.average
         if main:
             record = {"step": self.step, "elapsed": self.elapsed, "run": self.describe()}
+            if self.scale.used:
+                record["loss_scale"] = self.scale.to_state()
             state.save(self.out, tensors, record)
             # second: if a kill falls between the two, the resumed run writes this one again
             training = asdict(self.config) | {"step": self.step, "images": len(self.images)}
@@ -175,7 +197,7 @@ class _Run(Generic[M]):
         self.saved = self.step
 
     def refreshed(self) -> M:
-        """The averaged model, whole. Where it is split, all processes must ask at once."""
+        """The model with EMA weights, whole. If it is split, all processes must call this together."""
         if self.shown is None:
             return self.average
         self.shown.load_state_dict(sharding.whole_state(self.average))
@@ -189,7 +211,7 @@ class _Run(Generic[M]):
         seconds = spent = waited = 0.0
         try:
             trackers = Trackers(config.track if self.processes.main else None, self.out, asdict(config))
-            # between steps one process cannot save what all hold parts of: it stops with the next step
+            # a split model cannot be saved by one process between steps: it stops after the next step
             with Interrupts(None if self.processes.split else self.save) as interrupts:
                 while self.progress < 1:
                     began = time.perf_counter()
@@ -201,14 +223,10 @@ class _Run(Generic[M]):
                     spent += took
                     checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or stop
                     if self.step % LOG_EVERY == 0 or checkpoint_due:
-                        means = {name: sum(each[name] for each in losses) / len(losses) for name in losses[0]}
-                        line = {"step": self.step, "learning_rate": learning_rate} | means
-                        line |= {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
-                        line |= {"data_wait": (self.loader.waited - waited) / spent}
+                        timing = {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
+                        timing |= {"data_wait": (self.loader.waited - waited) / spent}
                         waited, spent = self.loader.waited, 0.0
-                        if self.processes.main:
-                            state.append_metrics(self.out, line)
-                            trackers.log(line)
+                        self.log(trackers, {"step": self.step, "learning_rate": learning_rate}, losses, timing)
                         losses.clear()
                     if checkpoint_due:
                         self.save()
@@ -239,67 +257,93 @@ class _Run(Generic[M]):
         else:
             self.refreshed()
 
+    def log(
+        self, trackers: Trackers, about: dict[str, float], losses: list[dict[str, float]], timing: dict[str, float]
+    ) -> None:
+        """Write a line of metrics: the means of the figures of several steps, in the main process."""
+        if self.processes.main:
+            line = about | {name: sum(each[name] for each in losses) / len(losses) for name in losses[0]} | timing
+            append_metrics(self.out, line)
+            trackers.log(line)
+
     @property
     def progress(self) -> float:
         return self.config.progress(self.step, self.elapsed)
 
     def take_step(self, learning_rate: float, start: float, interrupts: Interrupts) -> tuple[dict[str, float], bool]:
-        """One optimizer step: its loss and figures, and whether to stop. All processes come to the same.
+        """One optimizer step: its loss and figures, and whether to stop; the same in all processes.
 
-        Raises RunError, and changes nothing, where it fails.
+        Raises:
+            RunError: the step failed; nothing was changed.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         try:
-            told = self.gradients()
-            norm = sharding.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
-            # read once: what comes later is seen after the yield
-            mine = [float(interrupts.requested), time.monotonic() - start if self.processes.main else 0.0]
-            agreed = self.processes.total(torch.tensor(mine, dtype=torch.float64, device=self.device))
-            values = torch.stack([norm.detach().double(), *agreed, *told.values()]).tolist()
+            with float32_products(self.device, exact=self.dtype is None):
+                computed = self.gradients()
+                self.scale.unscale(self.parameters)
+                norm = sharding.whole(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+                # the flag is read once: a signal that arrives later is seen after the yield
+                stop, elapsed = interrupts.requested, time.monotonic() - start
+                shared = self.shared(stop, elapsed)
+                # the one read of the step: it waits for the device
+                values = torch.stack([norm.detach().to(wide(self.device)), *computed.values(), *shared]).tolist()
         except (RuntimeError, MemoryError) as error:
             if interrupts.requested and isinstance(error, RuntimeError) and self.processes.lost(error):
-                raise KeyboardInterrupt from None  # all were told to stop, and another did so first
+                raise KeyboardInterrupt from None  # all processes got the signal, and another one stopped first
             one_line = failures.of_step(error, self.step + 1, self.config, self.processes, self.out)
             if one_line is None:
                 raise
             raise one_line from None
-        gradient, stops, elapsed, *rest = values
-        figures = dict(zip(told, rest, strict=True))
-        if not (math.isfinite(figures["loss"]) and math.isfinite(gradient)):
-            loss = figures["loss"]
-            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {gradient}"
-            what, advice = (
-                self.bad_data() or what,
-                "" if self.bad_data() else ". Train again with a lower learning rate",
-            )
-            raise RunError(f"step {self.step + 1}: {what}; {failures.kept(self.out)}{advice}")
-        self.optimizer.step()
+        gradient, *values = values
+        if shared:
+            *values, stops, elapsed = values
+            stop = stops > 0
+        figures = dict(zip(computed, values, strict=True))
+        if math.isfinite(figures["loss"]) and math.isfinite(gradient):
+            with float32_products(self.device, exact=self.dtype is None):
+                self.optimizer.step()
+            self.scale.stepped()
+        elif not math.isfinite(figures["loss"]) or not self.scale.overflowed():
+            raise self.not_finite(figures["loss"], gradient)
         self.optimizer.zero_grad()
         self.step, self.elapsed = self.step + 1, elapsed
         decay = ema_decay(self.exponent, self.step) if self.config.ema else 0.0
         get_ema_multi_avg_fn(decay)(sharding.parts(self.averages), sharding.parts(self.parameters), self.step - 1)
         for old, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
             old.copy_(new)
-        return figures, stops > 0
+        return figures, stop
+
+    def shared(self, stop: bool, elapsed: float) -> list[Tensor]:
+        """Over all processes: how many were told to stop, and the time of the main one; empty for one process."""
+        if self.processes.world == 1:
+            return []
+        mine = [float(stop), elapsed if self.processes.main else 0.0]
+        return list(self.processes.total(torch.tensor(mine, dtype=wide(self.device), device=self.device)))
+
+    def not_finite(self, loss: float, gradient: float) -> RunError:
+        """The error of a step whose loss or gradient is not finite."""
+        data = self.bad_data()
+        what = data or (f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {gradient}")
+        advice = "" if data else ". Train again with a lower learning rate"
+        return RunError(f"step {self.step + 1}: {what}; {failures.kept(self.out)}{advice}")
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradient of the step's batch in the parameters; its loss and figures, float64 scalars."""
-        told: dict[str, Tensor] = {}
+        """Put the gradient of the step's batch, times the loss scale, into the parameters; its loss and figures."""
+        sums: dict[str, Tensor] = {}
         for i, (part, (x0, labels)) in enumerate(zip(self.parts, self.loader.batches(self.step), strict=True)):
             last = i == len(self.parts) - 1
             with ExitStack() as stack:
                 if not last:
                     stack.enter_context(self.processes.apart(self.criterion))
                 loss, figures = self.loss(part, x0, labels)
-                (loss / len(self.parts)).backward()
+                (loss * (self.scale.value / len(self.parts)) if self.scale.used else loss / len(self.parts)).backward()
             for name, value in ({"loss": loss} | figures).items():
-                told[name] = told.get(name, 0) + value.detach().double() / len(self.parts)
-        names = list(told)
+                sums[name] = sums.get(name, 0) + value.detach().to(wide(self.device)) / len(self.parts)
         if self.processes.world > 1:
-            means = self.processes.total(torch.stack(list(told.values()))) / self.processes.world
-            told = dict(zip(names, means, strict=True))
-        return told
+            means = self.processes.total(torch.stack(list(sums.values()))) / self.processes.world
+            sums = dict(zip(sums, means, strict=True))
+        return sums
 
     def loss(self, part: Part, x0: Tensor, labels: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and figures of a part of the batch."""
@@ -308,10 +352,7 @@ class _Run(Generic[M]):
         own = () if self.task.by_rows or part.first == 0 else (part.first,)
         seed = generator(self.config.seed, "train", self.step, *own).initial_seed()
         draw = torch.Generator(self.device).manual_seed(seed)
-        devices = [self.device] if self.device.type == "cuda" else []
-        # dropout layers draw from the global generator: addressed as well, and the caller's left alone
-        with torch.random.fork_rng(devices), ExitStack() as half:
-            torch.manual_seed(seed + part.first)
+        with addressed_dropout(self.device, seed + part.first), ExitStack() as half:
             for network in self.task.networks:
                 half.enter_context(autocast_within(network, self.device, self.dtype))
             x0 = x0.to(self.device, non_blocking=True)
@@ -325,13 +366,13 @@ class _Run(Generic[M]):
         return torch.where(chosen.view(-1, *[1] * (x0.ndim - 1)), x0.flip(-1), x0)
 
     def bad_data(self) -> str | None:
-        """Which images of this step, of this process, are not numbers."""
+        """Names the images of this step, of this process, that hold values that are not finite."""
         rows = self.loader.rows(self.step)
         return failures.not_finite_rows(self.images.batch(rows)[0], rows.tolist(), getattr(self.images, "names", None))
 
 
 class _Criterion(nn.Module):
-    """The loss of a task as a module over its model: what DistributedDataParallel wraps."""
+    """The loss of a task as a module around its model, which DistributedDataParallel wraps."""
 
     def __init__(self, task: Task[Any]) -> None:
         super().__init__()
@@ -345,7 +386,11 @@ class _Criterion(nn.Module):
 
 
 def _parts(config: TrainConfig, group: processes.Processes) -> list[Part]:
-    """The parts of a batch that this process computes, one after the other."""
+    """The parts of a batch that this process computes, one after the other.
+
+    Raises:
+        UserError: the batch does not divide among the processes and parts.
+    """
     pieces = group.world * config.accumulate
     if config.batch % pieces:
         parts = f" in {config.accumulate} parts each" if config.accumulate > 1 else ""

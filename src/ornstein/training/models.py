@@ -16,12 +16,13 @@ from ornstein.autoencoders import AUTOENCODERS, AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import Clips, ImageSet, StreamedSet
 from ornstein.denoiser import Data, Denoiser
+from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.nets import UNet, VideoUNet
 from ornstein.process import Process
 from ornstein.training.settings import Settings
 
-__all__ = ["new_autoencoder", "new_denoiser"]
+__all__ = ["learns_classes", "new_autoencoder", "new_denoiser"]
 
 # With fewer images per class than this the classes are not learned, unless --conditional asks for them.
 _IMAGES_PER_CLASS = 10
@@ -63,9 +64,9 @@ def new_denoiser(
     Raises:
         UserError: the settings do not fit the data.
     """
-    device = default_device() if device is None else device
+    device = choose_device() if device is None else device
     shape = tuple(data.shape) if space is None else space.latent_shape
-    classes = data.classes if _learns_classes(settings, data) else []
+    classes = data.classes if learns_classes(settings, data) else []
     preset = settings.preset(shape[-1], space is not None, device.type == "cpu")
     with _seeded(settings.seed):
         net = _network(settings, preset, shape, len(classes), latent=space is not None)
@@ -77,11 +78,6 @@ def new_denoiser(
     return Denoiser(net, Process(schedule, noise), "edm", data=spec, data_covariance=covariance).to(device)
 
 
-def default_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Within it the initial weights follow from `seed`; the caller's random state is left alone."""
@@ -90,7 +86,8 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _learns_classes(settings: Settings, data: ImageSet | StreamedSet | Clips) -> bool:
+def learns_classes(settings: Settings, data: ImageSet | StreamedSet | Clips) -> bool:
+    """Whether a model of these data is conditional on their classes."""
     if settings.conditional is not None:
         return settings.conditional
     return 1 < len(data.classes) <= len(data) / _IMAGES_PER_CLASS
@@ -145,7 +142,7 @@ def new_autoencoder(
     Raises:
         UserError: a setting is out of range.
     """
-    device = default_device() if device is None else device
+    device = choose_device() if device is None else device
     channels, size, _ = data.shape
     kind = settings.model
     preset = settings.preset(size, False, device.type == "cpu")

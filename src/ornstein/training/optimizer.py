@@ -1,4 +1,4 @@
-"""What takes a step: AdamW, and Muon for the matrices of a network with AdamW for the rest."""
+"""The optimizers: AdamW, and Muon for the matrices of a network with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from ornstein.devices import choose_precision
 from ornstein.training.config import TrainConfig
 
-_LEAST_SIDE = 16  # a weight with fewer inputs or outputs is vectors, with no spectrum worth levelling
+__all__ = ["Muon", "adamw", "optimizer_of", "orthogonal"]
+
+_LEAST_SIDE = 16  # a weight with fewer inputs or outputs has no spectrum worth equalising
 _MOMENTUM = 0.95
+_FUSED = ("cpu", "cuda", "mps", "xpu")  # devices with a fused AdamW step
 
 
 def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -21,7 +24,7 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 
 def adamw(model: nn.Module, config: TrainConfig, but: frozenset[Tensor] = frozenset()) -> torch.optim.AdamW:
-    """AdamW on the parameters of a model `but` those, with decay on what has more than one axis."""
+    """AdamW on the parameters of a model except `but`, with weight decay on those of more than one axis."""
     parameters = [p for p in model.parameters() if p not in but]
     decayed = [p for p in parameters if p.ndim > 1]
     kept = [p for p in parameters if p.ndim <= 1]
@@ -29,17 +32,17 @@ def adamw(model: nn.Module, config: TrainConfig, but: frozenset[Tensor] = frozen
         [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}],
         lr=config.learning_rate,
         betas=config.betas,
-        fused=all(p.device.type in ("cpu", "cuda") for p in parameters),
+        fused=all(p.device.type in _FUSED for p in parameters),
     )
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose steps are made orthogonal, on matrices and convolutions; AdamW on everything else.
+    """Momentum with orthogonalised steps on matrices and convolutions; AdamW on everything else.
 
-    A convolution (O, I, h, w) is the matrix (O, I h w). A step's root mean square is 0.2 times the learning rate, about
-    that of AdamW's, so that one learning rate serves both. Biases, norms, tables of embeddings, and weights with
-    fewer than 16 inputs or outputs (a first or last layer on pixels) are AdamW's. It computes in the precision of the
-    training: in float32 one process and several come to the same steps but for rounding.
+    A convolution (O, I, h, w) is the matrix (O, I h w). The root mean square of a step is 0.2 times the learning rate,
+    about that of AdamW, so that one learning rate serves both. Biases, norms, embedding tables, and weights with fewer
+    than 16 inputs or outputs (a first or last layer on pixels) are left to AdamW. It computes in bf16 if the training
+    does, else in float32: then one process and several make the same steps, to rounding.
 
     Source: Jordan et al. 2024 (Muon); Liu et al. 2025 (arXiv:2502.16982), section 2.2, the size of its steps.
     """
@@ -53,8 +56,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(model.parameters()), {"lr": config.learning_rate})
         self.decay = config.weight_decay
         device = next(model.parameters()).device
-        self.dtype = choose_precision(config.precision, device) or torch.float32
-        # one state for all: what is saved and put back is keyed by the model's own parameters
+        # fp16 has too few exponents for the powers of a matrix
+        self.dtype = torch.bfloat16 if choose_precision(config.precision, device) == torch.bfloat16 else torch.float32
+        # one state for all, keyed by the model's own parameters: it is saved and restored as that of AdamW
         self.rest.state = self.state
 
     @overload
@@ -65,7 +69,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """A step by the gradients that are there, at the learning rate of the first group."""
+        """A step along the current gradients, with the learning rate of the first group."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         rate = self.param_groups[0]["lr"]
         for group in self.rest.param_groups:
@@ -86,7 +90,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (O, I) with its singular values brought near 1, in (0.68, 1.13), in x's dtype; computed in `dtype`.
+    """x (O, I) with its singular values moved near 1, into (0.68, 1.13), in x's dtype; computed in `dtype`.
 
     Five steps of x <- a x + b (x x^T) x + c (x x^T)^2 x from x / |x|. Source: Jordan et al. 2024 (Muon).
     """
@@ -101,7 +105,7 @@ def orthogonal(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _as_matrix(x: Tensor, like: Tensor) -> Tensor:
-    """x as (O, I h w), in the order in which `like` lies in memory: without a copy where x lies as it does."""
+    """x as (O, I h w), in the memory order of `like`; a view if x has that order."""
     if like.is_contiguous():
         return x.contiguous().flatten(1)
     form = torch.channels_last if like.ndim == 4 else torch.channels_last_3d

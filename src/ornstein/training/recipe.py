@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ornstein import autoencoders
+from ornstein import autoencoders, processes
 from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed, same_data
 from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.sets import few_images
@@ -23,10 +23,9 @@ from ornstein.evaluation import Score
 from ornstein.progress import progress, say, warn
 from ornstein.settings import to_json
 from ornstein.store import atomic_write
-from ornstein.training import processes
 from ornstein.training.folder import check_folder
 from ornstein.training.jobs import Job, ReportPlan, new_job
-from ornstein.training.models import new_autoencoder, new_denoiser
+from ornstein.training.models import learns_classes, new_autoencoder, new_denoiser
 from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings, resumed
 from ornstein.training.state import read_record
 
@@ -203,8 +202,14 @@ def open_data(settings: Settings, show: bool = False) -> Split:
         raise UserError(
             f"{settings.data} has changed since this run began: put the files back as they were, or train another run"
         )
-    stream = isinstance(opened, StreamedSet)
-    return Split(*opened.split(settings.held_out, settings.seed), opened.fingerprint, stream)
+    # A run keeps the fingerprint that it began with: those of version 0.1 know names only, and split without classes.
+    fingerprint = settings.fingerprint or opened.fingerprint
+    every_class = learns_classes(settings, opened) and fingerprint != opened.names_fingerprint
+    parts = opened.split(settings.held_out, settings.seed, every_class)
+    unused = len(opened.classes) > 1 and settings.conditional is None and not learns_classes(settings, parts[0])
+    if show and unused and settings.model == "diffusion":
+        say("too few images per class: training without classes; --conditional uses them")
+    return Split(*parts, fingerprint, isinstance(opened, StreamedSet))
 
 
 def _open(settings: Settings, advance: Callable[[int, int], None]) -> ImageSet | StreamedSet | Clips:

@@ -1,11 +1,10 @@
-"""What a run learns: a model, its loss on a batch, and how it is saved. The trainer does the rest."""
+"""A training task: a model, its loss on a batch, and how it is saved. The trainer does the rest."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -17,16 +16,18 @@ from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.nets.video import known_masks
+from ornstein.processes import Processes
 from ornstein.training.config import TrainConfig
 from ornstein.training.objective import check_objective, loss_of, times_of
-from ornstein.training.processes import Processes
+
+__all__ = ["Diffusion", "M", "Part", "Task", "on_cpu"]
 
 M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows `first` to `first + count` - 1 of a batch of `total`: what one process computes at once."""
+    """Rows `first` to `first + count` - 1 of a batch of `total`: those that one process computes at once."""
 
     first: int
     count: int
@@ -38,14 +39,17 @@ class Part:
 
 
 class Task(ABC, Generic[M]):
-    """A model to train; `networks` are the parts of it that may compute in half precision.
+    """A model and its training loss.
 
-    All of `model` is averaged over the training and kept in the trainer's state, its buffers too.
-
-    Where a batch is computed in parts, by several processes or one after the other, `part` says which rows x0 is. A
-    task with `by_rows` draws for the whole batch, takes its rows of it, and gives the mean over rows of losses that
-    each depend on their row alone: then the parts together are the whole, to rounding. Others get a generator of their
+    A batch may be computed in parts, by several processes or one after the other; `part` then says which rows x0 is. A
+    task with `by_rows` draws noise for the whole batch, takes its rows of it, and returns the mean of losses that each
+    depend on one row only: the parts together equal the whole batch, to rounding. Other tasks get a generator of their
     own for every part.
+
+    Args:
+        model: what is trained. All of it, buffers included, is averaged over the training (EMA) and kept in the
+            trainer's state.
+        networks: the parts of the model that may compute in half precision.
     """
 
     by_rows: ClassVar[bool] = False
@@ -56,23 +60,25 @@ class Task(ABC, Generic[M]):
         self.part: Part | None = None
 
     def whole(self, x0: Tensor) -> tuple[int, slice]:
-        """The rows of the batch that x0 is a part of, and which of them it is."""
+        """The size of the whole batch, and the rows of it that x0 is."""
         return (len(x0), slice(None)) if self.part is None else (self.part.total, self.part.rows)
 
     def varying(self, labelled: bool) -> bool:
-        """Whether a parameter may have no part in a step, of images with or without labels."""
+        """Whether a step, of images with or without labels, may leave a parameter without a gradient."""
         return True
 
     def share(self, processes: Processes, accumulate: int) -> None:
-        """Called once before the training: what the model itself must share between processes is set up here.
+        """Set up what the model itself shares between processes; called once, before the training.
 
-        Raises UserError where the task cannot be trained so.
+        Raises:
+            UserError: the task cannot be trained in this way.
         """
 
     def with_own_model(self) -> Task[M]:
-        """The same task of a copy of the model, which may be split over processes; the model itself stays whole.
+        """The same task with a copy of the model, which can be split over processes; the model itself stays whole.
 
-        Raises UserError where it cannot be split.
+        Raises:
+            UserError: it cannot be split.
         """
         raise UserError("FSDP splits diffusion models of images, clips and latents alone: launch without --use_fsdp")
 
@@ -80,18 +86,22 @@ class Task(ABC, Generic[M]):
     def loss(
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and figures to log, of a batch x0 (B, *) on the model's device.
+        """The scalar to minimise, and figures to log.
 
-        Everything random comes from `draw`; `progress` is the fraction of the training done.
+        Args:
+            x0: the batch (B, *), on the model's device.
+            labels: class indices (B,) on the CPU, or None.
+            draw: the source of all randomness, on the model's device.
+            progress: fraction of the training done.
         """
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """A description of the model in JSON types, which a resumption must share."""
+        """A description of the model in JSON types; a resumed run must have the same."""
 
     @abstractmethod
     def save(self, model: M, out: Path, extra: dict[str, Any]) -> None:
-        """Write `model`, the averaged one, into the folder `out`, with `extra` in its config."""
+        """Write `model`, with EMA weights, into the run directory `out`, with `extra` in its config."""
 
 
 class Diffusion(Task[Denoiser]):
@@ -104,31 +114,39 @@ class Diffusion(Task[Denoiser]):
         check_objective(config.objective, denoiser)
         self.settings = config
         self.objective = loss_of(config.objective)
-        own = getattr(denoiser.net, "config", {})
-        self.conditional = "label" in denoiser.conditions and own.get("classes", 1) > 0
-        self.conditioning: bool = own.get("conditioning", False)
+        config_of_net = getattr(denoiser.net, "config", {})
+        self.classes: int | None = config_of_net.get("classes")
+        self.conditional = "label" in denoiser.conditions and self.classes != 0
+        self.conditioning: bool = config_of_net.get("conditioning", False)
 
     def varying(self, labelled: bool) -> bool:
         return self.conditional and not labelled
 
     def with_own_model(self) -> Diffusion:
-        own = copy.copy(self)
-        own.model, own.networks = copy.deepcopy((self.model, self.networks))
-        return own
+        task = copy.copy(self)
+        task.model, task.networks = copy.deepcopy((self.model, self.networks))
+        return task
 
     def loss(
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         n, rows = self.whole(x0)
-        t = times_of(self.settings.objective, n, self.model.process.schedule, draw)[rows]
+        small = on_cpu(draw)
+        t = times_of(self.settings.objective, n, self.model.process.schedule, small)[rows]
         z = torch.randn((n, *x0.shape[1:]), generator=draw, device=x0.device, dtype=x0.dtype)[rows]
         cond: dict[str, Tensor] = {}
         if self.conditional and labels is not None:
-            dropped = torch.rand(n, generator=draw, device=x0.device)[rows] < self.settings.condition_dropout
-            cond["label"] = labels.to(x0.device).masked_fill(dropped, -1)
+            self._check_labels(labels)
+            dropped = torch.rand(n, generator=small)[rows] < self.settings.condition_dropout
+            cond["label"] = labels.masked_fill(dropped, -1)
         if self.conditioning:
-            cond |= {"known": x0, "known_mask": known_masks(n, x0.shape[2], draw)[rows]}
+            cond |= {"known": x0, "known_mask": known_masks(n, x0.shape[2], small)[rows]}
         return self.objective(self.model, x0, t, z, **cond).mean(), {}
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """Raises UserError for a label that the network has no class for: it would read beyond its table."""
+        if self.classes is not None and len(labels) and int(labels.max()) >= self.classes:
+            raise UserError(f"the data have the label {int(labels.max())}, but the network has {self.classes} classes")
 
     def config(self) -> dict[str, Any]:
         return self.model.to_config()
@@ -137,23 +155,9 @@ class Diffusion(Task[Denoiser]):
         checkpoint.save(model, out, extra)
 
 
-@contextmanager
-def autocast_within(net: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """Autocast inside `net` only: noise, targets and loss around it keep their precision."""
-    if dtype is None:
-        yield
-        return
-    region = torch.autocast(device.type, dtype)
+def on_cpu(draw: torch.Generator) -> torch.Generator:
+    """The generator itself if it is on the CPU, else one of the same seed there.
 
-    def enter(*_: object) -> None:
-        region.__enter__()
-
-    def leave(*_: object) -> None:
-        region.__exit__(None, None, None)
-
-    hooks = (net.register_forward_pre_hook(enter), net.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    Times, labels and masks are small: on the CPU they are checked without waiting for the device.
+    """
+    return draw if draw.device.type == "cpu" else torch.Generator().manual_seed(draw.initial_seed())

@@ -13,14 +13,17 @@ from ornstein.errors import UserError
 from ornstein.faces.recognise import SAME_PERSON
 from ornstein.store import atomic_write, read_json
 
+__all__ = ["BlockList"]
+
 _FORMAT = 1
+_LARGEST = 2**28  # bytes of a list: some hundred thousand faces
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockList:
-    """Protected faces: embeddings float32 (N, D), and the distance within which a face is one of them.
+    """Protected faces: embeddings float32 (N, D), and the distance within which a face counts as one of them.
 
-    It is a JSON file that only its owner can read: an embedding of a person is personal data.
+    It is stored as a JSON file that only its owner can read: an embedding of a person is personal data.
     """
 
     embeddings: Tensor
@@ -34,8 +37,8 @@ class BlockList:
 
     @classmethod
     def load(cls, path: str | Path) -> BlockList:
-        """The list in the file `path`. Raises UserError where there is none."""
-        stored = read_json(path)
+        """The list in the file `path`. Raises UserError if it holds none."""
+        stored = read_json(path, _LARGEST)
         try:
             if stored["format"] != _FORMAT:
                 raise ValueError(f"format {stored['format']}")
@@ -50,19 +53,19 @@ class BlockList:
         return cls(rows, threshold)
 
     def save(self, path: str | Path) -> None:
-        """Write the list, readable by its owner alone. Raises RunError where it cannot be written."""
+        """Write the list, readable by its owner alone. Raises RunError if it cannot be written."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = {"format": _FORMAT, "threshold": self.threshold, "embeddings": self.embeddings.tolist()}
         atomic_write(path, (json.dumps(stored) + "\n").encode(), mode=0o600)
 
     def with_faces(self, embeddings: Tensor) -> BlockList:
-        """The list with more faces (N, D). Raises UserError where they are another recogniser's."""
+        """The list with more faces (N, D). Raises UserError if they are another recogniser's."""
         self._fits(embeddings)
         return BlockList(torch.cat([self.embeddings, embeddings]), self.threshold)
 
     def check(self, embeddings: Tensor, name: str) -> None:
-        """Raises UserError, which names the file `name`, where one of the faces (N, D) is protected."""
+        """Raises UserError, naming the file `name`, if one of the faces (N, D) is protected."""
         self._fits(embeddings)
         if len(embeddings) and float(torch.cdist(embeddings.double(), self.embeddings.double()).min()) < self.threshold:
             raise UserError(f"a face in {name} is on the list of protected faces: it is not swapped")

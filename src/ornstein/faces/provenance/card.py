@@ -1,24 +1,32 @@
-"""A model's card: under which licence it may be used, and what it was trained on."""
+"""A model's card: its licence, and what it was trained on."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from ornstein.errors import UserError
-from ornstein.store import atomic_write, read_json
+from ornstein.settings import check, read, to_json
+from ornstein.store import atomic_write, json_bytes, read_json
+
+__all__ = ["CARD", "ModelCard", "read_card", "write_card"]
 
 CARD = "card.json"
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model's maker says of it: `licence`, a note on the `data`, and whether it is for research only."""
+    """What a model's maker states: `licence`, a note on the `data`, and whether it is for research only.
+
+    Raises:
+        UserError: a value of another type.
+    """
 
     licence: str = "not stated"
     data: str = "not stated"
     research_only: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def __str__(self) -> str:
         text = f"licence {self.licence}; trained on {self.data}"
@@ -26,16 +34,13 @@ class ModelCard:
 
 
 def read_card(run: str | Path) -> ModelCard:
-    """The card in a run folder; one that states nothing where there is none. Raises UserError on a damaged one."""
+    """The card in a run directory; one that states nothing if there is none. Raises UserError on a damaged one."""
     path = Path(run) / CARD
     if not path.is_file():
         return ModelCard()
-    try:
-        return ModelCard(**read_json(path))
-    except TypeError as error:
-        raise UserError(f"{path} is no model card: {error}") from None
+    return read(ModelCard, read_json(path), path)
 
 
 def write_card(run: str | Path, card: ModelCard) -> None:
-    """Write the card into a run folder; checkpoints leave it alone. Raises RunError where it cannot be written."""
-    atomic_write(Path(run) / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())
+    """Write the card into a run directory; checkpoints leave it alone. Raises RunError if it cannot be written."""
+    atomic_write(Path(run) / CARD, json_bytes(to_json(card)))

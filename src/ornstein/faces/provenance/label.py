@@ -9,6 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+__all__ = ["badge", "labelled"]
+
 _WORDS = ("SYNTHETIC FACE", "SYNTHETIC", "AI")  # the longest that fits
 _HEIGHT, _SMALLEST = 0.035, 9  # of the letters: a share of the picture's shorter side, and pixels
 _WIDEST = 0.6  # of the picture's width
@@ -18,8 +20,8 @@ _BACK, _INK = (20, 20, 24), (255, 255, 255)
 def labelled(image: Tensor, taken: Tensor | None = None) -> tuple[Tensor, tuple[int, int, int, int]]:
     """The picture uint8 (3, H, W) with the badge, and the badge's place as left, top, right, bottom.
 
-    It stands in the lower right corner, or in the first other one where it hides least of `taken` (N, 2), points (x, y)
-    of what is not to be hidden.
+    taken: (N, 2), points (x, y) that should not be hidden. The badge is in the corner that hides the fewest of them; of
+    equal ones in the lower right, lower left, upper right, upper left, in this order.
     """
     height, width = image.shape[1:]
     mark = badge(width, height)

@@ -1,7 +1,7 @@
-"""Where a picture comes from, signed into it: a C2PA manifest written, and read back.
+"""The provenance of a picture: a signed C2PA manifest, written and read.
 
-C2PA Technical Specification 2.2. The key is this machine's own: a manifest tells that a file is as it was when it was
-signed, by which key, and what was said then; not who sat at the machine. It can be stripped, and then says nothing.
+C2PA Technical Specification 2.2. The key is this machine's own: a manifest proves that a file has not changed since it
+was signed, by which key, and what was stated then; not who used the machine. It can be stripped, and then says nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from ornstein.data.kinds import kind_of_file
+from ornstein.data.kinds import kind_of_file, open_regular
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
 from ornstein.faces.provenance import signing
 
+__all__ = ["CHANGED", "INTACT", "MIME", "SOURCE_TYPE", "SWAP", "UNSIGNED", "Provenance", "read", "sign"]
+
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-SWAP = "org.ornstein.swap"  # the label of our own assertion
+SWAP = "org.ornstein.swap"
+"""The label of our own assertion."""
 MIME = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -38,12 +41,12 @@ INTACT, CHANGED, UNSIGNED = "intact", "changed", "unsigned"
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a file says of itself, and whether that holds.
+    """What a file's manifest states, and whether it holds.
 
-    state: "intact"; "changed", after it was signed, with the `reasons`; or "unsigned", where there is no manifest.
-    signer: the certificate's name and serial number. ours: signed by this machine's key. swap: what the swap stated
-    (consent, model, settings, label, hashes), None where the manifest is not of a swap. source_type: what the manifest
-    calls the picture, an IPTC address.
+    state: "intact"; "changed", after it was signed, with the `reasons`; or "unsigned", if there is no manifest. signer:
+    the certificate's name and serial number. ours: signed by this machine's key. swap: the statement of a swap
+    (consent, model, settings, label, hashes), None if the manifest is not of a swap. source_type: the kind of picture,
+    an IPTC address.
     """
 
     state: str
@@ -55,11 +58,19 @@ class Provenance:
 
 
 def sign(source: IO[bytes], out: IO[bytes], kind: str, title: str, target: Path, swap: dict[str, Any]) -> None:
-    """Copy the picture or video in `source` to `out` with a signed manifest.
+    """Copy a picture or video with a signed manifest.
 
-    kind: its suffix, as ".png". target: the file whose faces were swapped, the manifest's parent ingredient. swap: what
-    is stated about it. The streams are open for reading and writing at any position. Raises RunError where signing
-    fails, UserError where c2pa is not installed.
+    Args:
+        source: the file, open for reading at any position.
+        out: the copy, open for reading and writing at any position.
+        kind: its suffix, such as ".png".
+        title: its name.
+        target: the file whose faces were swapped, the manifest's parent ingredient.
+        swap: the statement.
+
+    Raises:
+        RunError: signing fails.
+        UserError: c2pa is not installed.
     """
     c2pa = require("c2pa", "faces", "a signature")
     owner = signing.credentials()
@@ -89,9 +100,10 @@ def sign(source: IO[bytes], out: IO[bytes], kind: str, title: str, target: Path,
 
 
 def read(path: str | Path) -> Provenance:
-    """The provenance of a file. Nothing is fetched from anywhere.
+    """The provenance of a file. Nothing is fetched from the network.
 
-    Raises UserError where the file cannot be read, is of a kind that has no manifests, or c2pa is not installed.
+    Raises:
+        UserError: the file cannot be read, is of a kind that has no manifests, or c2pa is not installed.
     """
     c2pa, path = require("c2pa", "faces", "a signature"), Path(path)
     mime = MIME.get(path.suffix.lower())
@@ -99,7 +111,7 @@ def read(path: str | Path) -> Provenance:
         raise UserError(f"{path} is of no kind that carries provenance: one of {', '.join(MIME)}")
     owner = signing.existing()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             reader = c2pa.Reader(mime, file, context=_context(c2pa, owner))
             store = json.loads(reader.json())
     except OSError as error:
@@ -109,10 +121,10 @@ def read(path: str | Path) -> Provenance:
     except c2pa.C2paError as error:
         # A manifest so damaged that it is none: not the same as none at all.
         return Provenance(CHANGED, reasons=[" ".join(str(error).split())])
-    return _judged(store, owner)
+    return _validated(store, owner)
 
 
-def _judged(store: dict[str, Any], owner: signing.Credentials | None) -> Provenance:
+def _validated(store: dict[str, Any], owner: signing.Credentials | None) -> Provenance:
     active = store["manifests"][store["active_manifest"]]
     # A certificate that nobody vouches for does not make the picture a changed one.
     failures = [
@@ -125,7 +137,7 @@ def _judged(store: dict[str, Any], owner: signing.Credentials | None) -> Provena
     trusted = store.get("validation_state") == "Trusted"
     swap = source_type = None
     for assertion in active.get("assertions", []):
-        if assertion["label"] == SWAP:
+        if assertion["label"] == SWAP and isinstance(assertion["data"], dict):
             swap = assertion["data"]
         if assertion["label"].startswith("c2pa.actions"):
             types = [action.get("digitalSourceType") for action in assertion["data"].get("actions", [])]

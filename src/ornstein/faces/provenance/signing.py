@@ -1,4 +1,4 @@
-"""The key that this machine signs its swaps with: made once, kept in the user's configuration, never sent anywhere."""
+"""The key that signs this machine's swaps: made once, kept in the user's configuration, never sent anywhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import typer
 from ornstein.errors import RunError
 from ornstein.extras import require
 from ornstein.store import atomic_write, write_error
+
+__all__ = ["ALGORITHM", "FILE", "Credentials", "credentials", "existing", "folder"]
 
 ALGORITHM = "es256"
 FILE = "swap-key.pem"  # the private key, its certificate and the root's
@@ -36,15 +38,17 @@ class Credentials:
 
 
 def folder() -> Path:
-    """The user's configuration folder: $XDG_CONFIG_HOME/ornstein or what the system has for it."""
+    """The user's configuration folder: $XDG_CONFIG_HOME/ornstein, or the system's equivalent."""
     return Path(typer.get_app_dir("ornstein"))
 
 
 def credentials(where: Path | None = None) -> Credentials:
-    """The key and certificates in the folder `where`, the user's own if None; made there if there are none.
+    """The key and certificates in the folder `where`, by default the user's own; made there if there are none.
 
-    The root's own key is thrown away once it has signed: no second certificate can ever be made under it. Raises
-    RunError where the folder cannot be written or what lies there is damaged.
+    The root's own key is thrown away once it has signed: no second certificate can ever be made under it.
+
+    Raises:
+        RunError: the folder cannot be written, or what lies there is damaged.
     """
     place = folder() if where is None else where
     found = existing(place)
@@ -67,7 +71,7 @@ def credentials(where: Path | None = None) -> Credentials:
 
 
 def existing(place: Path | None = None) -> Credentials | None:
-    """The key and certificates in the folder, None where there are none. Raises RunError where they are damaged."""
+    """The key and certificates in the folder; None if there are none. Raises RunError if they are damaged."""
     path = (folder() if place is None else place) / FILE
     try:
         stored = path.read_bytes()

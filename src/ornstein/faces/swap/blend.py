@@ -1,4 +1,4 @@
-"""A face crop put back into its photograph: nothing outside the mask changes, by a single bit."""
+"""Blending of a face crop into its photograph: outside the mask not a bit changes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from ornstein.faces.align import Similarity, warp
 from ornstein.faces.swap.poisson import membrane
 
+__all__ = ["METHODS", "feather", "laplacian", "paste", "poisson"]
+
 # Below half a grey level of the largest difference a mask changes nothing.
 _LEAST = 0.5 / 255
 # The Laplacian blend is taken in full where the mask is above this, and fades out below.
@@ -19,13 +21,21 @@ _FULL = 0.25
 
 
 def paste(image: Tensor, face: Tensor, mask: Tensor, transform: Similarity, method: str = "laplacian") -> Tensor:
-    """The picture uint8 (3, H, W) with the aligned face put where its crop was taken.
+    """The picture with the aligned face pasted where its crop was taken.
 
-    face (3, S, S), uint8 or float in [0, 1]; mask (1, S, S) in [0, 1]; `transform` from the picture to the crop. The
-    methods: "feather" weighs by the mask; "laplacian" does so for each band of frequencies, over a width of its own
-    (Burt and Adelson, "A Multiresolution Spline", 1983); "poisson" keeps the face's gradients where the mask is above
-    a half and meets the picture's values around it (Perez et al., "Poisson Image Editing", 2003). Where the mask is 0,
-    every method returns the picture's own pixels. Raises ValueError on another method.
+    Where the mask is 0, every method returns the picture's own pixels.
+
+    Args:
+        image: uint8 (3, H, W).
+        face: (3, S, S), uint8 or float in [0, 1].
+        mask: (1, S, S) in [0, 1].
+        transform: from the picture to the crop.
+        method: "feather" weights by the mask; "laplacian" does so for each frequency band, over a width of its own
+            (Burt and Adelson, "A Multiresolution Spline", 1983); "poisson" keeps the face's gradients where the mask
+            is above a half and meets the picture's values around it (Perez et al., "Poisson Image Editing", 2003).
+
+    Raises:
+        ValueError: another method.
     """
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: one of {', '.join(METHODS)}")

@@ -1,9 +1,11 @@
-"""Colour as the eye weighs it (CIE L*a*b*), and one face's colours given to another."""
+"""Perceptual colour (CIE L*a*b*), and the transfer of one face's colours to another."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+__all__ = ["match_colour", "to_lab", "to_rgb"]
 
 # sRGB's primaries and its white, D65 (IEC 61966-2-1).
 _TO_XYZ = torch.tensor(
@@ -15,7 +17,7 @@ _KNEE = 6 / 29
 
 
 def to_lab(rgb: Tensor) -> Tensor:
-    """sRGB (..., 3, H, W) in [0, 1] to L* (0..100), a*, b*; values outside are continued. CIE 15:2004."""
+    """sRGB (..., 3, H, W) in [0, 1] to L* (0..100), a*, b*; values outside are extrapolated. CIE 15:2004."""
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb.clamp_min(0) + 0.055) / 1.055) ** 2.4)
     xyz = _mix(_TO_XYZ / _WHITE[:, None], linear)
     f = torch.where(xyz > _KNEE**3, xyz.clamp_min(0) ** (1 / 3), xyz / (3 * _KNEE**2) + 4 / 29)
@@ -24,7 +26,7 @@ def to_lab(rgb: Tensor) -> Tensor:
 
 
 def to_rgb(lab: Tensor) -> Tensor:
-    """The inverse of `to_lab`; colours that sRGB does not have leave [0, 1]."""
+    """The inverse of `to_lab`; colours outside sRGB's gamut leave [0, 1]."""
     lightness, a, b = lab.unbind(-3)
     y = (lightness + 16) / 116
     f = torch.stack([y + a / 500, y, y - b / 200], -3)
@@ -36,9 +38,16 @@ def to_rgb(lab: Tensor) -> Tensor:
 def match_colour(source: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """The source with the target's mean and standard deviation of L*, a* and b* within the mask.
 
-    source, target (3, H, W) in [0, 1]; mask (1, H, W) weighs the pixels. The result is not clamped: what the colours of
-    sRGB do not reach lies outside [0, 1]. Raises ValueError where the mask is empty. Reinhard et al., "Color Transfer
-    between Images", 2001, in L*a*b*.
+    The result is not clamped: colours outside sRGB's gamut lie outside [0, 1].
+
+    Args:
+        source, target: (3, H, W) in [0, 1].
+        mask: (1, H, W), the weight of each pixel.
+
+    Raises:
+        ValueError: the mask is empty.
+
+    Source: Reinhard et al., "Color Transfer between Images", 2001, in L*a*b*.
     """
     if not mask.sum() > 0:
         raise ValueError("the mask is empty: there is no pixel to take colours from")

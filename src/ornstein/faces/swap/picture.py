@@ -1,4 +1,4 @@
-"""The target photograph: its colours as they are stored, its transparency kept, and the file that it becomes."""
+"""The target photograph, with its stored colours and transparency, and the file that it becomes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ornstein.data.decode import LIMIT_PIXELS, BadImage, opened, orientation_of,
 from ornstein.errors import RunError, UserError
 from ornstein.faces.read import decode_photo, photo_bytes, refuse_animation
 
+__all__ = ["SUFFIXES", "Picture", "encode", "read_picture"]
+
 _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 282, 283, 296, 2  # of EXIF
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMAT = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -27,10 +29,11 @@ _OPTIONS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A photograph, upright. pixels: uint8 (3, H, W), the colours stored, also where they are transparent.
+    """A photograph, upright.
 
-    shown: uint8 (3, H, W), laid over white, what a face is looked for in. alpha: uint8 (1, H, W) where it has one.
-    grey: it was stored without colour. profile: its ICC profile. dpi: its pixels an inch, across and along.
+    pixels: uint8 (3, H, W), the stored colours, also where they are transparent. shown: uint8 (3, H, W), laid over
+    white, for the detector. alpha: uint8 (1, H, W), if it has one. grey: it was stored without colour. profile: its ICC
+    profile. dpi: its pixels an inch, across and along.
     """
 
     pixels: Tensor
@@ -41,12 +44,12 @@ class Picture:
     dpi: tuple[float, float] | None = None
 
     def painted(self, pixels: Tensor, alpha: Tensor | None) -> Picture:
-        """This picture with other colours uint8 (3, H, W) and transparency, and all that it has beside."""
+        """This picture with other colours uint8 (3, H, W) and transparency, and the same metadata."""
         return replace(self, pixels=pixels, alpha=alpha)
 
 
 def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
-    """The photograph in the file `path`. Sixteen bits become eight.
+    """The photograph in the file `path`. Sixteen bits become eight; inks (CMYK) become sRGB.
 
     Raises:
         UserError: with the reason, if it is none, has more than `limit_pixels` pixels, or is an animation.
@@ -55,8 +58,9 @@ def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
     try:
         data = photo_bytes(path)
         refuse_animation(data, path)
-        shown = decode_photo(data, limit_pixels, managed=False)
         with strict_pillow(), opened(data) as img:
+            # colours keep their own profile; that of inks does not belong to the RGB that is written
+            shown = decode_photo(data, limit_pixels, managed=img.mode == "CMYK")
             orientation = orientation_of(img)
             profile, grey = img.info.get("icc_profile"), img.mode in ("1", "L", "LA", "I", "I;16", "I;16B")
             pixels, alpha, dpi = shown, None, _dpi(img)
@@ -65,7 +69,6 @@ def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
                 pixels, alpha = torch.from_numpy(rgba[:3].copy()), torch.from_numpy(rgba[3:].copy())
     except BadImage as bad:
         raise UserError(f"{path} cannot be used: {bad}") from None
-    # A profile of grey or of inks does not belong to the colours that are written.
     keep = profile if isinstance(profile, bytes) and profile[16:20] == (b"GRAY" if grey else b"RGB ") else None
     return Picture(pixels, shown, alpha, grey, keep, dpi)
 
@@ -73,7 +76,9 @@ def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
 def encode(picture: Picture, suffix: str) -> bytes:
     """The picture as a file of that kind: PNG and WebP to the last bit, JPEG at quality 95.
 
-    Raises UserError where JPEG would lose the transparency, RunError where the format cannot hold so many pixels.
+    Raises:
+        UserError: JPEG would lose the transparency.
+        RunError: the format cannot hold so many pixels.
     """
     form = _FORMAT[suffix]
     channels = [picture.pixels[:1] if picture.grey else picture.pixels]

@@ -1,10 +1,12 @@
-"""The membrane of Poisson blending: harmonic inside a region, given around it."""
+"""The membrane of Poisson blending: harmonic inside a region, with given values around it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+__all__ = ["membrane"]
 
 _TOLERANCE = 1e-6  # of the residual's root mean square, in the units of the values: far below 1/255
 _ITERATIONS = 100
@@ -13,11 +15,14 @@ _COARSEST, _SWEEPS = 4, 8
 
 
 def membrane(values: Tensor, inside: Tensor) -> Tensor:
-    """u (C, H, W) with u = values outside the region, and inside it as smooth as can be: its discrete Laplacian is 0.
+    """u (C, H, W) with u = values outside the region, and a discrete Laplacian of 0 inside it.
 
-    values (C, H, W); inside bool (H, W). The array's border is free (its normal derivative is 0). Where the region is
-    everything there is nothing to meet, and u = 0. Conjugate gradients, preconditioned by one multigrid cycle: the work
-    grows with the number of pixels only.
+    The array's border is free (its normal derivative is 0). If the region is everything, u = 0. Conjugate gradients,
+    preconditioned by one multigrid cycle: the work is proportional to the number of pixels.
+
+    Args:
+        values: (C, H, W).
+        inside: the region, bool (H, W).
     """
     if bool(inside.all()):
         return torch.zeros_like(values)
@@ -41,7 +46,7 @@ def membrane(values: Tensor, inside: Tensor) -> Tensor:
 
 
 def _cycle(residual: Tensor, weights: list[Tensor]) -> Tensor:
-    """Roughly the solution for the residual: smoothed here, corrected on half the grid, smoothed again."""
+    """An approximate solution for the residual: smoothed here, corrected on half the grid, smoothed again."""
     weight = weights[0]
     e = _DAMPING * residual * weight
     if len(weights) == 1:
@@ -54,7 +59,7 @@ def _cycle(residual: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 def _pyramid(weight: Tensor) -> list[Tensor]:
-    """The region on each grid: a cell belongs to it where most of what it covers does."""
+    """The region on each grid: a cell belongs to it if more than half of what it covers does."""
     levels = [weight]
     while min(levels[-1].shape[1:]) > _COARSEST and bool(levels[-1].any()):
         share = F.avg_pool2d(_even(levels[-1])[None], 2)[0]
@@ -84,7 +89,7 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _laplacian(u: Tensor) -> Tensor:
-    """The sum of (neighbour - pixel) over the neighbours that the array has."""
+    """The sum of (neighbour - pixel) over the neighbours inside the array."""
     across, along = u[:, :, 1:] - u[:, :, :-1], u[:, 1:] - u[:, :-1]
     total = torch.zeros_like(u)
     total[:, :, :-1] += across

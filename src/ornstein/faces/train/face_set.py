@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ornstein.data.names import natural_key
 from ornstein.errors import UserError
-from ornstein.faces.train.shards import PATTERN, read_header, shard_name
+from ornstein.faces.train.shards import PATTERN, read_header, read_shard, shard_name
+
+__all__ = ["FaceSet", "open_faces"]
 
 
 @dataclass(eq=False)
 class FaceSet:
-    """Aligned faces with who they are: what `ornstein faces prepare` made.
+    """Aligned faces of known people: what `ornstein faces prepare` made.
 
     images: uint8 (N, 3, H, W), in natural order of `names`. embeddings: float32 (N, 128). landmarks: float32 (N, 5, 2),
     (x, y) in crop pixels. transforms: float64 (N, 2, 3), from photograph to crop pixels. scores: float32 (N,), the
@@ -45,7 +46,11 @@ class FaceSet:
     def split(self, fraction: float, seed: int) -> tuple[FaceSet, FaceSet]:
         """(train, held-out): `fraction` of the people, drawn by `seed` alone, are held out with all their photos.
 
-        Nobody is in both. Raises ValueError unless 0 < fraction < 1, UserError on fewer than 2 people.
+        Nobody is in both.
+
+        Raises:
+            ValueError: `fraction` is not between 0 and 1.
+            UserError: there are fewer than 2 people.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"fraction must lie between 0 and 1, not {fraction}")
@@ -77,7 +82,8 @@ class FaceSet:
 def open_faces(path: str | Path) -> FaceSet:
     """Open the folder that `ornstein faces prepare` wrote; all of it is read into memory (64 pixels: 12 kB a face).
 
-    Raises UserError where the folder holds no set, or one that is incomplete or mixed from several.
+    Raises:
+        UserError: the folder holds no set, or one that is incomplete, damaged or mixed from several.
     """
     folder = Path(path)
     found = sorted(folder.glob(PATTERN))
@@ -100,11 +106,13 @@ def open_faces(path: str | Path) -> FaceSet:
     count, size = sum(len(header["names"]) for header in headers), headers[0]["plan"]["size"]
     if not count:
         raise UserError(f"{folder} holds no face: none was found when it was prepared")
+    if sum(file.stat().st_size for file in found) < count * 3 * size**2:
+        raise UserError(f"{folder} is damaged: its files are smaller than the {count} faces that they name")
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)
     rest: dict[str, list[Tensor]] = {"embeddings": [], "landmarks": [], "transforms": [], "scores": []}
     start = 0
-    for file in found:
-        tensors = load_file(file)
+    for file, header in zip(found, headers, strict=True):
+        tensors = read_shard(file, header)
         part = tensors["images"]
         images[start : start + len(part)] = part
         start += len(part)

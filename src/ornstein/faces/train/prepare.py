@@ -1,14 +1,13 @@
-"""Photographs to a set of aligned faces: found, cropped, embedded, in shards that outlive a kill.
+"""Preparation of photographs: faces are detected, aligned and embedded, in shards that survive a kill.
 
 The folder of a set holds one file `faces-00017-of-00182.safetensors` for each 64 files of the source: images uint8
 (n, 3, S, S), embeddings float32 (n, 128), landmarks float32 (n, 5, 2) in crop pixels, transforms float64 (n, 2, 3) from
-the photograph to the crop; with the names, the people, and the files passed over with the reason in its metadata.
-Shards made on several machines merge by lying in one folder; `index.json` is written once all are there.
+the photograph to the crop; names, people, and the skipped files with the reasons are in its metadata. Shards made on
+several machines form one set if they lie in one folder; `index.json` is written once all are there.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 
+from ornstein.data import identity
 from ornstein.data.entry import BadImage, Entry, nothing_usable
 from ornstein.data.sources import open_source
 from ornstein.errors import RunError, UserError
@@ -34,25 +34,30 @@ from ornstein.faces.models import LANDMARKS_5, RECOGNITION, require_models
 from ornstein.faces.read import decode_photo
 from ornstein.faces.recognise import FaceRecogniser, Recogniser
 from ornstein.faces.train.face_set import FaceSet, open_faces
-from ornstein.faces.train.shards import INDEX, Row, read_header, shard_name, write_shard
-from ornstein.store import atomic_write, remove_partial
+from ornstein.faces.train.shards import INDEX, PATTERN, Row, read_header, shard_name, write_shard
+from ornstein.store import atomic_write, read_json, remove_partial
 
-__all__ = ["FaceSet", "Summary", "open_faces", "prepare"]
+__all__ = ["NO_FACE", "SIZES", "FaceSet", "Summary", "open_faces", "prepare"]
 
 SIZES = (64, 128, 256)
 FILES_PER_SHARD = 64
 NO_FACE = "no face found"
+_LARGEST_INDEX = 2**30  # bytes: it names every skipped file
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is prepared and where; the same in every process that takes part."""
+    """What is prepared and where; the same in every process that takes part.
+
+    fingerprint: of the contents of the source; names: of the names and sizes of its files alone.
+    """
 
     source: str
     out: str
     size: int
     fingerprint: str
     files: int
+    names: str
 
     @property
     def shards(self) -> int:
@@ -63,12 +68,12 @@ class Plan:
 
     def described(self) -> dict[str, Any]:
         """What a shard must agree with to belong to this set: not where it lies."""
-        return {key: value for key, value in asdict(self).items() if key not in ("source", "out")}
+        return {key: value for key, value in asdict(self).items() if key in ("size", "fingerprint", "files")}
 
 
 @dataclass
 class Summary:
-    """What a preparation found: of this call's part, or of the whole set once it is complete."""
+    """The result of a preparation: of this call's part, or of the whole set once it is complete."""
 
     faces: int = 0
     people: int = 0
@@ -91,16 +96,25 @@ def prepare(
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Find, align and embed the face of every photograph in a folder or zip archive; write a set for `open_faces`.
+    """Detect, align and embed the face of every photograph in a folder or zip archive; write a set for `open_faces`.
 
-    The person is the first folder on a file's path; where a file lies in none, each photograph is its own person. Of
-    several faces in a photograph the one it is of is kept: large and near the middle. `part` (i, n), i from 1 to n,
-    does every n-th shard only, so that n calls, also on n machines with the same source, share the work; the set is
-    complete when all shards lie in one folder. `progress(done, total)` counts files. A killed call loses the shards
-    being made; `resume` goes on after those that are there.
+    The person is the first folder on a file's path; files outside of folders are a person each. Of several faces in a
+    photograph the main subject is kept: large and near the middle. A killed call loses the shards being made.
 
-    Raises UserError on a source or size that is none, without a usable file or face, or where `out` already holds what
-    this call would write and `resume` is not given; RunError where a worker dies.
+    Args:
+        source: the photographs.
+        out: the folder of the set.
+        size: side of the aligned crops in pixels, one of `SIZES`.
+        part: (i, n), i from 1 to n: make every n-th shard only, so that n calls, also on n machines with the same
+            source, share the work; the set is complete when all shards lie in one folder.
+        workers: processes; all cores by default.
+        resume: go on after the shards that are there.
+        progress: called as progress(done, total) with numbers of files.
+
+    Raises:
+        UserError: the source has no usable file or no face; a size or part that is none; `out` holds files of another
+            set, or shards of this one without `resume`.
+        RunError: a worker dies.
     """
     if size not in SIZES:
         raise UserError(f"--size is one of {', '.join(map(str, SIZES))}, not {size}")
@@ -111,15 +125,16 @@ def prepare(
     with open_source(Path(source)) as listing:
         if not listing.entries:
             raise nothing_usable(source, listing.skipped, listing.ignored, "photo")
-        plan = Plan(str(source), str(out), size, _fingerprint(listing.entries), len(listing.entries))
-        passed_over = listing.skipped
+        plan = _plan(source, out, size, listing.entries)
+        skipped = listing.skipped
+    _check_index(out)
     mine = range(index - 1, plan.shards, parts)
     there = [shard for shard in mine if _is_there(plan, shard)]
     if there and not resume:
         raise UserError(
             f"{out} already holds {len(there)} of these shards: go on with --resume or choose another --out"
         )
-    require_models(LANDMARKS_5, RECOGNITION)  # told now, in one line, and not by a broken pool of processes
+    require_models(LANDMARKS_5, RECOGNITION)  # said now, in one line, and not by a broken pool of processes
     out.mkdir(parents=True, exist_ok=True)
     if parts == 1:
         remove_partial(out)
@@ -132,19 +147,47 @@ def prepare(
         done += _files_in(plan, shard)
         if progress is not None:
             progress(done, total)
-    return _finish(plan, mine, passed_over)
+    return _finish(plan, mine, skipped)
 
 
-def _finish(plan: Plan, mine: Sequence[int], passed_over: Sequence[tuple[str, str]]) -> Summary:
+def _plan(source: str | Path, out: Path, size: int, entries: Sequence[Entry]) -> Plan:
+    names, sizes = [entry.name for entry in entries], [entry.size for entry in entries]
+    by_name = identity.names_fingerprint(names, sizes)
+    # sets of version 0.1 know names and sizes only
+    there = next(iter(sorted(out.glob(PATTERN))), None)
+    old = there is not None and read_header(there)["plan"].get("fingerprint") == by_name
+    if old:
+        content = by_name
+    else:
+        sums = identity.checksums(len(entries), entries.__getitem__, sizes)
+        content = identity.fingerprint(names, sizes, sums, None)
+    return Plan(str(source), str(out), size, content, len(entries), by_name)
+
+
+def _check_index(out: Path) -> None:
+    """Raises UserError if `out` holds an index.json of something else."""
+    path = out / INDEX
+    if path.is_symlink() or path.exists():
+        try:
+            ours = {"size", "fingerprint", "faces"} <= read_json(path, _LARGEST_INDEX).keys() and not path.is_symlink()
+        except UserError:
+            ours = False
+        if not ours:
+            raise UserError(f"{path} is not of a set of faces: choose another --out")
+
+
+def _finish(plan: Plan, mine: Sequence[int], unread: Sequence[tuple[str, str]]) -> Summary:
     """Count what the shards hold; write the index once all of the set's are there."""
     missing = sum(not plan.path(shard).exists() for shard in range(plan.shards))
     headers = [read_header(plan.path(shard)) for shard in (mine if missing else range(plan.shards))]
-    skipped = [*passed_over, *((name, why) for header in headers for name, why in header["skipped"])]
+    skipped = [*unread, *((name, why) for header in headers for name, why in header["skipped"])]
     people = Counter(person for header in headers for person in header["people"])
     files = sum(len(header["names"]) + len(header["skipped"]) for header in headers)
     summary = Summary(people.total(), len(people), files, skipped, missing)
     if not missing:
         if not summary.faces:
+            for shard in range(plan.shards):  # of no use, and they would block another call
+                plan.path(shard).unlink()
             raise UserError(f"no face found in any photo of {plan.source}: {summary.files} looked at")
         index = {
             **plan.described(),
@@ -155,13 +198,6 @@ def _finish(plan: Plan, mine: Sequence[int], passed_over: Sequence[tuple[str, st
         }
         atomic_write(Path(plan.out) / INDEX, (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode())
     return summary
-
-
-def _fingerprint(entries: Sequence[Entry]) -> str:
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(f"{entry.name}\0{entry.size}\n".encode())
-    return digest.hexdigest()[:16]
 
 
 def _files_in(plan: Plan, shard: int) -> int:
@@ -186,7 +222,8 @@ class _Worker:
         self._recogniser = recogniser
         self._stack = ExitStack()
         self._entries = self._stack.enter_context(open_source(Path(plan.source))).entries
-        if _fingerprint(self._entries) != plan.fingerprint:
+        names, sizes = [entry.name for entry in self._entries], [entry.size for entry in self._entries]
+        if identity.names_fingerprint(names, sizes) != plan.names:
             raise UserError(f"{plan.source} changed while it was read: start again with --resume")
 
     def close(self) -> None:
@@ -206,7 +243,7 @@ class _Worker:
         return shard
 
     def _face(self, entry: Entry) -> Row:
-        """The face a photo is of; BadImage where it has none."""
+        """The main subject of a photo. Raises BadImage if there is no face."""
         image = decode_photo(entry.read())
         faces = self._detector(image)
         if not faces:
@@ -253,7 +290,7 @@ _worker: _Worker
 
 
 def _start(plan: Plan) -> None:
-    """What a worker process does first."""
+    """Initialise a worker process."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the work
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -262,7 +299,7 @@ def _start(plan: Plan) -> None:
 
 
 def _end_with_the_parent() -> None:
-    """A parent that was killed cannot stop its workers: they stop themselves."""
+    """Stop this worker if the parent was killed, which then cannot stop it."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

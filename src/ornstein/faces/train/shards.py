@@ -12,11 +12,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ornstein.errors import UserError
-from ornstein.store import atomic_save_tensors
+from ornstein.store import atomic_save_tensors, check_regular, load_tensors
+
+__all__ = ["FORMAT", "INDEX", "PATTERN", "Row", "read_header", "read_shard", "shard_name", "write_shard"]
 
 INDEX = "index.json"
 PATTERN = "faces-*-of-*.safetensors"
 FORMAT = 1
+_LARGEST_SIDE = 4096  # pixels
 
 
 class Row(NamedTuple):
@@ -39,7 +42,15 @@ def shard_name(shard: int, shards: int) -> str:
 def write_shard(
     path: Path, rows: Sequence[Row], skipped: Sequence[tuple[str, str]], plan: dict[str, Any], dimension: int
 ) -> None:
-    """Write the faces, and the (name, reason) of the files passed over, whole or not at all."""
+    """Write a shard, complete or not at all.
+
+    Args:
+        path: the file.
+        rows: the faces.
+        skipped: (name, reason) of the skipped files.
+        plan: what all shards of the set have in common.
+        dimension: of the embeddings.
+    """
     size = plan["size"]
     empty = {
         "images": torch.empty(0, 3, size, size, dtype=torch.uint8),
@@ -62,16 +73,52 @@ def write_shard(
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """What `write_shard` wrote beside the tensors; UserError where the file is no shard."""
+    """The metadata that `write_shard` wrote.
+
+    Raises:
+        UserError: the file is no shard, or damaged.
+    """
+    check_regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["faces"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if header["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {header['format']!r}, and this version reads {FORMAT}: prepare it again"
+            )
+        names, people, plan, skipped = (header[key] for key in ("names", "people", "plan", "skipped"))
+        texts = all(isinstance(each, str) for part in (names, people) for each in part)
+        sized = isinstance(plan["size"], int) and 0 < plan["size"] <= _LARGEST_SIDE
+        if not texts or not sized or len(names) != len(people) or any(len(pair) != 2 for pair in skipped):
+            raise ValueError("its header is none of a shard")
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
             f"{path} is no shard of faces, or damaged ({error}): delete it and go on with --resume"
         ) from None
-    if header.get("format") != FORMAT:
-        raise UserError(
-            f"{path} has format {header.get('format')!r}, and this version reads {FORMAT}: prepare it again"
-        )
     return header
+
+
+def read_shard(path: Path, header: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a shard with that header.
+
+    Raises:
+        UserError: they are damaged, or their shapes do not fit the header.
+    """
+    tensors, _ = load_tensors(path)
+    n, size = len(header["names"]), header["plan"]["size"]
+    shapes = {
+        "images": (n, 3, size, size),
+        "landmarks": (n, 5, 2),
+        "transforms": (n, 2, 3),
+        "scores": (n,),
+        "embeddings": (n, None),
+    }
+    for name, shape in shapes.items():
+        given = tuple(tensors[name].shape) if name in tensors else ()
+        if len(given) != len(shape) or any(k not in (None, m) for k, m in zip(shape, given, strict=True)):
+            raise UserError(f"{path} is no shard of faces: {name} has shape {given}; delete it and prepare it again")
+    if tensors["images"].dtype != torch.uint8:
+        raise UserError(f"{path} is no shard of faces: its images are {tensors['images'].dtype}")
+    return tensors

@@ -1,7 +1,7 @@
-"""Procedural faces: a renderer of heads from who they are and what they do, with landmarks, masks and optical flow.
+"""The face world: a renderer of heads from an identity and attributes, with landmarks, masks and optical flow.
 
-Nobody's picture and nothing to download; identity and attributes are independent, so the true answer of a face swap is
-known: render(identity of the source, attributes of the target).
+The faces are nobody's, and nothing is downloaded. Identity and attributes are independent, so the true result of a face
+swap is known: render(identity of the source, attributes of the target).
 """
 
 from ornstein.faces.world.dataset import Cases, Looks, cases, region, world_photos

@@ -1,4 +1,4 @@
-"""The colours of a procedural face: of skin, hair, eyes and lips, in combinations that people have."""
+"""The colours of a rendered face: skin, hair, eyes and lips, in plausible combinations."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ornstein.faces.world.geometry import Shape, ramp
+
+__all__ = ["Colours", "colours", "muted"]
 
 # sRGB of skin from light to dark, and of hair from black to blond.
 _SKIN = (
@@ -44,7 +46,7 @@ def _palette(colours: tuple[tuple[float, float, float], ...], u: Tensor) -> Tens
 
 
 def muted(colour: Tensor) -> Tensor:
-    """Linear colour (B, 3) of an sRGB one, half as colourful: of rooms and clothes, few are pure red, green or blue."""
+    """Linear colour (B, 3) of an sRGB one at half its saturation: rooms and clothes are seldom pure red or blue."""
     return torch.lerp(colour, colour.mean(-1, keepdim=True), 0.5).square()
 
 
@@ -62,12 +64,12 @@ class Colours:
 
     @property
     def red(self) -> Tensor:
-        """Skin with blood under it."""
+        """Skin with more blood."""
         return self.skin * torch.tensor([1.02, 0.62, 0.58])
 
     @property
     def brown(self) -> Tensor:
-        """Skin that is tanned, or in a fold."""
+        """Tanned skin, or skin in a fold."""
         return self.skin * torch.tensor([0.55, 0.40, 0.30])
 
     @property
@@ -77,11 +79,11 @@ class Colours:
 
     @property
     def ears(self) -> Tensor:
-        """Skin that light shines through."""
+        """Translucent skin."""
         return self.skin * torch.tensor([1.0, 0.85, 0.82])
 
     def fixed(self, name: str) -> Tensor:
-        """A colour that everybody shares."""
+        """A colour that is the same for everybody."""
         return torch.tensor(_SHARED[name]).expand_as(self.skin)
 
 

@@ -1,4 +1,4 @@
-"""Swaps in the procedural face world, where the true answer is a picture: photos to learn from, and cases to judge."""
+"""Swaps in the face world, whose true result can be rendered: photos for training, and cases for evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ornstein.faces.world.landmarks import LANDMARKS
 from ornstein.faces.world.parameters import ATTRIBUTES, attributes, identities
 from ornstein.faces.world.views import Rendered, render, rendered
 
-_BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose answer is among them
+__all__ = ["Cases", "Looks", "cases", "mirror_order", "region", "world_photos"]
+
+_BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose true result is among them
 _MARGIN = 0.1  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
 _SOURCES = 10_000_019  # states of the source pictures of cases, far from those of their targets
 _PORTRAIT = 32  # pixels a side of the portraits that embeddings are of
@@ -23,20 +25,23 @@ _NEUTRAL = {"scale": 1.0, "light_y": 0.4, "light_power": 1.0, "ambient": 0.35}
 
 
 def region(mask: Tensor) -> Tensor:
-    """Where a swap may paint, (B, 1, H, W), 1 there and 0 elsewhere: the target's face `mask` and a margin around it.
+    """Where a swap may paint, (B, 1, H, W) of 0 and 1: the target's face `mask` and a margin around it.
 
-    It ends at a line: the answer is known beyond the face as well, and half of another one laid over it would be wrong.
+    The edge is hard: the truth is known beyond the face as well, and a half-transparent second one would be wrong.
     """
     reach = round(_MARGIN * mask.shape[-1])
     return (F.max_pool2d(mask, 2 * reach + 1, 1, reach) > 0).to(mask.dtype)
 
 
 class Looks:
-    """What people look like as 64 numbers: principal components of their portraits, from the front in a soft light.
+    """Embeddings of people, 64 numbers: principal components of their portraits, from the front in a soft light.
 
-    A component is divided by the square root of its standard deviation, half way to equal spread: what is seen most
-    weighs most, and what is hardly seen is not lost. It is made of the renderer's own description of a person, and
-    plays the part of the recogniser that real photographs have: a net learns it from pictures.
+    A component is divided by the square root of its standard deviation, half way to equal spread: large visible
+    differences weigh most, and small ones are not lost. The embedding is computed from the renderer's description of a
+    person, and takes the place of dlib's for photographs: a recogniser learns it from pictures.
+
+    Args:
+        people: (N, len(IDENTITY)), from whose portraits the components are taken.
     """
 
     def __init__(self, people: Tensor) -> None:
@@ -58,10 +63,16 @@ class Looks:
 
 
 def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | None = None) -> Photos:
-    """`n` photos of the procedural world in blocks of 8 people in the same 8 states; the embeddings are their `Looks`.
+    """Photos of the face world, in blocks of 8 people in the same 8 states, with their `Looks` as embeddings.
 
-    Block k is a function of (seed, first + k); its embeddings also of the other blocks, unless `looks` is given. Raises
-    ValueError unless n is a positive multiple of 64.
+    Args:
+        n: number of photos, a multiple of 64.
+        size: side in pixels.
+        seed, first: block k is a function of (seed, first + k).
+        looks: the embedding; by default its components are those of all people of the photos.
+
+    Raises:
+        ValueError: n is not a positive multiple of 64.
     """
     if n < 1 or n % _BLOCK**2:
         raise ValueError(f"photos of the face world come in blocks of {_BLOCK**2}, not {n}")
@@ -81,7 +92,7 @@ def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | No
 
 
 def mirror_order() -> Tensor:
-    """Which landmark of the face world each one is in a mirror, (K,): left and right change places."""
+    """The landmark of the face world that each one is in a mirror, (K,): left and right change places."""
     other = {"right": "left", "left": "right"}
     names = ["_".join(other.get(word, word) for word in name.split("_")) for name in LANDMARKS]
     return torch.tensor([LANDMARKS.index(name) for name in names])
@@ -89,10 +100,10 @@ def mirror_order() -> Tensor:
 
 @dataclass(frozen=True)
 class Cases:
-    """Swaps whose answer is known, of people that were not trained on: person i, photographed once, into picture i.
+    """Swaps whose true result is known, of people that were not trained on: source i, one picture, into target i.
 
-    source, target, truth: with image, mask and landmarks. mask: (N, 1, H, W) where a swap may paint, by the target's
-    face. people (N, K): who the sources are; targets (N, K): who the targets were; states (N, A): what they do.
+    source, target, truth: renders. mask: (N, 1, H, W), where a swap may paint, by the target's face. people, targets:
+    identities (N, K) of the sources and of the targets. states: attributes (N, A) of the targets.
     """
 
     source: Rendered
@@ -105,8 +116,10 @@ class Cases:
 
 
 def cases(n: int, size: int, seed: int) -> Cases:
-    """`n` unseen people to be put into `n` unseen states of `n` others, seen each in one picture of another state."""
-    # a seed of its own, and so people that no training with another seed can have met
+    """`n` people to be put into `n` states of `n` others; each source is seen in one picture of another state.
+
+    With a seed of its own, neither people nor states are in a training with another seed.
+    """
     people, targets = identities(n, seed), identities(n, seed, n)
     states, elsewhere = attributes(n, seed), attributes(n, seed, _SOURCES)
     source, target = render(people, elsewhere, size), render(targets, states, size)

@@ -1,4 +1,4 @@
-"""The shape of a procedural head, and how rays meet it.
+"""The shape of a rendered head, and its intersection with rays.
 
 Head coordinates: x to the right of the image, y up, z out of the face, the half height of the head about 1. The skin is
 
@@ -16,10 +16,32 @@ from torch import Tensor
 
 from ornstein.faces.world.parameters import ATTRIBUTES, IDENTITY, columns
 
+__all__ = [
+    "VIEW",
+    "Bump",
+    "Hit",
+    "Shape",
+    "along",
+    "between",
+    "cast",
+    "gradient",
+    "meet",
+    "nose_height",
+    "on_skin",
+    "pixel_rays",
+    "project",
+    "ramp",
+    "rotation",
+    "shape",
+    "soft",
+    "to_camera",
+    "to_image",
+]
+
 VIEW = 1.32  # half the image's side in head units, at scale 1
 _NOSE = 0.45  # head units: no nose is higher
-_MARCH = 6  # depths above the skin at which the nose is looked for
-_LIFT = 0.02  # how far above the middle of the image the head's centre stands
+_MARCH = 6  # depths above the skin at which the nose is searched
+_LIFT = 0.02  # height of the head's centre above the middle of the image
 
 
 @dataclass
@@ -37,12 +59,12 @@ class Bump:
 
     @cached_property
     def _folded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The root of the height and what multiplies the squares under it, so that `value` takes few steps."""
+        """The root of the height, and the factors of the squares under it: `value` then takes few operations."""
         root = self.height.sqrt()
         return root, root * self._per_x.square(), root * self._per_y.square()
 
     def value(self, square_x: Tensor, y: Tensor) -> Tensor:
-        """The height at ((|x| - x0)^2, y), of a bump that stands out."""
+        """The height at ((|x| - x0)^2, y), for a bump of positive height."""
         root, per_x, per_y = self._folded
         outside = (y - self.y).square_().mul_(per_y).add_(square_x * per_x)
         return outside.neg_().add_(root).clamp_(min=0).square_()
@@ -59,7 +81,7 @@ class Bump:
 
 @dataclass
 class Shape:
-    """What a face is and does as numbers of the renderer, each (B, 1, 1); `rotation` (B, 3, 3) takes head to camera."""
+    """Identity and attributes as numbers of the renderer, each (B, 1, 1); `rotation` (B, 3, 3) takes head to camera."""
 
     who: dict[str, Tensor]
     does: dict[str, Tensor]
@@ -83,7 +105,7 @@ class Shape:
 
 @dataclass
 class Hit:
-    """Where rays meet the skin, in head coordinates: (B, *) each; outside the silhouette, where they pass nearest."""
+    """Intersections of rays with the skin, in head coordinates: (B, *) each; for rays that miss, the nearest point."""
 
     x: Tensor
     y: Tensor
@@ -113,19 +135,20 @@ def between(u: Tensor, low: float, high: float) -> Tensor:
 
 
 def soft(distance: Tensor, width: Tensor | float) -> Tensor:
-    """0 to 1 across an edge `width` wide at distance 0."""
+    """A step from 0 to 1 at distance 0, `width` wide."""
     return (distance * (1 / width)).add_(0.5).clamp_(0, 1)
 
 
 def ramp(u: Tensor, low: float, high: float) -> Tensor:
-    """0 below `low`, 1 above `high`, straight between."""
+    """0 below `low`, 1 above `high`, linear between."""
     return ((u - low) / (high - low)).clamp(0, 1)
 
 
 def shape(identity: Tensor, attributes: Tensor) -> Shape:
-    """The shape of faces (B, len(IDENTITY)) in states (B, len(ATTRIBUTES)).
+    """The shape of faces with an identity (B, len(IDENTITY)) and attributes (B, len(ATTRIBUTES)).
 
-    Raises ValueError on other shapes, different numbers of rows, or numbers that are not finite.
+    Raises:
+        ValueError: other shapes, different numbers of rows, or numbers that are not finite.
     """
     who, does = columns(identity, IDENTITY, "identity"), columns(attributes, ATTRIBUTES, "attributes")
     if len(identity) != len(attributes):
@@ -250,9 +273,9 @@ def nose_height(face: Shape, x: Tensor, y: Tensor) -> Tensor:
 
 
 def meet(face: Shape, u: Tensor, v: Tensor) -> Hit:
-    """Where the rays through image coordinates (u, v), broadcast to (B, *, *), meet the head, its nose left out.
+    """Intersections of the rays through image coordinates (u, v), broadcast to (B, *, *), with the head without nose.
 
-    In closed form for F to second order about the deepest point of the ray, then by a step of Newton's method.
+    In closed form for F to second order about the deepest point of the ray, then one step of Newton's method.
     """
     cx, cy = to_camera(face, u, v)
     r = face.rotation[..., None, None]
@@ -280,10 +303,10 @@ def meet(face: Shape, u: Tensor, v: Tensor) -> Hit:
 
 
 def cast(face: Shape, u: Tensor, v: Tensor) -> Hit:
-    """Where the rays through image coordinates (u, v), broadcast to (B, *, *), first meet the skin.
+    """First intersections of the rays through image coordinates (u, v), broadcast to (B, *, *), with the skin.
 
-    Above the head without nose the nose is looked for at a few depths, and the highest crossing taken by the secant; a
-    step of Newton's method on F ends it.
+    Above the head without nose, F is evaluated at a few depths; the highest crossing is found by the secant, and
+    refined by one step of Newton's method.
     """
     base = meet(face, u, v)
     px, py, pz, s = base.middle
@@ -314,7 +337,7 @@ def along(
 
 
 def _newton(f: Tensor, bend: Tensor, above: Tensor) -> Tensor:
-    """The way to F = 0 from a height above the deepest point where F = f; short of it where the ray only grazes."""
+    """The step to F = 0 from a height above the deepest point where F = f; damped where the ray only grazes."""
     return (f / (bend * above + 0.25)).clamp_(-0.05, 0.05)
 
 

@@ -1,9 +1,11 @@
-"""The named points of a procedural face."""
+"""The named landmarks of a rendered face."""
 
 import torch
 from torch import Tensor
 
 from ornstein.faces.world.geometry import Shape, on_skin
+
+__all__ = ["LANDMARKS", "brow_line", "landmark_points"]
 
 LANDMARKS: tuple[str, ...] = (
     "right_eye_outer",  # left and right as seen in the image

@@ -1,7 +1,6 @@
-"""The features of a procedural face, painted in surface coordinates: what is where, and how much of it at each pixel.
+"""The features of a rendered face, painted in surface coordinates as layers with an alpha at each pixel.
 
-Lengths are in half heights of the head, angles and positions in those of the face; a layer is its alpha (B, H, W) and
-its linear colour (B, 3).
+Lengths are in half heights of the head; a layer is its alpha (B, H, W) and its linear colour (B, 3).
 """
 
 from dataclasses import dataclass
@@ -13,12 +12,14 @@ from ornstein.faces.world.colours import Colours
 from ornstein.faces.world.geometry import Bump, Hit, Shape, between, ramp, soft
 from ornstein.faces.world.landmarks import brow_line
 
+__all__ = ["Layer", "Paint", "paint"]
+
 Layer = tuple[Tensor, Tensor]
 
 
 @dataclass
 class Paint:
-    """Layers on the skin from the top down, and what the features do to light."""
+    """Layers on the skin from the top down, and the effects of the features on light."""
 
     layers: list[Layer]
     slope: tuple[Tensor, Tensor]  # of nose and bumps, by |x| and y
@@ -28,7 +29,7 @@ class Paint:
 
 @dataclass
 class _Place:
-    """Where on the face the pixels are, (B, H, W) each, and how wide they are."""
+    """The positions of the pixels on the face, (B, H, W) each, and their width."""
 
     x: Tensor  # |x|
     y: Tensor
@@ -94,9 +95,9 @@ def _fold(face: Shape, at: _Place, slope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _mouth(face: Shape, at: _Place, look: Colours, slope: tuple[Tensor, Tensor]) -> tuple[list[Layer], Tensor, Tensor]:
-    """A curve through the corners, lips above and below that end there, and what is seen between them.
+    """A curve through the corners of the mouth, lips above and below it, and the open mouth between them.
 
-    Returns the layers, the lips' alpha and that of the shadow under them.
+    Returns the layers, the alpha of the lips and that of the shadow under them.
     """
     mouth_y, mouth_half, rise = face.mouth
     (upper, lower), gap, pixel = face.lips, face.gap, at.pixel
@@ -131,7 +132,7 @@ def _mouth(face: Shape, at: _Place, look: Colours, slope: tuple[Tensor, Tensor])
 
 
 def _eyes(face: Shape, at: _Place, look: Colours) -> tuple[list[Layer], Tensor]:
-    """An almond between two lids about the line of the eye's corners, in half widths: layers, and its alpha."""
+    """An almond shape between two lids about the line of the eye's corners, in half widths: layers, and its alpha."""
     who, does = face.who, face.does
     eye_x, eye_y, half, tilt = face.eye
     upper, lower = face.lids
@@ -188,7 +189,7 @@ def _nostril(face: Shape, at: _Place, look: Colours) -> Layer:
 
 
 def _beard(face: Shape, at: _Place) -> Tensor:
-    """Stubble, then a beard along the jaw, with a moustache where one is worn."""
+    """Stubble or a beard along the jaw, with or without a moustache."""
     x, y = at.x, at.y
     beard, moustache = ramp(face.who["beard"], 0.62, 0.97), ramp(face.who["moustache"], 0.45, 0.9)
     grain = ((83 * x + 31 * y).sin_() + (47 * y - 29 * x).sin_() + (67 * y + 19 * x).sin_()).mul_(0.035).add_(0.85)

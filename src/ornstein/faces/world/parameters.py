@@ -1,4 +1,4 @@
-"""Who a procedural face is and what it does: named numbers, drawn at random by address, and their motion in a clip."""
+"""Identities and attributes of rendered faces: named numbers, random by address, and their motion in a clip."""
 
 import math
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ornstein.randomness import normal
+
+__all__ = ["ATTRIBUTES", "IDENTITY", "attributes", "attributes_at", "columns", "identities", "identities_at", "motion"]
 
 IDENTITY: tuple[str, ...] = (
     "skin_tone",  # light to dark
@@ -88,9 +90,9 @@ _ATTRIBUTES: dict[str, tuple[float, float, float, float]] = {
 }
 ATTRIBUTES: tuple[str, ...] = tuple(_ATTRIBUTES)
 
-# Streams of the addressed randomness: people, what they do, how they move.
-_PEOPLE, _DOINGS, _MOTION = 11, 12, 13
-# Standard deviation, as a multiple of that of single pictures, and periods in frames, of what moves in a clip.
+# Streams of the addressed randomness: identities, attributes, motion.
+_PEOPLE, _STATES, _MOTION = 11, 12, 13
+# Of what moves in a clip: standard deviation, as a multiple of that of single pictures, and period in frames.
 _MOVES = {
     "yaw": (1.0, 60.0),
     "pitch": (0.8, 45.0),
@@ -119,16 +121,19 @@ def columns(rows: Tensor, names: tuple[str, ...], what: str) -> dict[str, Tensor
 def identities(n: int, seed: int, first: int = 0) -> Tensor:
     """`n` people, float32 (n, len(IDENTITY)), uniform in [0, 1]; person i depends on (seed, first + i) alone.
 
-    Raises ValueError unless n >= 1 and first >= 0.
+    Raises:
+        ValueError: n < 1 or first < 0.
     """
     return identities_at(_rows(n, first), seed)
 
 
 def attributes(n: int, seed: int, first: int = 0) -> Tensor:
-    """`n` states a face can be in, float32 (n, len(ATTRIBUTES)), in the units of `ATTRIBUTES`.
+    """`n` states of a face, float32 (n, len(ATTRIBUTES)), in the units of `ATTRIBUTES`.
 
-    State i depends on (seed, first + i) alone and is drawn independently of whose it is. Raises ValueError unless
-    n >= 1 and first >= 0.
+    State i depends on (seed, first + i) alone, and not on the person.
+
+    Raises:
+        ValueError: n < 1 or first < 0.
     """
     return attributes_at(_rows(n, first), seed)
 
@@ -140,14 +145,16 @@ def identities_at(rows: Tensor, seed: int) -> Tensor:
 
 def attributes_at(rows: Tensor, seed: int) -> Tensor:
     """The states of the given numbers, int64 (B,)."""
-    return _state(_draw(rows, len(ATTRIBUTES), seed, _DOINGS))
+    return _state(_draw(rows, len(ATTRIBUTES), seed, _STATES))
 
 
 def motion(n: int, frames: int, seed: int) -> Tensor:
     """Attributes of `n` clips, float32 (n, frames, len(ATTRIBUTES)): heads turn, talk and blink; light and place stay.
 
-    Clip i depends on (seed, i) alone, and a longer clip goes on as a shorter one began. Raises ValueError unless there
-    is a clip and a frame.
+    Clip i depends on (seed, i) alone, and a longer clip begins with the frames of a shorter one.
+
+    Raises:
+        ValueError: n < 1 or frames < 1.
     """
     if frames < 1:
         raise ValueError(f"a clip has at least 1 frame, not {frames}")
@@ -175,7 +182,7 @@ def motion(n: int, frames: int, seed: int) -> Tensor:
 
 
 def _state(z: Tensor) -> Tensor:
-    """Attributes from numbers that are N(0, 1): scaled, and cut to their range: eyes are often open, mouths shut."""
+    """Attributes from N(0, 1) numbers: scaled and clamped to their range, so that eyes are often open."""
     mean, deviation, low, high = torch.tensor(list(_ATTRIBUTES.values()), dtype=z.dtype).unbind(1)
     return torch.minimum(torch.maximum(mean + deviation * z, low), high).float()
 

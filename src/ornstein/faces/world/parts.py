@@ -1,4 +1,4 @@
-"""What surrounds a procedural face: hair, ears, neck and shoulders, each met by rays in closed form."""
+"""The surroundings of a rendered face: hair, ears, neck and shoulders, intersected with rays in closed form."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,12 @@ from torch import Tensor
 
 from ornstein.faces.world.geometry import Hit, Shape, along, between, gradient, on_skin, ramp, soft
 
+__all__ = ["Hair", "Part", "dot", "ears", "ellipsoid", "glasses", "hair", "neck", "over_face", "unit"]
+
 
 @dataclass
 class Part:
-    """A part of the picture: how much it covers (B, H, W), its outward normal in head axes and its height s."""
+    """A part of the picture: its alpha (B, H, W), its outward normal in head axes and its height s."""
 
     alpha: Tensor
     normal: tuple[Tensor, Tensor, Tensor]
@@ -38,7 +40,7 @@ def ellipsoid(
     pixel: Tensor,
     grain: Tensor | float = 0.0,
 ) -> tuple[Part, Tensor, Tensor]:
-    """A pair of ellipsoids at (+-x, y, z), that on the ray's side of the head, and where on it (y, z) the ray falls."""
+    """Of two ellipsoids at (+-x, y, z) the one on the ray's side of the head, and the intersection (y, z) on it."""
     px, py, pz, s0 = hit.middle
     side = px.sign()
     ex, ey, ez = face.toward
@@ -66,7 +68,7 @@ class Hair:
 
 
 def hair(face: Shape, hit: Hit, pixel: Tensor) -> Hair:
-    """The hair of a face: a shell over the head as thick as it is long, ending at the hairline, and locks that hang."""
+    """The hair of a face: a shell over the head that ends at the hairline, thicker if longer, and hanging locks."""
     who = face.who
     length, curl = who["hair_length"], ramp(who["hair_curl"], 0.5, 0.95)
     grown = ramp(length, 0.06, 0.12)  # bald below
@@ -92,7 +94,7 @@ def hair(face: Shape, hit: Hit, pixel: Tensor) -> Hair:
         down = soft(z - 0.6 * (y + 0.05).clamp(max=0) - ear_line, 0.30)
         return y - nape - down * (line - nape)
 
-    # it rises from the skin at the hairline, most under a fringe, and is thick above and behind
+    # it rises from the skin at the hairline, steeply under a fringe, and is thick above and behind
     rises = (
         soft(above_line(hit.x, hit.y, hit.z) - 0.08, 0.3)
         .maximum(0.3 + 0.7 * fringe)
@@ -108,7 +110,7 @@ def hair(face: Shape, hit: Hit, pixel: Tensor) -> Hair:
     fine = (71 * strand_at + 6 * y + 1).sin_()
     curls = (15 * parted.abs() + 4 * y + 2 * (6 * y).sin()).sin_() * (14 * y - 3 * z + 2 * (7 * parted).cos()).sin_()
     strands = torch.lerp(0.6 * waves + 0.4 * fine, 1.3 * curls, curl)
-    # beside the head the far side of the shell is seen, which has hair further down
+    # beside the head the far side of the shell is visible, where the hair reaches further down
     field_ = above_line(x, y, torch.lerp(pz, z, soft(hit.inside - 0.08, 0.16))) + 0.03 * strands
     region = soft(field_, 1.5 * pixel + between(cropped, 0.14, 0.04))
     cover = soft(inside + 0.3 * fuzz, 3.0 * pixel + 0.05 * curl)
@@ -128,7 +130,7 @@ def hair(face: Shape, hit: Hit, pixel: Tensor) -> Hair:
 
 
 def _hanging(face: Shape, hit: Hit, thick: Tensor, fuzz: Tensor, pixel: Tensor) -> tuple[Part, Part]:
-    """Long hair: locks beside the face and what falls behind the neck; of nothing where hair is short."""
+    """Long hair: locks beside the face and hair behind the neck; both empty if the hair is short."""
     length, curl = face.who["hair_length"], ramp(face.who["hair_curl"], 0.5, 0.95)
     one, half = torch.ones_like(length), face.width[0].rsqrt()
     reach = between(length, 0.6, 1.2)
@@ -160,9 +162,9 @@ def ears(face: Shape, hit: Hit, pixel: Tensor) -> Part:
 
 
 def over_face(face: Shape, hit: Hit, head: Tensor, style: Hair, pixel: Tensor) -> tuple[Part | None, Part, Part]:
-    """What can lie over the face, from the front: locks and an ear, where they are nearer than it, and hair.
+    """The parts that can hide the face, from the front: locks and an ear, where they are nearer, and hair.
 
-    `head` (B, H, W) is how much of each pixel the head covers.
+    `head` (B, H, W) is the part of each pixel that the head covers.
     """
     ear = ears(face, hit, pixel)
     locks = style.locks
@@ -173,7 +175,7 @@ def over_face(face: Shape, hit: Hit, head: Tensor, style: Hair, pixel: Tensor) -
 
 
 def neck(face: Shape, u: Tensor, v: Tensor, pixel: Tensor) -> tuple[Part, Part]:
-    """Neck and clothed shoulders below the head, which turn half as much as it does; normals are in camera axes."""
+    """Neck and clothed shoulders, which turn half as much as the head; normals are in camera axes."""
     r = face.rotation[..., None, None]
     # the neck's upper end goes with the head, its lower end stays
     top_x, top_y = r[:, 0, 1] * -0.45 + r[:, 0, 2] * -0.25, r[:, 1, 1] * -0.45 + r[:, 1, 2] * -0.25

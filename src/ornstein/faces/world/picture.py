@@ -1,4 +1,4 @@
-"""Pictures of procedural faces: visible parts in order, lit, with the exact mask of the face."""
+"""Pictures of rendered faces: the visible parts in order, with light, and the exact mask of the face."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,9 @@ from ornstein.faces.world.geometry import (
 from ornstein.faces.world.paint import paint
 from ornstein.faces.world.parts import Part, dot, glasses, hair, neck, over_face, unit
 
-_WRAP = (0.30, 0.14, 0.08)  # light that seeps round the edge of shadow: red reaches furthest in skin
+__all__ = ["background", "picture", "silhouette"]
+
+_WRAP = (0.30, 0.14, 0.08)  # light that scatters past the edge of a shadow: red reaches furthest in skin
 _SHINE = 0.35  # of gloss
 # The painted front of the head ends within these points (x, y, z): cheeks, chin, forehead, nose, jaw.
 _FRONT = (
@@ -101,7 +103,7 @@ def picture(face: Shape, size: int) -> tuple[Tensor, Tensor]:
 
 
 def silhouette(face: Shape, hit: Hit, pixel: Tensor) -> Tensor:
-    """How much of each pixel the head without nose covers."""
+    """The part of each pixel that the head without nose covers, (B, H, W)."""
     steep = dot(*[gradient(face, *hit.middle[:3])] * 2).add_(1e-4).sqrt_()
     return soft(hit.inside / steep, pixel)
 
@@ -122,7 +124,7 @@ def _mixed(weights: list[Tensor], tints: list[Tensor]) -> Tensor:
 def _paste_front(
     skin: Tensor, face: Shape, pixel: Tensor, look: Colours, light: tuple[Tensor, ...], halfway: tuple[Tensor, ...]
 ) -> None:
-    """Puts nose and painted features into `skin`, in a window about the front of each head: they are nowhere else."""
+    """Put nose and painted features into `skin`, in a window around the front of each head."""
     size = skin.shape[-1]
     x, y, z = (torch.tensor(c)[None, None].repeat(1, 1, 2) for c in zip(*_FRONT, strict=True))
     x = x * torch.cat([torch.ones(len(_FRONT)), -torch.ones(len(_FRONT))])
@@ -158,7 +160,7 @@ def _paste_front(
     gloss = (0.30 + painted.gloss) * _sparkle(normal, halfway)
     scalars = [dot(normal, light), painted.shade * (0.55 + 0.45 * lit), gloss, hit.s]
     front = torch.cat([colour, torch.stack(scalars, 1)], 1)
-    # each in a window of its own, lest a picture depend on its neighbours in the batch
+    # each in a window of its own, so that a picture does not depend on its neighbours in the batch
     for i, ((column, row), (right, below)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
         skin[i, :, row:below, column:right] = front[i, :, : max(below - row, 0), : max(right - column, 0)]
 

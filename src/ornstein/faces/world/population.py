@@ -1,4 +1,4 @@
-"""A population of procedural faces as a training set, and who is in a picture."""
+"""A population of rendered faces as a training set, and the identification of the person in a picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,24 @@ from torch import Tensor
 from ornstein.faces.world.parameters import attributes_at, identities_at
 from ornstein.faces.world.views import LARGEST, SMALLEST, render
 
+__all__ = ["FaceWorld", "nearest_identity"]
+
 
 @dataclass(frozen=True)
 class FaceWorld:
-    """`photos` pictures of each of `people` people, rendered when they are read: picture i shows person i // photos.
+    """A set of pictures that are rendered when they are read: picture i shows person i // photos.
 
-    Person p and the state of picture i are those of `identities` and `attributes` of the same seed, in rows p and i, so
-    a world of more people begins with the same ones where `photos` is the same. Raises ValueError on fewer than 1
-    person or photo, or a size outside 16..1024.
+    Person p and the state of picture i are rows p and i of `identities` and `attributes` with the same seed, so a world
+    of more people begins with the same ones if `photos` is the same.
+
+    Args:
+        people: their number.
+        photos: pictures of each person.
+        size: side of the pictures in pixels.
+        seed: of people and states.
+
+    Raises:
+        ValueError: fewer than 1 person or photo, or a size outside 16..1024.
     """
 
     people: int
@@ -39,16 +49,16 @@ class FaceWorld:
         return 3, self.size, self.size
 
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The pictures at `indices`, float32 (B, 3, H, W) in [-1, 1], and the people on them, int64 (B,)."""
+        """The pictures at `indices`, float32 (B, 3, H, W) in [-1, 1], and the people in them, int64 (B,)."""
         images = render(self.identity(indices), self.attributes(indices), self.size).image
         return images, self._rows(indices) // self.photos
 
     def identity(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Who is on the pictures at `indices`: (B, len(IDENTITY))."""
+        """The people in the pictures at `indices`: (B, len(IDENTITY))."""
         return identities_at(self._rows(indices) // self.photos, self.seed)
 
     def attributes(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """The states on the pictures at `indices`: (B, len(ATTRIBUTES))."""
+        """The states in the pictures at `indices`: (B, len(ATTRIBUTES))."""
         return attributes_at(self._rows(indices), self.seed)
 
     def _rows(self, indices: Tensor | Sequence[int]) -> Tensor:
@@ -61,15 +71,24 @@ class FaceWorld:
 
 
 def nearest_identity(images: Tensor, attributes: Tensor, candidates: Tensor) -> Tensor:
-    """Which of the `candidates` (N, len(IDENTITY)) each image (B, 3, H, H) in state `attributes` shows: int64 (B,).
+    """The candidate that each image shows, int64 (B,).
 
-    Every candidate is rendered in the image's state; the one with the least mean squared error inside its own face
-    mask is taken. Time is that of B N renderings. Raises ValueError on other shapes.
+    Every candidate is rendered in the image's state; the least mean squared error inside its own face mask wins. The
+    time is that of B N renderings.
+
+    Args:
+        images: (B, 3, H, H) in [-1, 1].
+        attributes: the states of the images, (B, len(ATTRIBUTES)).
+        candidates: (N, len(IDENTITY)).
+
+    Raises:
+        ValueError: other shapes.
     """
     if images.dim() != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise ValueError(f"images must be (B, 3, H, H), not {tuple(images.shape)}")
     if len(images) != len(attributes):
         raise ValueError(f"there are {len(images)} images, but attributes has {len(attributes)} rows")
+    images, attributes = images.cpu(), attributes.cpu()
     nearest = []
     for image, state in zip(images, attributes, strict=True):
         errors = []

@@ -1,4 +1,4 @@
-"""Swaps in the procedural face world against the truth: error, identity, and what was done to pose and expression."""
+"""Evaluation of swaps in the face world against the truth: error, identity, pose and expression."""
 
 from __future__ import annotations
 
@@ -17,14 +17,25 @@ from ornstein.faces.world.dataset import Cases
 from ornstein.faces.world.parameters import ATTRIBUTES
 from ornstein.faces.world.views import Rendered, rendered
 
+__all__ = [
+    "ANGLES",
+    "EXPRESSION",
+    "Attributes",
+    "WorldScore",
+    "evaluate",
+    "nearest_people",
+    "noisy",
+    "pasted",
+]
+
 ANGLES = ("yaw", "pitch", "roll")
 EXPRESSION = ("mouth_open", "smile", "eyes_closed", "brows_raised")
-# A step for the derivative of the picture by each, and the deviation to be expected: beyond a blur, or a picture that
-# is nobody's, the estimate is drawn to 0.
+# The step of the derivative by each attribute, and its prior deviation: for a blur, or a picture of nobody, the
+# estimate is drawn to 0.
 _STEPS = dict.fromkeys(ANGLES, 0.05) | dict.fromkeys(EXPRESSION, 0.1)
 _PRIOR = dict.fromkeys(ANGLES, 0.15) | dict.fromkeys(EXPRESSION, 0.4)
 _AT_ONCE = 800  # renders
-_NOISE = 0.15  # deviation of a pixel that no attribute explains
+_NOISE = 0.15  # standard deviation of a pixel that no attribute explains
 _WINDOW = 7  # pixels a side, of SSIM
 
 
@@ -34,11 +45,11 @@ def _image(out: Rendered) -> tuple[Tensor]:
 
 @dataclass(frozen=True)
 class WorldScore:
-    """What a method makes of the cases: means over them.
+    """The scores of a method, means over the cases.
 
-    psnr: dB, of the pixels inside the truth's face; ssim: inside it. top1: share of pictures that are nearest to a
-    render of the source among all people of the cases. angle: degrees, and expression: of its range [0, 1], root mean
-    square differences of yaw, pitch, roll and of mouth, smile, eyes, brows from the target's.
+    psnr: dB, and ssim: inside the truth's face. top1: share of pictures that are nearest to a render of the source
+    among all people of the cases. angle: root mean square difference of yaw, pitch and roll from the target's, in
+    degrees. expression: the same of mouth, smile, eyes and brows, as a share of their range.
     """
 
     psnr: float
@@ -51,10 +62,10 @@ class WorldScore:
 def nearest_people(
     methods: Mapping[str, Tensor], cases: Cases, tell: Callable[[float], object] = lambda done: None
 ) -> dict[str, Tensor]:
-    """Which of the cases' people each picture is most like, (B,), by method.
+    """The person of the cases that each picture is most like, (B,), by method.
 
-    Everybody is rendered in the state of the target, and the smallest squared error over the pixels that a swap may
-    paint wins. The renders serve all methods.
+    Everybody is rendered in the state of the target; the least squared error over the pixels that a swap may paint
+    wins. The renders serve all methods. `tell` is called with the fraction that is done.
     """
     n, size = len(cases.people), cases.truth.image.shape[-1]
     nearest: dict[str, list[Tensor]] = {name: [] for name in methods}
@@ -72,7 +83,7 @@ def nearest_people(
 
 
 class Attributes:
-    """How far pose and expression in pictures are from the targets' of the cases, to first order.
+    """Estimates, to first order, of the error of pose and expression in pictures.
 
     With J the derivative of the render of `people` (B, K) by the attributes, at those of the target, the d that
     minimises |x - render - J d|^2 / s^2 + |d / prior|^2 over the truth's face.
@@ -98,13 +109,13 @@ class Attributes:
         self.normal = self.slopes.mT @ self.slopes / _NOISE**2 + torch.diag(prior**-2)
 
     def errors(self, images: Tensor) -> Tensor:
-        """d of images (B, 3, H, W), (B, 7): radians, and shares of the range."""
+        """d of images (B, 3, H, W): (B, 7), in radians and shares of the range."""
         rest = (images * self.weight).flatten(1) - self.truth
         return torch.linalg.solve(self.normal, (self.slopes.mT @ rest[..., None])[..., 0] / _NOISE**2)
 
 
 def pasted(cases: Cases) -> Tensor:
-    """The baseline: the source's face moved onto the target's by five landmarks, its colours matched, and pasted."""
+    """The baseline: the source's face aligned with the target's by five landmarks, colour-matched, and pasted."""
     out = []
     size = cases.target.image.shape[-1]
     for i, target in enumerate(cases.target.image):
@@ -118,23 +129,26 @@ def pasted(cases: Cases) -> Tensor:
 
 
 def noisy(truth: Tensor, seed: int = 0) -> Tensor:
-    """The truth with noise of one 8-bit level, and rounded to 8 bits: as near as a picture file gets."""
+    """The truth with noise of one 8-bit level, rounded to 8 bits: as near as a picture file gets."""
     draw = torch.Generator().manual_seed(seed)
     levels = (truth + 1) * 127.5 + torch.randn(truth.shape, generator=draw)
     return levels.round().clamp(0, 255) / 127.5 - 1
 
 
 def evaluate(cases: Cases, swaps: Tensor, tell: Callable[[float], object] = lambda done: None) -> dict[str, WorldScore]:
-    """The scores of the swaps and of the three baselines, by name; `tell` is given the fraction that is done."""
+    """The scores of the swaps (N, 3, H, W) in [-1, 1] and of the three baselines, by name.
+
+    `tell` is called with the fraction that is done.
+    """
     methods = {
-        "swap": swaps,
+        "swap": swaps.cpu(),
         "target as it is": cases.target.image,
         "source pasted": pasted(cases),
         "truth, 8-bit noise": noisy(cases.truth.image),
     }
     nearest = nearest_people(methods, cases, tell)
     truly = torch.arange(len(cases.people))
-    # the target as it is shows somebody else, in its own pose exactly
+    # the target as it is shows another person, in exactly its own pose
     targets, sources = Attributes(cases.targets, cases), Attributes(cases.people, cases)
     out = {}
     for name, pictures in methods.items():

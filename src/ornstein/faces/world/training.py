@@ -1,4 +1,4 @@
-"""Training of a swap where the truth of every pair is known: another person in exactly the target's state."""
+"""Training of a swap on pairs with a known truth: another person in exactly the target's state."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from ornstein.faces.photos import Pairs, Photos
 from ornstein.process import Prediction
 from ornstein.training import Task
 
-_FIRST = 0.85  # share of the rows at t = 1, where a swap begins and nothing is known yet: the answer is one step away
+__all__ = ["WorldTask", "in_parts", "relit_denoiser"]
+
+_FIRST = 0.85  # share of the rows at t = 1, where a swap begins and nothing is known: its answer is one step away
 _TIMES = 0.4  # of the others, t = u^0.4: more of them at high noise
-_OUTSIDE = 0.02  # weight of the pixels outside the mask, which are known, against 1 inside
-_DROPPED = 0.05  # of the rows have no source, for guidance
-_PLACES = 512  # pairs of landmarks a step: points are cheap
-_ROWS = 8  # rows that a thread takes at least
+_OUTSIDE = 0.02  # weight of the pixels outside the mask, against 1 inside
+_DROPPED = 0.05  # share of the rows without a source, for guidance
+_PLACES = 512  # pairs of landmarks a step
+_ROWS = 8  # rows of a thread at least
 
 
 def relit_denoiser(photos: Photos, preset: str = "xs") -> Denoiser:
@@ -39,13 +41,17 @@ def relit_denoiser(photos: Photos, preset: str = "xs") -> Denoiser:
 
 
 class WorldTask(Task[Denoiser]):
-    """Training of a `RelitUNet` on pairs with a known truth (E8), and of where the features come to lie.
+    """Training of a `RelitUNet` on pairs with a known truth (E8), and of its landmark placement.
 
-    On each pair the squared error of x0, weighted by the mask. That of v is larger by 1 / s^2 at t < 1, and half of its
-    gradient would be of rows that see the answer under a little noise. Beside it the squared distance of the landmarks
-    from the truth's, in units of their spread. The recogniser is kept with the model, and not trained.
+    The loss is the squared error of x0, weighted by the mask. (That of v is larger by 1 / s^2 at t < 1, and half of its
+    gradient would come from rows that see the answer under a little noise.) To it is added the squared distance of the
+    landmarks from the truth's, in units of their spread. The recogniser is kept with the model, and not trained.
 
-    The rows of a batch are shared out to `threads`: see `in_parts`. Torch itself should be left one.
+    Args:
+        denoiser: of a `RelitUNet`.
+        recogniser: whose embeddings the photos have.
+        photos: of known states.
+        threads: among which the rows of a batch are shared, see `in_parts`; PyTorch itself should be left one.
     """
 
     def __init__(self, denoiser: Denoiser, recogniser: IdentityNet, photos: Photos, threads: int = 1) -> None:
@@ -75,7 +81,7 @@ class WorldTask(Task[Denoiser]):
         return error + place, {"error": error.detach(), "place": place.detach()}
 
     def error(self, pairs: Pairs, t: Tensor, z: Tensor, dropped: Tensor) -> Tensor:
-        """The weighted squared error of x0 at times t (B,) and noise z, by row: (B,)."""
+        """The weighted squared error of x0 at times t (B,) and noise z, row by row: (B,)."""
         process = self.model.process
         x_t = process.add_noise(pairs.truth, t, z)
         shown = scene(pairs.target, pairs.mask, pairs.landmarks, hidden=False)
@@ -96,11 +102,17 @@ class WorldTask(Task[Denoiser]):
 
 
 def in_parts(losses: Callable[[Tensor], Tensor], n: int, parameters: list[Tensor], threads: int) -> Tensor:
-    """The mean of `losses`(rows), one for each of n rows that depends on that row alone, with its gradient.
+    """The mean of n losses that depend on one row each, with its gradient, computed by several threads.
 
-    On a CPU each of the threads takes a share of the rows, forwards and back, and works alone on it. When it is left to
-    torch to share out each operation, all threads wait for the slowest at the end of each: on two cores of a machine
-    that does something else as well, two are slower than one. Here they meet once a step.
+    On a CPU each thread takes a share of the rows through the forward and backward pass. If PyTorch splits each
+    operation instead, all threads wait for the slowest at the end of each: on two cores of a busy machine, two are
+    slower than one. Here they meet once a step.
+
+    Args:
+        losses: from rows (K,) to their losses (K,).
+        n: number of rows.
+        parameters: what the gradient is taken by.
+        threads: at most; on other devices one.
     """
     device = parameters[0].device
     parts = max(1, min(threads, n // _ROWS)) if device.type == "cpu" else 1
@@ -118,12 +130,12 @@ def in_parts(losses: Callable[[Tensor], Tensor], n: int, parameters: list[Tensor
 
 @cache
 def _workers(parts: int) -> ThreadPoolExecutor:
-    """Threads of which each computes on one core: kept, as a thread that is new finds its memory cold."""
+    """Threads that compute on one core each; kept, since a new thread starts with cold memory."""
     return ThreadPoolExecutor(parts, initializer=torch.set_num_threads, initargs=(1,))
 
 
 class _Known(torch.autograd.Function):
-    """A number whose gradient in the tensors is known: the sum of `slopes`, one list of them for each part."""
+    """A number with a known gradient by the tensors: the sum of `slopes`, one list of them for each part."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, slopes: tuple[tuple[Tensor | None, ...], ...], *tensors: Tensor) -> Tensor:

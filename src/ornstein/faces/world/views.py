@@ -1,4 +1,4 @@
-"""What is known exactly about pictures of procedural faces: masks, landmarks, and where every point goes."""
+"""Rendering, with what is known exactly about the pictures: masks, landmarks, and optical flow."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,20 +19,22 @@ from ornstein.faces.world.landmarks import landmark_points
 from ornstein.faces.world.parts import glasses, hair, over_face
 from ornstein.faces.world.picture import picture, silhouette
 
+__all__ = ["LARGEST", "SMALLEST", "Rendered", "flow", "render", "rendered"]
+
 SMALLEST, LARGEST = 16, 1024  # pixels a side
 _CHUNK = 32 * 64**2  # pixels rendered at once: few enough to stay near the processor
-_NEAR = 0.06  # head units: a point this far under the surface that a ray meets is still the one it meets
+_NEAR = 0.06  # head units: a point this far below the surface that a ray meets still counts as met
 _STILL = 0.02  # an expression that changes by less moves its paint by less than 0.005 head units
 
 
 @dataclass
 class Rendered:
-    """Pictures of faces and the truth about them.
+    """Pictures of faces with exact annotations.
 
-    image: float32 (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) in [0, 1], how much of a pixel is skin or feature of the
-    head, glasses on it among them, without hair, ears and neck. landmarks: (B, P, 2) pixels, x then y, the upper left
-    pixel's centre at (0, 0), P in the order of `LANDMARKS`. visible: bool (B, P), false where the head or its hair
-    hides a landmark, or the image ends before it.
+    image: float32 (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) in [0, 1], the part of a pixel that shows the head's skin
+    or features, glasses included, without hair, ears and neck. landmarks: (B, P, 2) pixels, x then y, the upper left
+    pixel's centre at (0, 0), P in the order of `LANDMARKS`. visible: bool (B, P), false if the head or its hair hides a
+    landmark, or it lies outside of the image.
     """
 
     image: Tensor
@@ -42,10 +44,18 @@ class Rendered:
 
 
 def render(identity: Tensor, attributes: Tensor, size: int = 64) -> Rendered:
-    """Pictures of people (B, len(IDENTITY)) in states (B, len(ATTRIBUTES)), `size` pixels a side.
+    """Render people in states. It computes on the CPU; the arguments may be on any device.
 
-    Row b depends on row b of the arguments alone: render(identity of A, attributes of B) is the true answer to putting
-    A's face in B's place. Raises ValueError on another shape, numbers that are not finite, or a size outside 16..1024.
+    Row b depends on row b of the arguments alone: render(identity of A, attributes of B) is the true result of a swap
+    that puts A's face in B's place.
+
+    Args:
+        identity: (B, len(IDENTITY)).
+        attributes: (B, len(ATTRIBUTES)).
+        size: side of the pictures in pixels, 16 to 1024.
+
+    Raises:
+        ValueError: another shape or size, or numbers that are not finite.
     """
     parts = [_render(face, size) for face in _faces(identity, attributes, size)]
     return Rendered(*(torch.cat(part) for part in zip(*parts, strict=True)))
@@ -54,11 +64,21 @@ def render(identity: Tensor, attributes: Tensor, size: int = 64) -> Rendered:
 def rendered(
     identity: Tensor, attributes: Tensor, size: int, keep: Callable[[Rendered], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """As `render` for many, of which `keep` takes what is wanted: the rows of each of its tensors.
+    """Render many people and keep only some of the results, so that memory stays small.
 
-    A part of the rows at a time, on as many threads as torch has, and each part on one of them. Torch's own way, to
-    share out every operation, waits at the end of each for the slower thread: of operations as short as these two
-    threads do less than one where anything else wants the processor.
+    The rows are rendered in parts, on as many threads as PyTorch has, each part on one of them. PyTorch itself would
+    split every operation and wait for the slower thread at the end of each: operations are so short here that two
+    threads do less than one on a busy machine.
+
+    Args:
+        identity, attributes, size: as for `render`.
+        keep: tensors with one row a picture, from each part's `Rendered`.
+
+    Returns:
+        The rows of each of the tensors that `keep` returned.
+
+    Raises:
+        ValueError: as `render`.
     """
     if len(identity) != len(attributes):
         raise ValueError(f"identity has {len(identity)} rows, but attributes has {len(attributes)}")
@@ -73,10 +93,12 @@ def rendered(
 def flow(identity: Tensor, attributes_a: Tensor, attributes_b: Tensor, size: int = 64) -> tuple[Tensor, Tensor]:
     """Optical flow of the face from state a to b: float32 (B, 2, H, W) in pixels, x then y, and bool (B, 1, H, W).
 
-    The point of the face seen at pixel p of picture a lies at p + flow(p) in picture b, where the second tensor is
-    true: the pixel shows the face, the point is in sight in b, and no expression that differs between a and b moves
-    what is painted there. The head turns as a rigid body, so it is as exact as the ray's meeting with the skin.
-    Raises ValueError as `render` does.
+    The point of the face at pixel p of picture a lies at p + flow(p) in picture b wherever the second tensor is true:
+    the pixel shows the face, the point is visible in b, and no expression that differs between a and b moves what is
+    painted there. The head turns as a rigid body, so the flow is as exact as the intersection of ray and skin.
+
+    Raises:
+        ValueError: as `render`.
     """
     pairs = zip(_faces(identity, attributes_a, size), _faces(identity, attributes_b, size), strict=True)
     flows, valid = zip(*(_flow(a, b, size) for a, b in pairs), strict=True)
@@ -89,6 +111,7 @@ def _faces(identity: Tensor, attributes: Tensor, size: int) -> list[Shape]:
     if len(identity) != len(attributes):
         raise ValueError(f"identity has {len(identity)} rows, but attributes has {len(attributes)}")
     count = max(_CHUNK // size**2, 1)
+    identity, attributes = identity.cpu(), attributes.cpu()
     return [shape(i, a) for i, a in zip(identity.split(count), attributes.split(count), strict=True)]
 
 
@@ -101,7 +124,7 @@ def _render(face: Shape, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _in_sight(face: Shape, u: Tensor, v: Tensor, s: Tensor, size: int) -> Tensor:
-    """How much is seen of points on the skin at image coordinates (u, v) and height s, (B, *, *) each: in [0, 1]."""
+    """Visibility in [0, 1] of points on the skin at image coordinates (u, v) and height s, (B, *, *) each."""
     pixel = face.zoom * (2 / size)
     hit = cast(face, u, v)
     style = hair(face, hit, pixel)
@@ -128,7 +151,7 @@ def _flow(a: Shape, b: Shape, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _expressive(a: Shape, b: Shape, x: Tensor, y: Tensor) -> Tensor:
-    """True where an expression that differs between the states moves what is painted at (x, y)."""
+    """Whether an expression that differs between the states moves what is painted at (x, y)."""
 
     def differ(*names: str) -> Tensor:
         return torch.stack([(a.does[name] - b.does[name]).abs() > _STILL for name in names]).any(0)

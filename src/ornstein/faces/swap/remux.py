@@ -43,7 +43,7 @@ _ASS_HEADER = (  # what the encoder of mov_text wants to know of subtitles witho
 
 
 class Film(Protocol):
-    """What is needed of a film: see `ornstein.faces.film.Film`."""
+    """What is needed of a film: see `ornstein.faces.swap.film.Film`."""
 
     @property
     def path(self) -> Path: ...

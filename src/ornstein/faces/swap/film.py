@@ -19,7 +19,7 @@ from ornstein.data.video_colour import SDR, Colour
 from ornstein.data.video_read import VIDEO_SUFFIXES, Video, open_video
 from ornstein.data.video_write import MAX_RATE, Encoder
 from ornstein.errors import UserError
-from ornstein.faces.remux import SUFFIXES, check_sound, join
+from ornstein.faces.swap.remux import SUFFIXES, check_sound, join
 
 __all__ = ["SUFFIXES", "Encoder", "Film", "FilmFrame", "check_sound", "is_video", "join"]
 

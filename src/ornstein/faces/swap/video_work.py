@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ornstein.errors import RunError, UserError
-from ornstein.faces.tracks import Seen
+from ornstein.faces.swap.tracks import Seen
 from ornstein.store import atomic_save_tensors, atomic_write, read_json, remove_partial, write_error
 
 __all__ = ["Work"]

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from ornstein.errors import RunError, UserError
-from ornstein.faces import film, provenance
+from ornstein.faces import provenance
 from ornstein.faces.detect import Face
-from ornstein.faces.film import Encoder, Film
-from ornstein.faces.look import Looker
 from ornstein.faces.provenance.label import labelled
 from ornstein.faces.settings import VideoSettings
-from ornstein.faces.swap import LARGEST, Aligned, Choice, SwapModel, Swapper
+from ornstein.faces.swap import film
+from ornstein.faces.swap.film import Encoder, Film
+from ornstein.faces.swap.look import Looker
 from ornstein.faces.swap.noise import FaceNoise
 from ornstein.faces.swap.photo import Order, check_output
-from ornstein.faces.tracks import Seen, Track, by_frame, link
-from ornstein.faces.video_work import Work
+from ornstein.faces.swap.swapper import LARGEST, Aligned, Choice, SwapModel, Swapper
+from ornstein.faces.swap.tracks import Seen, Track, by_frame, link
+from ornstein.faces.swap.video_work import Work
 
 __all__ = ["VideoReport", "VideoSettings", "swap_video"]
 

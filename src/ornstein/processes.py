@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ornstein import sharding
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
 from ornstein.launch import launched
-from ornstein.training import sharding
 
 T = TypeVar("T")
 
@@ -46,6 +46,12 @@ class Processes:
     def main(self) -> bool:
         """Whether this is the one that writes files and speaks."""
         return self.rank == 0
+
+    def place(self, module: nn.Module) -> torch.device:
+        """Move a model to the device of this process: that of its local rank in a launch, else where it is."""
+        if self.accelerator is not None:
+            module.to(self.accelerator.device)
+        return next(module.parameters()).device
 
     def wrap(self, module: nn.Module, varying: bool) -> nn.Module:
         """The module whose backward pass averages the gradients over the processes.

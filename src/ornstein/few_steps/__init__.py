@@ -1,0 +1,1 @@
+"""Sampling in few steps: solvers tuned to one model, and the targets of distillation."""
