@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from ornstein.errors import UserError
 from ornstein.settings import again, check, field_of, precision_setting, read, read_file, setting, settings_of, to_json
 from ornstein.training.config import TrainConfig, check_length
+from ornstein.training.tracking import check_trackers
 
 __all__ = ["AUTOENCODERS", "DIFFUSION", "DISTIL", "SETTINGS", "DataSettings", "DistilSettings", "Settings", "resumed"]
 
@@ -139,6 +140,7 @@ class Settings(TrainConfig, DataSettings):
 
     def __post_init__(self) -> None:
         check(self)
+        check_trackers(self.track)
         if self.data == "":
             raise UserError("data must be a path or a bundled set, not empty")
 
