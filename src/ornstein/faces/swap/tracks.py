@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+__all__ = ["Seen", "Track", "by_frame", "link", "smooth"]
+
 _REACH = 0.5  # of a face's box: a face that moves further in one step is another one, or another shot
 _STAY = 1.3  # of sizes: by so much another face must be larger to become the largest
 # Standard deviation, in frames, of the weights of the local line through a track's landmarks.
