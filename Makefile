@@ -1,10 +1,10 @@
-# Set-up and the everyday commands; each stands for the long form beside it.
+# Set-up and the everyday commands.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-swap studio test check bench bench-train evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
+.PHONY: setup demo demo-swap studio test test-slow test-all wheel readme check bench bench-train evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
 
 setup: $(STAMP)
 
@@ -21,15 +21,24 @@ demo: setup
 demo-swap: setup
 	$(BIN)/ornstein faces demo $(ARGS)
 
-# It opens the demo models, where `make demo` and `make demo-swap` have made them.
+# It shows the models that `make demo` and `make demo-swap` have made.
 studio: setup
 	$(BIN)/ornstein studio --open $(ARGS)
 
+# The quick tests; the slow ones (compilation, several processes, kills, whole tutorials); and all of them.
 # One thread a worker: two workers of two threads each would fight for two cores.
-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope $(ARGS)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope
 
-# Slow measurements whose results stand in docs/; each can be stopped and gone on with.
+test: setup
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: setup
+	$(PYTEST) $(ARGS)
+
+# Slow measurements whose results stand in docs/; each can be stopped and continued.
 evidence: evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features
 
 evidence-noise: setup
@@ -63,14 +72,21 @@ bench-train: setup
 	$(if $(CIFAR),$(BIN)/python benchmarks/training.py --data $(CIFAR) --size 32 --minutes 10 $(ARGS))
 	$(if $(CIFAR),$(BIN)/python benchmarks/training.py --data $(CIFAR) --size 32 --minutes 40 --seeds 1 $(ARGS))
 
+# The wheel, installed into an empty environment, runs the demo; the README's blocks, run on small data.
+wheel:
+	PYTHON=$(PYTHON) bash .ci/wheel
+
+readme: setup
+	$(BIN)/python .ci/readme.py
+
 check: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/basedpyright
 
-# Into site/, readable from disk. A broken link or anchor, or a page out of the navigation, ends the build.
+# Into site/, readable from disk. A broken link or anchor, or a page missing from the navigation, ends the build.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site dist .pytest_cache .ruff_cache .hypothesis

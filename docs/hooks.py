@@ -1,7 +1,7 @@
 """What `mkdocs build` does beyond Markdown: formulas become MathML, and the commands list themselves.
 
-So the built site needs no script and no network. arithmatex finds the formulas; latex2mathml turns them into MathML,
-which every browser lays out by itself, given a font with a table of mathematics: STIX Two Math, which ziamath ships.
+The built site needs no script and no network. arithmatex finds the formulas; latex2mathml turns them into MathML,
+which every browser lays out by itself with a mathematical font: STIX Two Math, which ziamath ships.
 """
 
 import html
@@ -20,11 +20,17 @@ from ornstein.cli import app
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 FUNCTION = re.compile(r"\\(log|det)\b")
 NUMBER = re.compile(r"\\tag\{(E\d+)\}")
+TEXT = re.compile(r"<(pre|code|math)\b.*?</\1>|<[^>]+>|([^<]+)", re.DOTALL)  # a group of its own for what is read
+INDEX = re.compile(r"([_^])\{([^{}]*)\}")
+TAGS = {"_": "sub", "^": "sup"}
 COMMANDS = "<!-- commands -->"
+FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)  # a file of the repository, in the place of this line
+ROOT = Path(__file__).parents[1]
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The page with the options of all commands where it asks for them."""
+    """The page with the options of all commands, or a file of the repository, where it asks for them."""
+    markdown = FILE.sub(lambda match: (ROOT / match[1]).read_text(encoding="utf-8"), markdown)
     if COMMANDS not in markdown:
         return markdown
     return markdown.replace(COMMANDS, "\n".join(_command("ornstein", typer.main.get_command(app))))
@@ -52,7 +58,18 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     """The page with its formulas as MathML; a formula that cannot be read ends the build."""
     if page.file.src_uri.startswith("reference/"):
         content = re.sub("</?em>", "*", content)  # in a docstring a star is a shape
+        content = TEXT.sub(_indices, content)
     return FORMULA.sub(_mathml, content)
+
+
+def _indices(match: re.Match[str]) -> str:
+    """The text of a docstring with `x_{n-1}` and `x^{-1}` as indices; code and tags as they are."""
+    if match[2] is None:
+        return match[0]
+    text = match[2]
+    while INDEX.search(text):  # the inner ones first
+        text = INDEX.sub(lambda m: f"<{TAGS[m[1]]}>{m[2]}</{TAGS[m[1]]}>", text)
+    return text
 
 
 def _mathml(found: re.Match[str]) -> str:

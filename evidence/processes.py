@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 import ornstein as orn
+from ornstein import sharding
 from ornstein.nets import UNet
-from ornstein.training import TrainConfig, sharding
+from ornstein.training import TrainConfig
 from ornstein.training.loop import _Run
 from ornstein.training.state import STATE
 from ornstein.training.task import Diffusion

@@ -15,11 +15,11 @@ ROOT = Path(ornstein.__file__).parent
 FLOORS = [
     # mathematics: torch and the standard library alone
     "errors extras launch progress settings request",
-    "store runs seal sizes devices schedules noise",
+    "store runs metrics seal sizes devices schedules noise",
     "process randomness",
     "denoiser preconditioning oracles wrapper",
     "guidance solvers",
-    "sampling likelihood objectives compiling",
+    "sampling likelihood objectives compiling sharding processes",
     "few_steps",
     # material: networks, data, pictures as latents, other people's models
     "nets data",
@@ -27,8 +27,8 @@ FLOORS = [
     "checkpoint",
     "interop",
     # runs: data in, a model out, evaluated
-    "training",
     "evaluation",
+    "training",
     "faces",
     "cli studio",
     "__init__ __main__",

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from ornstein.sampling import invert, sample
     from ornstein.training.recipe import train
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Data",

@@ -205,6 +205,19 @@ def test_a_grey_level_declared_transparent_at_16_bits_is_white() -> None:
     assert (image[:, 4:] == 255).all() and (image[:, :4] == 40).all()
 
 
+def test_a_colour_declared_transparent_at_16_bits_is_white() -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    levels = np.full((8, 8, 3), 257 * 40, ">u2")
+    levels[4:] = 1000, 2000, 3000
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in levels))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
+    clear = chunk(b"tRNS", struct.pack(">HHH", 1000, 2000, 3000))
+    image, _ = decode(b"\x89PNG\r\n\x1a\n" + head + clear + chunk(b"IDAT", rows) + chunk(b"IEND", b""), None, 3)
+    assert (image[:, 4:] == 255).all() and (image[:, :4] == 40).all()
+
+
 @pytest.mark.parametrize(
     ("kind", "options"), [("TGA", {}), ("TGA", {"compression": "tga_rle"}), ("JPEG2000", {"irreversible": False})]
 )

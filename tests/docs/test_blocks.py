@@ -1,4 +1,4 @@
-"""What the pages say to type works: Python runs, the tutorials' commands too, and every other command is parsed."""
+"""The blocks of the pages work: Python runs, the tutorials' commands run, and every other command is parsed."""
 
 import ast
 import os
@@ -26,7 +26,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 TUTORIALS = [DOCS / "start.md", *(p for p in PAGES if p.parent.name == "tutorials" and p.name != "index.md")]
 COMMANDS = typer.main.get_command(app)
 
-# What the pages have at a size worth having, at one that a test can wait for.
+# Sizes and durations of the pages, and what a test runs in their place.
 SHORT = [("--minutes 2 ", "--steps 4 --batch 8 --net xs "), ("-n 40", "-n 10"), ("steps=100", "steps=10")]
 SMALLER: dict[str, list[tuple[str, str]]] = {
     "likelihood.md": [
@@ -93,7 +93,7 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ("--steps 4000", "--steps 3"),
     ],
 }
-# These take a model of several minutes or hours, or photographs of people: they are parsed, and no more.
+# These need a model of several minutes or hours, or photographs of people: they are only parsed.
 PARSED_ONLY = ("faces", "swap")
 # Lines of other programs that the pages may have.
 OTHERS = ("make", "pip", "python", "python3", "accelerate", "torchrun", "--nproc-per-node", "-m")
@@ -117,10 +117,11 @@ def lines(block: str) -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The arguments of every `ornstein` line of the page, in fenced and in indented blocks."""
+    """The arguments of every `ornstein` line of the page, in fenced and indented blocks (and the table of how-to)."""
     text = page.read_text()
     indented = "\n".join(re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE))
-    for block in [b for language, b in blocks(page) if language in ("", "sh")] + [indented]:
+    inline = "\n".join(re.findall(r"`(ornstein .*?)`", text)) if page.name == "how-to.md" else ""
+    for block in [b for language, b in blocks(page) if language in ("", "sh")] + [indented, inline]:
         for line in lines(block):
             if found := re.search(r"(?:^|-m )ornstein (.*)", line):
                 words = shlex.split(found[1], comments=True)
@@ -128,8 +129,11 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """As the command line reads it, without running it."""
+    """Parse words as the command line does, without running the command."""
     command, words = COMMANDS, [w for w in words if w not in ("...", "[options]")]
+    if words and words[0].startswith("--"):
+        assert words[0] in {option for parameter in COMMANDS.params for option in parameter.opts}, words[0]
+        return
     while (inner := getattr(command, "commands", None)) is not None:
         assert words and words[0] in inner, f"no command {' '.join(words)}"
         command, words = inner[words[0]], words[1:]
@@ -155,7 +159,7 @@ def test_commands_that_are_not_are_found(words: list[str]) -> None:
 
 
 def prepared(page: Path) -> dict[str, Any]:
-    """What a page takes as given."""
+    """The names that a page uses without defining them."""
     if name(page) != "likelihood.md":
         return {"torch": torch}
     digits = orn.data.open_images("digits")
@@ -183,7 +187,7 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             exec(compile(tree, name(page), "exec"), names)
 
 
-def ornstein(words: list[str]) -> None:
+def run_command(words: list[str]) -> None:
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, f"ornstein {' '.join(words)}\n{result.output}"
 
@@ -205,12 +209,12 @@ def two_processes(words: list[str]) -> None:
         for rank in range(2)
     ]
     for child in children:
-        said, _ = child.communicate(timeout=300)
-        assert child.returncode == 0, said
+        output, _ = child.communicate(timeout=300)
+        assert child.returncode == 0, output
 
 
 def run(page: Path) -> dict[str, Any]:
-    """All blocks of a page in order; the names that its Python left."""
+    """Run all blocks of a page in order; return the names that its Python defined."""
     names: dict[str, Any] = {"__name__": "page"}
     for language, block in blocks(page):
         if language == "python":
@@ -220,7 +224,7 @@ def run(page: Path) -> dict[str, Any]:
             if program == "torchrun" and words[:2] == ["--nproc-per-node", "2"]:
                 two_processes(words[words.index("ornstein") + 1 :])
             elif program == "ornstein" and words[0] not in PARSED_ONLY:
-                ornstein(words)
+                run_command(words)
             else:
                 assert program in (*OTHERS, "ornstein"), line
     return names
@@ -252,6 +256,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS, ids=name)
 def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

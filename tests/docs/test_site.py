@@ -1,5 +1,6 @@
-"""The site builds without a warning, needs nothing from elsewhere, and its figures are those that the code makes."""
+"""The site builds without a warning and needs no network; its formulas, reference and figures are complete."""
 
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -12,7 +13,18 @@ import matplotlib.pyplot as plt
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COURSE = ROOT / "docs" / "from-the-equations"
+DOCS = ROOT / "docs"
+COURSE = DOCS / "from-the-equations"
+FORMULAS = ("equations", "likelihood", "solvers", "structured-noise", "latent", "training")  # pages with formulas
+
+
+def page_script(name: str) -> ModuleType:
+    """A script of docs/, loaded anew."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -62,26 +74,71 @@ def test_the_site_needs_nothing_from_elsewhere(site: Path) -> None:
     assert (site / "assets" / "stix-two-math.woff").stat().st_size > 100_000
 
 
-def test_formulas_are_mathematics(site: Path) -> None:
-    for page in COURSE.glob("*.md"):
-        built = (site / "from-the-equations" / f"{page.stem}.html").read_text()
-        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-        blocks = len(re.findall(r"^\$\$ ", text, re.MULTILINE))
-        assert built.count('<div class="formula">') == blocks, page.name
-        assert "arithmatex" not in built and "\\frac" not in built.replace("\\\\frac", "")
+def prose(html: str) -> str:
+    """The article of a built page without its code and its formulas, tags left in."""
+    article = re.search(r"<article.*?</article>", html, re.DOTALL)
+    assert article is not None
+    return re.sub(r"<(math|pre|code|style|script)\b.*?</\1>", "", article[0], flags=re.DOTALL)
 
 
-def test_the_reference_has_the_public_names(site: Path) -> None:
-    import ornstein as orn
+def raw_mathematics(html: str) -> list[str]:
+    """What is left of LaTeX in the prose of a built page, and emphasis that cuts through a formula."""
+    text = prose(html)
+    found = re.findall(r"\S*(?:[_^]\{|\\[a-z]{2,}|\$\$|\$[^\s$][^$]*\$)\S*", re.sub(r"<[^>]+>", " ", text))
+    found += re.findall(r"\w<em>[^<]*</em>|<em>[^<]*[|=_{}^][^<]*</em>", text)
+    return found
 
+
+@pytest.mark.parametrize(
+    ("html", "wrong"),
+    [
+        ("a<em>{t|s} = a_t/a</em>s", True),
+        ("q(x_{n-1} | x_n)", True),
+        ("where $x$ is", True),
+        (r"\bar\alpha", True),
+        ("an <em>emphasised</em> word, x_t and <code>x_{n}</code>", False),
+        ("<math><mi>x</mi></math> is data", False),
+    ],
+)
+def test_raw_mathematics_is_found(html: str, wrong: bool) -> None:
+    assert bool(raw_mathematics(f"<article>{html}</article>")) is wrong
+
+
+def test_no_page_shows_raw_mathematics(site: Path) -> None:
+    pages = [page for page in sorted(site.rglob("*.html")) if page.name not in ("404.html", "changelog.html")]
+    bad = {str(page.relative_to(site)): raw_mathematics(page.read_text())[:3] for page in pages}
+    assert not {name: found for name, found in bad.items() if found}
+
+
+@pytest.mark.parametrize("page", [*sorted(COURSE.glob("*.md")), *(DOCS / f"{n}.md" for n in FORMULAS)], ids=str)
+def test_every_formula_is_mathematics(site: Path, page: Path) -> None:
+    built = (site / page.relative_to(DOCS).with_suffix(".html")).read_text()
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    blocks = len(re.findall(r"^\$\$ ", text, re.MULTILINE))
+    inline = len(re.findall(r"(?<!\$)\$(?![\s$])[^$]+?(?<!\s)\$(?!\$)", text))
+    assert built.count('<div class="formula">') == blocks
+    assert built.count("<math") == blocks + inline
+    assert "arithmatex" not in built
+
+
+def test_the_reference_has_every_public_name(site: Path) -> None:
+    api = page_script("api")
     built = "".join(page.read_text() for page in (site / "reference").glob("*.html"))
-    for package in ("schedules", "noise", "solvers", "nets", "likelihood"):
-        for name in getattr(orn, package).__all__:
-            value = getattr(getattr(orn, package), name)
-            if isinstance(value, type) and value.__doc__:
-                assert f'id="ornstein.{package}.{name}"' in built, f"{package}.{name}"
-    for name in ("process.Process", "denoiser.Denoiser", "sample", "invert", "oracles.GaussianMixture"):
-        assert f'id="ornstein.{name}"' in built, name
+    anchors = re.findall(r'id="(ornstein[\w.]*)"', built)
+    public = [f"{module}.{name}" for module, names in api.exports().items() for name in names]
+    assert len(public) > 700
+    assert not sorted(set(public) - set(anchors))
+    for package in ("noise", "solvers", "likelihood", "process"):
+        module = importlib.import_module(f"ornstein.{package}")
+        assert set(module.__all__) == set(api.exports()[f"ornstein.{package}"])
+    assert {"ornstein.sample", "ornstein.invert", "ornstein.Denoiser", "ornstein.denoiser.Denoiser"} <= set(anchors)
+
+
+def test_a_module_that_no_page_claims_is_an_error() -> None:
+    api = page_script("api")
+    api.exports()["ornstein_other.module"] = {"f": "ornstein_other.module.f"}
+    with pytest.raises(ValueError, match=r"no page of docs/reference claims ornstein_other\.module"):
+        api.on_page_markdown("<!-- modules: ornstein.noise -->")
 
 
 def test_every_equation_of_the_table_is_in_the_course() -> None:
@@ -92,15 +149,20 @@ def test_every_equation_of_the_table_is_in_the_course() -> None:
 
 @pytest.fixture(scope="module")
 def figures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs" / "figures.py")
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return page_script("figures")
 
 
-def test_figures_and_pages_are_of_one_another(figures: ModuleType) -> None:
-    """Each figure stands on a page, above the command that makes it, and on disk; no other does."""
+def test_the_gallery_has_the_pictures_and_commands_of_its_script() -> None:
+    gallery = page_script("gallery")
+    text = (DOCS / "gallery.md").read_text() + (ROOT / "README.md").read_text()
+    assert set(re.findall(r"`python docs/gallery\.py (\w+)`", text)) == set(gallery.PICTURES)
+    made = {path.stem for path in gallery.FOLDER.iterdir()}
+    assert made == set(gallery.PICTURES) - {"hero"} and gallery.HERO.is_file()
+    assert sum(path.stat().st_size for path in [gallery.HERO, *gallery.FOLDER.iterdir()]) < 3e6
+
+
+def test_each_figure_is_on_a_page_with_its_command(figures: ModuleType) -> None:
+    """Each figure is on a page, above its command, and on disk; no other file is there."""
     text = "".join(page.read_text() for page in COURSE.glob("*.md"))
     shown = re.findall(r"images/course/(\w+)\.png\)\n\n\*`python docs/figures\.py (\w+)`", text)
     assert sorted(figures.FIGURES) == sorted(a for a, _ in shown) == sorted(b for _, b in shown)

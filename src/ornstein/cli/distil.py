@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ornstein import checkpoint
+from ornstein import checkpoint, processes
 from ornstein.cli.commands import Distil
 from ornstein.data import ImageSet, StreamedSet
 from ornstein.denoiser import Denoiser
@@ -26,7 +26,7 @@ from ornstein.progress import cell, console, progress, say
 from ornstein.request import SOLVER, STEPS
 from ornstein.settings import read, read_file, settings_of, to_json
 from ornstein.store import CONFIG, atomic_write, read_config
-from ornstein.training import TrainConfig, TrainState, processes, run_task
+from ornstein.training import TrainConfig, TrainState, run_task
 from ornstein.training.distil import Distillation, TrajectorySet, follow_teacher, new_student
 from ornstein.training.folder import check_folder
 from ornstein.training.jobs import preview, size_of

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from ornstein import autoencoders, checkpoint
+from ornstein import autoencoders, checkpoint, processes
 from ornstein.cli.held_out_data import Material, open_material, pixel_digest
 from ornstein.cli.options import refuse
 from ornstein.denoiser import Denoiser
@@ -33,7 +33,6 @@ from ornstein.evaluation.settings import MINUTES, Evaluate
 from ornstein.evaluation.summary import tables, write_evaluation_report
 from ornstein.progress import console, progress, say, silenced, warn
 from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder, read_config
-from ornstein.training import processes
 
 __all__ = ["evaluate"]
 

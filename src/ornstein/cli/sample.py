@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein import autoencoders, checkpoint
+from ornstein import autoencoders, checkpoint, processes
 from ornstein.cli.clips import sample_clips
 from ornstein.cli.commands import Sample
 from ornstein.cli.options import refuse
@@ -27,7 +27,6 @@ from ornstein.request import GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, draw
 from ornstein.solvers import Tuned
 from ornstein.store import read_config
-from ornstein.training import processes
 
 __all__ = ["sample"]
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ornstein import processes
 from ornstein.data import save_grid
 from ornstein.data.decode import to_array
 from ornstein.errors import UserError
 from ornstein.progress import say
 from ornstein.seal import check_replaceable, is_sealed, seal_file
 from ornstein.store import atomic_write, write_error
-from ornstein.training import processes
 
 __all__ = ["RECORD", "batches_of", "write_images"]
 

@@ -36,6 +36,9 @@ def flatten(img: Image.Image, channels: int, managed: bool = True) -> Image.Imag
     elif img.mode in ("I", "F"):
         raise BadImage("32-bit samples have no agreed white level: save it with 8 or 16 bits")
     elif img.has_transparency_data:
+        clear = img.info.get("transparency")
+        if isinstance(clear, tuple) and max(clear) > 255:  # a colour of 16 bits, of pixels that Pillow reads with 8
+            img.info["transparency"] = tuple(level >> 8 for level in clear)
         both = img.convert("LA" if img.mode in ("L", "LA", "La") else "RGBA")
         alpha, img = both.getchannel("A"), both.convert("L" if both.mode == "LA" else "RGB")
     img = _to_srgb(img, profile)

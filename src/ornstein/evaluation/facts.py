@@ -16,9 +16,9 @@ from torch import nn
 
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
+from ornstein.metrics import read_metrics
 from ornstein.nets.unet import PRESETS
 from ornstein.store import CONFIG, read_json
-from ornstein.training.state import read_metrics
 
 __all__ = ["command_line", "machine_facts", "run_facts", "seconds_text"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ornstein import processes
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet, to_uint8, to_unit
 from ornstein.denoiser import Denoiser
@@ -26,7 +27,6 @@ from ornstein.evaluation.plan import ENOUGH, FIT_BATCH, FIT_STEPS, VARIATIONAL, 
 from ornstein.evaluation.precision import precision_recall
 from ornstein.likelihood import Dequantiser, fit_dequantiser
 from ornstein.sampling import State, sample
-from ornstein.training import processes
 from ornstein.wrapper import device_of
 
 __all__ = ["METRICS", "Advance", "Evaluation", "Row", "Spread", "evaluate_model"]

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ornstein import processes
 from ornstein.errors import UserError
 from ornstein.store import atomic_save_tensors, atomic_write, load_tensors, read_json
-from ornstein.training import processes
 
 __all__ = ["FILE", "PICTURES", "Pieces"]
 

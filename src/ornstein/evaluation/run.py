@@ -22,9 +22,9 @@ from ornstein.evaluation.matched import class_numbers
 from ornstein.evaluation.neighbours import copy_report, knn_agreement, nearest
 from ornstein.evaluation.noise_left import noise_score, noise_warning
 from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
+from ornstein.metrics import read_metrics
 from ornstein.sampling import State, sample
 from ornstein.solvers import SOLVER
-from ornstein.training.state import read_metrics
 
 __all__ = ["RESERVE", "SHORT_STEPS", "STEPS", "Advance", "affordable", "draw", "loss_curve", "write_run_report"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 
 from ornstein.errors import UserError
+from ornstein.metrics import read_metrics
 from ornstein.studio import charts, trainings
 from ornstein.studio.studio import Studio
 from ornstein.studio.trainings import Progress
 from ornstein.studio.work import bar, duration, note, told
-from ornstein.training.state import read_metrics
 
 _PAGE = (
     "Train a diffusion model on your images. It goes on when this page is closed, and is found again when it is opened."

@@ -15,9 +15,10 @@ from typing import Any
 
 from ornstein import checkpoint
 from ornstein.errors import UserError
+from ornstein.metrics import read_metrics
 from ornstein.store import read_json
 from ornstein.training import lock
-from ornstein.training.state import has_state, read_metrics
+from ornstein.training.state import has_state
 
 LOG = "studio.log"
 _UPLOAD = "data"  # the name that uploaded data get in the run folder

@@ -11,7 +11,7 @@ from torch import Tensor
 from ornstein.autoencoders import AutoencoderLoss, checkpoint, drawn
 from ornstein.autoencoders.vq import Codebook
 from ornstein.errors import UserError
-from ornstein.training.processes import Processes
+from ornstein.processes import Processes
 from ornstein.training.task import Task
 
 

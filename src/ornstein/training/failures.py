@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ornstein.errors import RunError
+from ornstein.processes import Processes
 from ornstein.training.config import TrainConfig
-from ornstein.training.processes import Processes
 from ornstein.training.state import has_state
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")

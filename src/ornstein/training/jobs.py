@@ -12,6 +12,7 @@ from typing import Any, Generic
 import torch
 from torch import nn
 
+from ornstein import processes
 from ornstein.autoencoders import AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import Clips, ImageSet, StreamedSet, save_grid, save_sheet
@@ -23,7 +24,7 @@ from ornstein.evaluation.run_autoencoder import reconstruct, write_autoencoder_r
 from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.progress import progress, warn
 from ornstein.store import CONFIG, read_config
-from ornstein.training import TrainState, processes, run_task
+from ornstein.training import TrainState, run_task
 from ornstein.training.autoencoder import Autoencoding
 from ornstein.training.latents import LatentDiffusion, LatentSet, encode_images
 from ornstein.training.models import new_autoencoder, new_denoiser

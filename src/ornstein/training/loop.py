@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ornstein import processes, sharding
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_precision
 from ornstein.errors import RunError, UserError
+from ornstein.metrics import append_metrics, drop_metrics_after
 from ornstein.randomness import generator
-from ornstein.training import failures, lock, processes, sharding, state
+from ornstein.training import failures, lock, state
 from ornstein.training.config import TrainConfig, ema_decay, ema_exponent
 from ornstein.training.interrupts import Interrupts
 from ornstein.training.loader import AHEAD, Images, Loader
@@ -157,13 +159,13 @@ class _Run(Generic[M]):
         try:
             state.clear(self.out)
             if not state.has_state(self.out):
-                state.drop_metrics_after(self.out, 0)
+                drop_metrics_after(self.out, 0)
                 return None  # killed before the first checkpoint: start again
             file, record = state.sound(self.out)
             state.check_same(self.out, record["run"], self.describe())
             if self.config.steps is not None and self.config.steps < record["step"]:
                 raise UserError(f"{self.out} already has {record['step']} steps: ask for more than {self.config.steps}")
-            state.drop_metrics_after(self.out, record["step"])
+            drop_metrics_after(self.out, record["step"])
         except BaseException:
             self.unlock()
             raise
@@ -261,7 +263,7 @@ class _Run(Generic[M]):
         """Write a line of metrics: the means of the figures of several steps, in the main process."""
         if self.processes.main:
             line = about | {name: sum(each[name] for each in losses) / len(losses) for name in losses[0]} | timing
-            state.append_metrics(self.out, line)
+            append_metrics(self.out, line)
             trackers.log(line)
 
     @property

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ornstein import autoencoders
+from ornstein import autoencoders, processes
 from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed, same_data
 from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.sets import few_images
@@ -23,7 +23,6 @@ from ornstein.evaluation import Score
 from ornstein.progress import progress, say, warn
 from ornstein.settings import to_json
 from ornstein.store import atomic_write
-from ornstein.training import processes
 from ornstein.training.folder import check_folder
 from ornstein.training.jobs import Job, ReportPlan, new_job
 from ornstein.training.models import learns_classes, new_autoencoder, new_denoiser

@@ -1,7 +1,6 @@
 """The trainer's part of a run folder: all that a resumed run needs, in one file, and the curve beside it."""
 
 import json
-import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -12,24 +11,19 @@ from torch import Tensor, nn
 
 from ornstein import checkpoint
 from ornstein.errors import UserError
+from ornstein.metrics import METRICS
+from ornstein.sharding import is_split, load_whole, split_as, whole
 from ornstein.store import (
     atomic_save_tensors,
-    atomic_write,
     keep_previous,
     load_tensors,
     make_folder,
-    open_in_place,
-    read_bytes,
     remove_partial,
-    write_error,
 )
 from ornstein.training.config import TrainConfig
-from ornstein.training.sharding import is_split, load_whole, split_as, whole
 
 STATE = Path("state") / "trainer.safetensors"
 PREVIOUS = Path("state") / "previous.safetensors"
-METRICS = "metrics.jsonl"
-_METRICS_LIMIT = 2**28  # bytes; some million steps
 # what may differ between a run and its resumption: how long it goes on, and what it leaves on the way
 FREE = {
     "training.steps",
@@ -167,43 +161,6 @@ def check_same(out: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
                 f"{out} was trained with {field} = {before.get(field)}, and {after.get(field)} is asked for: "
                 "resume with the same, or train into another folder"
             )
-
-
-def append_metrics(out: Path, line: dict[str, Any]) -> None:
-    path = out / METRICS
-    try:
-        with os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "a", encoding="utf-8") as f:
-            f.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise write_error(path, error) from error
-
-
-def drop_metrics_after(out: Path, step: int) -> None:
-    """Keep the lines up to `step`: what was logged after the checkpoint will be logged again."""
-    if (out / METRICS).exists():
-        kept = [json.dumps(line) + "\n" for line in read_metrics(out) if line["step"] <= step]
-        atomic_write(out / METRICS, "".join(kept).encode())
-
-
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that hold a step number; an empty list if the file is missing.
-
-    A line that a kill cut short is left out.
-
-    Raises:
-        UserError: the file is not a regular one, or too large.
-    """
-    if not (out / METRICS).exists():
-        return []
-    lines = []
-    for text in read_bytes(out / METRICS, _METRICS_LIMIT).decode("utf-8", "replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

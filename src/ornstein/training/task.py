@@ -16,9 +16,9 @@ from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.nets.video import known_masks
+from ornstein.processes import Processes
 from ornstein.training.config import TrainConfig
 from ornstein.training.objective import check_objective, loss_of, times_of
-from ornstein.training.processes import Processes
 
 __all__ = ["Diffusion", "M", "Part", "Task", "on_cpu"]
 

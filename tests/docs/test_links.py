@@ -1,4 +1,4 @@
-"""The documents name tests, code, files and commands that exist."""
+"""The pages name tests, code, files and make targets that exist."""
 
 import importlib
 import re
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ROOT = Path(__file__).parents[2]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_every_test_that_the_equations_name_exists() -> None:
@@ -22,11 +22,13 @@ def test_every_test_that_the_equations_name_exists() -> None:
 
 def test_every_symbol_that_the_equations_name_exists() -> None:
     text = (ROOT / "docs" / "equations.md").read_text()
-    floors = "process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders|distillation"
+    floors = "process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders|few_steps"
     symbols = set(re.findall(rf"`((?:{floors})\.[\w.]+)`", text))
     assert len(symbols) > 20
     for symbol in symbols:
         module, *path = symbol.split(".")
+        if module == "few_steps":
+            module = f"{module}.{path.pop(0)}"
         value = importlib.import_module(f"ornstein.{module}")
         for part in path:
             fields = getattr(value, "__dataclass_fields__", {})
@@ -36,7 +38,7 @@ def test_every_symbol_that_the_equations_name_exists() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+    for target in re.findall(r"\]\((?!#)([^)#\s]+)[^)]*\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 

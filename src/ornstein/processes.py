@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ornstein import sharding
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
 from ornstein.launch import launched
-from ornstein.training import sharding
 
 T = TypeVar("T")
 
