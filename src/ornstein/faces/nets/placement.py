@@ -23,8 +23,8 @@ class Placement(nn.Module):
 
         answer = L (source, target) + f(source, target),
 
-    where L starts as the target's own landmarks and f as 0. The shape of the face is in the source's landmarks, pose and
-    expression are in the target's; this is learned from points alone, in seconds.
+    where L starts as the target's own landmarks and f as 0. The shape of the face is in the source's landmarks,
+    pose and expression are in the target's; this is learned from points alone, in seconds.
 
     `fit` sets mean and spread of the landmarks, and the linear prediction of all of them from the first five.
 
