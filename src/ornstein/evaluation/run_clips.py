@@ -25,6 +25,7 @@ _SHOWN = 16
 _SCORED = 128
 _FEWEST = 4  # clips, below which not even their motion is scored
 _BATCH = 16
+_FPS = 8.0  # of clips whose frame rate is not known
 
 
 def write_clip_report(
@@ -64,8 +65,9 @@ def write_clip_report(
     shown = made[:_SHOWN]
     save_sheet(shown, out / "samples.png", upscale=upscale)
     wall = clip_grid(shown, columns=4)
-    save_mp4(wall, out / "samples.mp4", upscale=upscale)
-    save_gif(wall, out / "samples.gif", upscale=upscale)
+    fps = getattr(train, "fps", None) or _FPS
+    save_mp4(wall, out / "samples.mp4", fps, upscale)
+    save_gif(wall, out / "samples.gif", fps, upscale)
 
     advance("scores", 1, 2)
     real = read(held_out, max(count, _SHOWN))
@@ -83,7 +85,7 @@ def write_clip_report(
             lead=f"{len(train)} training clips of {train.shape[1]} frames, {len(held_out)} held out.",
             warnings=[warning for warning in warnings if warning],
             scores=scores,
-            clips=PlayingClips(shown, to_uint8(real[:_SHOWN])),
+            clips=PlayingClips(shown, to_uint8(real[:_SHOWN]), fps),
             losses=loss_curve(out),
             facts=run_facts(out, denoiser, train, held_out),
             settings=settings,
