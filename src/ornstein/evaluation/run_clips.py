@@ -26,6 +26,7 @@ _SHOWN = 16
 _SCORED = 128
 _FEWEST = 4  # clips, below which not even their motion is scored
 _BATCH = 16
+_FPS = 8.0  # of clips whose frame rate is not known
 
 
 def write_clip_report(
@@ -64,7 +65,7 @@ def write_clip_report(
     upscale = max(1, 64 // made.shape[-1])
     shown = made[:_SHOWN]
     comment = json.dumps({"samples": str(denoiser.distilled or f"{steps} steps"), "seed": 0})
-    fps = held_out.rate or 8.0
+    fps = held_out.rate or _FPS
     save_sheet(shown, out / "samples.png", upscale=upscale, comment=comment)
     wall = clip_grid(shown, columns=4)
     save_mp4(wall, out / "samples.mp4", fps, upscale, comment=comment)
@@ -86,7 +87,7 @@ def write_clip_report(
             lead=f"{len(train)} training clips of {train.shape[1]} frames, {len(held_out)} held out.",
             warnings=[warning for warning in warnings if warning],
             scores=scores,
-            clips=PlayingClips(shown, to_uint8(real[:_SHOWN])),
+            clips=PlayingClips(shown, to_uint8(real[:_SHOWN]), fps),
             losses=loss_curve(out),
             facts=run_facts(out, denoiser, train, held_out),
             settings=settings,

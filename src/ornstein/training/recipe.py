@@ -104,9 +104,9 @@ def train(
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint saved.
     """
     out = Path(out)
+    check_folder(out)
     asked = _asked(data, out, resume, settings)
     asked.validate()
-    check_folder(out)
     group = processes.current()  # before anything goes to a GPU: each process has its own
     where = choose_device(device)
     if asked.latent is not None:
