@@ -5,7 +5,7 @@
 
 The blocks run as they are written, with these substitutions:
 
-- `photos.zip` and `clips` are made first: 60 pictures of two classes of coloured discs, 12 clips of moving discs.
+- `photos.zip` and `clips` are made first: 100 pictures of two classes of coloured discs, 12 clips of moving discs.
 - Sizes and durations shrink, as SMALLER lists them. A text that the README no longer has is an error.
 - `pip install` is not run, for it would change the environment that runs this; its extras must exist in
   pyproject.toml. `.ci/wheel` installs into an empty environment.
@@ -67,7 +67,7 @@ def material(folder: Path) -> None:
     """Write photos.zip (two classes) and clips/ (mp4 files)."""
     draw = torch.Generator().manual_seed(0)
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
-        for k in range(60):
+        for k in range(100):
             x, y = (16 * torch.rand(2, generator=draw)).tolist()
             orn.data.save_grid(disc(20, x, y, k % 2)[None], folder / "picture.png")
             archive.write(folder / "picture.png", f"photos/{('cats', 'dogs')[k % 2]}/{k:04}.png")

@@ -21,6 +21,8 @@ FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>',
 FUNCTION = re.compile(r"\\(log|det)\b")
 NUMBER = re.compile(r"\\tag\{(E\d+)\}")
 TEXT = re.compile(r"<(pre|code|math)\b.*?</\1>|<[^>]+>|([^<]+)", re.DOTALL)  # a group of its own for what is read
+INDEX = re.compile(r"([_^])\{([^{}]*)\}")
+TAGS = {"_": "sub", "^": "sup"}
 COMMANDS = "<!-- commands -->"
 FILE = re.compile(r"^<!-- file: (\S+) -->$", re.MULTILINE)  # a file of the repository, in the place of this line
 ROOT = Path(__file__).parents[1]
@@ -64,8 +66,10 @@ def _indices(match: re.Match[str]) -> str:
     """The text of a docstring with `x_{n-1}` and `x^{-1}` as indices; code and tags as they are."""
     if match[2] is None:
         return match[0]
-    text = re.sub(r"_\{([^{}]*)\}", r"<sub>\1</sub>", match[2])
-    return re.sub(r"\^\{([^{}]*)\}", r"<sup>\1</sup>", text)
+    text = match[2]
+    while INDEX.search(text):  # the inner ones first
+        text = INDEX.sub(lambda m: f"<{TAGS[m[1]]}>{m[2]}</{TAGS[m[1]]}>", text)
+    return text
 
 
 def _mathml(found: re.Match[str]) -> str:

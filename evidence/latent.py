@@ -43,7 +43,7 @@ from ornstein.training.latents import LatentDiffusion, encode_images
 
 HELD_OUT = 0.1
 SIZE = 64
-JUDGED = 500  # samples for a Frechet distance
+SCORED = 500  # samples for a Frechet distance
 
 # kind, factor, and the codebook or the weight of the rate
 RATES: list[tuple[str, int, float]] = [
@@ -191,7 +191,7 @@ def speed(train_set: ImageSet, held_out: ImageSet, minutes: float, out: Path) ->
         for state in states:
             spent += time.process_time() - began
             if spent >= left[0]:
-                samples = draw(state.model, None, JUDGED)
+                samples = draw(state.model, None, SCORED)
                 frechet = frechet_distance(extract(samples), real)
                 rows.append({"seconds": spent, "step": state.step, "frechet": frechet})
                 print(kind, rows[-1], flush=True)
@@ -199,7 +199,7 @@ def speed(train_set: ImageSet, held_out: ImageSet, minutes: float, out: Path) ->
             if not left:
                 break
             began = time.process_time()
-        floor = frechet_distance(extract(train_set.images[:JUDGED]), real)
+        floor = frechet_distance(extract(train_set.images[:SCORED]), real)
         keep(file, {"kind": kind, "autoencoder_seconds": before, "rows": rows, "floor": floor})
 
 

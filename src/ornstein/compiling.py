@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ornstein.denoiser import Denoises
 from ornstein.errors import RunError
@@ -44,10 +45,13 @@ def compile_network(d: Denoises, once: Callable[[], object]) -> float:
     module = module_of(d)
     if module is None:
         raise ValueError("there is no network to compile in this denoiser")
-    net = getattr(module, "net", module)
+    net: Any = getattr(module, "net", module)
     os.environ[_FOLDER] = str(cache_folder())
     start = time.perf_counter()
-    net.compile(mode="reduce-overhead" if device_of(d).type == "cuda" else None, dynamic=False)
+    graphs = device_of(d).type == "cuda"
+    # a graph writes every result to the same memory, but solvers hold predictions over several steps
+    net.reuses_output = graphs  # `Denoiser` then keeps a copy
+    net.compile(mode="reduce-overhead" if graphs else None, dynamic=False)
     try:
         once()
     except Exception as error:

@@ -227,6 +227,8 @@ class Denoiser(nn.Module):
         else:
             with torch.autocast(x.device.type, self.precision):
                 output = self.net(x, log_snr, **cond)
+        if getattr(self.net, "reuses_output", False):  # compiled to CUDA graphs: see `compiling`
+            output = output.clone()
         # The network may compute in half precision; everything after it has the dtype of the sample.
         if output.shape == x_t.shape:
             return output.to(x_t.dtype), None

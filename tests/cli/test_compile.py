@@ -40,6 +40,7 @@ def pictures(folder: Path, n: int) -> torch.Tensor:
     return torch.stack(found)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_same_pictures_and_a_second_run_finds_the_code(tmp_path: Path) -> None:
     """Five samples in batches of two: the last batch is filled up, not compiled anew."""

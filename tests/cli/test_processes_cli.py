@@ -47,6 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run(run: Path, tmp_path: Path) -> None:
     assert (run / "report.html").is_file() and (run / "progress" / "step-000004.png").is_file()
     assert json.loads((run / "config.json").read_text())["training"]["step"] == 4
@@ -56,6 +57,7 @@ def test_two_processes_write_one_run(run: Path, tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [4, 6]
 
 
+@pytest.mark.slow
 def test_samples_are_the_same_on_two_processes_and_only_made_where_missing(run: Path, tmp_path: Path) -> None:
     options = ("-n", 7, "--steps", 2, "--batch", 2, "--seed", 3)
     done = torchrun("sample", run, *options, "--out", tmp_path / "two")
@@ -77,6 +79,7 @@ def test_samples_are_the_same_on_two_processes_and_only_made_where_missing(run: 
     assert files(tmp_path / "one") == files(tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_two_processes_judge_as_one(run: Path, tmp_path: Path) -> None:
     options = ("-n", 70, "--solvers", "ddim", "--steps", 2, "--features", "pixels", "--seeds", 1, "--batch", 16)
     options += ("--likelihood", "none")
@@ -87,6 +90,7 @@ def test_two_processes_judge_as_one(run: Path, tmp_path: Path) -> None:
     assert two == one
 
 
+@pytest.mark.slow
 def test_an_error_is_told_in_a_line_by_each_process(tmp_path: Path) -> None:
     done = torchrun("train", "--data", tmp_path / "nowhere", "--out", tmp_path / "run")
     assert done.returncode != 0

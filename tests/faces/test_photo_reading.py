@@ -1,5 +1,6 @@
 """Whole pictures from bytes: the same rules as for training images, without the square."""
 
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from PIL import Image
 from ornstein.data.decode import BadImage
 from ornstein.errors import UserError
 from ornstein.faces.read import decode_photo, read_photo
+from ornstein.faces.swap.film import is_video
+from ornstein.faces.swap.picture import encode, read_picture
 
 
 def png(img: Image.Image, **options: object) -> bytes:
@@ -60,3 +63,64 @@ def test_what_is_no_sound_picture(data: bytes, reason: str, tmp_path: Path) -> N
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*none\.png"):
         read_photo(tmp_path / "none.png")
+
+
+def test_a_phone_s_photo_with_a_second_picture_is_a_photo(tmp_path: Path) -> None:
+    """MPO: a JPEG with a smaller picture behind it, as phones write; it was refused as an animation."""
+    photo = Image.new("RGB", (80, 60), (200, 40, 40))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30))])
+    with Image.open(tmp_path / "a.jpg") as img:
+        assert img.format == "MPO" and getattr(img, "n_frames", 1) == 2
+    for pixels in (read_photo(tmp_path / "a.jpg"), read_picture(tmp_path / "a.jpg").pixels):
+        assert pixels.shape == (3, 60, 80) and int(pixels[0].float().mean()) in range(197, 203)
+    assert not is_video(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_an_animation_is_no_photo(tmp_path: Path, kind: str) -> None:
+    pictures = [Image.new("RGB", (40, 30), (90 * i, 0, 0)) for i in range(3)]
+    pictures[0].save(tmp_path / "a", kind, save_all=True, append_images=pictures[1:])
+    with pytest.raises(UserError, match=rf"is an animation, {kind} with several pictures"):
+        read_picture(tmp_path / "a")
+    pictures[0].save(tmp_path / "one", kind)
+    assert read_picture(tmp_path / "one").pixels.shape == (3, 30, 40)
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "a Windows Media file: to swap faces in it, give it as the target"),
+        (b"\x00\x00\x01\xba", "an MPEG programme stream: to swap"),
+        ((b"G" + bytes(187)) * 3, "an MPEG transport stream: to swap"),
+        (b"FLV\x01", "a Flash video"),
+        (b"\0\0\0\x18ftypisom", "an MP4 video"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"PK\x03\x04", "a zip archive"),
+    ],
+)
+def test_messages_say_what_a_file_is(tmp_path: Path, head: bytes, told: str) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(head + bytes(300))
+    with pytest.raises(UserError, match=rf"a\.jpg cannot be used: .*{told}"):
+        read_photo(path)
+
+
+def test_an_empty_file_a_folder_and_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name, told in (("empty", "empty file"), ("folder", "a folder"), ("pipe", "not a regular file")):
+        for read in (read_photo, read_picture, is_video):
+            with pytest.raises(UserError, match=rf"{name}\.jpg is .*{told}"):
+                read(tmp_path / f"{name}.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("source", ["PNG", "JPEG", "TIFF"])
+def test_the_resolution_is_kept(tmp_path: Path, source: str, suffix: str) -> None:
+    Image.new("RGB", (40, 30), (200, 40, 40)).save(tmp_path / "a", source, dpi=(300, 150))
+    picture = read_picture(tmp_path / "a")
+    (tmp_path / f"b{suffix}").write_bytes(encode(picture.painted(picture.pixels, None), suffix))
+    with Image.open(tmp_path / f"b{suffix}") as img:
+        dpi = img.info.get("dpi") or (img.getexif()[282], img.getexif()[283])
+    assert [float(each) for each in dpi] == pytest.approx([300, 150], abs=0.05)

@@ -249,6 +249,9 @@ def test_a_float32_network():
         "exact": ode(d, x0, prior=exact_prior(oracle)),
         "rk45": ode(d, x0, solver="rk45", tolerance=1e-5, prior=exact_prior(oracle)),
     }
+    default = ode(d, x0, prior=exact_prior(oracle))
+    assert float(default.evaluations.double().mean()) < 300  # rounding does not drive the steps to nothing
+    assert bool(((default.value - oracle.log_prob(x0, 0.0)).abs() < 5 * default.error).all())
     for result in values.values():
         assert result.value.dtype == torch.float64
         assert float((result.value - oracle.log_prob(x0, 0.0)).abs().max()) < 1e-3

@@ -241,9 +241,10 @@ def test_churn_is_algorithm_two(gauss: GaussianMixture):
     up = rho * (1 + min(churn / 2, math.sqrt(2) - 1))
     lifted = before + math.sqrt(up**2 - rho**2) * white(1)
     t_up = float(p.schedule.time(-2 * math.log(up)))
-    h = 0.3 - t_up
-    first = d(lifted, t_up).flow
-    expected = lifted + h / 2 * (first + d(lifted + h * first, 0.3).flow)
+    h = end - up
+    first = (lifted - d(lifted, t_up).x0) / up
+    ahead = lifted + h * first
+    expected = lifted + h / 2 * (first + (ahead - d(ahead, 0.3).x0) / end)
     torch.testing.assert_close(after, expected, rtol=0, atol=1e-11)
     assert up > rho > end
 

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -91,6 +92,7 @@ def start(script: str, *arguments: str, **kwargs) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", script, TOYS, *arguments], env=ENVIRONMENT, text=True, **kwargs)
 
 
+@pytest.mark.slow
 def test_killed_ten_times_is_the_same_run(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     seed = time.time_ns() % 10**6
@@ -111,6 +113,7 @@ def test_killed_ten_times_is_the_same_run(tmp_path):
     assert {p.name for p in parts.rglob("*") if p.is_file()} == {p.name for p in whole.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_so(tmp_path):
     process = start(INTERRUPTED, str(tmp_path / "run"), stdout=subprocess.PIPE)
     assert process.stdout is not None

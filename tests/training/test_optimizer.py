@@ -105,5 +105,5 @@ def test_in_float32_a_change_in_the_last_bit_stays_small():
 
 
 def test_unknown_optimizer():
-    with pytest.raises(UserError, match=r"sgd.*muon or adamw"):
+    with pytest.raises(UserError, match=r"sgd.*known: muon, adamw"):
         config(optimizer="sgd")

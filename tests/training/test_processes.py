@@ -154,6 +154,7 @@ def same_curve(a: Path, b: Path, tolerance: float = 1e-5) -> None:
     assert max(float((weights[0][k] - weights[1][k]).abs().max()) for k in weights[0]) < 1e-3
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_train_the_same(parent: Parent) -> None:
     assert parent.launch("launch(1, call(job, 'one'), call(codebook, 'vq1'))") == ([0], "")
     codes, said = parent.launch(
@@ -176,6 +177,7 @@ def test_one_and_two_processes_train_the_same(parent: Parent) -> None:
     torch.testing.assert_close(*entries, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_split_model_trains_the_same_and_its_checkpoints_are_whole(parent: Parent) -> None:
     assert parent.launch("launch(1, call(job, 'alone'))") == ([0], "")
     codes, said = parent.launch(
@@ -192,6 +194,7 @@ def test_a_split_model_trains_the_same_and_its_checkpoints_are_whole(parent: Par
     assert {k: v.shape for k, v in states[0].items()} == {k: v.shape for k, v in states[1].items()}
 
 
+@pytest.mark.slow
 def test_orthogonal_steps_are_the_same_on_two_processes_and_of_a_split_model(parent: Parent) -> None:
     assert parent.launch("launch(1, call(job, 'muon', optimizer='muon'))") == ([0], "")
     assert parent.launch("launch(2, call(job, 'muon2', optimizer='muon'))") == ([0, 0], "")
@@ -200,6 +203,7 @@ def test_orthogonal_steps_are_the_same_on_two_processes_and_of_a_split_model(par
     same_curve(parent.root / "muon", parent.root / "muon-split")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_other_with_one_line(parent: Parent) -> None:
     parent.ask("launch(2, call(job, 'killed', slow=True))")
     pids: dict[int, int] = {}
@@ -222,6 +226,7 @@ def test_a_killed_worker_ends_the_other_with_one_line(parent: Parent) -> None:
     same_curve(parent.root / "one", parent.root / "killed")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_with_a_checkpoint(parent: Parent) -> None:
     parent.ask("launch(2, call(job, 'told', steps=10**6, slow=True))")
     said = parent.lines()

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ornstein.data.entry import Listing
@@ -31,7 +31,7 @@ class Grouping:
     ignored: dict[int, str] = field(default_factory=dict)
 
 
-def group(names: Sequence[str], wrapped: bool, given: Sequence[str | None] | None = None) -> Grouping:
+def group(names: Iterable[str], wrapped: bool, given: Sequence[str | None] | None = None) -> Grouping:
     """The files of `names` that belong to the data, and their classes.
 
     The class of a file is the one `given` for it; if none has one, the first folder on its path. Folders called train,
@@ -44,28 +44,28 @@ def group(names: Sequence[str], wrapped: bool, given: Sequence[str | None] | Non
         given: for each file its class by a file beside it, or None.
     """
     result = Grouping(None)
-    folders = [name.split("/")[:-1] for name in names]
+    numbers: dict[str, int] = {}  # of distinct folders: there are few of them, whatever the number of files
+    folder_of = [numbers.setdefault(name.rpartition("/")[0], len(numbers)) for name in names]
+    folders = [folder.split("/") if folder else [] for folder in numbers]
     tops = {parts[0] if parts else None for parts in folders}
     inner = {parts[1] for parts in folders if len(parts) > 1}
     if len(tops) == 1 and None not in tops and (wrapped or _are_splits(inner)):
         folders = [parts[1:] for parts in folders]
         tops = {parts[0] if parts else None for parts in folders}
-    divided = _are_splits({top for top in tops if top is not None})
-    for i, parts in enumerate(folders):
-        if divided and not (parts and split_of(parts[0]) == "train"):
-            result.ignored[i] = f"in {parts[0]}/" if parts else "beside train/"
-    rows = [i for i in range(len(names)) if i not in result.ignored]
+    depth = 0
+    if _are_splits({top for top in tops if top is not None}):
+        depth = 1
+        others = {i: parts for i, parts in enumerate(folders) if not (parts and split_of(parts[0]) == "train")}
+        reasons = {i: f"in {parts[0]}/" if parts else "beside train/" for i, parts in others.items()}
+        result.ignored = {i: reasons[folder] for i, folder in enumerate(folder_of) if folder in reasons}
     if given is not None and any(label is not None for label in given):
-        labels = {i: given[i] for i in rows}
-        missing = "no class is given for it"
+        labels, missing = list(given), "no class is given for it"
     else:
-        depth = 1 if divided else 0
-        labels = {i: folders[i][depth] if len(folders[i]) > depth else None for i in rows}
-        missing = "in no class folder"
-    if not mostly(list(labels.values())):
-        return result
-    result.skipped = {i: missing for i, label in labels.items() if label is None}
-    result.labels = [labels.get(i) or "" for i in range(len(names))]
+        class_of = [parts[depth] if len(parts) > depth else None for parts in folders]
+        labels, missing = [class_of[folder] for folder in folder_of], "in no class folder"
+    if mostly([label for i, label in enumerate(labels) if i not in result.ignored]):
+        result.skipped = {i: missing for i, label in enumerate(labels) if label is None and i not in result.ignored}
+        result.labels = [label or "" for label in labels]
     return result
 
 

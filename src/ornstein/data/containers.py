@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from fractions import Fraction
@@ -32,7 +33,20 @@ _BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"moof"
 def open_container(file: IO[bytes]) -> InputContainer:
     """The demuxer of an open file. Raises av.error.FFmpegError if it is none of the containers read here."""
     file.seek(0)
-    return av.open(file, "r", options=dict(_OPTIONS), metadata_errors="replace")
+    return av.open(_Reader(file), "r", options=dict(_OPTIONS), metadata_errors="replace")
+
+
+class _Reader:
+    """An open file for the demuxer. Damaged files make it seek to nowhere: PyAV would print the exception."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.read, self.tell, self.seekable, self._file = file.read, file.tell, file.seekable, file
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -errno.EINVAL
 
 
 def picture_stream(container: InputContainer) -> VideoStream:

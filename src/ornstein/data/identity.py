@@ -18,6 +18,7 @@ __all__ = ["Identified", "checksum", "checksums", "fingerprint", "names_fingerpr
 _ALL_BYTES = 2**30  # sets up to this size are hashed whole
 _SAMPLED_FILES, _BLOCK = 8192, 2**16  # of larger ones, a block in the middle of so many files: half a gigabyte
 _READERS = 8
+_AT_ONCE = 4096  # files that wait for a reader
 
 
 class Identified(Protocol):
@@ -52,17 +53,17 @@ def checksum(data: bytes) -> int:
     return zlib.crc32(data)
 
 
-def checksums(count: int, entry: Callable[[int], Entry], sizes: Sequence[int] | np.ndarray) -> list[int]:
-    """A checksum of the contents of each of `count` files.
+def checksums(count: int, entry: Callable[[int], Entry], sizes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A checksum of the contents of each of `count` files, uint32 (count,).
 
     It is the CRC-32 that the archive stores, or else that of all bytes if the set has at most a gigabyte. Of a larger
     set it is that of 64 kB in the middle of 8,192 files, evenly spread, and 0 for the others. A file that cannot be
     read has 0.
     """
     if count and entry(0).crc32 is not None:
-        return [entry(i).crc32 or 0 for i in range(count)]
-    whole = sum(map(int, sizes)) <= _ALL_BYTES
-    rows = list(range(count)) if whole else sorted({*np.linspace(0, count - 1, _SAMPLED_FILES, dtype=int).tolist()})
+        return np.array([entry(i).crc32 or 0 for i in range(count)], np.uint32)
+    whole = int(np.sum(sizes, dtype=np.int64)) <= _ALL_BYTES
+    rows = range(count) if whole else sorted({*np.linspace(0, count - 1, _SAMPLED_FILES, dtype=int).tolist()})
 
     def read(i: int) -> int:
         file = entry(i)
@@ -70,10 +71,11 @@ def checksums(count: int, entry: Callable[[int], Entry], sizes: Sequence[int] | 
             return _crc32(file) if whole else zlib.crc32(file.read(max(0, file.size - _BLOCK) // 2, _BLOCK))
         return 0
 
-    sums = [0] * count
+    sums = np.zeros(count, np.uint32)
     with ThreadPoolExecutor(_READERS) as pool:
-        for i, value in zip(rows, pool.map(read, rows), strict=True):
-            sums[i] = value
+        for first in range(0, len(rows), _AT_ONCE):
+            part = rows[first : first + _AT_ONCE]
+            sums[part] = list(pool.map(read, part))
     return sums
 
 

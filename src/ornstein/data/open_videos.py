@@ -169,6 +169,7 @@ def _labelled(path: Path, listing: Listing) -> tuple[list[SourceVideo], list[str
 def _sums(videos: Sequence[SourceVideo]) -> list[int]:
     """A checksum of the contents of each video."""
     entries = [entry for video in videos for entry in video.entries]
-    sums = iter(identity.checksums(len(entries), entries.__getitem__, [entry.size for entry in entries]))
+    sizes = [entry.size for entry in entries]
+    sums = iter(identity.checksums(len(entries), entries.__getitem__, sizes).tolist())
     of_videos = [[next(sums) for _ in video.entries] for video in videos]
     return [each[0] if len(each) == 1 else identity.checksum(str(each).encode()) for each in of_videos]

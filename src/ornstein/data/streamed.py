@@ -119,13 +119,13 @@ class StreamedSet:
         sums = identity.checksums(len(files), files.unnamed, files.sizes())
         labels = None if files.labels is None else (files.classes[i] for i in files.labels)
         names = map(files.name, range(len(files)))
-        return self._of_rows(identity.fingerprint(names, files.sizes().tolist(), sums, labels))
+        return self._of_rows(identity.fingerprint(names, files.sizes(), sums, labels))
 
     @property
     def names_fingerprint(self) -> str:
         """The hash of names and sizes alone, by which runs of version 0.1 are recognised."""
         names = map(self.files.name, range(len(self.files)))
-        return self._of_rows(identity.names_fingerprint(names, self.files.sizes().tolist()))
+        return self._of_rows(identity.names_fingerprint(names, self.files.sizes()))
 
     def _of_rows(self, of_files: str) -> str:
         if len(self.rows) == len(self.files):

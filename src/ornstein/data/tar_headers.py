@@ -95,10 +95,9 @@ def _block(handle: int, at: int) -> bytes | None:
     if len(block) < BLOCK:
         raise TarError("cut short")
     if any(block):
-        stated = _number(block[148:156])
-        spaces = 8 * 32 - sum(block[148:156])
-        signed = -256 * sum(byte > 127 for byte in block[:148] + block[156:])  # as some old writers summed
-        if stated not in (sum(block) + spaces, sum(block) + spaces + signed):
+        # the sum counts its own field as spaces; some old writers summed signed bytes
+        missing = _number(block[148:156]) - (sum(block) - sum(block[148:156]) + 8 * 32)
+        if missing and missing != -256 * sum(byte > 127 for byte in block[:148] + block[156:]):
             raise TarError("a header is damaged")
     return block
 

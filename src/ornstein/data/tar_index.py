@@ -115,14 +115,15 @@ class TarIndex:
         """Set the labels, and leave out the samples that belong to no class, or to another part of the data."""
         if not len(self) or not (by_folder or (given >= 0).any()):
             return
-        names = [name for each in self._names if each for name in each.decode().split("\n")]
+        names = (name for each in self._names if each for name in each.decode().split("\n"))
         groups = group(names, True, [numbered[i] if i >= 0 else None for i in given.tolist()])
         self.ignored.update(groups.ignored.values())
         self.skipped += [(self.name(i), why) for i, why in groups.skipped.items()]
-        kept = np.array([i for i in range(len(names)) if i not in groups.ignored and i not in groups.skipped], np.int64)
+        left_out = np.array([*groups.ignored, *groups.skipped], np.int64)
+        kept = np.delete(np.arange(len(self)), left_out)
         if groups.labels is not None:
             labels = [groups.labels[i] for i in kept]
-            self.classes = sorted(set(labels), key=natural_key)
+            self.classes = sorted({*labels}, key=natural_key)
             number = {name: i for i, name in enumerate(self.classes)}
             self.labels = np.array([number[label] for label in labels], np.int32)
         self.shards, self._place = self.shards[kept], self._place[kept]

@@ -128,7 +128,7 @@ class Costs:
 @cache
 def evaluations(solver: str, steps: int) -> int:
     """Network evaluations for one sample, counted on a Gaussian."""
-    counted = Counted(GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(Process(Cosine())))
+    counted = Counted(GaussianMixture([1.0], [[0.0]], [[[1.0]]]).denoiser(Process(Cosine())))  # pyright: ignore
     sample(counted, (1, 1), solver, steps)
     return counted.calls
 
@@ -185,6 +185,7 @@ def sized(given: Mapping[str, Any], held_out: int, costs: Costs, seconds: float 
         costs: measured costs.
         seconds: the time; None for the full plan.
     """
+    given = dict(given)
     if seconds is None:
         return Plan(**given)
     planned = _RESERVE * seconds
@@ -198,7 +199,8 @@ def sized(given: Mapping[str, Any], held_out: int, costs: Costs, seconds: float 
             plan = Plan(**({"count": count} | breadth | likelihood | given))
             if _samples(plan, costs) <= left:
                 return plan
-    return Plan(**({"count": ENOUGH} | _BREADTHS[-1] | likelihood | given))
+    smallest_of_all: dict[str, Any] = _BREADTHS[-1] | {"count": ENOUGH} | likelihood | given
+    return Plan(**smallest_of_all)
 
 
 # From the full plan down to a single set of samples.

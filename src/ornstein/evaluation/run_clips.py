@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ _SHOWN = 16
 _SCORED = 128
 _FEWEST = 4  # clips, below which not even their motion is scored
 _BATCH = 16
+_FPS = 8.0  # of clips whose frame rate is not known
 
 
 def write_clip_report(
@@ -62,10 +64,12 @@ def write_clip_report(
     made = draw(denoiser, denoiser.data.labels(count), count, steps=steps, batch=_BATCH).cpu()
     upscale = max(1, 64 // made.shape[-1])
     shown = made[:_SHOWN]
-    save_sheet(shown, out / "samples.png", upscale=upscale)
+    comment = json.dumps({"samples": str(denoiser.distilled or f"{steps} steps"), "seed": 0})
+    fps = held_out.rate or _FPS
+    save_sheet(shown, out / "samples.png", upscale=upscale, comment=comment)
     wall = clip_grid(shown, columns=4)
-    save_mp4(wall, out / "samples.mp4", upscale=upscale)
-    save_gif(wall, out / "samples.gif", upscale=upscale)
+    save_mp4(wall, out / "samples.mp4", fps, upscale, comment=comment)
+    save_gif(wall, out / "samples.gif", fps, upscale, comment=comment)
 
     advance("scores", 1, 2)
     real = read(held_out, max(count, _SHOWN))
@@ -83,7 +87,7 @@ def write_clip_report(
             lead=f"{len(train)} training clips of {train.shape[1]} frames, {len(held_out)} held out.",
             warnings=[warning for warning in warnings if warning],
             scores=scores,
-            clips=PlayingClips(shown, to_uint8(real[:_SHOWN])),
+            clips=PlayingClips(shown, to_uint8(real[:_SHOWN]), fps),
             losses=loss_curve(out),
             facts=run_facts(out, denoiser, train, held_out),
             settings=settings,

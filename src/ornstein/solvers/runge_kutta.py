@@ -115,7 +115,7 @@ def dormand_prince(
     tolerance: float,
     error_of: Callable[[Step], Tensor],
     first: float = 1 / 32,
-    smallest: float = 1e-5,
+    smallest: tuple[float, float] = (1e-9, 1e-5),
 ) -> Path:
     """Dormand & Prince's pair of orders 5 and 4, with the steps of each sample chosen by its own error.
 
@@ -129,8 +129,8 @@ def dormand_prince(
         tolerance: the most that the error of one step may be.
         error_of: the error of a step, (R,).
         first: the first step that is tried, as a share of the whole.
-        smallest: a step is accepted whatever its error, which counts in the sum, once it is this share of the distance
-            from the nearer end, or 1e-9: smaller steps do not reduce the rounding of a network.
+        smallest: a step is accepted whatever its error, which counts in the sum, at this length plus this share of the
+            distance from the nearer end: smaller steps do not reduce the rounding of a network.
 
     Raises:
         ValueError: the values are not finite (the message names the time), or there are too many steps.
@@ -159,7 +159,7 @@ def dormand_prince(
         local = error_of(Step(to, x, after, summed, error, q_error, slopes[-1])).cpu()  # the one wait
         _check_finite(field, to, local)
         evaluations[rows] += 6
-        least = 1e-9 + smallest * torch.minimum(u - start, end - u)
+        least = smallest[0] + smallest[1] * torch.minimum(u - start, end - u)
         kept = (local <= tolerance) | (step <= least)
         errors[rows] += torch.where(kept, local, 0.0)
         mask = column(kept, x)

@@ -16,6 +16,7 @@ from ornstein.autoencoders import AUTOENCODERS, AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import Clips, ImageSet, StreamedSet
 from ornstein.denoiser import Data, Denoiser
+from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.nets import UNet, VideoUNet
 from ornstein.process import Process
@@ -63,7 +64,7 @@ def new_denoiser(
     Raises:
         UserError: the settings do not fit the data.
     """
-    device = default_device() if device is None else device
+    device = choose_device() if device is None else device
     shape = tuple(data.shape) if space is None else space.latent_shape
     classes = data.classes if learns_classes(settings, data) else []
     preset = settings.preset(shape[-1], space is not None, device.type == "cpu")
@@ -75,11 +76,6 @@ def new_denoiser(
     covariance = noises.parse(settings.data_noise, shape[1])
     schedule = _centred(noise, covariance, shape) if settings.centre else schedules.Cosine()
     return Denoiser(net, Process(schedule, noise), "edm", data=spec, data_covariance=covariance).to(device)
-
-
-def default_device() -> torch.device:
-    """A GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
@@ -146,7 +142,7 @@ def new_autoencoder(
     Raises:
         UserError: a setting is out of range.
     """
-    device = default_device() if device is None else device
+    device = choose_device() if device is None else device
     channels, size, _ = data.shape
     kind = settings.model
     preset = settings.preset(size, False, device.type == "cpu")

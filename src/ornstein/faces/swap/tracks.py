@@ -1,4 +1,4 @@
-"""Faces from frame to frame: detections linked into tracks, short gaps filled, jitter taken out."""
+"""Tracks of faces: detections linked from frame to frame, short gaps filled, jitter smoothed."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_REACH = 0.5  # of a face's box: a face that moves further in one step is another one, or another shot
-_STAY = 1.3  # of sizes: by so much another face must be larger to become the largest
+__all__ = ["Seen", "Track", "by_frame", "link", "smooth"]
+
+_REACH = 0.5  # of a face's box: a face that moves further in one frame is another one, or in another shot
+_STAY = 1.3  # ratio of sizes: another face must be larger by this to become the largest
 # Standard deviation, in frames, of the weights of the local line through a track's landmarks.
 _WIDTH = 1.5
-_REACHED = 4  # frames each way that the line is fitted to
-_FLOOR = 1e-6  # of the weights: across a long gap the line goes through the rows on its two sides
+_NEIGHBOURS = 4  # frames on each side that the line is fitted to
+_FLOOR = 1e-6  # least weight: across a long gap the line goes through the landmarks on its two sides
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A face in a frame: the number of its source, the side of its box in pixels, and its landmarks (10,), x and y."""
+    """A detected face.
+
+    source: the number of the source that replaces it. side: of its box, in pixels. points: its five landmarks as x, y,
+    x, y, ... in pixels.
+    """
 
     source: int
     side: float
@@ -32,7 +38,7 @@ class Seen:
 
 @dataclass(eq=False)
 class Track:
-    """One face through consecutive frames. Compact: a long video has a row of it for each of its frames."""
+    """One face through consecutive frames, in compact arrays: a long video has a row of landmarks for each frame."""
 
     number: int
     source: int
@@ -63,15 +69,22 @@ class Track:
 
 
 def smooth(frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Values at every frame from the first to the last, float32 (F, D), of `rows` (N, D) seen at `frames` (N,).
+    """Smooth and interpolate by a local line (Cleveland, "Robust Locally Weighted Regression", 1979).
 
-    A line is fitted around each frame, with weights that fall off as a Gaussian over the neighbours seen: what moves
-    evenly is not delayed, and a gap is bridged by the line. Cleveland, "Robust Locally Weighted Regression", 1979.
+    Around each frame a line is fitted to its neighbours, with Gaussian weights: even motion is not delayed, and gaps
+    are bridged.
+
+    Args:
+        frames: int (N,), increasing: the frames with values.
+        rows: (N, D), the values.
+
+    Returns:
+        float32 (F, D): the values at every frame from the first to the last.
     """
     first, last = int(frames[0]), int(frames[-1])
     out = np.empty((last - first + 1, rows.shape[1]), np.float32)
     for at in range(first, last + 1):
-        low, high = np.searchsorted(frames, (at - _REACHED, at + _REACHED + 1))
+        low, high = np.searchsorted(frames, (at - _NEIGHBOURS, at + _NEIGHBOURS + 1))
         # across a gap that is wider than the window, the rows on its two sides
         low, high = (
             min(low, max(np.searchsorted(frames, at, "right") - 1, 0)),
@@ -89,10 +102,17 @@ def smooth(frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def link(frames: Iterable[Sequence[Seen]], gap: int, largest: bool = False) -> list[Track]:
-    """The tracks of the faces seen in each frame, finished, in order of their beginning.
+    """Link the faces of consecutive frames into tracks.
 
-    A track ends where its face is not seen for more than `gap` frames, or jumps. `largest`: of each frame the largest
-    face only, the same one as before unless another is a good deal larger.
+    A track ends if its face is missing in more than `gap` frames, or jumps.
+
+    Args:
+        frames: the faces of each frame.
+        gap: frames.
+        largest: of each frame take the largest face alone; the same one as before unless another is a good deal larger.
+
+    Returns:
+        The tracks, smoothed, in order of their first frame.
     """
     done: list[Track] = []
     open_: list[Track] = []
@@ -115,7 +135,7 @@ def link(frames: Iterable[Sequence[Seen]], gap: int, largest: bool = False) -> l
         for _, t, f in pairs:
             if t not in taken.values() and f not in taken:
                 taken[f] = t
-        if largest and taken:  # the others are not what is followed any more
+        if largest and taken:  # the other tracks end here
             done += [track for t, track in enumerate(open_) if t not in taken.values()]
         for f, face in enumerate(faces):
             if f in taken:
@@ -134,7 +154,7 @@ def link(frames: Iterable[Sequence[Seen]], gap: int, largest: bool = False) -> l
 
 
 def by_frame(tracks: Sequence[Track], start: int, stop: int) -> Iterator[tuple[int, list[Track]]]:
-    """The tracks that are there in each frame from `start` to `stop` - 1; they are given in order of beginning."""
+    """Each frame from `start` to `stop` - 1 with its tracks. `tracks` is in order of first frames."""
     waiting = iter(tracks)
     coming = next(waiting, None)
     active: list[Track] = []
