@@ -1,6 +1,6 @@
 """Pictures and videos that we wrote and nobody has changed since: these alone are replaced without being asked.
 
-A seal is a mark in the file's own format, which viewers skip, with a hash of everything before it.
+A seal is a mark in the file's own format, which viewers skip, with a hash of everything else in the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def sealed(data: bytes) -> bytes:
     """A PNG, GIF or MP4 file with its seal: a text chunk, a comment or a free box that goes before its end."""
     end = _end(data)
     body, tail = data[: len(data) - end], data[len(data) - end :]
-    return body + _mark(data, hashlib.sha256(body).hexdigest().encode()) + tail
+    return body + _mark(data, hashlib.sha256(data).hexdigest().encode()) + tail
 
 
 def is_sealed(path: str | Path) -> bool:

@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
 from ornstein import Data, Denoiser, Process, sample
-from ornstein.cli import app, shards
+from ornstein.cli import shards
 from ornstein.cli.bench import timed
 from ornstein.data.decode import to_array
 from ornstein.devices import choose_precision
@@ -21,18 +19,7 @@ from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
 from ornstein.sampling import at_once
 from ornstein.schedules import Cosine
-
-
-def ornstein(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
+from running import ornstein, refused
 
 
 @pytest.fixture(scope="module")

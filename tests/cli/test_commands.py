@@ -13,27 +13,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
-from ornstein.cli import app
-
-
-def ornstein(*arguments: object) -> Result:
-    """The command in this process: starting another takes longer than all that most of these do."""
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def refused(result: Result, code: int, *words: str) -> None:
-    """One line on stderr that has all the words, the exit code, and no traceback."""
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: ")
-    for word in words:
-        assert word in lines[0], lines[0]
+from running import ornstein, refused
 
 
 def picture(path: Path, seed: int, size: int = 16) -> None:

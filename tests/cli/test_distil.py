@@ -7,37 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
 import ornstein as orn
 from ornstein import Data, Denoiser, Process, autoencoders, checkpoint
-from ornstein.cli import app
 from ornstein.data import to_uint8
 from ornstein.nets import UNet, VideoUNet
 from ornstein.noise import AR1
 from ornstein.schedules import Cosine
 from ornstein.solvers import SOLVER
-
-
-def ornstein(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def done(*arguments: object) -> str:
-    result = ornstein(*arguments)
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
+from running import done, ornstein, refused
 
 
 def drawn(net: nn.Module) -> nn.Module:

@@ -7,18 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
 
-from ornstein.cli import app
 from ornstein.training import recipe
+from running import ornstein
 
 QUICK = ("--size", 8, "--net", "xs", "--batch", 4, "--sample-every", 0, "--held-out", 0.25)
-
-
-def ornstein(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

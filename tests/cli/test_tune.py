@@ -5,30 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image
 from torch import nn
-from typer.testing import CliRunner
 
 from ornstein import Data, Denoiser, Process, checkpoint, sample
-from ornstein.cli import app
 from ornstein.data import to_uint8
 from ornstein.data.decode import to_array
 from ornstein.nets import UNet
 from ornstein.schedules import Cosine, Discrete
 from ornstein.solvers import SOLVER
-
-
-def ornstein(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
+from running import ornstein, refused
 
 
 def model(seed: int = 0, classes: int = 2) -> Denoiser:

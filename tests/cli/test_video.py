@@ -9,34 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner, Result
 
-import ornstein
+import ornstein as orn
 from ornstein.checkpoint import read_config
-from ornstein.cli import app
 from ornstein.noise import Toeplitz, parse
+from running import done, ornstein, refused
 
 FRAMES, SIZE = 6, 16
-
-
-def command(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in arguments])
-
-
-def done(*arguments: object) -> str:
-    """The command's output, its words one space apart."""
-    result = command(*arguments)
-    assert result.exit_code == 0, result.output
-    return " ".join(result.output.split())
-
-
-def refused(result: Result, *words: str) -> None:
-    """One line on stderr that has all the words, exit code 2, and no traceback."""
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    for word in words:
-        assert word in lines[0], lines[0]
 
 
 def film(path: Path, frames: int, seed: int = 0, size: int = 24) -> None:
@@ -101,7 +80,7 @@ def test_the_fitted_noise_is_that_of_the_films_and_goes_into_the_checkpoint(nois
     fitted = parse(str(noise), FRAMES)
     assert isinstance(fitted, Toeplitz)
     assert 0.4 < float(fitted.dense()[0, 1]) < 0.99  # a disc of 8 pixels moves by at most 2 a frame
-    model = ornstein.load(trained)
+    model = orn.load(trained)
     assert model.process.noise == fitted
     z = torch.randn(2, 3, FRAMES, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     assert torch.equal(model.process.noise.color(z), fitted.color(z))
@@ -144,9 +123,9 @@ def test_given_frames_are_kept(trained: Path, films: Path, tmp_path: Path) -> No
         "sample", trained, "-n", 2, "--steps", 2, "--given", films, "--first", 2, "--last", 1, "--out", tmp_path
     )
     assert "2 first and 1 last" in output
-    known, _ = ornstein.data.open_clips(films, FRAMES, SIZE).batch([0, 1])
+    known, _ = orn.data.open_clips(films, FRAMES, SIZE).batch([0, 1])
     for i in range(2):
-        frames = [ornstein.data.to_uint8(f) for f in known[i].unbind(1)]
+        frames = [orn.data.to_uint8(f) for f in known[i].unbind(1)]
         made = frames_of(tmp_path / f"{i:05d}.mp4")
         for k in (0, 1, FRAMES - 1):
             centre = made[k][2::4, 2::4].astype(int)  # of each pixel drawn 4 x 4
@@ -162,11 +141,11 @@ def test_a_run_of_clips_resumes_to_the_same_bits(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(import_module("ornstein.training.jobs"), "preview", stop)  # at step 2 of 3
-        stopped = command(*training(films, noise, out))
+        stopped = ornstein(*training(films, noise, out))
     assert stopped.exit_code == 130 and "--resume" in stopped.stderr
     assert read_config(out)["training"]["step"] == 2
-    refused(command("train", "--data", films, "--frames", FRAMES, "--out", out), "already holds a run", "--resume")
-    refused(command("train", "--out", out, "--resume", "--noise", "ar1:0.5"), "noise")
+    refused(ornstein("train", "--data", films, "--frames", FRAMES, "--out", out), "already holds a run", "--resume")
+    refused(ornstein("train", "--out", out, "--resume", "--noise", "ar1:0.5"), "noise")
     done("train", "--out", out, "--resume")
     for file in ("model.safetensors", "config.json"):
         assert (out / file).read_bytes() == (trained / file).read_bytes(), file
@@ -178,34 +157,34 @@ def test_a_model_preconditioned_by_the_covariance_of_the_data(films: Path, noise
         "train", "--data", films, "--frames", FRAMES, "--size", SIZE, "--net", "xs", "--noise", "ar1:0.9",
         "--data-noise", noise, "--centre", "--steps", 2, "--batch", 2, "--out", out,
     )  # fmt: skip
-    model = ornstein.load(out)
+    model = orn.load(out)
     assert model.prediction == "edm" and model.data_covariance == parse(str(noise), FRAMES)
     schedule = model.process.schedule
-    assert isinstance(schedule, ornstein.schedules.Shifted)
+    assert isinstance(schedule, orn.schedules.Shifted)
     assert model.data is not None and model.data_covariance is not None
-    shift = ornstein.noise.log_snr_shift(model.process.noise, model.data_covariance, model.data.shape)
+    shift = orn.noise.log_snr_shift(model.process.noise, model.data_covariance, model.data.shape)
     assert schedule.log_snr_shift == pytest.approx(-shift) and abs(shift) > 0.05
     assert float(schedule.log_snr(1.0)) == pytest.approx(-10)
     done("sample", out, "-n", 1, "--steps", 2, "--out", tmp_path / "samples")
     common = ("train", "--data", films, "--size", SIZE, "--out", tmp_path / "no")
-    refused(command(*common, "--frames", FRAMES, "--centre"), "--centre", "--data-noise")
-    refused(command("train", "--data", "digits", "--data-noise", noise, "--out", tmp_path / "no"), "--frames")
-    refused(command(*common, "--frames", FRAMES, "--data-noise", "white"), "covariances over frames")
+    refused(ornstein(*common, "--frames", FRAMES, "--centre"), "--centre", "--data-noise")
+    refused(ornstein("train", "--data", "digits", "--data-noise", noise, "--out", tmp_path / "no"), "--frames")
+    refused(ornstein(*common, "--frames", FRAMES, "--data-noise", "white"), "covariances over frames")
     assert not (tmp_path / "no").exists()
 
 
 def untrained(conditioning: bool, classes: tuple[str, ...] = ()) -> ornstein.Denoiser:
     """A model of grey clips as it is before its first step."""
-    net = ornstein.nets.VideoUNet.preset(
+    net = orn.nets.VideoUNet.preset(
         "xs", channels=1, size=SIZE, frames=FRAMES, classes=len(classes), conditioning=conditioning
     )
-    about = ornstein.Data((1, FRAMES, SIZE, SIZE), classes)
-    return ornstein.Denoiser(net, ornstein.Process(ornstein.schedules.Cosine()), data=about)
+    about = orn.Data((1, FRAMES, SIZE, SIZE), classes)
+    return orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), data=about)
 
 
 def test_clips_go_on_as_what_the_given_ones_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their own class where the model knows it, not each in turn; one that is asked for comes first."""
-    _, labels = ornstein.data.open_clips("moving-digits", FRAMES, SIZE).batch(range(12))
+    _, labels = orn.data.open_clips("moving-digits", FRAMES, SIZE).batch(range(12))
     assert labels is not None and labels.tolist() != [i % 10 for i in range(12)]
     asked: list[torch.Tensor | None] = []
 
@@ -229,31 +208,33 @@ def test_clips_go_on_as_what_the_given_ones_are(tmp_path: Path, monkeypatch: pyt
     assert without is None
     film(tmp_path / "film.mp4", FRAMES)
     refused(
-        command("sample", run, "--given", tmp_path / "film.mp4", "--first", 2, "--guidance", 2), "no classes", "--class"
+        ornstein("sample", run, "--given", tmp_path / "film.mp4", "--first", 2, "--guidance", 2),
+        "no classes",
+        "--class",
     )
 
 
 def test_mistakes(films: Path, noise: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     common = ("train", "--size", SIZE, "--out", out)
-    refused(command(*common, "--data", films, "--frames", 20), "films", "too short: 13 frames, a clip has 20")
+    refused(ornstein(*common, "--data", films, "--frames", 20), "films", "too short: 13 frames, a clip has 20")
     refused(
-        command(*common, "--data", films, "--frames", 8, "--noise", noise), "made for 6 frames, not 8", "--frames 8"
+        ornstein(*common, "--data", films, "--frames", 8, "--noise", noise), "made for 6 frames, not 8", "--frames 8"
     )
-    refused(command(*common, "--data", films), "no usable image", "to train on the videos there, give --frames")
+    refused(ornstein(*common, "--data", films), "no usable image", "to train on the videos there, give --frames")
     for folder in ("empty", "texts"):
         (tmp_path / folder).mkdir()
     (tmp_path / "texts" / "a.txt").write_text("no film")
-    refused(command(*common, "--data", tmp_path / "empty", "--frames", 6), "empty")
-    refused(command(*common, "--data", tmp_path / "texts", "--frames", 6), "texts")
+    refused(ornstein(*common, "--data", tmp_path / "empty", "--frames", 6), "empty")
+    refused(ornstein(*common, "--data", tmp_path / "texts", "--frames", 6), "texts")
     assert not out.exists()
 
     shorts = tmp_path / "shorts"
     film(shorts / "short.mp4", 3)
-    refused(command("sample", trained, "--given", shorts, "--first", 2), "too short: 3 frames, a clip has 6")
-    refused(command("sample", trained, "--given", films, "--first", 5, "--last", 4), "5", "4", "6")
-    refused(command("sample", trained, "--frames", 12, "--overlap", 6), "overlap 6", "window 6")
+    refused(ornstein("sample", trained, "--given", shorts, "--first", 2), "too short: 3 frames, a clip has 6")
+    refused(ornstein("sample", trained, "--given", films, "--first", 5, "--last", 4), "5", "4", "6")
+    refused(ornstein("sample", trained, "--frames", 12, "--overlap", 6), "overlap 6", "window 6")
 
     untrained(conditioning=False).save(tmp_path / "without")
     for asked in (("--given", films, "--first", 2), ("--frames", 12)):
-        refused(command("sample", tmp_path / "without", *asked), "without", "--given-frames")
+        refused(ornstein("sample", tmp_path / "without", *asked), "without", "--given-frames")

@@ -16,9 +16,10 @@ from ornstein.evaluation import held_out as streaming
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.held_out import bits_of_images
 from ornstein.evaluation.matched import class_numbers
-from ornstein.evaluation.measure import Spread, evaluate_model
+from ornstein.evaluation.measure import evaluate_model
 from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.plan import Plan
+from ornstein.evaluation.results import Spread
 from ornstein.evaluation.summary import tables
 
 SHAPE = (1, 4, 4)

@@ -45,11 +45,12 @@ def sample_clips(
     upscale = max(1, 64 // samples.shape[-1])
     for i, clip in enumerate(samples):
         mp4, gif = _files(folder, i)
-        save_mp4(clip, mp4, fps, upscale, json.dumps(said | {"sample": i}))
-        save_gif(clip, gif, fps, upscale)
+        comment = json.dumps(said | {"sample": i})
+        save_mp4(clip, mp4, fps, upscale, comment)
+        save_gif(clip, gif, fps, upscale, comment)
         seal_file(mp4)
         seal_file(gif)
-    save_sheet(samples, sheet, upscale=upscale)
+    save_sheet(samples, sheet, upscale=upscale, comment=json.dumps(said))
     seal_file(sheet)
     say(f"{len(samples)} clips in {folder}, all of them in {sheet}")
 

@@ -51,7 +51,14 @@ def command(cls: type, body: str | Callable[[Any, frozenset[str]], None]) -> Cal
     shown = [f for f in fields(cls) if f.init and not about(f).stored]
 
     def run(**options: Any) -> None:
-        file, console.quiet = options.pop("config"), options.pop("quiet") or console.quiet
+        file, quiet, before = options.pop("config"), options.pop("quiet"), console.quiet
+        console.quiet = quiet or before
+        try:
+            obey(file, options)
+        finally:
+            console.quiet = before
+
+    def obey(file: Path | None, options: dict[str, Any]) -> None:
         for f in shown:
             for i in range(len(about(f).old_names)):
                 old = options.pop(f"{f.name}_old_{i}")

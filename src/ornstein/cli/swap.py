@@ -6,22 +6,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 import typer
+from torch import Tensor
 
 from ornstein.cli.options import refuse
+from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import RunError, UserError
+from ornstein.extras import require
+from ornstein.faces.provenance.blocklist import BlockList
+from ornstein.faces.provenance.consent import Consent
 from ornstein.faces.settings import SwapCommand, SwapSettings, VideoSettings
+from ornstein.faces.swap import Choice, Order, Source, SwapModel, Swapper, film, load_model
+from ornstein.faces.swap import photo as photo_swap
+from ornstein.faces.swap.photo import COLUMNS, read_pairs
+from ornstein.faces.swap.video import VideoReport, swap_video
 from ornstein.progress import progress, say
 from ornstein.settings import settings_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ornstein.faces.provenance.consent import Consent
-    from ornstein.faces.swap import Choice, Order, Source, SwapModel, Swapper
-    from ornstein.faces.swap.video import VideoReport
 
 __all__ = ["swap"]
 
@@ -29,12 +31,6 @@ _STRETCHES = 8  # stretches of frames without a face that are printed
 
 
 def swap(asked: SwapCommand, given: frozenset[str]) -> None:
-    from ornstein.devices import choose_device, choose_precision
-    from ornstein.extras import require
-    from ornstein.faces.provenance.blocklist import BlockList
-    from ornstein.faces.provenance.consent import Consent
-    from ornstein.faces.swap import Swapper, load_model
-
     if asked.consent is None:
         raise UserError('say who agreed to this swap and what it is for: --i-have-consent "who, why"')
     consent = Consent(asked.consent)
@@ -83,9 +79,6 @@ class _Swaps:
 
     def do(self, job: _Job | str) -> None:
         """Do a swap; a text is the reason why it cannot be done."""
-        from ornstein.faces.swap import Choice
-        from ornstein.faces.swap import photo as photo_swap
-
         if isinstance(job, str):
             raise UserError(job)
         video = _check_files(job, self.asked.overwrite)
@@ -95,8 +88,6 @@ class _Swaps:
         known: Tensor | None = None
         every = "all"
         if references:
-            import torch
-
             known = torch.stack([self.swapper.reference(path) for path in references])
         else:
             every = str(job.whom[0][0])
@@ -117,8 +108,6 @@ class _Swaps:
         _print_gaps(report)
 
     def _swap_video(self, choice: Choice, order: Order) -> VideoReport:
-        from ornstein.faces.swap.video import swap_video
-
         with progress("frames") as bar:
             task = bar.add_task("finding faces", total=None, note="")
             last: tuple[str, int, float] = ("", 0, 0.0)
@@ -142,9 +131,6 @@ def _check_files(job: _Job, overwrite: bool) -> bool:
     Raises:
         UserError: a file is missing, or the output has a wrong name or replaces another file.
     """
-    from ornstein.faces.swap import film
-    from ornstein.faces.swap import photo as photo_swap
-
     named = [path for pair in job.whom for path in pair if isinstance(path, Path)]
     for path in (*named, job.target):
         if not path.exists():
@@ -168,8 +154,6 @@ def _print_gaps(report: VideoReport) -> None:
 
 def _jobs(asked: SwapCommand) -> list[tuple[int, _Job | str]]:
     """The swaps that are asked for, each with its line in the CSV file; a text is the reason why it cannot be done."""
-    from ornstein.faces.swap.photo import COLUMNS, read_pairs
-
     paths, maps = asked.paths or [], asked.map or []
     whom: Path | str = asked.face if asked.face in ("all", "largest") else Path(asked.face)
     if isinstance(whom, Path) and not whom.is_file():

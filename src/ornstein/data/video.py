@@ -37,7 +37,9 @@ def clip_grid(clips: Tensor, columns: int | None = None) -> Tensor:
     return torch.stack([grid(frame, columns) for frame in clips.unbind(2)], 1)
 
 
-def save_sheet(clips: Tensor, path: str | Path, most_frames: int = 16, upscale: int = 1) -> None:
+def save_sheet(
+    clips: Tensor, path: str | Path, most_frames: int = 16, upscale: int = 1, comment: str | None = None
+) -> None:
     """Write a contact sheet as a PNG: a row for each clip (B, C, F, H, W), its frames from left to right.
 
     A grey line stands right of and below each frame. Of longer clips `most_frames` frames are shown, evenly spaced,
@@ -53,7 +55,7 @@ def save_sheet(clips: Tensor, path: str | Path, most_frames: int = 16, upscale: 
     chosen = torch.linspace(0, clips.shape[2] - 1, shown).round().long()
     frames = clips[:, :, chosen.to(clips.device)].transpose(1, 2).flatten(0, 1)
     pixels = frames if frames.dtype == torch.uint8 else to_uint8(frames)
-    save_grid(F.pad(pixels, (0, 1, 0, 1), value=128), path, columns=shown, upscale=upscale)
+    save_grid(F.pad(pixels, (0, 1, 0, 1), value=128), path, columns=shown, upscale=upscale, comment=comment)
 
 
 def save_mp4(
@@ -95,10 +97,11 @@ def save_mp4(
     _write(Path(path), buffer)
 
 
-def save_gif(clip: Tensor, path: str | Path, fps: float = 8, upscale: int = 1) -> None:
+def save_gif(clip: Tensor, path: str | Path, fps: float = 8, upscale: int = 1, comment: str | None = None) -> None:
     """Write a clip (C, F, H, W), floats in [-1, 1] or uint8, as a GIF that repeats, complete or not at all.
 
-    Greys are kept exactly. A GIF times its frames in hundredths of a second, two at the least.
+    Greys are kept exactly. A GIF times its frames in hundredths of a second, two at the least. `comment` is stored in
+    the file.
 
     Raises:
         ValueError: wrong arguments.
@@ -108,7 +111,8 @@ def save_gif(clip: Tensor, path: str | Path, fps: float = 8, upscale: int = 1) -
     pictures = [Image.fromarray(array[..., 0] if clip.shape[0] == 1 else array) for array in arrays]
     buffer = io.BytesIO()
     duration = max(20, 10 * round(100 / fps))
-    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    said = {} if comment is None else {"comment": comment.encode()}
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0, **said)
     _write(Path(path), buffer)
 
 

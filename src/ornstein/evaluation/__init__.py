@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ornstein.evaluation.frechet import FrechetScore, frechet_distance, frechet_gaussians, pixel_frechet, real_floor
     from ornstein.evaluation.kernel import KernelScore, kernel_distance
     from ornstein.evaluation.markup import Table
-    from ornstein.evaluation.measure import Evaluation, evaluate_model
+    from ornstein.evaluation.measure import evaluate_model
     from ornstein.evaluation.motion import (
         CorrelationError,
         MotionScore,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ornstein.evaluation.plan import Plan
     from ornstein.evaluation.precision import PrecisionRecall, precision_recall
     from ornstein.evaluation.report import Clips, Curve, Images, Pairs, Report, Score, Skipped, Trajectory, write_report
+    from ornstein.evaluation.results import Evaluation
 
 __all__ = [
     "Clips",
@@ -91,7 +92,7 @@ _MODULES = {
     "CopyReport": "neighbours",
     "CorrelationError": "motion",
     "Curve": "report",
-    "Evaluation": "measure",
+    "Evaluation": "results",
     "Features": "features",
     "FrechetScore": "frechet",
     "Images": "report",

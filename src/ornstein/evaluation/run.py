@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -148,7 +149,8 @@ def write_run_report(
     pictures, shown = _pictures(denoiser, sizes.shown, sizes.steps)
     upscale = max(1, 64 // pictures.shape[-1])
     columns = 8 if shown is None else int((shown == 0).sum())
-    save_grid(pictures, out / "samples.png", columns=columns, upscale=upscale, gap=1)
+    comment = json.dumps({"samples": made_by, "seed": 0})
+    save_grid(pictures, out / "samples.png", columns=columns, upscale=upscale, gap=1, comment=comment)
     film = _film(denoiser, sizes.film, sizes.steps)
 
     advance("scores", 1, total)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,11 +64,12 @@ def write_clip_report(
     made = draw(denoiser, denoiser.data.labels(count), count, steps=steps, batch=_BATCH).cpu()
     upscale = max(1, 64 // made.shape[-1])
     shown = made[:_SHOWN]
-    save_sheet(shown, out / "samples.png", upscale=upscale)
+    comment = json.dumps({"samples": str(denoiser.distilled or f"{steps} steps"), "seed": 0})
+    fps = held_out.rate or _FPS
+    save_sheet(shown, out / "samples.png", upscale=upscale, comment=comment)
     wall = clip_grid(shown, columns=4)
-    fps = getattr(train, "fps", None) or _FPS
-    save_mp4(wall, out / "samples.mp4", fps, upscale)
-    save_gif(wall, out / "samples.gif", fps, upscale)
+    save_mp4(wall, out / "samples.mp4", fps, upscale, comment=comment)
+    save_gif(wall, out / "samples.gif", fps, upscale, comment=comment)
 
     advance("scores", 1, 2)
     real = read(held_out, max(count, _SHOWN))

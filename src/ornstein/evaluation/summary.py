@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ornstein.data import ImageSet
 from ornstein.evaluation.markup import Table
-from ornstein.evaluation.measure import METRICS, Evaluation, Row, Spread
 from ornstein.evaluation.report import Images, Pairs, Report, Skipped, write_report
+from ornstein.evaluation.results import METRICS, Evaluation, Row, Spread
 
 __all__ = ["NAMES", "tables", "write_evaluation_report"]
 

@@ -1,4 +1,4 @@
-"""Training of an autoencoder, with its discriminator where it has one (E27-E30)."""
+"""Training of an autoencoder, and of its discriminator if it has one (E27-E30)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from ornstein.errors import UserError
 from ornstein.processes import Processes
 from ornstein.training.task import Task
 
+__all__ = ["Autoencoding"]
+
 
 class Autoencoding(Task[AutoencoderLoss]):
-    """Training of the autoencoder that a loss holds; it alone is saved as the model.
+    """Training of the autoencoder inside a loss; only the autoencoder is saved as the model.
 
-    In parts it is the same training to rounding but for free bits, which count the rates of the part and not of the
-    batch. A codebook follows the tokens of all processes.
+    Computed in parts it is the same training to rounding, except with free bits, which bound the rates of the part and
+    not of the batch. A codebook follows the tokens of all processes.
     """
 
     by_rows = True
@@ -34,7 +36,7 @@ class Autoencoding(Task[AutoencoderLoss]):
         noise = drawn(draw)
 
         def of_rows(layer: int, shape: tuple[int, ...]) -> Tensor:
-            # (B, *) of a batch; what is no batch, as the numbers a codebook draws, is the same for all parts
+            # noise (B, *) of a batch is cut to the rows; the numbers that a codebook draws are the same for all parts
             return noise(layer, (n, *shape[1:]))[rows] if len(shape) > 1 else noise(layer, shape)
 
         return self.model(x0, of_rows, progress)
@@ -46,7 +48,7 @@ class Autoencoding(Task[AutoencoderLoss]):
         for module in self.model.modules():
             if isinstance(module, Codebook):
                 if accumulate > 1:
-                    raise UserError("a codebook moves with every batch whole: leave out --accumulate for a vq")
+                    raise UserError("a codebook is updated with whole batches: leave out --accumulate for a vq")
                 module.gather = processes.gather
 
     def config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Distillation of a model: its trajectories, followed once and kept on disk, and the training of a student on them."""
+"""Distillation of a model: its trajectories, computed once and cached on disk, and the training of a student."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from ornstein.store import atomic_write, make_folder, read_json, refuse_links, w
 from ornstein.training.task import Task, on_cpu
 from ornstein.wrapper import network_precision
 
+__all__ = ["FOLDER", "Distillation", "TrajectorySet", "follow_teacher", "new_student"]
+
 FOLDER = "trajectories"
 _FILE = "trajectories.npy"
 _ABOUT = "about.json"
@@ -29,9 +31,11 @@ _BATCH = 128
 
 
 class TrajectorySet:
-    """States of trajectories at the student's times, read row by row from a file: what a student is trained on.
+    """The training set of a student: states of trajectories at the student's time steps, read from a file.
 
-    file: float32 (M, N + 1, *), from the noise to the end. labels: int64 (M,), -1 for no class, or None.
+    Args:
+        file: float32 (M, N + 1, *), from the noise to the end.
+        labels: int64 (M,), -1 for no class, or None.
     """
 
     def __init__(self, file: Path, labels: Tensor | None) -> None:
@@ -122,14 +126,14 @@ class Distillation(Task[Denoiser]):
     def __init__(self, student: Denoiser, teacher: str) -> None:
         super().__init__(student, [student.net])
         if student.distilled is None:
-            raise ValueError("a student has times of its own: make it with `new_student`")
+            raise ValueError("a student has its own time steps: make it with `new_student`")
         self.times = torch.tensor(student.distilled.times, dtype=torch.float64)
         self.teacher = teacher
 
     def with_own_model(self) -> Distillation:
-        own = copy.copy(self)
-        own.model, own.networks = copy.deepcopy((self.model, self.networks))
-        return own
+        task = copy.copy(self)
+        task.model, task.networks = copy.deepcopy((self.model, self.networks))
+        return task
 
     def varying(self, labelled: bool) -> bool:
         return not labelled and "label" in self.model.conditions

@@ -1,4 +1,4 @@
-"""What can go wrong within a step, in one line with the way out."""
+"""Failures of a training step as one-line errors that say what to do."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from ornstein.processes import Processes
 from ornstein.training.config import TrainConfig
 from ornstein.training.state import has_state
 
+__all__ = ["kept", "not_finite_rows", "of_step"]
+
 _NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
 def kept(out: Path) -> str:
-    """What is left of a run that fails."""
+    """Says whether a failed run has a checkpoint."""
     return f"the last checkpoint is kept in {out}" if has_state(out) else "no checkpoint"
 
 
 def of_step(
     error: RuntimeError | MemoryError, step: int, config: TrainConfig, processes: Processes, out: Path
 ) -> RunError | None:
-    """The error of a step that ran out of memory or lost another process; None for any other."""
+    """The one-line error of a step that ran out of memory or lost another process; None for any other failure."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text.lower() for word in _NO_MEMORY):
         return _memory(text, step, config, processes, out)
@@ -52,7 +54,7 @@ def _memory(text: str, step: int, config: TrainConfig, processes: Processes, out
 
 
 def not_finite_rows(x0: Tensor, indices: Sequence[int], names: Sequence[str] | None) -> str | None:
-    """Which of the images x0 (B, *) have values that are not finite, by name where they have one; None if none has."""
+    """Names the images of x0 (B, *) that hold values that are not finite, or their numbers; None if all are finite."""
     bad = (~x0.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
     if not bad:
         return None

@@ -34,8 +34,9 @@ def _has_settings(out: Path) -> bool:
     """Whether a training has stored its settings and stopped before its first checkpoint."""
     for name, cls in ((SETTINGS, Settings), (DISTIL, DistilSettings)):
         try:
-            read(cls, read_file(out / name), out / name)
+            stored = read(cls, read_file(out / name), out / name)
         except UserError:
             continue
-        return True
+        if not isinstance(stored, DistilSettings) or stored.teacher:
+            return True
     return False

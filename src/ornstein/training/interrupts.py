@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a step is never cut in two, and a training that is told to stop does so in seconds."""
+"""SIGINT and SIGTERM: a step is never interrupted in the middle, and a training stops within seconds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+__all__ = ["Interrupts"]
+
 
 class Interrupts:
-    """Signals as a flag within a step, which the trainer reads after it; a second signal interrupts at once.
+    """Within a step a signal sets a flag, which the trainer reads after it; a second signal interrupts at once.
 
-    Between steps the caller may be busy for minutes, drawing samples: there the first signal saves, by `save`, and
-    raises KeyboardInterrupt where the caller is. Without a `save` it is a flag there too.
+    Between steps the caller may be busy for minutes, drawing samples: there the first signal calls `save` and raises
+    KeyboardInterrupt in the caller's code. Without a `save` it sets the flag there too.
     """
 
     def __init__(self, save: Callable[[], None] | None) -> None:
@@ -39,13 +41,13 @@ class Interrupts:
         self.requested = True
         if not self.stepping and self.save is not None:
             self.save()
-            # the trainer, a generator that waits in the caller's loop, may never be woken to do it
+            # the trainer, a generator that waits in the caller's loop, may never be resumed to do it
             self.__exit__()
             raise KeyboardInterrupt
 
     @contextmanager
     def caller(self) -> Iterator[None]:
-        """While the caller has the control."""
+        """Marks the time in which the caller's code runs."""
         self.stepping = False
         try:
             yield

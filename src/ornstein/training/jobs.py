@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -189,7 +190,8 @@ def preview(denoiser: Denoiser, path: Path) -> None:
     samples = draw(denoiser, denoiser.data.labels(count), count, steps=_PREVIEW_STEPS)
     path.parent.mkdir(parents=True, exist_ok=True)
     upscale = max(1, 64 // samples.shape[-1])
+    comment = json.dumps({"preview": path.stem, "steps": _PREVIEW_STEPS, "seed": 0})
     if clips:
-        save_sheet(samples, path, upscale=upscale)
+        save_sheet(samples, path, upscale=upscale, comment=comment)
     else:
-        save_grid(samples, path, columns=columns, upscale=upscale, gap=1)
+        save_grid(samples, path, columns=columns, upscale=upscale, gap=1, comment=comment)

@@ -19,6 +19,8 @@ from ornstein.errors import UserError
 from ornstein.store import atomic_write, make_folder, partial_name, read_json, remove_partial, write_error
 from ornstein.training.task import Diffusion
 
+__all__ = ["FOLDER", "LatentDiffusion", "LatentSet", "encode_images"]
+
 FOLDER = "latents"
 _FILE = "latents.npy"
 _ABOUT = "about.json"
@@ -26,9 +28,12 @@ _BATCH = 64
 
 
 class LatentSet:
-    """q(z|x) of a set of images, normalised: what a latent model is trained on, read row by row from a file.
+    """The training set of a latent model: normalised q(z|x) of a set of images, read row by row from a file.
 
-    file: float32 (N, 2, c, h, w), mean and standard deviation of y = (z - mean)/std given each image.
+    Args:
+        file: float32 (N, 2, c, h, w), mean and standard deviation of y = (z - mean)/std given each image.
+        space: the latent space, with the autoencoder.
+        labels: int64 (N,), or None.
     """
 
     def __init__(self, file: Path, space: LatentSpace, labels: Tensor | None) -> None:
@@ -52,11 +57,20 @@ def encode_images(
     out: Path,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> LatentSet:
-    """The latents of `images` by the autoencoder in the folder `path`, kept in `out`/latents and computed if not there.
+    """The latents of `images`, cached in `out`/latents.
 
-    They are computed anew where the autoencoder or the images are others than those that were encoded. Mean and
-    standard deviation of each channel are those of q(z|x) over all the images. Raises UserError where the images are
-    not the autoencoder's, or a channel is constant, RunError where the latents cannot be written.
+    They are computed again if the autoencoder or the images have changed. Mean and standard deviation of each channel
+    are those of q(z|x) over all images.
+
+    Args:
+        path: the folder of the autoencoder.
+        images: the data set.
+        out: the run directory.
+        progress: called with the number of images done, and of all.
+
+    Raises:
+        UserError: the images do not fit the autoencoder, or a channel of the latents is constant.
+        RunError: the latents cannot be written.
     """
     autoencoder, fingerprint = autoencoders.load(path), autoencoders.fingerprint(path)
     if tuple(autoencoder.shape) != tuple(images.shape):
@@ -76,7 +90,7 @@ def encode_images(
         except OSError as error:
             raise write_error(folder / _FILE, error) from error
         about = key | {"mean": mean.tolist(), "std": std.tolist()}
-        # last: latents without it are not of anything
+        # last: latents without it are ignored
         atomic_write(folder / _ABOUT, (json.dumps(about, indent=1) + "\n").encode())
     mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
     return LatentSet(folder / _FILE, LatentSpace(autoencoder, mean, std, path, fingerprint), images.labels)
@@ -91,7 +105,7 @@ def _write(
     """Encode into `file`; mean and standard deviation (c,) of the latents by channel."""
     device = choose_device("auto")
     c = autoencoder.latent_shape[0]
-    # as they are: the statistics are not known yet
+    # not normalised: the statistics are not known yet
     space = LatentSpace(autoencoder.to(device).eval(), torch.zeros(c), torch.ones(c), file, "")
     partial = partial_name(file)
     array = np.lib.format.open_memmap(partial, "w+", np.float32, (len(images), 2, *space.latent_shape))
@@ -121,7 +135,7 @@ def _write(
 
 
 class LatentDiffusion(Diffusion):
-    """Training of a denoiser on a `LatentSet`: every step draws y ~ q(y|x) anew."""
+    """Training of a denoiser on a `LatentSet`: every step draws a new y ~ q(y|x)."""
 
     def loss(
         self, x0: Tensor, labels: Tensor | None, draw: torch.Generator, progress: float

@@ -12,6 +12,8 @@ from typing import IO
 from ornstein.errors import UserError
 from ornstein.store import check_regular, make_folder, open_in_place, write_error
 
+__all__ = ["LOCK", "hold", "holder", "release"]
+
 LOCK = ".lock"
 
 _held: dict[tuple[int, Path], IO[str]] = {}  # by process: a fork inherits the dictionary, not the lock

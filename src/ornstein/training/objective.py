@@ -1,4 +1,4 @@
-"""What a training minimises, by name, and the times that it is meant for."""
+"""Training objectives by name, and the times that each is meant for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from ornstein.errors import UserError
 from ornstein.objectives import OBJECTIVES, Objective, log_normal, low_discrepancy, step_times
 from ornstein.schedules import Schedule
 
-STEPS = 1000  # of the chain that the objectives of the bound are terms of
+__all__ = ["STEPS", "check_objective", "loss_of", "times_of"]
+
+STEPS = 1000
+"""Steps of the chain whose bound the objectives "vlb-x0", "vlb-eps" and "hybrid" are terms of."""
 
 
 def check_objective(name: str | None, denoiser: Denoiser) -> None:
-    """Raises UserError where the model cannot be trained with the objective."""
+    """Raises UserError if the model cannot be trained with the objective."""
     learned = getattr(denoiser.net, "config", {}).get("learned_variance", False)
     if name == "hybrid" and not learned:
-        raise UserError("objective hybrid trains a variance, and this network learns none: make it learned_variance")
+        raise UserError(
+            "objective hybrid trains a variance, and this network learns none: make it with learned_variance"
+        )
     if name == "vlb-eps" and denoiser.process.schedule.zero_terminal_snr:
         raise UserError(
             "objective vlb-eps is infinite at a zero terminal SNR: take vlb-x0, which is the same elsewhere"
@@ -30,7 +35,7 @@ def loss_of(name: str | None) -> Objective:
 
 
 def times_of(name: str | None, n: int, schedule: Schedule, draw: torch.Generator) -> Tensor:
-    """n times (n,), float32, for the objective of that name, evenly spread where they are uniform.
+    """n times (n,), float32, for the objective of that name; uniform times are stratified.
 
     Uniform in (0, 1], but for: k/1000, k >= 2, the terms of the bound of 1000 steps ("vlb-x0", "vlb-eps"); k/1000,
     k >= 1 ("hybrid"); log(s/a) normal ("edm").

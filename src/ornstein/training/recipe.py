@@ -104,9 +104,9 @@ def train(
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint saved.
     """
     out = Path(out)
+    check_folder(out)
     asked = _asked(data, out, resume, settings)
     asked.validate()
-    check_folder(out)
     group = processes.current()  # before anything goes to a GPU: each process has its own
     where = choose_device(device)
     if asked.latent is not None:
@@ -117,7 +117,7 @@ def train(
         data=_absolute(asked.data),
         fingerprint=split.fingerprint,
         stream=split.stream,
-        fps=getattr(split.train, "fps", None),
+        fps=getattr(split.train, "rate", None),  # of clips
     ).settled(split.train.shape[-1], where.type == "cpu")
     asked = replace(asked, net=asked.preset(split.train.shape[-1], asked.latent is not None, where.type == "cpu"))
     with warnings.catch_warnings(record=True) as caught:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from ornstein.errors import UserError
 from ornstein.settings import again, check, field_of, precision_setting, read, read_file, setting, settings_of, to_json
 from ornstein.training.config import TrainConfig, check_length
+from ornstein.training.tracking import check_trackers
 
 __all__ = ["AUTOENCODERS", "DIFFUSION", "DISTIL", "SETTINGS", "DataSettings", "DistilSettings", "Settings", "resumed"]
 
@@ -135,10 +136,13 @@ class Settings(TrainConfig, DataSettings):
     given_frames: bool = setting(False, "Learn to continue from given frames too.", panel=_CLIPS)
     init: str | None = setting(None, "A run of images that a model of clips starts from.", panel=_CLIPS)
     fingerprint: str | None = setting(None, "Identity of the data.", stored=True)
-    fps: float | None = setting(None, "Frame rate of the clips, after --stride.", stored=True)
+    fps: float | None = setting(None, "Frame rate of the clips, after --stride.", stored=True, above=0)
 
     def __post_init__(self) -> None:
         check(self)
+        check_trackers(self.track)
+        if self.data == "":
+            raise UserError("data must be a path or a bundled set, not empty")
 
     @classmethod
     def stored(cls, path: Path) -> Settings:

@@ -22,6 +22,22 @@ from ornstein.store import (
 )
 from ornstein.training.config import TrainConfig
 
+__all__ = [
+    "FREE",
+    "PREVIOUS",
+    "STATE",
+    "check_new",
+    "check_resumable",
+    "check_same",
+    "clear",
+    "has_state",
+    "load",
+    "read_record",
+    "save",
+    "sound",
+    "tensors_of",
+]
+
 STATE = Path("state") / "trainer.safetensors"
 PREVIOUS = Path("state") / "previous.safetensors"
 # what may differ between a run and its resumption: how long it goes on, and what it leaves on the way

@@ -10,6 +10,8 @@ from typing import Any
 from ornstein.errors import UserError
 from ornstein.extras import install
 
+__all__ = ["TRACKERS", "Trackers", "check_trackers"]
+
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # and the package each needs
 
 

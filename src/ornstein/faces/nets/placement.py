@@ -1,28 +1,39 @@
-"""Where the features of a face come to lie that is to be as somebody else's is turned, and a picture moved there."""
+"""Placement: the landmarks of a source's face in a target's state, and a picture warped to them."""
+
+from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_FEW = 5  # landmarks that every detector gives, the first ones: the others are made up where they are missing
-_STIFF = 0.02  # how much a thin plate resists: 0 goes through all points and folds where they cross
-_COARSE = 16  # cells a side at which a thin plate is worked out; it is smooth
+__all__ = ["Placement", "spots", "still", "thin_plate"]
+
+_FEW = 5  # landmarks that every detector gives, the first ones: the others are predicted from them if they are missing
+_STIFF = 0.02  # stiffness of a thin plate: with 0 it goes through all points and folds where they cross
+_COARSE = 16  # cells a side at which a thin plate is evaluated; it is smooth
 _TOUCH = 1e-6
-_FAR = 80.0  # squared deviations: beyond it a spot is nothing, and numbers too small for their exponent cost 40 times
+_FAR = 80.0  # squared deviations: beyond it a spot is 0, and denormal numbers would cost 40 times as much
 _POINT = 1 / 32  # deviation of a landmark's spot, as a share of the side
 
 
 class Placement(nn.Module):
-    """Landmarks of a source and of a target to those of the source in the target's state, (B, K, 2) each.
+    """From the landmarks of a source and of a target to those of the source in the target's state, (B, K, 2) each.
 
-    All in units of half the picture, from -1 to 1. A linear map and a small network beside it,
+    All in units of half the picture, from -1 to 1. A linear map plus a small network,
 
         answer = L (source, target) + f(source, target),
 
-    where L starts as the target's own landmarks and f as 0. Who it is is in the shape of the one and how it is turned
-    in the other: that can be told apart from points alone, and is learned in seconds.
+    where L starts as the target's own landmarks and f as 0. The shape of the face is in the source's landmarks,
+    pose and expression are in the target's; this is learned from points alone, in seconds.
 
-    `fit` takes mean and spread of the landmarks, and what the first five tell of the others.
+    `fit` sets mean and spread of the landmarks, and the linear prediction of all of them from the first five.
+
+    Args:
+        points: K.
+        width: of the network's hidden layers.
+
+    Raises:
+        ValueError: a number below 1.
     """
 
     def __init__(self, points: int, width: int = 256) -> None:
@@ -47,7 +58,7 @@ class Placement(nn.Module):
 
     @torch.no_grad()
     def fit(self, landmarks: Tensor) -> None:
-        """Take from landmarks (N, K, 2) their mean, their spread, and the linear map from the first five to all."""
+        """Set mean, spread and the linear map from the first five landmarks to all, from landmarks (N, K, 2)."""
         self.mean.copy_(landmarks.mean(0))
         away = (landmarks - self.mean).double()
         self.spread.copy_(away.square().mean().sqrt().clamp(min=_TOUCH))
@@ -56,9 +67,10 @@ class Placement(nn.Module):
         self.completion.copy_(torch.linalg.solve(few.T @ few + ridge, few.T @ away.flatten(1)))
 
     def completed(self, landmarks: Tensor) -> Tensor:
-        """Landmarks (B, K, 2), the most likely ones where only the first five (B, 5, 2) are given.
+        """Landmarks (B, K, 2), with the most likely others if only the first five (B, 5, 2) are given.
 
-        Raises ValueError on another number of them.
+        Raises:
+            ValueError: another number of them.
         """
         if landmarks.shape[1] == self.points:
             return landmarks
@@ -68,7 +80,7 @@ class Placement(nn.Module):
         return torch.cat([landmarks, rest[:, _FEW:]], 1)
 
     def normalised(self, landmarks: Tensor) -> Tensor:
-        """Landmarks (B, K, 2) as (B, 2K) of mean 0 and mean square 1 over the faces that it was fitted to."""
+        """Landmarks (B, K, 2) as (B, 2K) with mean 0 and mean square 1 over the faces of `fit`."""
         return ((landmarks - self.mean) / self.spread).flatten(1)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
@@ -78,14 +90,14 @@ class Placement(nn.Module):
 
 
 def thin_plate(source: Tensor, onto: Tensor, size: int) -> Tensor:
-    """Where in the source's picture each pixel of the answer is looked up: a sampling grid (B, `size`, `size`, 2).
+    """A thin-plate warp: where in the source's picture each pixel of the result is sampled, (B, `size`, `size`, 2).
 
-    The thin-plate spline that takes the points `onto` (B, K, 2) near those of the `source` (B, K, 2), in units of half
-    the picture: q -> sum_k w_k U(|q - onto_k|) + affine(q) with U(r) = r^2 log r^2, which bends as little as it can,
+    The spline takes the points `onto` (B, K, 2) near those of the `source` (B, K, 2), in units of half the picture:
+    q -> sum_k w_k U(|q - onto_k|) + affine(q) with U(r) = r^2 log r^2 and the least bending energy,
 
         (K + stiffness) w + P a = source,   P^T w = 0,
 
-    the last but for a touch, so that points on a line have an answer too.
+    the last equation regularised, so that points on a line have a solution too.
 
     Source: Bookstein 1989 (Principal warps, IEEE PAMI 11(6)); Wahba 1990, the stiffness.
     """

@@ -1,0 +1,216 @@
+"""What the commands of `ornstein faces` do; see `ornstein.cli.faces` for the list."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, replace
+
+import typer
+from rich.table import Table
+
+from ornstein.checkpoint import read_config
+from ornstein.devices import choose_device, choose_precision
+from ornstein.errors import UserError
+from ornstein.faces import provenance
+from ornstein.faces.detect import Detector, find_faces, subject
+from ornstein.faces.provenance.blocklist import BlockList
+from ornstein.faces.provenance.card import ModelCard, read_card, write_card
+from ornstein.faces.read import read_photo
+from ornstein.faces.recognise import Recogniser
+from ornstein.faces.settings import (
+    CardCommand,
+    DemoCommand,
+    EvaluateCommand,
+    PrepareCommand,
+    ProtectCommand,
+    TrainCommand,
+    VerifyCommand,
+)
+from ornstein.faces.swap.sampling import FaceModel
+from ornstein.faces.train.evaluate import Held, score_swaps, swap_held
+from ornstein.faces.train.face_set import open_faces
+from ornstein.faces.train.prepare import NO_FACE
+from ornstein.faces.train.prepare import prepare as prepare_photos
+from ornstein.faces.train.runs import people_split, train_recogniser, train_swap
+from ornstein.faces.world.demo import demo as run_demo
+from ornstein.progress import cell, console, progress, say
+from ornstein.store import atomic_write
+from ornstein.training import TrainConfig
+from ornstein.training.state import check_new
+
+__all__ = ["SCORES", "card", "demo", "evaluate", "prepare", "protect", "train", "verify"]
+
+SCORES = "scores.json"
+_NAMED = 8  # names of skipped files that are printed
+
+
+def prepare(asked: PrepareCommand, given: frozenset[str]) -> None:
+    with progress("photos") as bar:
+        task = bar.add_task("preparing", total=None, note="")
+        began: list[tuple[int, float]] = []  # the files that were done before, and the time
+
+        def advance(done: int, total: int) -> None:
+            if not began:
+                began.append((done, time.monotonic()))
+            count, seconds = done - began[0][0], time.monotonic() - began[0][1]
+            note = f"{count / seconds:.1f}/s" if count and seconds > 0 else ""
+            bar.update(task, completed=done, total=total, note=note)
+
+        summary = prepare_photos(
+            asked.data,
+            asked.out,
+            asked.size,
+            part=_part(asked.shard),
+            workers=asked.workers,
+            resume=asked.resume,
+            progress=advance,
+        )
+    skipped = [(name, reason) for name, reason in summary.skipped if reason != NO_FACE]
+    for name, reason in skipped[:_NAMED]:
+        say(f"skipped {name}: {reason}")
+    if len(skipped) > _NAMED:
+        say(f"and {len(skipped) - _NAMED} more files skipped")
+    if summary.without_face:
+        first = next(name for name, reason in summary.skipped if reason == NO_FACE)
+        say(f"{NO_FACE} in {summary.without_face} of {summary.files} photos, the first {first}")
+    if summary.missing:
+        rest = f"{summary.missing} shards of other parts are not in {asked.out} yet"
+        say(f"{summary.faces} faces in this part; {rest}")
+    else:
+        say(f"wrote {asked.out}: {summary.faces} faces of {summary.people} people")
+
+
+def _part(text: str) -> tuple[int, int]:
+    """(I, N) of "I/N"."""
+    index, _, parts = text.partition("/")
+    if not (index.isdecimal() and parts.isdecimal()):
+        raise UserError(f"--shard {text!r}: write I/N, for example 1/4")
+    return int(index), int(parts)
+
+
+def train(asked: TrainCommand, given: frozenset[str]) -> None:
+    out, device = asked.out, choose_device(asked.device)
+    shared = {"seed": asked.seed, "checkpoint_every": 200, "precision": asked.precision}
+    teach = TrainConfig(minutes=asked.recogniser, batch=2 * asked.batch, learning_rate=2e-3, **shared)
+    config = TrainConfig(minutes=asked.minutes, batch=asked.batch, **shared)
+    if not asked.resume:
+        check_new(out)
+    ours, held = people_split(open_faces(asked.data))
+    say(f"{len(ours)} faces of {len(ours.people)} people; {len(held.people)} people held out; on {device}")
+    with progress("s") as bar:
+        for name, seconds, states in (
+            ("recogniser", 60 * asked.recogniser, lambda: train_recogniser(ours, out, teach, device=device)),
+            (
+                "swap",
+                60 * asked.minutes,
+                lambda: train_swap(ours, out, config, None, asked.net, resume=True, device=device),
+            ),
+        ):
+            task = bar.add_task(name, total=seconds, note="")
+            for state in states():
+                note = f"loss {state.loss:.4f}  {state.images_per_second:,.0f} faces/s"
+                bar.update(task, completed=min(state.elapsed, seconds), note=note)
+    data = f"{len(ours)} photographs of {asked.data}"
+    write_card(out, ModelCard(asked.licence or ModelCard.licence, data, asked.research_only))
+    say(f"done: swap with `ornstein swap SOURCE TARGET --model {out}`, evaluate with `ornstein faces evaluate {out}`")
+
+
+def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:
+    device = choose_device(asked.device)
+    model = FaceModel.load(asked.run, device)
+    held = Held.of(people_split(open_faces(asked.data))[1], asked.num)
+    guidance = model.guidance if asked.guidance is None else asked.guidance
+    settings = {
+        "steps": asked.steps,
+        "guidance": guidance,
+        "strength": asked.strength,
+        "towards": asked.towards,
+    }
+    swaps, seconds = swap_held(model, held, choose_precision(asked.precision, device), **settings)
+    row = score_swaps(held, swaps, seconds, Recogniser(), Detector(thorough=False), **settings).as_row()
+    table = Table("score", "value", title=f"{len(swaps)} swaps of held-out people", title_justify="left")
+    for name, value in row.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else cell(value))
+    console.print(table)
+    # infinity and NaN are no JSON
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    atomic_write(asked.run / SCORES, (json.dumps(finite, indent=1) + "\n").encode())
+    say(f"the figures: {asked.run / SCORES}")
+
+
+def demo(asked: DemoCommand, given: frozenset[str]) -> None:
+    began = time.monotonic()
+    with progress("parts", transient=True) as bar:
+        task = bar.add_task("", total=1, note="")
+        finished = run_demo(
+            asked.out,
+            asked.minutes,
+            device=asked.device,
+            precision=asked.precision,
+            tell=lambda stage, done: bar.update(task, description=stage, completed=done),
+        )
+    table = Table("method", "PSNR, dB", "SSIM", "top-1", "pose error", "expression error")
+    for name, score in finished.scores.items():
+        table.add_row(name, *(f"{value:.3g}" for value in asdict(score).values()))
+    console.print(table)
+    seconds = time.monotonic() - began
+    say(f"{seconds:.0f} s; look at {finished.report} and {asked.out / 'swaps.png'}")
+
+
+def verify(asked: VerifyCommand, given: frozenset[str]) -> None:
+    found = provenance.read(asked.file)
+    if found.state == provenance.UNSIGNED:
+        say(f"{asked.file}: no manifest. Nothing is known of it: it never had one, or it was stripped")
+        raise typer.Exit(1)
+    rows: list[tuple[str, object]] = []
+    if found.signer is not None:
+        whose = "by this machine's key" if found.ours else "by a key that this machine does not know"
+        rows.append(("signed", f"{whose} ({found.signer})"))
+    intact = found.state == provenance.INTACT
+    state = "intact: not changed since it was signed" if intact else "CHANGED since it was signed"
+    rows += [("state", state), *(("", reason) for reason in found.reasons)]
+    if found.source_type:
+        rows.append(("kind", found.source_type.rpartition("/")[2]))
+    rows += [("swap", "the manifest says nothing of one")] if found.swap is None else _stated(found.swap).items()
+    for name, value in rows:
+        say(f"{name:<12}{value}")
+    if not intact:
+        raise typer.Exit(1)
+
+
+def _stated(swap: dict[str, object]) -> dict[str, object]:
+    """What the manifest states about a swap, in rows."""
+    model, settings = (part if isinstance(part, dict) else {} for part in (swap.get("model"), swap.get("settings")))
+    return {
+        "consent": swap.get("consent"),
+        "model": f"{model.get('sha256')}, licence {model.get('licence')}",
+        "label": "shown" if swap.get("label") else "REMOVED when it was made",
+        "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "target": swap.get("target"),
+        "made": swap.get("time"),
+    }
+
+
+def protect(asked: ProtectCommand, given: frozenset[str]) -> None:
+    import torch
+
+    before = BlockList.load(asked.out) if asked.out.exists() else None
+    detector, recogniser = Detector(), Recogniser()
+    rows = []
+    for path in asked.photos:
+        image = read_photo(path)
+        rows.append(recogniser(image, [subject(find_faces(detector, image, str(path)), image)]))
+    found = torch.cat(rows)
+    everyone = BlockList(found) if before is None else before.with_faces(found)
+    everyone.save(asked.out)
+    say(f"wrote {asked.out}: {len(everyone)} protected faces")
+
+
+def card(asked: CardCommand, given: frozenset[str]) -> None:
+    read_config(asked.run)
+    new = {name: getattr(asked, name) for name in ("licence", "data", "research_only") if name in given}
+    if new:
+        write_card(asked.run, replace(read_card(asked.run), **new))
+    say(f"{asked.run}: {read_card(asked.run)}")

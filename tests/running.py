@@ -1,0 +1,35 @@
+"""Commands as a user types them, run in this process: starting another takes longer than most of them do."""
+
+from __future__ import annotations
+
+from click.testing import Result
+from typer.testing import CliRunner
+
+from ornstein.cli import app
+
+__all__ = ["done", "ornstein", "refused"]
+
+
+def ornstein(*arguments: object, width: int = 200) -> Result:
+    """The result of a command."""
+    return CliRunner(env={"COLUMNS": str(width)}).invoke(app, [str(a) for a in arguments])
+
+
+def done(*arguments: object) -> str:
+    """The output of a command that succeeds, its words one space apart."""
+    result = ornstein(*arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def refused(result: Result, *words: object, code: int = 2) -> None:
+    """Check for one line on stderr that has all the words, the exit code, and no traceback."""
+    if words and isinstance(words[0], int):
+        code, words = words[0], words[1:]
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert str(word) in lines[0], lines[0]
