@@ -92,6 +92,16 @@ def test_what_cannot_be_drawn_is_said_in_a_line(client, served, change, message)
     assert "Traceback" not in str(told.value) and "\n" not in str(told.value).strip()
 
 
+@pytest.mark.parametrize(
+    "change", [{"steps": "many"}, {"n": [1]}, {"seed": {"a": 1}}, {"solver": 7}, {"guidance": None}]
+)
+def test_a_malformed_request_is_answered_with_a_sentence(client, served, change) -> None:
+    with pytest.raises(Exception, match=r"\w+ \w+ \w+") as refused:
+        drawn(client, str(served.home / "digits"), **change)
+    text = str(refused.value)
+    assert "Traceback" not in text and "show_error" not in text and text.strip() != "None"
+
+
 def test_fifty_requests_of_two_users_are_all_answered_each_with_its_own(client, served) -> None:
     run = str(served.home / "digits")
     other = client_module.Client(served.url, verbose=False, download_files=client.output_dir)
@@ -128,7 +138,7 @@ def test_noise_of_a_name_and_noise_that_was_fitted(client, served) -> None:
 
 def swapped(client, served, consent: str, chosen: list[str], target: str = "two.png", **more):
     send = client_module.handle_file
-    asked = {"steps": 1, "identity": 1.0, "guidance": 1.0, "seed": 0, "label": True} | more
+    asked = {"steps": 1, "identity": 1.0, "guidance": "1", "seed": 0, "label": True} | more
     return client.predict(
         run=str(served.home / "faces"),
         sources=[send(str(served.pictures / "source.png"))],

@@ -125,6 +125,37 @@ def test_samples_are_drawn_and_their_coming_about_is_seen(page) -> None:
     assert fits_a_phone(page)
 
 
+def test_seeds_are_random_and_earlier_draws_come_back(browser, served) -> None:
+    with opened(browser, served.url) as page:
+        turn_to(page, "Generate")
+        seed = page.locator("label:visible", has_text="Seed").locator("input").first
+        number(page, "Steps").fill("2")
+        press(page, "Generate")
+        good(page, "#generate-status", "2 steps, seed 0.")
+        press(page, "Random")
+        until(lambda: seed.input_value() not in ("", "0"))
+        number(page, "Steps").fill("3")
+        press(page, "Generate")
+        good(page, "#generate-status", f"3 steps, seed {seed.input_value()}.")
+        page.locator("#history input").click()
+        page.get_by_role("option", name="1: digits · seed 0 · 2 steps").click()
+        press(page, "Use these settings")
+        until(lambda: seed.input_value() == "0" and number(page, "Steps").input_value() == "2")
+        page.locator("#samples img[src*='seed0-']").nth(15).wait_for()
+
+
+def test_the_card_of_a_face_model_is_shown(page) -> None:
+    turn_to(page, "Face swap")
+    page.locator("#card .bad", has_text="squares: not for photographs").wait_for()
+
+
+def test_empty_numbers_are_empty_fields(page) -> None:
+    turn_to(page, "Train")
+    assert page.get_by_label("Size", exact=True).first.input_value() == ""
+    turn_to(page, "Likelihood & evaluation")
+    assert page.get_by_label("Minutes").input_value() == ""
+
+
 def test_noise_is_seen_fitted_and_sampled_under(page) -> None:
     turn_to(page, "Video & noise lab")
     press(page, "Show noise")
@@ -185,6 +216,7 @@ def test_an_image_is_measured_a_set_is_ranked_and_a_model_evaluated(page, served
     page.get_by_label("Samples", exact=True).last.fill("12")
     page.locator("label:visible", has_text="Steps").locator("input, textarea").last.fill("2")
     page.get_by_label("Images for the likelihood").fill("2")
+    page.get_by_label("Minutes").fill("0.2")
     press(page, "Evaluate")
     good(page, "#evaluate-status", "Evaluated")
     assert SOLVER in page.inner_text("#tables")
@@ -217,6 +249,7 @@ def test_a_training_outlives_the_tab_stops_and_goes_on(browser, served) -> None:
         press(page, "Resume")
         good(page, "#train-status", f"Finished · step {step + 10:,} of {step + 10:,}")
         page.locator("#report", has_text="report").wait_for()
+        page.frame_locator("#report-page iframe").locator("h1").wait_for()
         assert fits_a_phone(page)
 
 
@@ -267,8 +300,10 @@ def test_work_is_stopped_and_a_mistake_is_told_in_a_line(page) -> None:
     page.get_by_label("Name of the run").fill("../outside")
     page.get_by_placeholder("digits, or").fill("digits")
     press(page, "Start")
-    page.get_by_text("'../outside' cannot be the name of a run").wait_for()
+    error = page.get_by_text("'../outside' cannot be the name of a run")
+    error.wait_for()
     assert "Traceback" not in page.inner_text("body")
+    error.wait_for(state="detached", timeout=30_000)  # it closes by itself
 
 
 def test_what_is_too_large_is_refused_on_the_page(page, served, tmp_path: Path) -> None:

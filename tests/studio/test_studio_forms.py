@@ -24,11 +24,12 @@ class Kiln:
     lid: bool = setting(True, "With a lid.")
     vent: bool | None = setting(None, "Open the vent.", by_data="by the weather")
     mark: str | None = setting(None, "Mark.")
+    layers: tuple[int, ...] | None = setting(None, "Layers.", by_data="one")
 
 
-NAMES = ("heat", "bricks", "sides", "glaze", "dry_first", "lid", "vent", "mark")
-ENTERED = {"heat": 2.5, "bricks": None, "sides": "automatic", "glaze": "salt", "dry_first": False, "lid": True,
-           "vent": "automatic", "mark": ""}  # fmt: skip
+NAMES = ("heat", "bricks", "sides", "glaze", "dry_first", "lid", "vent", "mark", "layers")
+ENTERED = {"heat": 2.5, "bricks": "", "sides": "automatic", "glaze": "salt", "dry_first": False, "lid": True,
+           "vent": "automatic", "mark": "", "layers": ""}  # fmt: skip
 
 
 def words(**changed) -> list[str]:
@@ -45,19 +46,22 @@ def test_a_form_that_was_not_touched_gives_no_options() -> None:
 
 
 def test_labels_and_help_are_those_of_the_settings() -> None:
-    heat, bricks, sides, glaze, *_, vent, mark = forms.components(Kiln, NAMES)
+    heat, bricks, sides, glaze, _, _, vent, mark, layers = forms.components(Kiln, NAMES)
     assert (heat.label, heat.info) == ("Heat", "Heat. (kW)")
-    assert bricks.info == "Bricks. (empty: as many as fit)" and bricks.precision == 0
+    assert bricks.info == "Bricks. (empty: as many as fit)" and bricks.placeholder == "automatic"
     assert [each for each, _ in sides.choices] == ["automatic", "1", "3"]
     assert [each for each, _ in glaze.choices] == ["salt", "ash"]
     assert [each for each, _ in vent.choices] == ["automatic", "yes", "no"] and isinstance(mark, gradio.Textbox)
+    assert layers.info == "Layers. (with commas between; empty: one)"
 
 
 @pytest.mark.parametrize(
     ("entered", "expected"),
     [
         ({"heat": 0.123456789}, ["--heat", "0.123456789"]),
-        ({"bricks": 12.0}, ["--bricks", "12"]),
+        ({"bricks": " 12 "}, ["--bricks", "12"]),
+        ({"bricks": 12.0, "heat": "3"}, ["--heat", "3", "--bricks", "12"]),
+        ({"layers": "3, 5"}, ["--layers", "3,5"]),
         ({"sides": "3"}, ["--sides", "3"]),
         ({"glaze": "ash", "mark": " A B "}, ["--glaze", "ash", "--mark", "A B"]),
         ({"dry_first": True}, ["--dry-first"]),
@@ -76,7 +80,9 @@ def test_what_was_entered_becomes_options(entered: dict, expected: list[str]) ->
     [
         ({"heat": 0}, "Heat must be positive, not 0"),
         ({"heat": float("nan")}, "Heat must be a finite number, not nan"),
-        ({"bricks": 2.5}, r"Bricks must be a whole number, not 2\.5"),
+        ({"bricks": "many"}, "Bricks must be a whole number, not 'many'"),
+        ({"layers": "3,x"}, "Layers must be a whole number, not 'x'"),
+        ({"bricks": "2.5"}, r"Bricks must be a whole number, not 2\.5"),
         ({"bricks": 0}, "Bricks must be at least 1, not 0"),
         ({"sides": "2"}, "Sides '2' is unknown; known: 1, 3"),
         ({"glaze": "sugar"}, "Glaze 'sugar' is unknown; known: salt, ash"),

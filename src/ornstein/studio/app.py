@@ -45,7 +45,9 @@ table.facts th, table.facts td { text-align: left; padding: 5px 10px 5px 0 !impo
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
 table.facts th { font-weight: 500; color: var(--body-text-color-subdued); width: 9em; }
 /* Galleries show all their rows. */
-.gallery-all .grid-wrap { max-height: none !important; height: auto !important; overflow: visible !important; }
+.gallery-all .grid-wrap { min-height: 0 !important; max-height: none !important; height: auto !important;
+  overflow: visible !important; }
+.block input { text-overflow: ellipsis; }
 .gallery-all, .gallery-all .gallery-container { height: auto !important; max-height: none !important; }
 /* Labels of galleries and files in whole, not cut off. */
 .block label.float, .block > label { max-width: 100%; white-space: normal; }

@@ -176,10 +176,10 @@ class _Page:
     def evaluate(
         self,
         run: str,
-        samples: float | None,
-        steps: str,
-        images: float | None,
-        minutes: float | None,
+        samples: str | None,
+        steps: str | None,
+        images: str | None,
+        minutes: str | None,
         request: gr.Request,
     ) -> Iterator[Any]:
         """Evaluate a model as `ornstein evaluate` does: its tables and its report."""
@@ -223,7 +223,7 @@ def page(studio: Studio) -> None:
 def _image() -> tuple[gr.File, gr.Dropdown, gr.Button, list[Any]]:
     """The inputs and the button of `likelihood`, and what shows its result."""
     gr.Markdown("### An image")
-    image = gr.File(label="Image: its centre square, at the model's size", height=140, elem_id="image")
+    image = gr.File(label="Image (its centre square)", height=160, elem_id="image")
     method = gr.Dropdown(list(_ONE), value=_ONE[0], label="Method", info="A bound (continuous, vlb) or the flow (ode).")
     button = gr.Button("Bits per dimension", variant="primary")
     status = gr.HTML(elem_id="bits-status")
@@ -239,7 +239,7 @@ def _set() -> tuple[gr.Textbox, gr.File, gr.Slider, gr.Button, list[Any]]:
     """The inputs and the button of `rank`, and what shows its result."""
     gr.Markdown("### A set")
     data = gr.Textbox("digits", label="Images", info="A folder or zip on this computer, or `digits`.")
-    upload = gr.File(label="or an archive to upload", file_types=[".zip", ".tar"], height=140)
+    upload = gr.File(label="or an archive to upload", file_types=[".zip", ".tar"], height=160)
     count = gr.Slider(2, _MOST, 32, step=1, label="Images, evenly spread over the set")
     button = gr.Button("Rank", variant="primary")
     status = gr.HTML(elem_id="rank-status")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from types import MappingProxyType
 from typing import Any, get_origin
 
 import gradio as gr
 
 from ornstein.errors import UserError
-from ornstein.settings import about, choices, default_text, members, type_hints, values
+from ornstein.settings import about, choices, default_text, field_of, members, type_hints, values
 
-__all__ = ["components", "described", "given"]
+__all__ = ["components", "described", "given", "parsed"]
 
 _AUTOMATIC, _YES, _NO = "automatic", "yes", "no"
 
@@ -43,31 +43,52 @@ def given(
         UserError: a value of the wrong type, out of range or not among the choices.
     """
     words: list[str] = []
-    for f, value in zip(_fields(cls, names), entered, strict=True):
-        option, label = "--" + f.name.replace("_", "-"), labels.get(f.name, _label(f))
-        kinds = _kinds(cls, f)
-        if isinstance(value, str):
-            value = value.strip()
-        if value in (None, "", _AUTOMATIC) or value == f.default:
+    for f, entry in zip(_fields(cls, names), entered, strict=True):
+        value = parsed(cls, f.name, entry, labels.get(f.name, _label(f)))
+        if value is None or value == f.default:
             continue
-        if bool in kinds:
-            if value not in (True, False, _YES, _NO):
-                raise UserError(f"{label} {value!r} is unknown; known: {_AUTOMATIC}, {_YES}, {_NO}")
-            words.append(option if value in (True, _YES) else f"--no-{option.removeprefix('--')}")
-            continue
-        if int in kinds and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        checked: Any = {str(each): each for each in choices(cls, f)}.get(str(value), value)  # menus show texts
-        if _is_list(kinds):
-            checked = [_number(part.strip()) for part in str(value).split(",")]
-        values(cls, {f.name: checked}, name=lambda _: label)  # noqa: B023
-        words += [option, f"{value:.15g}" if isinstance(value, float) else str(value)]
+        option = "--" + f.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else f"--no-{option.removeprefix('--')}")
+        else:
+            words += [option, _word(value)]
     return words
 
 
+def parsed(cls: type, name: str, entry: Any, label: str = "") -> Any:
+    """The value of a setting for what was entered in its component.
+
+    Args:
+        cls: the settings dataclass.
+        name: of the field.
+        entry: the value of the component.
+        label: of the component, for the message.
+
+    Returns:
+        The value; None if it is left to its default.
+
+    Raises:
+        UserError: a value of the wrong type, out of range or not among the choices.
+    """
+    f, value = field_of(cls, name), entry.strip() if isinstance(entry, str) else entry
+    kinds, label = _kinds(cls, f), label or _label(f)
+    if value in (None, "", _AUTOMATIC):
+        return None
+    if bool in kinds:
+        value = {_YES: True, _NO: False}.get(value, value)
+        if not isinstance(value, bool):
+            raise UserError(f"{label} {value!r} is unknown; known: {_AUTOMATIC}, {_YES}, {_NO}")
+        return value
+    value = {str(each): each for each in choices(cls, f)}.get(str(value), value)  # menus show texts
+    if _is_list(kinds):
+        value = [_number(part.strip()) for part in str(value).split(",")]
+    elif int in kinds or float in kinds:
+        value = _number(value)
+    return values(cls, {name: value}, name=lambda _: label)[name]
+
+
 def _fields(cls: type, names: Sequence[str]) -> list[Field[Any]]:
-    by_name = {f.name: f for f in fields(cls)}
-    return [by_name[name] for name in names]
+    return [field_of(cls, name) for name in names]
 
 
 def _kinds(cls: type, f: Field[Any]) -> list[Any]:
@@ -89,8 +110,19 @@ def _is_list(kinds: Sequence[Any]) -> bool:
     return any(get_origin(kind) is tuple for kind in kinds)
 
 
-def _number(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+def _number(entry: Any) -> Any:
+    """The number in a text, a whole one if it is one; the entry itself if it is no number."""
+    try:
+        number = float(entry)
+    except (TypeError, ValueError):
+        return entry
+    return int(number) if number.is_integer() else number
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _component(cls: type, f: Field[Any], label: str) -> Any:
@@ -110,6 +142,8 @@ def _component(cls: type, f: Field[Any], label: str) -> Any:
             info=info,
             allow_custom_value=bool(about(f).other),
         )
-    if int in kinds or float in kinds:
+    if default is not None and (int in kinds or float in kinds):
         return gr.Number(default, label=label, info=info, precision=None if float in kinds else 0)
-    return gr.Textbox("" if default is None else str(default), label=label, info=info, max_lines=1)
+    # An empty Number is shown as 0, so that numbers that may be left out are texts.
+    placeholder = _AUTOMATIC if default is None else None
+    return gr.Textbox("" if default is None else str(default), label=label, info=info, placeholder=placeholder)

@@ -73,9 +73,11 @@ class Draw:
         return shlex.join(words)
 
     def __str__(self) -> str:
-        parts = [self.run.name, *([f"class {self.label}"] if self.label is not None else []), f"{self.n} samples"]
-        parts += [self.solver or AUTOMATIC, f"{self.steps} steps", f"guidance {self.guidance:g}", f"seed {self.seed}"]
-        return " · ".join(parts)
+        parts = [self.run.name, f"seed {self.seed}", f"{self.steps} steps"]
+        parts += [] if self.label is None else [f"class {self.label}"]
+        parts += [] if self.guidance == 1 else [f"guidance {self.guidance:g}"]
+        parts += [] if self.solver is None else [self.solver]
+        return " · ".join([*parts, f"{self.n} samples"])
 
     def labels(self, denoiser: Denoiser) -> Tensor | None:
         """The class numbers (n,). Raises UserError if there is no such class, or guidance without classes."""
@@ -319,7 +321,7 @@ def _form() -> tuple[Any, ...]:
     n = gr.Slider(1, MOST, 16, step=1, label="Samples", info=f"At most {MOST}, or {_MOST_CLIPS} clips.")
     with gr.Row(equal_height=False):
         seed = gr.Number(0, label="Seed", precision=0, info=about["seed"], min_width=160)
-        random = gr.Button("Random", min_width=80, scale=0)
+        random = gr.Button("Random", min_width=110, scale=0)
     steps = gr.Slider(1, 200, STEPS, step=1, label="Steps", info=about["steps"].replace("empty: ", "default: "))
     solver = gr.Dropdown(
         [AUTOMATIC, *SOLVERS, TUNED],

@@ -249,7 +249,7 @@ def _fit_form() -> tuple[list[Any], gr.Button, gr.Button, gr.File]:
             label="Videos",
             info="A bundled set, or a folder, zip or video on this computer.",
         )
-        upload = gr.File(label="or a zip or video to upload", file_types=[".zip", ".mp4", ".mov", ".gif"], height=140)
+        upload = gr.File(label="or a zip or video to upload", file_types=[".zip", ".mp4", ".mov", ".gif"], height=160)
         with gr.Row():
             size = gr.Number(16, label="Side, pixels", precision=0, min_width=100)
             kind = gr.Dropdown(list(_KINDS), value="toeplitz", label="Kind", min_width=120)

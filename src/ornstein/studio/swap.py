@@ -140,7 +140,7 @@ class _Page:
         chosen: list[str],
         steps: float,
         identity: float,
-        guidance: float | None,
+        guidance: str | None,
         seed: float,
         label: bool,
         request: gr.Request,
@@ -244,10 +244,10 @@ def _form() -> tuple[gr.File, gr.File, gr.Textbox, list[Any]]:
         label="Photos of the person whose face is put in",
         file_count="multiple",
         file_types=["image"],
-        height=140,
+        height=160,
         elem_id="sources",
     )
-    target = gr.File(label="Photo or film in which a face is replaced", height=140, elem_id="target")
+    target = gr.File(label="Photo or film in which a face is replaced", height=160, elem_id="target")
     consent = gr.Textbox(
         label="Who agreed, and to what",
         placeholder="Ann Lee and Bo Diaz, their wedding film",
@@ -273,9 +273,9 @@ def _results() -> list[Any]:
 
 def _settings(*entered: Any) -> SwapSettings:
     """The settings of a swap from the values of the form; empty ones take their defaults."""
-    given: dict[str, Any] = {name: value for name, value in zip(_SETTINGS, entered, strict=True) if value is not None}
-    given |= {name: int(given[name]) for name in ("steps", "seed") if name in given}
-    return SwapSettings(**given)
+    pairs = zip(_SETTINGS, entered, strict=True)
+    given = {name: forms.parsed(SwapSettings, name, entry, _LABELS.get(name, "")) for name, entry in pairs}
+    return SwapSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _output_name(target: Path, video: bool) -> str:

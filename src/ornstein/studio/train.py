@@ -125,9 +125,10 @@ class _Page:
         return bar("Stopping: it saves what it has")
 
     @errors_shown
-    def train_resume(self, chosen: str, steps: float | None) -> str:
+    def train_resume(self, chosen: str, steps: str | None) -> str:
         """Continue a training that was stopped, to `steps` steps in all if given."""
-        self.studio.trainings.resume(self.studio.runs.find(chosen), ["--steps", str(int(steps))] if steps else [])
+        longer = [] if (steps or "").strip() in ("", "0") else forms.given(Settings, ("steps",), [steps])
+        self.studio.trainings.resume(self.studio.runs.find(chosen), longer)
         return bar("Continuing where it stopped")
 
     @errors_shown
@@ -202,7 +203,7 @@ def _form() -> tuple[list[Any], gr.File, gr.Button]:
         placeholder="digits, or /path/to/photos.zip",
         info="A folder or archive on this computer, one sub-folder per class; or the bundled set `digits`.",
     )
-    upload = gr.File(label="or upload an archive", file_types=[".zip", ".tar"], height=110, elem_id="upload")
+    upload = gr.File(label="or upload an archive", file_types=[".zip", ".tar"], height=160, elem_id="upload")
     with gr.Row():
         amount = gr.Number(10, label="Train for", minimum=0, info="In all.", min_width=120)
         how_long = gr.Radio([_MINUTES, _STEPS], value=_MINUTES, label="counted in", min_width=160)
@@ -213,7 +214,7 @@ def _form() -> tuple[list[Any], gr.File, gr.Button]:
     return [name, data, upload, amount, how_long, *basic, *more], upload, start
 
 
-def _watched(studio: Studio) -> tuple[gr.Dropdown, gr.Number, tuple[gr.Button, gr.Button], list[Any]]:
+def _watched(studio: Studio) -> tuple[gr.Dropdown, gr.Textbox, tuple[gr.Button, gr.Button], list[Any]]:
     """The menu of runs, the longer length, the buttons Stop and Resume, and what shows the run."""
     names = studio.runs.named(studio.runs.all())
     run = gr.Dropdown(
@@ -232,11 +233,12 @@ def _watched(studio: Studio) -> tuple[gr.Dropdown, gr.Number, tuple[gr.Button, g
         columns=3,
         object_fit="contain",
         elem_id="previews",
+        elem_classes="gallery-all",
         format="png",
         buttons=["download", "fullscreen"],
     )
     with gr.Accordion("Train longer", open=False):
-        longer = gr.Number(None, label="Steps in all, on Resume", precision=0, info="Empty: as many as planned.")
+        longer = gr.Textbox(label="Steps in all, on Resume", placeholder="as many as planned", max_lines=1)
     report = gr.File(label="Report", visible=False, elem_id="report")
     shown = gr.HTML(elem_id="report-page")
     return run, longer, (stop, resume), [status, loss, samples, report, shown]
