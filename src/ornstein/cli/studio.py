@@ -23,22 +23,25 @@ def studio(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Runs to open, beside those in --home.")
     ] = None,
-    home: Annotated[Path, typer.Option(help="The folder of runs; those trained here go there.")] = Path("runs"),
-    host: Annotated[str, typer.Option(help="Any other than this computer's own needs a user and a password.")] = (
-        "127.0.0.1"
-    ),
+    home: Annotated[Path, typer.Option(help="The folder of runs, where new ones are written.")] = Path("runs"),
+    host: Annotated[
+        str,
+        typer.Option(help="The address to listen on; other than this computer's own it needs a user and a password."),
+    ] = ("127.0.0.1"),
     port: Annotated[int | None, typer.Option(help="(default: the first free one from 7860 on)")] = None,
-    user: Annotated[str | None, typer.Option(help="Who may come in; the password is asked for, or in a file.")] = None,
+    user: Annotated[
+        str | None, typer.Option(help="The user name; the password is asked for, or read from --password-file.")
+    ] = None,
     password_file: Annotated[
         Path | None,
-        typer.Option(help="The file whose first line is the password. (As an option, others would see it.)"),
+        typer.Option(help="The file whose first line is the password; as an option, others could see it."),
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further host name of the studio, such as a reverse proxy's; repeatable.")
     ] = None,
     browse: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
-    """Open the studio: train, generate, video and noise, face swap, likelihood, in the browser.
+    """Open the studio: train, generate, video and noise, face swap, likelihood and evaluation, in the browser.
 
     Example: ornstein studio runs/photos --open
     """
@@ -54,11 +57,11 @@ def studio(
     for run in runs or []:
         describe(run)  # an error belongs here, not on a page
     with launch.serving(home, runs or [], address) as url:
-        say(f"the studio is at {url}; Ctrl-C ends it, and trainings go on")
+        say(f"the studio is at {url}; Ctrl-C ends it, trainings continue")
         if browse:
             webbrowser.open(url)
         end = threading.Event()
-        for name in ("SIGTERM", "SIGHUP"):  # told to end, it ends in order: what pages sent is deleted
+        for name in ("SIGTERM", "SIGHUP"):  # end in order, so that uploads are deleted
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), lambda *_: end.set())
         end.wait()

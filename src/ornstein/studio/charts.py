@@ -1,4 +1,4 @@
-"""Figures of the studio, drawn to be read in light and dark."""
+"""Figures of the studio, legible on light and dark pages."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+
+__all__ = ["bars", "lines", "matrix"]
 
 _COLOURS = ("#2f6fde", "#e07b39", "#2a9d6f", "#b0489c", "#8a8f98", "#c9a227")
 _GREY = "#8a8f98"
@@ -40,7 +42,7 @@ def lines(
     """Curves by name, each its x and y; `log` names the axes, "x", "y" or "xy", that are logarithmic."""
     figure = _figure(x, y, height)
     for name, (across, up) in series.items():
-        mode = "lines+markers" if markers and len(across) <= 200 else "lines"
+        mode = "lines+markers" if len(across) == 1 or (markers and len(across) <= 200) else "lines"
         figure.add_scatter(x=list(across), y=list(up), name=name, mode=mode, line={"width": 2})
     figure.update_layout(showlegend=len(series) > 1)
     if "x" in log:
@@ -51,7 +53,7 @@ def lines(
 
 
 def matrix(values: Sequence[Sequence[float]], x: str, y: str, height: int = 320) -> go.Figure:
-    """A correlation matrix as a picture: blue -1, white 0, red 1."""
+    """A correlation matrix as a heat map: blue -1, white 0, red 1."""
     figure = _figure(x, y, height)
     figure.add_heatmap(
         z=[list(row) for row in values],
@@ -66,7 +68,7 @@ def matrix(values: Sequence[Sequence[float]], x: str, y: str, height: int = 320)
 
 
 def bars(values: Mapping[str, float], y: str, height: int = 260) -> go.Figure:
-    """A bar for each name, with its value over it."""
+    """A bar for each name, with its value above it."""
     figure = _figure("", y, height)
     figure.add_bar(
         x=list(values),

@@ -1,4 +1,4 @@
-"""The studio's server: on this computer alone unless it has a password, without telemetry, and with nothing kept."""
+"""The studio's server: it listens on this computer only unless it has a password, and sends no telemetry."""
 
 from __future__ import annotations
 
@@ -36,10 +36,16 @@ _SHORTEST = 8  # characters of a password
 
 @dataclass(frozen=True)
 class Address:
-    """Where the studio listens, and who may come in. Raises UserError where that would be open to others.
+    """Where the studio listens, and who has access.
 
-    port: None for the first free one from 7860 on. names: further host names under which pages reach it, such as that
-    of a reverse proxy.
+    Args:
+        host: the address.
+        port: None for the first free one from 7860 on.
+        user, password: both or neither.
+        names: further host names of the studio, such as that of a reverse proxy.
+
+    Raises:
+        UserError: others could reach it without a password, or a value that cannot be.
     """
 
     host: str = "127.0.0.1"
@@ -82,10 +88,21 @@ def serving(
     recogniser: FaceRecogniser | None = None,
     max_file_size: int = MAX_FILE_SIZE,
 ) -> Iterator[str]:
-    """The studio under its address, given as a URL, until the block is left; then all that pages sent is deleted.
+    """Serve the studio within the block; afterwards everything that pages uploaded is deleted.
 
-    home: the folder of runs that are trained here; given: further runs. detector, recogniser: of faces; dlib's unless
-    others are given. max_file_size: bytes of one upload. Raises UserError where the extra is missing or the port taken.
+    Args:
+        home: the folder of runs, where new ones are written.
+        given: further runs.
+        address: where it listens; None is this computer's own address.
+        detector, recogniser: of faces; None is dlib's.
+        max_file_size: bytes of one upload.
+
+    Yields:
+        The URL.
+
+    Raises:
+        UserError: the port is taken.
+        RunError: the server does not start.
     """
     address = address or Address()
     with tempfile.TemporaryDirectory(prefix="ornstein-studio-", ignore_cleanup_errors=True) as cache:
@@ -119,7 +136,7 @@ def serving(
         try:
             while not server.started:
                 if not thread.is_alive():
-                    raise RunError("the studio does not start; what it says stands above")
+                    raise RunError("the studio does not start; the reason is printed above")
                 time.sleep(0.01)
             host = f"[{address.host}]" if ":" in address.host else address.host
             yield f"http://{host}:{listening.getsockname()[1]}/"
@@ -131,7 +148,7 @@ def serving(
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
-    """A socket of that address, of the first free port from 7860 on where none is given."""
+    """A listening socket of that address; of the first free port from 7860 on if none is given."""
     reason = ""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in [port] if port is not None else range(_FIRST_PORT, _FIRST_PORT + 100):

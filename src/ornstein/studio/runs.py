@@ -1,4 +1,4 @@
-"""The runs that the studio shows: which there are, of what kind, and their models, each loaded once."""
+"""The runs that the studio shows: their names and kinds, and their models, each loaded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an open page has of its own, and what goes when it is closed: files that it sent and got, and work under way."""
+"""State of the open pages: uploaded files, results and running work, which are deleted and stopped with the page."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+__all__ = ["Request", "Session", "Sessions"]
+
 
 class Request(Protocol):
-    """What is asked of a request: which page it comes from."""
+    """The part of Gradio's request that is used: the page it comes from."""
 
     session_hash: str | None
 
@@ -21,7 +23,15 @@ _GRACE = 5.0  # seconds in which a page that lost its connection may come back
 
 @dataclass(eq=False)
 class Session:
-    """One open page. folder: of the files made for it; kept: things a page remembers, by name; work: under way."""
+    """One open page.
+
+    Args:
+        folder: of the files made for it.
+        sent: files that it uploaded.
+        kept: values that its handlers keep, by name.
+        work: the stop events of its running work.
+        closing: the timer that deletes it after its connection was lost.
+    """
 
     folder: Path
     sent: set[Path] = field(default_factory=set)
@@ -37,13 +47,13 @@ class Session:
         return folder
 
     def stop(self) -> None:
-        """Tell all work of this page to stop."""
+        """Stop all work of this page."""
         for event in list(self.work):
             event.set()
 
 
 class Sessions:
-    """The open pages, under `root`. A file that two pages have sent, byte for byte, stays until both are closed."""
+    """The open pages, under `root`. A file that two pages have uploaded stays until both are closed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -51,7 +61,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     def of(self, request: Request) -> Session:
-        """The page that a request comes from; one that is new has nothing yet."""
+        """The page that a request comes from; a new one is empty. Raises ValueError for a malformed session name."""
         key = request.session_hash or "none"
         if not key.replace("-", "").isalnum():  # it becomes the name of a folder
             raise ValueError("a session is named by letters, digits and dashes")
@@ -67,14 +77,14 @@ class Sessions:
             return session
 
     def send(self, request: Request, files: Iterable[str | Path | None]) -> None:
-        """Remember files that a page has sent, to delete them with it; only those that lie under `root`."""
+        """Note files that a page has uploaded, to delete them with it; files outside `root` are ignored."""
         session = self.of(request)
         for file in files:
             if file is not None and Path(file).resolve().is_relative_to(self.root.resolve()):
                 session.sent.add(Path(file).resolve())
 
     def close(self, request: Request) -> None:
-        """The page is closed: unless it is heard of again within seconds, its work stops and its files go."""
+        """Close a page: unless it comes back within seconds, its work is stopped and its files are deleted."""
         key = request.session_hash or "none"
         with self._lock:
             session = self._open.get(key)
@@ -96,7 +106,7 @@ class Sessions:
             file.unlink(missing_ok=True)
 
     def close_all(self) -> None:
-        """The studio ends: nothing that was sent or made for a page stays."""
+        """Stop all work and delete everything that was uploaded or made for a page."""
         for session in list(self._open.values()):
             session.stop()
         shutil.rmtree(self.root, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the pages share: the runs, the trainings, the open pages, and how long work is queued."""
+"""What the pages share: runs, trainings, sessions, menus of runs, and the queue for long work."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ornstein.faces.recognise import FaceRecogniser
 
 
+__all__ = ["Studio"]
+
+
 def _about(kinds: Sequence[str], names: Sequence[object]) -> str:
     if names:
         return "A trained run."
@@ -28,12 +31,16 @@ def _about(kinds: Sequence[str], names: Sequence[object]) -> str:
 
 
 class Studio:
-    """The studio of the runs in `home` and those given; what pages send and get lies under `cache` until they close.
+    """The studio over a folder of runs.
 
-    detector, recogniser: of faces; dlib's unless others are given.
+    Args:
+        home: the folder of runs, where new ones are written.
+        cache: the folder of uploads and results of open pages.
+        given: further runs.
+        detector, recogniser: of faces; None is dlib's.
     """
 
-    # Work for the processor: one at a time, the others wait in the order they came. None is ever refused or lost.
+    # Long work: one at a time; the others wait in order, and none is refused.
     long: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 1, "show_progress": "hidden"}  # noqa: RUF012
 
     def __init__(
@@ -52,7 +59,7 @@ class Studio:
         self._choosers: list[tuple[gr.Dropdown, tuple[str, ...]]] = []
 
     def chooser(self, *kinds: str, label: str = "Model") -> gr.Dropdown:
-        """A menu of the runs of these kinds, brought up to date when a page is opened."""
+        """A menu of the runs of these kinds, updated when a page is opened."""
         names = self.runs.of(*kinds)
         menu = gr.Dropdown(
             names, value=names[0][1] if names else None, label=label, info=_about(kinds, names), allow_custom_value=True
@@ -61,7 +68,7 @@ class Studio:
         return menu
 
     def refreshed(self, chosen: Sequence[str | None]) -> list[Any]:
-        """The menus of runs as they are now, what was chosen staying so where it still can."""
+        """The menus of runs as they are now; a choice stays if its run is still there."""
         out = []
         for (_, kinds), value in zip(self._choosers, chosen, strict=True):
             names = self.runs.of(*kinds)
@@ -71,7 +78,7 @@ class Studio:
         return out
 
     def on_load(self, handler: Callable[..., Any], menu: gr.Dropdown, outputs: list[Any]) -> None:
-        """Call the handler with the run chosen whenever a page is opened, where there is one."""
+        """Call the handler with the chosen run, if there is one, whenever a page is opened."""
         self._loads.append((handler, menu, outputs))
 
     def on_stop(self, button: gr.Button) -> None:
@@ -83,7 +90,7 @@ class Studio:
         button.click(stop, None, None, queue=False, api_visibility="private", show_progress="hidden")
 
     def sent(self, component: Any) -> None:
-        """Files that are sent by this component go when the page is closed, whether or not they were used."""
+        """Delete files uploaded by this component when the page is closed, whether or not they were used."""
 
         def keep(value: Any, request: gr.Request) -> None:
             self.sessions.send(request, value if isinstance(value, list) else [value])
@@ -91,7 +98,7 @@ class Studio:
         component.upload(keep, component, None, queue=False, api_visibility="private", show_progress="hidden")
 
     def wire(self, blocks: gr.Blocks) -> None:
-        """What happens when a page is opened and closed."""
+        """Connect the events of opening and closing a page."""
         menus = [menu for menu, _ in self._choosers]
 
         def opened(*chosen: str | None) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Trainings as processes of their own: started, stopped, watched through their run folders; no page stays open."""
+"""Trainings as processes of their own, watched through their run directories: they need no open page."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ from ornstein.studio.runs import checked_name
 from ornstein.training import lock
 from ornstein.training.state import has_state
 
+__all__ = [
+    "EVALUATING", "FAILED", "FINISHED", "LOG", "RUNNING", "STOPPED", "WAITING", "Progress", "Trainings", "previews",
+]  # fmt: skip
+
 LOG = "studio.log"
 _UPLOAD = "data"  # the name that uploaded data get in the run folder
 RUNNING, EVALUATING, FINISHED, STOPPED, FAILED, WAITING = (
@@ -34,7 +38,18 @@ RUNNING, EVALUATING, FINISHED, STOPPED, FAILED, WAITING = (
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training is. share: in [0, 1], None where unknown; left: seconds; rate: images a second."""
+    """The progress of a training.
+
+    Args:
+        state: one of the states of this module.
+        step: steps done.
+        steps: steps in all; None if the length is a time.
+        share: done, in [0, 1]; None if unknown.
+        left: seconds.
+        rate: images a second.
+        loss: the latest training loss.
+        reason: of a failure.
+    """
 
     state: str
     step: int = 0
@@ -47,16 +62,26 @@ class Progress:
 
 
 class Trainings:
-    """The trainings of the folder `home`, those of earlier studios and of the command line among them."""
+    """The trainings in the folder `home`, also those started by earlier studios and by the command line."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self._own: dict[Path, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, data: str, options: Sequence[str], upload: Path | None = None) -> Path:
-        """Begin the training `ornstein train --data DATA --out HOME/NAME OPTIONS`; uploaded data are kept beside it.
+        """Start `ornstein train --data DATA --out HOME/NAME OPTIONS`.
 
-        Raises UserError where the name is no name, or is taken.
+        Args:
+            name: of the run.
+            data: as for `ornstein train`.
+            options: further options.
+            upload: an archive to train on instead, of which a copy is kept in the run directory.
+
+        Returns:
+            The run directory.
+
+        Raises:
+            UserError: a name that is taken or cannot be one, or no data.
         """
         name = checked_name(name)
         run = self.home / name
@@ -73,11 +98,11 @@ class Trainings:
         return run
 
     def resume(self, run: Path, options: Sequence[str] = ()) -> None:
-        """Go on with a training that was stopped. Raises UserError where it is under way, or has no checkpoint."""
+        """Resume a stopped training. Raises UserError if it is under way or has no checkpoint."""
         if self.under_way(run):
             raise UserError(f"{run.name} is under way: there is nothing to resume")
         if not has_state(run):
-            raise UserError(f"{run.name} has no checkpoint to go on from: start it anew under another name")
+            raise UserError(f"{run.name} has no checkpoint to resume from: start it again under another name")
         self._begin(run, ["--resume", *options])
 
     def _begin(self, run: Path, arguments: list[str]) -> None:
@@ -88,11 +113,11 @@ class Trainings:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"COLUMNS": "1000"},
-                start_new_session=True,  # it goes on when the studio ends
+                start_new_session=True,  # it continues when the studio ends
             )
 
     def stop(self, run: Path) -> None:
-        """Ask it to save and end, as Ctrl-C does. Raises UserError where it is not under way."""
+        """Let it save and end, as Ctrl-C does. Raises UserError if it is not under way."""
         own = self._own.get(run)
         number = own.pid if own is not None and own.poll() is None else lock.holder(run)
         if number is None:
@@ -104,7 +129,7 @@ class Trainings:
         return (own is not None and own.poll() is None) or lock.holder(run) is not None
 
     def progress(self, run: Path) -> Progress:
-        """How far the run is, from what its folder says."""
+        """The progress of a run, read from its directory."""
         lines = read_metrics(run)
         last = lines[-1] if lines else {}
         step, loss = int(last.get("step", 0)), last.get("loss")
@@ -130,14 +155,14 @@ class Trainings:
         minutes, steps = settings.get("minutes"), settings.get("steps")
         if minutes:
             return None, min(1.0, elapsed / (60 * minutes))
-        if not steps:  # what it was asked for is in the model's description, once there is one
+        if not steps:  # the planned number is in the model's configuration, once it is written
             stored = _training(run).get("steps")
             steps = int(stored) if stored else 20_000
         return steps, min(1.0, step / steps)
 
 
 def previews(run: Path) -> list[Path]:
-    """Pictures of samples during training, the latest last; those of the finished run at the end."""
+    """Pictures of samples during training in order, and last those of the finished run."""
     found = sorted((run / "progress").glob("step-*.png"))
     return [*found, run / "samples.png"] if (run / "samples.png").is_file() else found
 
@@ -150,7 +175,7 @@ def _training(run: Path) -> dict[str, Any]:
 
 
 def _reason(run: Path) -> str:
-    """The last error that the training told."""
+    """The last error in the log of the training."""
     try:
         text = (run / LOG).read_text(encoding="utf-8", errors="replace")
     except OSError:
