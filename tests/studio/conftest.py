@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 import ornstein as orn
-from ornstein.denoiser import Data
+from ornstein.denoiser import SampleSpec
+from ornstein.faces.provenance.card import ModelCard, write_card
 from ornstein.nets import UNet, VideoUNet
 
 LIMIT = 2 * 2**20  # bytes of one upload here
@@ -65,16 +66,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image = UNet(1, 8, 10, **small)
     torch.nn.init.normal_(image.head[2].weight, std=0.1)
     digits = tuple(str(i) for i in range(10))
-    orn.Denoiser(image, process, "v", data=Data((1, 8, 8), digits)).save(home / "digits")
+    orn.Denoiser(image, process, "v", data=SampleSpec((1, 8, 8), digits)).save(home / "digits")
     (home / "digits" / "train.json").write_text(json.dumps({"data": "digits", "held_out": 0.02}))
     clip = VideoUNet(1, 16, 4, **small)
     torch.nn.init.normal_(clip.image.head[2].weight, std=0.1)
     noisy = orn.Process(orn.schedules.Cosine(), noise=orn.noise.AR1(4, 0.8))
-    orn.Denoiser(clip, noisy, "v", data=Data((1, 4, 16, 16))).save(home / "films")
+    orn.Denoiser(clip, noisy, "v", data=SampleSpec((1, 4, 16, 16))).save(home / "films")
     (home / "films" / "train.json").write_text(json.dumps({"data": "drifting-textures", "frames": 4, "size": 16}))
     swap = FACES.untrained()
     swap.denoiser.save(home / "faces")
     swap.recogniser.save(home / "faces" / "identity")
+    write_card(home / "faces", ModelCard("for tests", "squares: not for photographs"))
     return home
 
 

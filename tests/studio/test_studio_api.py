@@ -18,6 +18,7 @@ client_module = pytest.importorskip("gradio_client", reason="the extra `studio` 
 NAMES = {
     "/train_start", "/train_stop", "/train_resume", "/train_status", "/generate", "/compare_steps", "/noise",
     "/fit_noise", "/clip_samples", "/find_faces", "/swap", "/likelihood", "/rank", "/evaluate",
+    "/rename_run", "/delete_run",
 }  # fmt: skip
 
 
@@ -226,15 +227,24 @@ def test_a_name_is_no_path_and_a_size_has_a_limit(served, tmp_path: Path) -> Non
         assert httpx.get(f"{served.url}gradio_api/file={path}", timeout=60).status_code in (403, 404)
 
 
+def settings_of_form(**changed):
+    """Values of the form of the page Train, in its order."""
+    from ornstein.studio import forms
+    from ornstein.studio.train import _BASIC, _MORE
+    from ornstein.training.settings import Settings
+
+    names = (*_BASIC, *_MORE)
+    components = dict(zip(names, forms.components(Settings, names), strict=True))
+    return [changed.get(name, component.value) for name, component in components.items()]
+
+
 def test_a_training_is_started_followed_stopped_and_refused(client, served) -> None:
-    def start(name: str, data: str = "digits"):
-        return client.predict(
-            name=name, data=data, upload=None, amount=5000, how_long="steps", size=0, net="xs", batch=4, frames=0,
-            seed=0, api_name="/train_start",
-        )  # fmt: skip
+    def start(name: str, data: str = "digits", **settings):
+        values = settings_of_form(**{"net": "xs", "batch": 4} | settings)
+        return client.predict(name, data, None, 5000, "steps", *values, api_name="/train_start")
 
     for name, data, message in (
-        ("../outside", "digits", "is no name for a run"),
+        ("../outside", "digits", "cannot be the name of a run"),
         ("digits", "digits", "there is a run 'digits' already"),
         ("new", " ", "say what to train on"),
     ):
@@ -256,10 +266,23 @@ def test_a_training_is_started_followed_stopped_and_refused(client, served) -> N
     assert found["steps"] == 5000 and 0 < found["step"] < 5000 and found["left"] > 0
     with pytest.raises(Exception, match="is under way"):
         client.predict(run, 0, api_name="/train_resume")
+    with pytest.raises(Exception, match="is being trained: stop it first"):
+        client.predict(run, "moved", api_name="/rename_run")
+    with pytest.raises(Exception, match="is being trained: stop it first"):
+        client.predict(run, "followed", api_name="/delete_run")
     client.predict(run, api_name="/train_stop")
     assert state("stopped")["step"] >= found["step"]
     with pytest.raises(Exception, match="there is nothing to stop"):
         client.predict(run, api_name="/train_stop")
+    with pytest.raises(Exception, match="to delete followed and everything in it, type its name"):
+        client.predict(run, "folowed", api_name="/delete_run")
+    menu = client.predict(run, " moved ", api_name="/rename_run")
+    assert menu["value"] == str(served.home / "moved") and not (served.home / "followed").exists()
+    menu = client.predict("moved", "moved", api_name="/delete_run")
+    assert not (served.home / "moved").exists() and "moved" not in dict(menu["choices"])
+    with pytest.raises(Exception, match="Batch must be at least 1, not -4"):
+        start("refused", batch=-4)
+    assert not (served.home / "refused").exists()
     start("wrong", "/no/such/folder")
     run = str(served.home / "wrong")
     assert "no such folder or file: /no/such/folder" in state("failed")["reason"]

@@ -71,6 +71,22 @@ def fits_a_phone(page: Any) -> bool:
     return page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
+def rows_are_shown(page: Any, gallery: str) -> bool:
+    """Whether every picture of a gallery lies within its frame and nothing around it cuts it off."""
+    return page.evaluate(
+        """selector => [...document.querySelectorAll(selector + " img")].every(image => {
+            const box = image.getBoundingClientRect();
+            for (let e = image.parentElement; e && e !== document.body; e = e.parentElement) {
+                const style = getComputedStyle(e), around = e.getBoundingClientRect();
+                if (style.overflowY !== "visible" && (box.bottom > around.bottom + 1 || box.top < around.top - 1))
+                    return false;
+            }
+            return true;
+        })""",
+        gallery,
+    )
+
+
 def until(what: Callable[[], bool], seconds: float = PATIENCE / 1000) -> None:
     end = time.monotonic() + seconds
     while not what():
@@ -84,7 +100,7 @@ def test_every_page_says_what_it_is_for_and_fits_a_phone(page) -> None:
         ("Generate", "The same seed and settings"),
         ("Video & noise lab", "Choose a covariance"),
         ("Face swap", "needs the agreement of the people shown"),
-        ("Likelihood & judge", "Fewer is likelier"),
+        ("Likelihood & evaluation", "Fewer is likelier"),
     ):
         turn_to(page, name)
         page.get_by_text(words).wait_for()
@@ -97,6 +113,7 @@ def test_samples_are_drawn_and_their_coming_about_is_seen(page) -> None:
     press(page, "Generate")
     good(page, "#generate-status", "16 samples of digits, 20 steps, seed 0.")
     page.locator("#samples img").nth(15).wait_for()
+    assert rows_are_shown(page, "#samples")
     page.get_by_text("State after step 20 of 20, t = 0.000").wait_for()
     page.locator("#place input[type=number]").fill("0")
     page.locator("#place input[type=range]").dispatch_event("pointerup")
@@ -117,6 +134,7 @@ def test_noise_is_seen_fitted_and_sampled_under(page) -> None:
     press(page, "Fit")
     good(page, "#lab-status", "Toeplitz(")
     page.locator("#fits .main-svg").first.wait_for()
+    page.locator("#spectrum", has_text="fitted").wait_for()  # drawn again after the fit
     assert page.get_by_label("fitted").is_checked()
     page.get_by_label("ar1", exact=True).check()
     press(page, "Draw under both")
@@ -154,8 +172,8 @@ def test_a_face_is_swapped_with_consent_alone(browser, served) -> None:
     assert AGREED in log
 
 
-def test_an_image_is_measured_a_set_is_ranked_and_a_model_judged(page, served) -> None:
-    turn_to(page, "Likelihood & judge")
+def test_an_image_is_measured_a_set_is_ranked_and_a_model_evaluated(page, served) -> None:
+    turn_to(page, "Likelihood & evaluation")
     page.set_input_files("#image input[type=file]", served.pictures / "grey.png")
     press(page, "Bits per dimension")
     good(page, "#bits-status", "bits/dim")
@@ -168,8 +186,10 @@ def test_an_image_is_measured_a_set_is_ranked_and_a_model_judged(page, served) -
     page.locator("label:visible", has_text="Steps").locator("input, textarea").last.fill("2")
     page.get_by_label("Images for the likelihood").fill("2")
     press(page, "Evaluate")
-    good(page, "#judge-status", "Judged")
+    good(page, "#evaluate-status", "Evaluated")
     assert SOLVER in page.inner_text("#tables")
+    page.frame_locator("#evaluate-page iframe").get_by_text("Evaluation of digits").first.wait_for()
+    assert rows_are_shown(page, "#ranked")
     assert fits_a_phone(page)
 
 
@@ -247,7 +267,7 @@ def test_work_is_stopped_and_a_mistake_is_told_in_a_line(page) -> None:
     page.get_by_label("Name of the run").fill("../outside")
     page.get_by_placeholder("digits, or").fill("digits")
     press(page, "Start")
-    page.get_by_text("'../outside' is no name for a run").wait_for()
+    page.get_by_text("'../outside' cannot be the name of a run").wait_for()
     assert "Traceback" not in page.inner_text("body")
 
 

@@ -1,12 +1,19 @@
-"""The page: its five parts, how it looks, and nothing that is loaded from anywhere else."""
+"""The web page: its five tabs and its style. Nothing is loaded from other servers."""
 
 from __future__ import annotations
 
+import traceback
+from typing import Any
+
 import gradio as gr
 from gradio import themes
+from gradio.exceptions import Error as AppError
 
-from ornstein.studio import generate, judge, lab, swap, train
+from ornstein.studio import evaluate, generate, lab, swap, train
 from ornstein.studio.studio import Studio
+from ornstein.studio.work import shown
+
+__all__ = ["STYLE", "build", "theme"]
 
 _SANS = ("ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
@@ -37,12 +44,18 @@ table.facts tr, table.facts thead, table.facts tbody { border: 0 !important; }
 table.facts th, table.facts td { text-align: left; padding: 5px 10px 5px 0 !important; vertical-align: top;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: anywhere; }
 table.facts th { font-weight: 500; color: var(--body-text-color-subdued); width: 9em; }
+/* Galleries show all their rows. */
+.gallery-all .grid-wrap { max-height: none !important; height: auto !important; overflow: visible !important; }
+.gallery-all, .gallery-all .gallery-container { height: auto !important; max-height: none !important; }
+/* Labels of galleries and files in whole, not cut off. */
+.block label.float, .block > label { max-width: 100%; white-space: normal; }
 #samples img, #previews img, #film img, #ranked img { image-rendering: pixelated; }
 iframe.report { width: 100%; height: 70vh; border: 1px solid var(--border-color-primary); border-radius: 8px;
   background: white; }
 footer { display: none !important; }
 @media (max-width: 640px) {
   .gradio-container, .gradio-container .app { padding: 0 4px 24px !important; }
+  .gallery-all .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
   .masthead { padding-top: 10px; }
 }
 """
@@ -52,15 +65,28 @@ _HEAD = """<div class="masthead"><h1>Ornstein studio</h1>
 
 
 def theme() -> themes.Base:
-    """The look: the system's own letters, so that none are fetched."""
+    """Colours and the system's own fonts, so that none are downloaded."""
     return themes.Default(
         primary_hue=themes.colors.blue, neutral_hue=themes.colors.slate, font=_SANS, font_mono=_MONO
     ).set(block_border_width="1px", block_shadow="none", block_label_background_fill="*background_fill_primary")
 
 
+class _Blocks(gr.Blocks):
+    """A page whose every error is a sentence, those of malformed requests included."""
+
+    async def process_api(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().process_api(*args, **options)
+        except AppError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            raise shown(error) from error
+
+
 def build(studio: Studio) -> gr.Blocks:
-    """The whole page over a studio."""
-    with gr.Blocks(title="Ornstein studio", analytics_enabled=False) as blocks:
+    """The page of a studio, with all tabs."""
+    with _Blocks(title="Ornstein studio", analytics_enabled=False) as blocks:
         gr.HTML(_HEAD)
         with gr.Tabs():
             with gr.Tab("Train", id="train"):
@@ -71,7 +97,7 @@ def build(studio: Studio) -> gr.Blocks:
                 lab.page(studio)
             with gr.Tab("Face swap", id="swap"):
                 swap.page(studio)
-            with gr.Tab("Likelihood & judge", id="judge"):
-                judge.page(studio)
+            with gr.Tab("Likelihood & evaluation", id="evaluate"):
+                evaluate.page(studio)
         studio.wire(blocks)
     return blocks

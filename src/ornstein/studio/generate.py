@@ -1,11 +1,12 @@
-"""The page Generate: samples of a run by class, solver, steps and seed; how they come about; what fewer steps cost."""
+"""The page Generate: samples of a run, their trajectory from noise, earlier draws, and the quality of fewer steps."""
 
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,17 @@ from ornstein.data import clip_grid, grid, save_grid, save_mp4, to_uint8
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_precision
 from ornstein.errors import UserError
-from ornstein.evaluation.run import STEPS
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
+from ornstein.request import SOLVERS, STEPS, SampleRequest
 from ornstein.sampling import State
-from ornstein.solvers import SOLVER, SOLVERS
-from ornstein.studio import charts
+from ornstein.settings import field_of
+from ornstein.studio import charts, forms
+from ornstein.studio.sessions import Session
 from ornstein.studio.studio import Studio
-from ornstein.studio.work import Work, note, told
+from ornstein.studio.work import Tell, Work, errors_shown, note
 from ornstein.wrapper import device_of
+
+__all__ = ["MOST", "Draw", "checked", "page", "write_samples"]
 
 AUTOMATIC, EACH, TUNED = "automatic", "each in turn", "tuned"
 MOST = 64  # samples at a time: one batch, as `ornstein sample` makes it
@@ -34,13 +38,22 @@ _MOST_CLIPS = 8
 _FILM = 16  # samples whose trajectory is kept
 _COMPARED, _REFERENCE = (2, 5, 10, 20, 50), 100
 _PAGE = "Draw samples from a trained model. The same seed and settings give the same pictures as `ornstein sample`."
-
-Tell = Callable[[str, int, int | None], None]
+_REMEMBERED = 20  # draws of a page
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What samples are asked for."""
+class Draw:
+    """The settings of a draw of samples.
+
+    Args:
+        run: the run directory.
+        n: number of samples.
+        solver: a name of `SOLVERS`, "tuned", or None for what the run or the library has as its default.
+        steps: number of steps.
+        label: the class, by name or number; None for each in turn.
+        guidance: the guidance scale; 1 is the plain model.
+        seed: the seed.
+    """
 
     run: Path
     n: int
@@ -59,7 +72,13 @@ class Asked:
             words += [option, value] if value is not None else []
         return shlex.join(words)
 
+    def __str__(self) -> str:
+        parts = [self.run.name, *([f"class {self.label}"] if self.label is not None else []), f"{self.n} samples"]
+        parts += [self.solver or AUTOMATIC, f"{self.steps} steps", f"guidance {self.guidance:g}", f"seed {self.seed}"]
+        return " · ".join(parts)
+
     def labels(self, denoiser: Denoiser) -> Tensor | None:
+        """The class numbers (n,). Raises UserError if there is no such class, or guidance without classes."""
         assert denoiser.data is not None
         if self.label is None:
             if self.guidance != 1 and not denoiser.data.classes:
@@ -67,8 +86,17 @@ class Asked:
             return denoiser.data.labels(self.n)
         return torch.full((self.n,), class_number(self.label, denoiser.data, self.run))
 
-    def draw(self, denoiser: Denoiser, tell: Tell, film: list[tuple[float, Tensor]] | None = None) -> Tensor:
-        """The samples, (N, C, H, W) or (N, C, F, H, W) in [-1, 1]; `film` gets (t, uint8) of the first of them."""
+    def samples(self, denoiser: Denoiser, tell: Tell, states: list[tuple[float, Tensor]] | None = None) -> Tensor:
+        """Draw the samples.
+
+        Args:
+            denoiser: the model.
+            tell: called with the progress.
+            states: gets (t, state) of every step, uint8, of the first samples.
+
+        Returns:
+            (N, C, H, W) or (N, C, F, H, W) in [-1, 1].
+        """
         assert denoiser.data is not None
         solver: Any = self.solver
         if denoiser.distilled is None:
@@ -77,10 +105,10 @@ class Asked:
         clips = len(denoiser.data.shape) == 4
         batch = 8 if clips else 64
 
-        def told_state(state: State) -> None:
+        def advance(state: State) -> None:
             tell(f"sampling, t = {state.t:.3f}", state.step, state.steps)
-            if film is not None and state.first == 0:
-                film.append((state.t, to_uint8(denoiser.decode(state.x[:_FILM]))))
+            if states is not None and state.first == 0:
+                states.append((state.t, to_uint8(denoiser.decode(state.x[:_FILM]))))
 
         samples = orn.sample(
             denoiser,
@@ -90,17 +118,17 @@ class Asked:
             seed=self.seed,
             guidance=self.guidance,
             cond={"label": labels},
-            callback=told_state,
+            callback=advance,
             batch=batch,
             precision=choose_precision("auto", device_of(denoiser)),
         )
         return denoiser.decode(samples)
 
 
-def asked_for(
+def checked(
     studio: Studio, run: str, label: str, solver: str, steps: float, guidance: float, seed: float, n: float
-) -> Asked:
-    """The request with its numbers checked. Raises UserError for what is out of range."""
+) -> Draw:
+    """The settings of a draw from the values of the form. Raises UserError for what is out of range."""
     path = studio.runs.find(run)
     denoiser = studio.runs.model(path)
     assert denoiser.data is not None
@@ -112,22 +140,22 @@ def asked_for(
         raise UserError(f"a seed is a whole number from 0 on, not {seed}")
     chosen = None if solver in (None, "", AUTOMATIC) else solver
     if denoiser.distilled is not None and chosen is None:
-        steps = denoiser.distilled.steps  # its own, whatever the slider says
-    return Asked(path, int(n), chosen, int(steps), None if label in (None, "", EACH) else label, guidance, int(seed))
+        steps = denoiser.distilled.steps  # those it was distilled to
+    return Draw(path, int(n), chosen, int(steps), None if label in (None, "", EACH) else label, guidance, int(seed))
 
 
-def files_of(asked: Asked, samples: Tensor, folder: Path, fps: float = 8.0) -> list[Path]:
-    """The samples as files that say how they were made: a PNG each, or for clips an mp4 each."""
-    record = record_of(asked.run, {"command": asked.command, "seed": asked.seed, "steps": asked.steps})
+def write_samples(draw: Draw, samples: Tensor, folder: Path, fps: float = 8.0) -> list[Path]:
+    """Write a PNG of each sample, or an mp4 of each clip, with its command and its model in it."""
+    record = record_of(draw.run, {"command": draw.command, "seed": draw.seed, "steps": draw.steps})
     out = []
     clips = samples.ndim == 5
     for i, sample in enumerate(samples):
-        said = json.dumps(record | {"sample": i})
-        path = folder / f"{asked.run.name}-seed{asked.seed}-{i:05d}.{'mp4' if clips else 'png'}"
+        text = json.dumps(record | {"sample": i})
+        path = folder / f"{draw.run.name}-seed{draw.seed}-{i:05d}.{'mp4' if clips else 'png'}"
         if clips:
-            save_mp4(sample, path, fps, max(1, 128 // sample.shape[-1]), said)
+            save_mp4(sample, path, fps, max(1, 128 // sample.shape[-1]), text)
         else:
-            save_grid(sample[None], path, comment=said)
+            save_grid(sample[None], path, comment=text)
         out.append(path)
     return out
 
@@ -139,134 +167,95 @@ def _zipped(files: list[Path], path: Path) -> Path:
     return path
 
 
-def _shown(samples: Tensor) -> Tensor:
-    """The samples, or the middle frames of clips, side by side as one picture (C, H, W), uint8."""
-    if samples.ndim == 5:
-        sheet = clip_grid(samples)
-        return sheet[:, sheet.shape[1] // 2]
-    return grid(samples, gap=1)
+class _Page:
+    """The handlers of the page."""
 
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
 
-def page(studio: Studio) -> None:
-    """Build the page."""
-    gr.Markdown(_PAGE)
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=4, min_width=280):
-            run = studio.chooser("images", "clips")
-            label = gr.Dropdown(
-                [EACH], value=EACH, label="Class", info="Of the classes the model knows.", allow_custom_value=True
-            )
-            with gr.Row():
-                n = gr.Slider(1, MOST, 16, step=1, label="Samples", info=f"At most {MOST}, or {_MOST_CLIPS} clips.")
-                seed = gr.Number(0, label="Seed", precision=0, info="The same number gives the same pictures.")
-            steps = gr.Slider(1, 200, STEPS, step=1, label="Steps", info="Calls of the network; more is finer.")
-            with gr.Row():
-                solver = gr.Dropdown(
-                    [AUTOMATIC, *SOLVERS, TUNED], value=AUTOMATIC, label="Solver", info=f"Else {SOLVER}."
-                )
-                guidance = gr.Slider(0, 10, 1, step=0.1, label="Guidance", info="1 is the plain model.")
-            with gr.Row():
-                go = gr.Button("Generate", variant="primary")
-                stop = gr.Button("Stop")
-            status = gr.HTML(note("Nothing drawn yet."), elem_id="generate-status")
-        with gr.Column(scale=7, min_width=280):
-            gallery = gr.Gallery(
-                label="Samples",
-                columns=6,
-                height=380,
-                object_fit="contain",
-                elem_id="samples",
-                format="png",
-                buttons=["download", "fullscreen"],
-            )
-            with gr.Row():
-                files = gr.File(label="Download: every sample, its settings inside", elem_id="download")
-                command = gr.Textbox(
-                    label="The same from the command line", interactive=False, buttons=["copy"], lines=2
-                )
-            with gr.Accordion("How they come about", open=True):
-                place = gr.Slider(0, 1, 1, step=1, label="Step", info="From noise to picture.", elem_id="place")
-                film = gr.Image(
-                    label="State", height=260, interactive=False, format="png", elem_id="film", buttons=["fullscreen"]
-                )
-            with gr.Accordion("Quality against steps", open=False):
-                gr.Markdown(f"The same noise with fewer steps, held against {_REFERENCE} steps: what is still wrong.")
-                compare = gr.Button("Compare")
-                compared = gr.HTML(elem_id="compare-status")
-                curve = gr.Plot(label="Root mean square difference, pixel values of 255", elem_id="curve")
-                sheet = gr.Gallery(
-                    label="By steps", columns=3, height=300, object_fit="contain", format="png", buttons=["fullscreen"]
-                )
+    def classes(self, name: str) -> Any:
+        """The menu of classes and the number of samples for a run that was chosen."""
+        data = self.studio.runs.model(self.studio.runs.find(name)).data
+        assert data is not None
+        most = _MOST_CLIPS if len(data.shape) == 4 else MOST
+        return gr.update(choices=[EACH, *data.classes], value=EACH), gr.update(maximum=most, value=min(16, most))
 
-    inputs = [run, label, solver, steps, guidance, seed, n]
-
-    def classes(name: str) -> Any:
-        found = studio.runs.model(studio.runs.find(name)).data
-        assert found is not None
-        most = _MOST_CLIPS if len(found.shape) == 4 else MOST
-        count = gr.update(maximum=most, value=min(16, most))
-        return gr.update(choices=[EACH, *found.classes], value=EACH), count
-
-    @told
+    @errors_shown
     def generate(
-        run: str, label: str, solver: str, steps: float, guidance: float, seed: float, n: float, request: gr.Request
+        self,
+        run: str,
+        label: str,
+        solver: str,
+        steps: float,
+        guidance: float,
+        seed: float,
+        n: float,
+        request: gr.Request,
     ) -> Iterator[Any]:
-        """Samples of a run as files, and the command that makes the same."""
-        session = studio.sessions.of(request)
-        asked = asked_for(studio, run, label, solver, steps, guidance, seed, n)
-        denoiser = studio.runs.model(asked.run)
+        """Draw samples of a run: files, and the command that makes the same."""
+        session = self.studio.sessions.of(request)
+        draw = checked(self.studio, run, label, solver, steps, guidance, seed, n)
+        denoiser = self.studio.runs.model(draw.run)
         states: list[tuple[float, Tensor]] = []
-        work = Work(session, "steps", lambda tell: asked.draw(denoiser, tell, states))
+        folder, seen = session.new_folder(), 0
+        work = Work(session, "steps", lambda tell: draw.samples(denoiser, tell, states))
         for line in work:
-            yield line, gr.skip(), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        folder = session.new_folder()
-        made = files_of(asked, work.result, folder)
+            preview = _preview(states, folder) if len(states) > seen else gr.skip()
+            seen = len(states)
+            yield line, gr.skip(), gr.skip(), gr.skip(), gr.skip(), preview, gr.skip()
+        files = write_samples(draw, work.result, folder)
         session.kept["film"] = states, folder
-        zipped = _zipped(made, folder / f"{asked.run.name}-seed{asked.seed}.zip")
+        history = session.kept.setdefault("draws", [])
+        history.append((draw, files))
+        del history[:-_REMEMBERED]
         last = len(states) - 1
         yield (
-            note(f"{asked.n} samples of {asked.run.name}, {asked.steps} steps, seed {asked.seed}.", "good"),
-            [str(path) for path in made],
-            str(zipped),
-            asked.command,
+            note(f"{draw.n} samples of {draw.run.name}, {draw.steps} steps, seed {draw.seed}.", "good"),
+            [str(path) for path in files],
+            str(_zipped(files, folder / f"{draw.run.name}-seed{draw.seed}.zip")),
+            draw.command,
             gr.update(maximum=last, value=last),
             _state(session, last),
+            gr.update(choices=_named(history), value=len(history) - 1),
         )
 
-    def _state(session: Any, step: int) -> Any:
-        if "film" not in session.kept:
-            return gr.skip()
-        states, folder = session.kept["film"]
-        t, samples = states[min(max(int(step), 0), len(states) - 1)]
-        path = folder / f"state-{int(step)}.png"
-        save_grid(_shown(samples)[None], path, upscale=max(1, 256 // _shown(samples).shape[-1]))
-        return gr.update(value=str(path), label=f"State after step {int(step)} of {len(states) - 1}, t = {t:.3f}")
+    def state(self, step: float, request: gr.Request) -> Any:
+        """The samples after a step."""
+        return _state(self.studio.sessions.of(request), int(step or 0))
 
-    def look(step: float, request: gr.Request) -> Any:
-        return _state(studio.sessions.of(request), int(step))
+    @errors_shown
+    def again(self, number: float | None, request: gr.Request) -> list[Any]:
+        """The settings and the samples of an earlier draw of this page."""
+        history = self.studio.sessions.of(request).kept.get("draws", [])
+        if number is None or not 0 <= number < len(history):
+            raise UserError("nothing was drawn on this page yet: press Generate first")
+        draw, files = history[int(number)]
+        settings = [str(draw.run), draw.label or EACH, draw.solver or AUTOMATIC, draw.steps, draw.guidance, draw.seed]
+        return [*settings, draw.n, [str(path) for path in files], draw.command]
 
-    @told
+    @errors_shown
     def compare_steps(
-        run: str, label: str, solver: str, guidance: float, seed: float, request: gr.Request
+        self, run: str, label: str, solver: str, guidance: float, seed: float, request: gr.Request
     ) -> Iterator[Any]:
         """How far samples of few steps are from those of many, and what they look like."""
-        session = studio.sessions.of(request)
+        session = self.studio.sessions.of(request)
         counts = (*_COMPARED, _REFERENCE)
-        all_asked = [asked_for(studio, run, label, solver, k, guidance, seed, 4) for k in counts]
-        if any(asked.solver == TUNED for asked in all_asked):
+        draws = [checked(self.studio, run, label, solver, k, guidance, seed, 4) for k in counts]
+        if any(draw.solver == TUNED for draw in draws):
             raise UserError("a tuned solver has one number of steps: choose another to compare")
-        denoiser = studio.runs.model(all_asked[0].run)
+        denoiser = self.studio.runs.model(draws[0].run)
         if denoiser.distilled is not None:
-            raise UserError(f"{run} is distilled to {denoiser.distilled}: there are no others to compare")
-        done = 0
+            raise UserError(f"{draws[0].run.name} is distilled to {denoiser.distilled}: it has no other steps")
 
         def job(tell: Tell) -> list[Tensor]:
-            nonlocal done
-            out = []
-            for asked in all_asked:
-                # one line of progress over all of them
-                out.append(asked.draw(denoiser, lambda _, step, __: tell("comparing", done + step, sum(counts))))  # noqa: B023
-                done += asked.steps
+            out, done = [], 0
+            for draw in draws:
+
+                def advance(what: str, step: int, total: int | None, before: int = done) -> None:
+                    tell("comparing", before + step, sum(counts))
+
+                out.append(draw.samples(denoiser, advance))
+                done += draw.steps
             return out
 
         work = Work(session, "steps", job)
@@ -276,24 +265,145 @@ def page(studio: Studio) -> None:
         gaps = [float((each - reference).square().mean().sqrt()) for each in fewer]
         folder, pictures = session.new_folder(), []
         for count, samples in zip(counts, work.result, strict=True):
-            path = folder / f"{count}-steps.png"
-            shown = _shown(samples)
-            save_grid(shown[None], path, upscale=max(1, 128 // shown.shape[-1]))
-            pictures.append((str(path), f"{count} steps"))
+            pictures.append((_sheet(samples, folder / f"{count}-steps.png", 128), f"{count} steps"))
         figure = charts.lines({"": (_COMPARED, gaps)}, "steps", "difference, of 255", log="xy")
         yield note(f"4 samples each, against {_REFERENCE} steps of the same solver.", "good"), figure, pictures
 
+
+def page(studio: Studio) -> None:
+    """Build the page."""
+    handlers = _Page(studio)
+    gr.Markdown(_PAGE)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=4, min_width=280):
+            run = studio.chooser("images", "clips")
+            label, solver, steps, guidance, seed, n, random = _form()
+            with gr.Row():
+                go, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop")
+            status = gr.HTML(note("Nothing drawn yet."), elem_id="generate-status")
+            history = gr.Dropdown([], label="Earlier draws of this page", elem_id="history")
+            again = gr.Button("Use these settings")
+        with gr.Column(scale=7, min_width=280):
+            gallery, files, command, place, state = _samples()
+            compare, compared = _comparison()
+    inputs = [run, label, solver, steps, guidance, seed, n]
+    silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     studio.on_stop(stop)
-    run.change(classes, run, [label, n], api_visibility="private", queue=False)
-    studio.on_load(classes, run, [label, n])
+    run.input(handlers.classes, run, [label, n], **silent)
+    studio.on_load(handlers.classes, run, [label, n])
+    random.click(lambda: secrets.randbelow(2**31), None, seed, **silent)
     go.click(
-        generate, inputs, [status, gallery, files, command, place, film], api_name="generate", **studio.long
-    )  # fmt: skip
-    place.release(look, place, film, queue=False, api_visibility="private", show_progress="hidden")
+        handlers.generate,
+        inputs,
+        [status, gallery, files, command, place, state, history],
+        api_name="generate",
+        **studio.long,
+    )
+    again.click(handlers.again, history, [*inputs, gallery, command], **silent)
+    place.release(handlers.state, place, state, **silent)
     compare.click(
-        compare_steps,
+        handlers.compare_steps,
         [run, label, solver, guidance, seed],
-        [compared, curve, sheet],
+        compared,
         api_name="compare_steps",
         **studio.long,
     )
+
+
+def _form() -> tuple[Any, ...]:
+    """The inputs of `generate` after the run, and the button for a random seed."""
+    about = {name: forms.described(field_of(SampleRequest, name)) for name in ("solver", "steps", "guidance", "seed")}
+    label = gr.Dropdown(
+        [EACH], value=EACH, label="Class", info="Of the classes that the model knows.", allow_custom_value=True
+    )
+    n = gr.Slider(1, MOST, 16, step=1, label="Samples", info=f"At most {MOST}, or {_MOST_CLIPS} clips.")
+    with gr.Row(equal_height=False):
+        seed = gr.Number(0, label="Seed", precision=0, info=about["seed"], min_width=160)
+        random = gr.Button("Random", min_width=80, scale=0)
+    steps = gr.Slider(1, 200, STEPS, step=1, label="Steps", info=about["steps"].replace("empty: ", "default: "))
+    solver = gr.Dropdown(
+        [AUTOMATIC, *SOLVERS, TUNED],
+        value=AUTOMATIC,
+        label="Solver",
+        info=about["solver"].replace("empty: ", f"{AUTOMATIC}: "),
+    )
+    guidance = gr.Slider(
+        0, 10, 1, step=0.1, label="Guidance", info=about["guidance"].replace("empty: ", "default: ")
+    )  # fmt: skip
+    return label, solver, steps, guidance, seed, n, random
+
+
+def _samples() -> tuple[gr.Gallery, gr.File, gr.Textbox, gr.Slider, gr.Image]:
+    """What shows the samples, and their states during sampling."""
+    gallery = gr.Gallery(
+        label="Samples",
+        columns=6,
+        object_fit="contain",
+        elem_id="samples",
+        elem_classes="gallery-all",
+        format="png",
+        buttons=["download", "fullscreen"],
+    )
+    with gr.Row():
+        files = gr.File(label="Download all, with their settings", elem_id="download")
+        command = gr.Textbox(label="The same from the command line", interactive=False, buttons=["copy"], lines=2)
+    with gr.Accordion("From noise to picture", open=True):
+        place = gr.Slider(0, 1, 1, step=1, label="Step", info="0 is the noise.", elem_id="place")
+        state = gr.Image(
+            label="State", height=260, interactive=False, format="png", elem_id="film", buttons=["fullscreen"]
+        )
+    return gallery, files, command, place, state
+
+
+def _comparison() -> tuple[gr.Button, list[Any]]:
+    """The button of `compare_steps`, and what shows its result."""
+    with gr.Accordion("Quality against steps", open=False):
+        gr.Markdown(f"The same noise with fewer steps, compared with {_REFERENCE} steps: the remaining error.")
+        button = gr.Button("Compare")
+        status = gr.HTML(elem_id="compare-status")
+        curve = gr.Plot(label="Root mean square difference, of 255", elem_id="curve")
+        sheets = gr.Gallery(
+            label="By steps",
+            columns=3,
+            object_fit="contain",
+            elem_id="by-steps",
+            elem_classes="gallery-all",
+            format="png",
+            buttons=["fullscreen"],
+        )
+    return button, [status, curve, sheets]
+
+
+def _named(history: list[tuple[Draw, list[Path]]]) -> list[tuple[str, int]]:
+    """The entries of the menu of earlier draws, the latest first."""
+    return [(f"{i + 1}: {draw}", i) for i, (draw, _) in enumerate(history)][::-1]
+
+
+def _preview(states: list[tuple[float, Tensor]], folder: Path) -> Any:
+    """The latest state while samples are drawn."""
+    number = len(states) - 1
+    t, samples = states[number]
+    path = _sheet(samples, folder / f"preview-{number}.png", 256)
+    return gr.update(value=path, label=f"State after step {number}, t = {t:.3f}")
+
+
+def _state(session: Session, step: int) -> Any:
+    """The state after a step of the page's latest draw."""
+    if "film" not in session.kept:
+        return gr.skip()
+    states, folder = session.kept["film"]
+    number = min(max(step, 0), len(states) - 1)
+    t, samples = states[number]
+    path = _sheet(samples, folder / f"state-{number}.png", 256)
+    return gr.update(value=path, label=f"State after step {number} of {len(states) - 1}, t = {t:.3f}")
+
+
+def _sheet(samples: Tensor, path: Path, width: int) -> str:
+    """Write the samples side by side as one picture, about so many pixels wide; of clips their middle frames."""
+    if samples.ndim == 5:
+        sheet = clip_grid(samples)
+        picture = sheet[:, sheet.shape[1] // 2]
+    else:
+        picture = grid(samples, gap=1)
+    save_grid(picture[None], path, upscale=max(1, width // picture.shape[-1]))
+    return str(path)

@@ -1,8 +1,8 @@
-"""The page Face swap: whose face, into what, with whose consent; and what the result says of itself."""
+"""The page Face swap: photos of a face, a photo or film, a statement of consent; the result and its provenance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -17,28 +17,31 @@ from ornstein.extras import require
 from ornstein.faces import provenance
 from ornstein.faces.detect import Detector, Face, find_faces
 from ornstein.faces.provenance import log
+from ornstein.faces.provenance.card import ModelCard, read_card
 from ornstein.faces.provenance.consent import Consent
 from ornstein.faces.swap import ALL, Choice, Swapper, SwapSettings, film, load_model, photo
 from ornstein.faces.swap.picture import read_picture
 from ornstein.faces.swap.video import VideoSettings, swap_video
-from ornstein.studio.judge import counted
+from ornstein.studio import forms
+from ornstein.studio.evaluate import report_calls
 from ornstein.studio.studio import Studio
-from ornstein.studio.work import Work, duration, note, told
+from ornstein.studio.work import Tell, Work, duration, errors_shown, note
 
-_LOOKS = 60  # frames of a film that are looked at, to find one with a face
+__all__ = ["Target", "card_of", "facts", "is_consent", "page", "read_target"]
+
+_SEARCHED = 60  # frames of a film that are searched for a face, at most
 _STEP = 5
-_WIDE = 960  # pixels of the picture in which faces are chosen
 _PAGE = (
     "Put a face into a photo or a film. It needs the agreement of the people shown, and says in a signed manifest that "
     "it was made. What you send is deleted when this page is closed; save what you want to keep."
 )
-
-Tell = Callable[[str, int, int | None], None]
+_SETTINGS = ("steps", "identity", "guidance", "seed", "label")
+_LABELS = {"label": "Show the badge"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A photo or film to swap in: what is shown of it, uint8 (3, H, W), and the faces there."""
+    """A photo or film to swap in: the picture that the page shows, uint8 (3, H, W), and the faces in it."""
 
     path: Path
     shown: Tensor
@@ -59,15 +62,15 @@ class Target:
         return out
 
 
-def look_at(path: Path, studio: Studio) -> Target:
-    """Find the faces of a photo, or of the first frame of a film that has any. Raises UserError where none is found."""
+def read_target(path: Path, studio: Studio) -> Target:
+    """Find the faces of a photo, or of the first frame of a film that has any. Raises UserError if none is found."""
     detector = studio.detector or Detector()
     if not film.is_video(path):
         shown = read_picture(path).shown
         return Target(path, shown, _ordered(find_faces(detector, shown, path.name)))
     quick = studio.detector or Detector(thorough=False)
     for number, _, image in film.Film.open(path).frames():
-        if number >= _LOOKS * _STEP:
+        if number >= _SEARCHED * _STEP:
             break
         if number % _STEP == 0 and (faces := quick(image)):
             return Target(path, image, _ordered(faces))
@@ -80,7 +83,7 @@ def _ordered(faces: list[Face]) -> list[Face]:
     return sorted(faces, key=lambda face: face.centre[0])
 
 
-def agreed(statement: str | None) -> bool:
+def is_consent(statement: str | None) -> bool:
     """Whether the statement says who agreed and to what."""
     try:
         Consent(statement or "")
@@ -89,38 +92,124 @@ def agreed(statement: str | None) -> bool:
     return True
 
 
+def card_of(run: Path) -> str:
+    """The card of a model as HTML: its licence and its data. A warning if it is not for photographs."""
+    try:
+        card = read_card(run)
+    except UserError as error:
+        return note(f"The model's card cannot be read: {error}", "bad")
+    if card == ModelCard():
+        return note("This model has no card: its licence and its training data are not stated.")
+    warning = card.research_only or "not for" in card.data.lower()
+    return note(f"Model card: {card}.", "bad" if warning else "plain")
+
+
+class _Page:
+    """The handlers of the page."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    @errors_shown
+    def card(self, run: str | None) -> str:
+        """The card of the model that was chosen."""
+        return card_of(self.studio.runs.find(run)) if run else ""
+
+    @errors_shown
+    def find_faces(self, path: str | None, request: gr.Request) -> Any:
+        """The faces of a photo, or of the first frame of a film that has any, as boxes."""
+        self.studio.sessions.send(request, [path])
+        if not path:
+            return None, gr.update(choices=[], value=[], visible=False), note("Choose a target.")
+        require("c2pa", "faces", "a signature")  # an error now, not after the swap
+        target = self.target(path, request)
+        file = self.studio.sessions.of(request).new_folder() / "target.png"
+        save_grid(target.shown[None], file)
+        count = len(target.faces)
+        text = note(f"{count} face{'s' * (count != 1)} found in {target.path.name}.", "good")
+        menu = gr.update(choices=target.names, value=target.names, visible=count > 1)
+        return (str(file), target.boxes()), menu, text
+
+    @errors_shown
+    def swap(
+        self,
+        run: str,
+        sources: list[str] | None,
+        target: str | None,
+        consent: str,
+        chosen: list[str],
+        steps: float,
+        identity: float,
+        guidance: float | None,
+        seed: float,
+        label: bool,
+        request: gr.Request,
+    ) -> Iterator[Any]:
+        """Swap faces: the signed result and its provenance. Nothing is made without a statement of consent."""
+        session = self.studio.sessions.of(request)
+        self.studio.sessions.send(request, [*(sources or []), target])
+        statement = Consent(consent or "")
+        path = self.studio.runs.find(run)
+        settings = _settings(steps, identity, guidance, seed, label)
+        if not sources:
+            raise UserError("choose a photo of the person whose face is put in")
+        there = self.target(target, request)
+        unknown = set(chosen or []) - set(there.names)
+        if unknown:
+            raise UserError(f"there is no {sorted(unknown)[0]} in {there.path.name}: it has {', '.join(there.names)}")
+        video, folder = film.is_video(there.path), session.new_folder()
+        out = folder / _output_name(there.path, video)
+        picked = [face for face, name in zip(there.faces, there.names, strict=True) if name in (chosen or [])]
+
+        def job(tell: Tell) -> str:
+            loaded = load_model(path)
+            swapper = Swapper(loaded.model, settings, self.studio.detector, self.studio.recogniser)
+            photos = [Path(each) for each in sources]
+            choice, references = _choice(swapper, photos, there, picked, folder)
+            order = photo.Order(
+                [photos] * len(choice.sources), there.path, out, statement, references, _log(self.studio)
+            )
+            if video:
+                report = swap_video(swapper, loaded, choice, order, VideoSettings(), False, tell)
+                without = f", {report.frames_without} without a face" if report.frames_without else ""
+                return f"{report.frames} frames{without}"
+            with report_calls(loaded.model.denoiser.net, tell, "swapping"):
+                faces = photo.swap_photo(swapper, loaded, choice, order)
+            return f"{faces} face{'s' * (faces != 1)}"
+
+        work = Work(session, "frames" if video else "calls", job)
+        for line in work:
+            yield [line, *[gr.skip()] * 4]
+        before = folder / "before.png"
+        save_grid(there.shown[None], before)
+        text = f"Swapped {work.result} in {duration(work.seconds)}. Save it: it is deleted when this page is closed."
+        yield [
+            note(text, "good"),
+            gr.update(visible=False) if video else gr.update(value=(str(before), str(out)), visible=True),
+            gr.update(value=str(out), visible=True) if video else gr.update(value=None, visible=False),
+            gr.update(value=str(out), visible=True),
+            facts(provenance.read(out)),
+        ]
+
+    def target(self, path: str | None, request: gr.Request) -> Target:
+        """The photo or film with its faces, which are found once."""
+        if not path:
+            raise UserError("choose the photo or film in which a face is replaced")
+        kept = self.studio.sessions.of(request).kept
+        if "target" not in kept or kept["target"].path != Path(path):
+            kept["target"] = read_target(Path(path), self.studio)
+        return kept["target"]
+
+
 def page(studio: Studio) -> None:
     """Build the page."""
+    handlers = _Page(studio)
     gr.Markdown(_PAGE)
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
             run = studio.chooser("faces", label="Model")
-            sources = gr.File(
-                label="Photos of the person whose face is put in",
-                file_count="multiple",
-                file_types=["image"],
-                height=140,
-                elem_id="sources",
-            )
-            target = gr.File(
-                label="Photo or film in which a face is replaced", height=140, elem_id="target"
-            )  # fmt: skip
-            consent = gr.Textbox(
-                label="Who agreed, and to what",
-                placeholder="Ann Lee and Bo Diaz, their wedding film",
-                info="Names and purpose, a comma between. It is written into the result. Without it nothing is made.",
-                max_length=500,
-                lines=2,
-                elem_id="consent",
-            )
-            with gr.Accordion("More", open=False):
-                steps = gr.Slider(1, 100, 20, step=1, label="Steps", info="Of the sampler; more is finer.")
-                identity = gr.Slider(0, 2, 1, step=0.05, label="Identity", info="0 the target's own, 1 the source's.")
-                guidance = gr.Slider(
-                    0, 8, 0, step=0.5, label="Guidance", info="Towards the source; 1 is none, 0 as suits the model."
-                )
-                seed = gr.Number(0, label="Seed", precision=0, info="The same number gives the same picture.")
-                label = gr.Checkbox(True, label="Show the badge", info="Without it, the manifest says it was removed.")
+            card = gr.HTML(elem_id="card")
+            sources, target, consent, settings = _form()
             with gr.Row():
                 go = gr.Button("Swap", variant="primary", interactive=False, elem_id="swap")
                 stop = gr.Button("Stop")
@@ -130,153 +219,106 @@ def page(studio: Studio) -> None:
             chosen = gr.CheckboxGroup(
                 [], label="Replace", info="Of the faces found; all unless you choose.", visible=False
             )
-            slider = gr.ImageSlider(
-                label="Before and after",
-                type="filepath",
-                format="png",
-                interactive=False,
-                visible=False,
-                elem_id="slider",
-            )
-            movie = gr.Video(label="After", interactive=False, buttons=["download"], visible=False, elem_id="movie")
-            download = gr.File(label="Save it: as it was signed", visible=False, elem_id="swapped")
-            said = gr.HTML(elem_id="provenance")
-
-    def target_of(path: str | None, request: gr.Request) -> Target:
-        if not path:
-            raise UserError("choose the photo or film in which a face is replaced")
-        kept = studio.sessions.of(request).kept
-        if "target" not in kept or kept["target"].path != Path(path):
-            kept["target"] = look_at(Path(path), studio)
-        return kept["target"]
-
-    @told
-    def find(path: str | None, request: gr.Request) -> Any:
-        """The faces of a photo, or of the first frame of a film that has any, as boxes."""
-        studio.sessions.send(request, [path])
-        if not path:
-            return None, gr.update(choices=[], value=[], visible=False), note("Choose a target.")
-        require("c2pa", "faces", "a signature")  # told now, not after the swap
-        there = target_of(path, request)
-        file = studio.sessions.of(request).new_folder() / "target.png"
-        save_grid(there.shown[None], file)
-        count = len(there.faces)
-        text = note(f"{count} face{'s' * (count != 1)} found in {there.path.name}.", "good")
-        return (str(file), there.boxes()), gr.update(choices=there.names, value=there.names, visible=count > 1), text
-
-    @told
-    def swap(
-        run: str,
-        sources: list[str] | None,
-        target: str | None,
-        consent: str,
-        chosen: list[str],
-        steps: float,
-        identity: float,
-        guidance: float,
-        seed: float,
-        label: bool,
-        request: gr.Request,
-    ) -> Iterator[Any]:
-        """Swap faces; the signed result and what it says of itself. Nothing is made without a statement of consent."""
-        session = studio.sessions.of(request)
-        studio.sessions.send(request, [*(sources or []), target])
-        statement = Consent(consent or "")
-        path = studio.runs.find(run)
-        settings = SwapSettings(int(steps or 0), identity, guidance or None, label=bool(label), seed=int(seed or 0))
-        if not sources:
-            raise UserError("choose a photo of the person whose face is put in")
-        there = target_of(target, request)
-        unknown = set(chosen or []) - set(there.names)
-        if unknown:
-            raise UserError(f"there is no {sorted(unknown)[0]} in {there.path.name}: it has {', '.join(there.names)}")
-        video, folder = film.is_video(there.path), session.new_folder()
-        suffix = there.path.suffix.lower()
-        kinds = film.SUFFIXES if video else photo.SUFFIXES
-        out = folder / f"{there.path.stem}-swapped{suffix if suffix in kinds else kinds[0]}"
-
-        def job(tell: Tell) -> str:
-            loaded = load_model(path)
-            swapper = Swapper(loaded.model, settings, studio.detector, studio.recogniser)
-            photos = [Path(each) for each in sources]
-            source = swapper.source(photos)
-            picked = [face for face, name in zip(there.faces, there.names, strict=True) if name in (chosen or [])]
-            references: list[Path] = []
-            if not picked or len(picked) == len(there.faces):
-                choice = Choice([source], ALL)
-            else:
-                choice = Choice([source] * len(picked), ALL, swapper.recogniser(there.shown, picked))
-                references = [_portrait(swapper, there, face, folder) for face in picked]
-            order = photo.Order([photos] * len(choice.sources), there.path, out, statement, references, _log(studio))
-            if video:
-                report = swap_video(swapper, loaded, choice, order, VideoSettings(), False, tell)
-                without = f", {report.frames_without} without a face" if report.frames_without else ""
-                return f"{report.frames} frames{without}"
-            with counted(loaded.model.denoiser.net, tell, "swapping"):
-                faces = photo.swap_photo(swapper, loaded, choice, order)
-            return f"{faces} face{'s' * (faces != 1)}"
-
-        work = Work(session, "frames" if video else "calls", job)
-        nothing = [gr.skip()] * 4
-        for line in work:
-            yield [line, *nothing]
-        before = folder / "before.png"
-        save_grid(there.shown[None], before)
-        yield [
-            note(
-                f"Swapped {work.result} in {duration(work.seconds)}. Save it: it goes when this page is closed.", "good"
-            ),
-            gr.update(visible=False) if video else gr.update(value=(str(before), str(out)), visible=True),
-            gr.update(value=str(out), visible=True) if video else gr.update(value=None, visible=False),
-            gr.update(value=str(out), visible=True),
-            facts(provenance.read(out)),
-        ]
-
+            results = _results()
+    silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     studio.on_stop(stop)
     studio.sent(sources)
-    target.change(find, target, [found, chosen, status], api_name="find_faces", **studio.long)
+    run.change(handlers.card, run, card, **silent)
+    studio.on_load(handlers.card, run, [card])
+    target.change(handlers.find_faces, target, [found, chosen, status], api_name="find_faces", **studio.long)
     consent.change(
-        lambda text: gr.update(interactive=agreed(text)),
-        consent,
-        go,
-        queue=False,
-        api_visibility="private",
-        show_progress="hidden",
-        trigger_mode="always_last",
+        lambda text: gr.update(interactive=is_consent(text)), consent, go, trigger_mode="always_last", **silent
     )
     go.click(
-        swap,
-        [run, sources, target, consent, chosen, steps, identity, guidance, seed, label],
-        [status, slider, movie, download, said],
+        handlers.swap,
+        [run, sources, target, consent, chosen, *settings],
+        [status, *results],
         api_name="swap",
         **studio.long,
     )
 
 
-def facts(found: provenance.Provenance) -> str:
-    """What a file says of itself, as an HTML table."""
-    said = found.swap or {}
+def _form() -> tuple[gr.File, gr.File, gr.Textbox, list[Any]]:
+    """The inputs of `swap` besides the model and the faces."""
+    sources = gr.File(
+        label="Photos of the person whose face is put in",
+        file_count="multiple",
+        file_types=["image"],
+        height=140,
+        elem_id="sources",
+    )
+    target = gr.File(label="Photo or film in which a face is replaced", height=140, elem_id="target")
+    consent = gr.Textbox(
+        label="Who agreed, and to what",
+        placeholder="Ann Lee and Bo Diaz, their wedding film",
+        info="Names and purpose, a comma between. It is written into the result. Without it nothing is made.",
+        max_length=500,
+        lines=2,
+        elem_id="consent",
+    )
+    with gr.Accordion("More", open=False):
+        settings = forms.components(SwapSettings, _SETTINGS, _LABELS)
+    return sources, target, consent, settings
+
+
+def _results() -> list[Any]:
+    """What shows a swap after its status."""
+    slider = gr.ImageSlider(
+        label="Before and after", type="filepath", format="png", interactive=False, visible=False, elem_id="slider"
+    )
+    movie = gr.Video(label="After", interactive=False, buttons=["download"], visible=False, elem_id="movie")
+    download = gr.File(label="Save the signed file", visible=False, elem_id="swapped")
+    return [slider, movie, download, gr.HTML(elem_id="provenance")]
+
+
+def _settings(*entered: Any) -> SwapSettings:
+    """The settings of a swap from the values of the form; empty ones take their defaults."""
+    given: dict[str, Any] = {name: value for name, value in zip(_SETTINGS, entered, strict=True) if value is not None}
+    given |= {name: int(given[name]) for name in ("steps", "seed") if name in given}
+    return SwapSettings(**given)
+
+
+def _output_name(target: Path, video: bool) -> str:
+    suffix, known = target.suffix.lower(), film.SUFFIXES if video else photo.SUFFIXES
+    return f"{target.stem}-swapped{suffix if suffix in known else known[0]}"
+
+
+def _choice(
+    swapper: Swapper, photos: list[Path], target: Target, picked: list[Face], folder: Path
+) -> tuple[Choice, list[Path]]:
+    """Which faces get the source's, and pictures of them for the manifest; all if none or all are picked."""
+    source = swapper.source(photos)
+    if not picked or len(picked) == len(target.faces):
+        return Choice([source], ALL), []
+    choice = Choice([source] * len(picked), ALL, swapper.recogniser(target.shown, picked))
+    return choice, [_portrait(swapper, target, face, folder) for face in picked]
+
+
+def facts(record: provenance.Provenance) -> str:
+    """The provenance of a file as an HTML table."""
+    stated = record.swap or {}
+    model = stated.get("model", {})
     rows = {
         "Provenance": {
             provenance.INTACT: "signed; not changed since",
             provenance.CHANGED: "CHANGED since it was signed",
             provenance.UNSIGNED: "no manifest",
-        }[found.state],
-        "Signed": f"{'by this computer' if found.ours else 'by another key'} ({found.signer})",
-        "Kind": (found.source_type or "").rpartition("/")[2],
-        "Consent": said.get("consent"),
-        "Badge": "shown" if said.get("label") else "removed when it was made",
-        "Model": f"{str(said.get('model', {}).get('sha256'))[:16]}…, licence {said.get('model', {}).get('licence')}",
-        "Made": said.get("time"),
+        }[record.state],
+        "Signed": f"{'by this computer' if record.ours else 'by another key'} ({record.signer})",
+        "Kind": (record.source_type or "").rpartition("/")[2],
+        "Consent": stated.get("consent"),
+        "Badge": "shown" if stated.get("label") else "removed when it was made",
+        "Model": f"{str(model.get('sha256'))[:16]}…, licence {model.get('licence')}",
+        "Made": stated.get("time"),
     }
     body = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in rows.items() if value)
     return f'<table class="facts">{body}</table>'
 
 
-def _portrait(swapper: Swapper, there: Target, face: Face, folder: Path) -> Path:
-    """The face that was chosen as a file, whose hash the manifest has."""
+def _portrait(swapper: Swapper, target: Target, face: Face, folder: Path) -> Path:
+    """A picture of the face that was chosen; the manifest has its hash."""
     path = folder / f"chosen-{round(face.centre[0])}-{round(face.centre[1])}.png"
-    save_grid(swapper.aligned(there.shown, face).crop[None], path)
+    save_grid(swapper.aligned(target.shown, face).crop[None], path)
     return path
 
 

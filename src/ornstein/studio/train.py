@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -14,10 +14,10 @@ from ornstein.metrics import read_metrics
 from ornstein.studio import charts, forms, trainings
 from ornstein.studio.studio import Studio
 from ornstein.studio.trainings import Progress
-from ornstein.studio.work import bar, duration, note, told
+from ornstein.studio.work import bar, duration, errors_shown, note
 from ornstein.training.settings import Settings
 
-__all__ = ["line", "options", "page"]
+__all__ = ["framed", "line", "options", "page"]
 
 _PAGE = (
     "Train a diffusion model on your images. It goes on when this page is closed, and is found again when it is opened."
@@ -33,7 +33,7 @@ _MORE = (
 _WORDS = {
     trainings.WAITING: "Reading the data",
     trainings.RUNNING: "Training",
-    trainings.JUDGING: "Sampling and evaluating for the report",
+    trainings.EVALUATING: "Sampling and evaluating for the report",
     trainings.FINISHED: "Finished",
     trainings.STOPPED: "Stopped; it can be resumed",
     trainings.FAILED: "Failed",
@@ -111,43 +111,50 @@ class _Page:
             shown[4] = gr.skip() if before[3] == report else shown[4]
         return shown
 
-    @told
+    @errors_shown
     def train_start(self, name: str, data: str, upload: str | None, amount: float, how_long: str, *values: Any) -> Any:
         """Start a training; its run."""
         words = options(how_long, amount, values)
         path = self.studio.trainings.start(name or "", data or "", words, Path(upload) if upload else None)
         return self.menu(path)
 
-    @told
+    @errors_shown
     def train_stop(self, chosen: str) -> str:
         """Ask a training to save and end; it can be resumed."""
         self.studio.trainings.stop(self.studio.runs.find(chosen))
         return bar("Stopping: it saves what it has")
 
-    @told
+    @errors_shown
     def train_resume(self, chosen: str, steps: float | None) -> str:
         """Continue a training that was stopped, to `steps` steps in all if given."""
         self.studio.trainings.resume(self.studio.runs.find(chosen), ["--steps", str(int(steps))] if steps else [])
         return bar("Continuing where it stopped")
 
-    @told
+    @errors_shown
     def train_status(self, chosen: str) -> dict[str, Any]:
         """The progress of a run, as JSON."""
         return vars(self.studio.trainings.progress(self.studio.runs.find(chosen)))
 
-    @told
+    @errors_shown
     def rename_run(self, chosen: str, name: str) -> Any:
         """Rename a run of the studio's folder."""
-        return self.menu(self.studio.runs.rename(self.studio.runs.find(chosen), name or ""))
+        return self.menu(self.studio.runs.rename(self.idle(chosen), name or ""))
 
-    @told
+    @errors_shown
     def delete_run(self, chosen: str, confirmation: str) -> Any:
         """Delete a run of the studio's folder; its name must be typed as confirmation."""
-        path = self.studio.runs.find(chosen)
+        path = self.idle(chosen)
         if (confirmation or "").strip() != path.name:
             raise UserError(f"to delete {path.name} and everything in it, type its name as confirmation")
         self.studio.runs.delete(path)
         return self.menu(None)
+
+    def idle(self, chosen: str) -> Path:
+        """The run chosen. Raises UserError if it is being trained, or about to be."""
+        path = self.studio.runs.find(chosen)
+        if self.studio.trainings.under_way(path):
+            raise UserError(f"{path.name} is being trained: stop it first")
+        return path
 
     def opened(self) -> Any:
         every = self.studio.runs.all()
@@ -237,7 +244,7 @@ def _watched(studio: Studio) -> tuple[gr.Dropdown, gr.Number, tuple[gr.Button, g
 
 def framed(report: Path) -> str:
     """A report in the page: a frame without scripts and without access to the studio."""
-    address = escape(f"/gradio_api/file={report.resolve()}?{report.stat().st_mtime_ns}", quote=True)
+    address = f"/gradio_api/file={quote(str(report.resolve()))}?{report.stat().st_mtime_ns}"
     return f'<iframe class="report" sandbox="" title="Report" src="{address}"></iframe>'
 
 

@@ -22,7 +22,14 @@ from ornstein.training.state import has_state
 
 LOG = "studio.log"
 _UPLOAD = "data"  # the name that uploaded data get in the run folder
-RUNNING, JUDGING, FINISHED, STOPPED, FAILED, WAITING = "training", "judging", "finished", "stopped", "failed", "reading"
+RUNNING, EVALUATING, FINISHED, STOPPED, FAILED, WAITING = (
+    "training",
+    "evaluating",
+    "finished",
+    "stopped",
+    "failed",
+    "reading",
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class Trainings:
         left = None if share in (None, 0) or not under_way else elapsed * (1 - share) / share
         reason = "" if under_way else _reason(run)
         if under_way:
-            state = WAITING if not lines else JUDGING if share == 1 else RUNNING
+            state = WAITING if not lines else EVALUATING if share == 1 else RUNNING
         else:
             own = self._own.get(run)
             failed = reason and (own is None or own.returncode not in (0, 130))

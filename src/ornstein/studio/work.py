@@ -1,4 +1,4 @@
-"""Work that takes a while: in a thread of its own, told about as it goes, and stopped when nobody waits any more."""
+"""Long work of a page: it runs in a thread of its own, reports its progress, and stops when nobody waits for it."""
 
 from __future__ import annotations
 
@@ -16,30 +16,39 @@ import gradio as gr
 from ornstein.errors import RunError, UserError
 from ornstein.studio.sessions import Session
 
-T = TypeVar("T")
+__all__ = ["Stopped", "Tell", "Work", "bar", "duration", "errors_shown", "note", "shown"]
 
-_EVERY = 0.25  # seconds between two looks at the work
-_TOLD = (UserError, RunError, ValueError, OSError, MemoryError)
+T = TypeVar("T")
+Tell = Callable[[str, int, int | None], None]
+"""Called with what is done, how much of it, and how much there is of it; None if that is unknown."""
+
+_EVERY = 0.25  # seconds between two updates
+_DURATION = 10.0  # seconds that an error is shown
+_EXPECTED = (UserError, RunError, ValueError, OSError, MemoryError)
 
 
 class Stopped(Exception):
-    """The work was told to stop."""
+    """The work was stopped by its user."""
 
 
 class Work(Generic[T]):
-    """A job of a page. Iterating starts it and yields what is to be shown of it; then `result` is there.
+    """A job of a page. Iterating starts it and yields its progress as HTML; afterwards `result` is set.
 
-    The job is called with `tell(what, done, total)`, which raises Stopped in it once the page's stop was pressed or the
-    page was closed. One job runs at a time; the others wait. Errors of the job are raised where it is iterated.
+    One job runs at a time; the others wait. Errors of the job are raised where it is iterated.
+
+    Args:
+        session: the page.
+        unit: what the progress counts, in the plural.
+        job: called with `tell(what, done, total)`, which raises Stopped when Stop was pressed or the page was closed.
     """
 
     _turn = threading.Lock()
 
-    def __init__(self, session: Session, unit: str, job: Callable[[Callable[[str, int, int | None], None]], T]) -> None:
+    def __init__(self, session: Session, unit: str, job: Callable[[Tell], T]) -> None:
         self.session, self.unit, self.job = session, unit, job
         self.event = threading.Event()
         self.result: T
-        self._said: tuple[str, int, int | None] = ("waiting for other work to end", 0, None)
+        self._latest: tuple[str, int, int | None] = ("waiting for other work to end", 0, None)
         self._began = (time.monotonic(), 0)
         self._error: BaseException | None = None
         self.seconds = 0.0
@@ -47,9 +56,9 @@ class Work(Generic[T]):
     def tell(self, what: str, done: int, total: int | None) -> None:
         if self.event.is_set():
             raise Stopped
-        if what.partition(",")[0] != self._said[0].partition(",")[0]:
+        if what.partition(",")[0] != self._latest[0].partition(",")[0]:
             self._began = (time.monotonic(), done)
-        self._said = (what, done, total)
+        self._latest = (what, done, total)
 
     def _run(self) -> None:
         try:
@@ -63,7 +72,7 @@ class Work(Generic[T]):
                 self.seconds = time.monotonic() - began
             finally:
                 Work._turn.release()
-        except BaseException as error:  # raised again where it is waited for
+        except BaseException as error:  # raised again in __iter__
             self._error = error
 
     def __iter__(self) -> Iterator[str]:
@@ -75,7 +84,7 @@ class Work(Generic[T]):
                 yield self._line()
                 thread.join(_EVERY)
         finally:
-            self.event.set()  # also where the page is gone and nobody iterates on
+            self.event.set()  # also if the page is closed and nobody iterates any more
             self.session.work.discard(self.event)
         if isinstance(self._error, Stopped):
             raise gr.Error("Stopped, as asked. Nothing was kept.", title="Stopped", duration=4, print_exception=False)
@@ -83,7 +92,7 @@ class Work(Generic[T]):
             raise self._error
 
     def _line(self) -> str:
-        what, done, total = self._said
+        what, done, total = self._latest
         (began, before), seconds = self._began, time.monotonic() - self._began[0]
         parts = [escape(what)]
         if total:
@@ -103,7 +112,7 @@ class Work(Generic[T]):
 
 
 def bar(text: str, share: float | None = None) -> str:
-    """A line of progress as HTML; `text` is HTML already. Without a share the bar only shows that something goes on."""
+    """A line of progress as HTML; `text` is HTML already. Without a share the bar shows only that work is under way."""
     width = "" if share is None else f' style="width:{100 * min(max(share, 0), 1):.1f}%"'
     kind = "going" if share is None else "done"
     return f'<div class="progress" role="status"><div class="track"><div class="{kind}"{width}></div></div>{text}</div>'
@@ -122,27 +131,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
 
 
-def told(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """The handler with a user's mistakes shown on the page, and to scripts, as one line that says what to do.
+def errors_shown(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The handler with its errors shown on the page, and to scripts, as one line that says what to do.
 
-    ORNSTEIN_TRACEBACK=1 in the environment lets the exception through.
+    With ORNSTEIN_TRACEBACK=1 in the environment the exception passes.
     """
-
-    def shown(error: BaseException) -> gr.Error:
-        if os.environ.get("ORNSTEIN_TRACEBACK") == "1":
-            raise error
-        title = "This cannot be done" if isinstance(error, UserError | ValueError) else "This did not work"
-        return gr.Error(
-            " ".join(str(error).split()) or type(error).__name__, title=title, duration=None, print_exception=False
-        )
-
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
         def each(*args: Any, **options: Any) -> Iterator[Any]:
             try:
                 yield from handler(*args, **options)
-            except _TOLD as error:
+            except _EXPECTED as error:
                 raise shown(error) from None
 
         return each
@@ -151,7 +151,18 @@ def told(handler: Callable[..., Any]) -> Callable[..., Any]:
     def once(*args: Any, **options: Any) -> Any:
         try:
             return handler(*args, **options)
-        except _TOLD as error:
+        except _EXPECTED as error:
             raise shown(error) from None
 
     return once
+
+
+def shown(error: BaseException) -> gr.Error:
+    """The error as a message of the page that closes by itself."""
+    if os.environ.get("ORNSTEIN_TRACEBACK") == "1":
+        raise error
+    text = " ".join(str(error).split())
+    if not isinstance(error, _EXPECTED):  # a fault of the program or of the request, not of what was entered
+        text = f"The studio could not do this ({type(error).__name__}{': ' if text else ''}{text})."
+    title = "This cannot be done" if isinstance(error, UserError | ValueError) else "This did not work"
+    return gr.Error(text or type(error).__name__, title=title, duration=_DURATION, print_exception=False)
