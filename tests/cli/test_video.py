@@ -173,7 +173,7 @@ def test_a_model_preconditioned_by_the_covariance_of_the_data(films: Path, noise
     assert not (tmp_path / "no").exists()
 
 
-def untrained(conditioning: bool, classes: tuple[str, ...] = ()) -> ornstein.Denoiser:
+def untrained(conditioning: bool, classes: tuple[str, ...] = ()) -> orn.Denoiser:
     """A model of grey clips as it is before its first step."""
     net = orn.nets.VideoUNet.preset(
         "xs", channels=1, size=SIZE, frames=FRAMES, classes=len(classes), conditioning=conditioning
