@@ -59,7 +59,7 @@ def test_it_holds_for_autoencoders_and_for_that_of_a_latent_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "ae"
-    autoencoders.save(autoencoders.AUTOENCODERS["kl"](3, 8, width=16, depths=(1, 1, 1)), folder)
+    autoencoders.save(autoencoders.KLAutoencoder(3, 8, width=16, depths=(1, 1, 1)), folder)
     space = LatentSpace(
         autoencoders.load(folder), torch.zeros(4), torch.ones(4), folder, autoencoders.fingerprint(folder)
     )
