@@ -122,11 +122,11 @@ def sample_long(
 ) -> Tensor:
     """Clips of any length, made `window` frames at a time.
 
-    The first window is that of `ornstein.sample`; each later one is given the last `overlap` frames of the one before,
-    see `GivenFrames`. A frame in two windows has the same noise in both, and the noise of the new frames is drawn from
-    the Gaussian conditional of C given the old ones, at the start and in every stochastic step. The result depends on
-    that noise only through its innovation, which is independent of everything before. So a network that knows the
-    conditional law makes clips in which every frame follows it given the `overlap` frames before.
+    The first window equals a clip of `ornstein.sample`; each later one is conditioned on the last `overlap` frames of
+    the one before, see `GivenFrames`. A frame in two windows has the same noise in both, and the noise of the new
+    frames is drawn from the Gaussian conditional of C given the old ones, at the start and in every stochastic step.
+    The result depends on that noise only through its innovation, which is independent of everything before. So with an
+    exact conditional network, every frame of a clip follows the conditional law given the `overlap` frames before it.
 
     Args:
         shape: (B, C, F, H, W) with any number of frames F.
