@@ -111,3 +111,12 @@ def test_a_run_directory_that_is_a_link_is_the_users_own_choice(run, tmp_path):
     result = ornstein("sample", tmp_path / "link", "-n", "1", "--steps", "1")
     assert result.exit_code == 0, result.stderr
     assert (run / "samples" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.jsonl", "train.json", "tuned.json"])
+def test_a_run_with_a_pipe_in_it_is_described_at_once(run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    for command in (("info", run), ("ls", run.parent)):
+        result = ornstein(*command)
+        assert result.exit_code in (0, 2) and isinstance(result.exception, SystemExit | None), result.stderr
