@@ -1,6 +1,7 @@
 """Damaged files into every reader: whatever they hold, the answer is the data or one line.
 
-Hypothesis changes, cuts, repeats and inserts bytes of sound files, and makes up JSON for the configuration of a model.
+Hypothesis changes, cuts, repeats and inserts bytes of sound files; puts values of other types and sizes at any place of
+the JSON files of a run; and puts links, pipes, devices and folders in the place of its files.
 Anything but a result, UserError or RunError of one line is a finding, and so is needing more than 4 GB of address space
 beyond that of the libraries, or more than 20 seconds. Prints how many files each reader saw; exit code 1 with findings.
 
@@ -11,7 +12,10 @@ beyond that of the libraries, or more than 20 seconds. Prints how many files eac
 import argparse
 import io
 import json
+import os
 import resource
+import shutil
+import signal
 import sys
 import tarfile
 import tempfile
@@ -30,11 +34,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ornstein as orn
+from ornstein.checkpoint import load_tuned, save_tuned
 from ornstein.data import open_clips, open_images, save_mp4
 from ornstein.errors import RunError, UserError
+from ornstein.few_steps.tuning import trajectories, tune
 from ornstein.nets import UNet
-from ornstein.store import load_tensors
+from ornstein.runs import describe
+from ornstein.settings import read as read_settings
+from ornstein.settings import to_json
+from ornstein.store import load_tensors, read_json
+from ornstein.training.settings import DistilSettings, Settings
 
+OUTSIDE = "what is outside of a run"
 ROUND = 20  # examples between two looks at the clock
 EDITS = ("set", "insert", "delete", "cut", "repeat")
 edits = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(EDITS), st.binary(min_size=1, max_size=8)), max_size=6)
@@ -42,7 +53,8 @@ values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
-)
+) | st.sampled_from([-1, 0, 0.5, 1e300, float("nan"), 2**40, 10**30, 50_000, "../../x", "x" * 100_000])
+SPECIAL = ("link", "loop", "dangling", "pipe", "device", "folder", "absent", "empty")
 
 
 def edited(data: bytes, changes: list[tuple[float, str, bytes]]) -> bytes:
@@ -79,7 +91,8 @@ def archives() -> dict[str, bytes]:
         for name, data in files.items():
             archive.writestr(f"k/{name}", data)
     with tarfile.open(fileobj=tarred, mode="w") as archive:
-        for name, data in {**files, "a.cls": b"3"}.items():
+        samples = {f"{i}{Path(name).suffix}": data for i, (name, data) in enumerate(files.items())}
+        for name, data in {**samples, **{f"{i}.cls": b"3" for i in range(len(files))}}.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
@@ -94,6 +107,66 @@ def arrays() -> dict[str, bytes]:
         np.save(buffer, x)
         out[name] = buffer.getvalue()
     return out
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value in a JSON tree."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return ([path] if path else []) + [place for key, inner in items for place in paths(inner, (*path, key))]
+
+
+def with_value(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """A copy of the tree with another value at the path."""
+    copy = inner = json.loads(json.dumps(tree))
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return copy
+
+
+def put(kind: str, file: Path, outside: Path) -> None:
+    """Something that is not a regular file, or one without content, in the place of the file."""
+    file.unlink()
+    if kind in ("link", "loop", "dangling", "device"):
+        targets = {"link": outside, "loop": file, "dangling": outside / "nothing", "device": Path("/dev/zero")}
+        file.symlink_to(targets[kind])
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "empty":
+        file.touch()
+
+
+def json_files(run: Path) -> dict[str, Any]:
+    """The JSON files of a run by name. Settings and a tuned solver are added to it first."""
+    (run / "train.json").write_text(json.dumps(to_json(Settings(data="digits"))))
+    (run / "distil.json").write_text(json.dumps(to_json(DistilSettings())))
+    save_tuned(run, [tune(trajectories(orn.load(run), 4), 2, iterations=0)])
+    return {file.name: json.loads(file.read_text()) for file in run.glob("*.json")}
+
+
+def fresh(run: Path, place: Path) -> Path:
+    """A copy of the run, in place of an earlier one."""
+    shutil.rmtree(place, ignore_errors=True)
+    return Path(shutil.copytree(run, place))
+
+
+def read_run(run: Path) -> None:
+    """Each reader of a run, whatever the one before it says."""
+    readers: tuple[Callable[[Path], Any], ...] = (
+        orn.load,
+        load_tuned,
+        describe,
+        lambda run: read_settings(Settings, read_json(run / "train.json"), "train.json"),
+        lambda run: read_settings(DistilSettings, read_json(run / "distil.json"), "distil.json"),
+    )
+    for read in readers:
+        allowed(read, run)
+
+
+def late(*_: Any) -> None:
+    raise AssertionError("it hangs")
 
 
 def model(folder: Path) -> Path:
@@ -118,10 +191,13 @@ def read_file(path: Path) -> None:
 def allowed(read: Callable[[Path], Any], path: Path) -> None:
     """Read, and raise AssertionError where the reader does not keep to what is written above."""
     began = time.monotonic()
+    signal.alarm(60)
     try:
         read(path)
     except (UserError, RunError) as error:
         assert "\n" not in str(error), f"more than a line: {error}"
+    finally:
+        signal.alarm(0)
     assert time.monotonic() - began < 20, "more than 20 seconds"
 
 
@@ -132,13 +208,15 @@ def main() -> None:
     given_ = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGALRM, late)
     findings = 0
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         sound = model(root / "model")
         save_mp4(torch.zeros(3, 6, 16, 16), root / "sound.mp4")
         weights = (sound / "model.safetensors").read_bytes()
-        config = json.loads((sound / "config.json").read_text())
+        trees = json_files(sound)
+        read_run(sound)
         files: dict[str, tuple[dict[str, bytes], Callable[[Path], Any]]] = {
             "images": (pictures(), read_file),
             "archives": (archives(), read_images),
@@ -157,7 +235,7 @@ def main() -> None:
 
         def run(kind: str, strategy: Any, one: Callable[[Any], None]) -> None:
             nonlocal seen, findings
-            end, seen, turn = time.monotonic() + given_.seconds / (len(files) + 1), 0, given_.seed
+            end, seen, turn = time.monotonic() + given_.seconds / (len(files) + 2), 0, given_.seed
             while time.monotonic() < end:
 
                 @seed(turn)
@@ -192,11 +270,27 @@ def main() -> None:
             run(kind, st.tuples(st.sampled_from(sorted(samples)), edits), one)
 
         def configured(example: Any) -> None:
-            field, value = example
-            (sound / "config.json").write_text(json.dumps(config | {field: value}))
-            allowed(orn.load, sound)
+            file, place, value = example
+            every = paths(trees[file])
+            text = json.dumps(with_value(trees[file], every[int(place * (len(every) - 1))], value))
+            run_copy = fresh(sound, root / "edited")
+            (run_copy / file).write_text(text)
+            read_run(run_copy)
 
-        run("configurations", st.tuples(st.sampled_from(sorted(config)), values), configured)
+        run("configurations", st.tuples(st.sampled_from(sorted(trees)), st.floats(0, 1), values), configured)
+
+        outside = root / "outside"
+        outside.write_text(OUTSIDE)
+
+        def special(example: Any) -> None:
+            run_copy = fresh(sound, root / "edited")
+            for file, kind in example.items():
+                put(kind, run_copy / file, outside)
+            read_run(run_copy)
+            assert outside.read_text() == OUTSIDE, "a file outside of the run was written"
+
+        names = sorted((*trees, "model.safetensors"))
+        run("special files", st.dictionaries(st.sampled_from(names), st.sampled_from(SPECIAL), min_size=1), special)
     sys.exit(findings > 0)
 
 

@@ -103,6 +103,27 @@ def test_the_first_window_is_a_plain_sample_and_batches_do_not_matter():
     torch.testing.assert_close(shorter, whole[:, :, :7])
 
 
+def test_callbacks_see_every_state_of_every_batch_and_window():
+    d, states = oracle(AR1(5, 0.6)), []
+    mask = frames_known(5, 2)
+    made = sample_given(d, torch.zeros(3, 1, 5, 4, 4), mask, "ddim", 2, batch=2, first=4, callback=states.append)
+    assert [(s.first, s.step, s.steps) for s in states] == [
+        (4, 0, 2),
+        (4, 1, 2),
+        (4, 2, 2),
+        (6, 0, 2),
+        (6, 1, 2),
+        (6, 2, 2),
+    ]
+    assert torch.equal(states[-1].x[:, :, ~mask], made[2:, :, ~mask])
+    states.clear()
+    made = sample_long(d, (3, 1, 7, 4, 4), 5, 3, "ddim", 2, batch=2, callback=states.append)
+    of_batch = [(step, 4) for step in (0, 1, 2, 2, 3, 4)]
+    assert [(s.step, s.steps) for s in states] == 2 * of_batch
+    assert [s.first for s in states] == [0] * 6 + [2] * 6
+    assert torch.equal(states[8].x, made[2:, :, :5]) and torch.equal(states[-1].x[:, :, 3:], made[2:, :, 5:])
+
+
 def test_shared_frames_have_the_same_noise_in_every_step_of_both_windows():
     d, drawn = oracle(AR1(5, 0.7)), []
 

@@ -30,7 +30,7 @@ from ornstein.store import (
     read_json,
 )
 
-__all__ = ["TUNED", "fingerprint", "load", "load_tuned", "network_class", "save", "save_tuned"]
+__all__ = ["TUNED", "check_tuned", "fingerprint", "load", "load_tuned", "network_class", "save", "save_tuned"]
 
 TUNED = "tuned.json"
 
@@ -59,7 +59,7 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
     Args:
         path: a run directory, or the folder of a diffusers pipeline.
         net: used in place of a network that is not one of Ornstein's.
-        trust_sizes: lift the bounds on the sizes of network and samples.
+        trust_sizes: lift the bounds on the sizes of network and samples, and of a latent model's autoencoder.
 
     Raises:
         UserError: the folder holds no model, or a nonsensical one, or its tensors do not fit the network.
@@ -104,7 +104,7 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
         config["data_std"],
         data,
         covariance,
-        LatentSpace.from_config(config["latent"], folder) if "latent" in config else None,
+        LatentSpace.from_config(config["latent"], folder, trust) if "latent" in config else None,
         Distilled.from_config(config["distilled"]) if "distilled" in config else None,
     )
 
@@ -123,7 +123,12 @@ def fingerprint(path: str | Path) -> str:
 
 
 def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
-    """Store solvers tuned for the model at `path` beside it; those for other numbers of steps are kept."""
+    """Store solvers tuned for the model at `path` beside it; those for other numbers of steps are kept.
+
+    Raises:
+        UserError: as `check_tuned`.
+    """
+    check_tuned(path)
     folder, model = Path(path), fingerprint(path)
     stored: dict[tuple[int, float], dict[str, Any]] = {}
     if (folder / TUNED).is_file():
@@ -135,6 +140,13 @@ def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
         folder / TUNED,
         json_bytes({"format": FORMAT, "model": model, "solvers": [stored[key] for key in sorted(stored)]}),
     )
+
+
+def check_tuned(path: str | Path) -> None:
+    """Raise UserError if the folder has a tuned.json that `save_tuned` did not write: it would be replaced."""
+    file = Path(path) / TUNED
+    if file.exists() and not {"format", "model", "solvers"} <= read_json(file).keys():
+        raise UserError(f"{file} does not hold tuned solvers, and is not replaced: move it away")
 
 
 def load_tuned(path: str | Path, steps: int | None = None) -> list[Tuned]:

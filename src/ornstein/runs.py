@@ -119,6 +119,8 @@ def _shape(config: dict[str, Any]) -> tuple[int, ...]:
 def _parameters(file: Path) -> int | None:
     """The number of values in a safetensors file, from its header; None if it has none to read."""
     try:
+        if not file.is_file():  # opening a FIFO would wait for a writer
+            return None
         with file.open("rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
             if length > _LARGEST_HEADER:

@@ -31,7 +31,8 @@ from ornstein.errors import UserError
 
 __all__ = [
     "PRECISIONS", "About", "about", "again", "check", "choices", "default_text", "device_setting", "field_of",
-    "members", "precision_setting", "read", "read_file", "setting", "settings_of", "to_json", "type_hints", "values",
+    "members", "precision_setting", "read", "read_file", "setting", "settings_of", "to_json", "trust_sizes_setting",
+    "type_hints", "values",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -102,6 +103,11 @@ def device_setting() -> Any:
 def precision_setting() -> Any:
     """The field of --precision; `ornstein.devices` decides what auto is."""
     return setting("auto", "Precision of convolutions and matrix products.", choices=PRECISIONS)
+
+
+def trust_sizes_setting() -> Any:
+    """The field of --trust-sizes; see `ornstein.sizes`."""
+    return setting(False, "Lift the limits on the sizes of network and samples, for a run whose author you trust.")
 
 
 def field_of(cls: type, name: str) -> Field[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from ornstein.noise import Covariance, Identity
 from ornstein.noise.frames import FrameCovariance
 from ornstein.process import Prediction
 from ornstein.randomness import normal
-from ornstein.sampling import SampleRequest, conditions_of, draw, rows_of, settled
+from ornstein.sampling import SampleRequest, State, conditions_of, draw, rows_of, settled
 from ornstein.schedules import Times
 from ornstein.solvers import Solver
 from ornstein.solvers.stepping import Noise
@@ -79,6 +79,7 @@ def sample_given(
     steps: int | None = None,
     *,
     cond: dict[str, Any] | None = None,
+    callback: Callable[[State], object] | None = None,
     **settings: Any,
 ) -> Tensor:
     """Clips that continue known frames (prediction) or lead between them (interpolation).
@@ -87,7 +88,7 @@ def sample_given(
         known: (B, C, F, H, W), used where known_mask is true, and returned unchanged there.
         known_mask: (F,) or (B, F) bool.
         solver, steps, settings: those of `SampleRequest`; sample i is the same in any `batch`.
-        cond: as in `ornstein.sample`.
+        cond, callback: as in `ornstein.sample`.
 
     Returns:
         (B, C, F, H, W).
@@ -102,7 +103,7 @@ def sample_given(
     out = []
     for rows, own in _batches(d, cond, len(known), request.batch):
         given = GivenFrames(d, known[rows], mask[rows])
-        x = draw(given, known[rows].shape, replace(request, first=request.first + rows.start), own)
+        x = draw(given, known[rows].shape, replace(request, first=request.first + rows.start), own, callback=callback)
         out.append(torch.where(mask[rows, None, :, None, None], known[rows].to(x), x))
     return torch.cat(out)
 
@@ -116,15 +117,16 @@ def sample_long(
     steps: int | None = None,
     *,
     cond: dict[str, Any] | None = None,
+    callback: Callable[[State], object] | None = None,
     **settings: Any,
 ) -> Tensor:
     """Clips of any length, made `window` frames at a time.
 
-    The first window is that of `ornstein.sample`; each later one is given the last `overlap` frames of the one before,
-    see `GivenFrames`. A frame in two windows has the same noise in both, and the noise of the new frames is drawn from
-    the Gaussian conditional of C given the old ones, at the start and in every stochastic step. The result depends on
-    that noise only through its innovation, which is independent of everything before. So a network that knows the
-    conditional law makes clips in which every frame follows it given the `overlap` frames before.
+    The first window equals a clip of `ornstein.sample`; each later one is conditioned on the last `overlap` frames of
+    the one before, see `GivenFrames`. A frame in two windows has the same noise in both, and the noise of the new
+    frames is drawn from the Gaussian conditional of C given the old ones, at the start and in every stochastic step.
+    The result depends on that noise only through its innovation, which is independent of everything before. So with an
+    exact conditional network, every frame of a clip follows the conditional law given the `overlap` frames before it.
 
     Args:
         shape: (B, C, F, H, W) with any number of frames F.
@@ -132,6 +134,8 @@ def sample_long(
         overlap: frames that consecutive windows share, 1 <= overlap < window <= F.
         solver, steps, settings: those of `SampleRequest`; sample i is the same in any `batch`.
         cond: as in `ornstein.sample`.
+        callback: called with the `State` at the start and after every step of each window: its `x` is that of the
+            window, and its `step` and `steps` count the steps of all windows.
 
     Raises:
         ValueError: as `ornstein.sample`; windows that do not fit; a covariance that is not stationary over frames, or
@@ -151,7 +155,7 @@ def sample_long(
     for rows, own in _batches(d, cond, shape[0], request.batch):
         part = (rows.stop - rows.start, shape[1], window, *shape[3:])
         of_rows = replace(request, first=request.first + rows.start)
-        x = draw(d, part, of_rows, own)
+        x = draw(d, part, of_rows, own, callback=_of_window(callback, 0, windows))
         numbers = torch.arange(of_rows.first, of_rows.first + part[0], device=x.device)
         noise = _WindowNoise(d.process.noise, part, overlap, request.seed, numbers, x)
         mask = frames_known(window, overlap).expand(part[0], -1)
@@ -160,7 +164,7 @@ def sample_long(
             known = torch.cat([x[:, :, -overlap:], x.new_zeros(*part[:2], window - overlap, *part[3:])], dim=2)
             start = prior.sample(noise(k, 0))
             of_window = replace(of_rows, solver=_with_noise(step_with, noise, k), grid=times)
-            new = draw(GivenFrames(d, known, mask), part, of_window, own, start)
+            new = draw(GivenFrames(d, known, mask), part, of_window, own, start, _of_window(callback, k, windows))
             x = torch.cat([x, new[:, :, overlap:]], dim=2)
         out.append(x[:, :, : shape[2]])
     return torch.cat(out)
@@ -175,6 +179,15 @@ def _batches(
     for low in range(0, total, size):
         rows = slice(low, min(low + size, total))
         yield rows, rows_of(every, rows)
+
+
+def _of_window(
+    callback: Callable[[State], object] | None, window: int, windows: int
+) -> Callable[[State], object] | None:
+    """The callback for the states of one window, which counts the steps of all windows."""
+    if callback is None:
+        return None
+    return lambda s: callback(replace(s, step=window * s.steps + s.step, steps=windows * s.steps))
 
 
 def _with_noise(solver: Solver, windows: _WindowNoise, window: int) -> Solver:

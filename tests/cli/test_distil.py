@@ -90,13 +90,17 @@ def test_digits_from_teacher_to_judgement(tmp_path: Path, monkeypatch: pytest.Mo
     said = done("distil", teacher, "--out", out, "--to", 1, *SMALL)
     assert "Quality against steps" in said and "distilled" in said and "to 1 step," not in said
     page = (out / "report.html").read_text()
-    assert "distilled to 1 step of ddim" in page and SOLVER in page
+    assert "distilled to 1 step of ddim" in page and SOLVER in page and "this report leaves out" not in page
     judged = done("evaluate", out, "-n", 32, "--seeds", 1)
     assert "ddim" in judged
     found = json.loads((out / "evaluation" / "evaluation.json").read_text())
     assert [(row["solver"], row["steps"]) for row in found["quality"]] == [("ddim", 1)] and found["likelihood"] == []
-    refused(ornstein("evaluate", out, "--likelihood", "vlb"), "distilled", "judge its teacher")
+    refused(ornstein("evaluate", out, "--likelihood", "vlb"), "distilled", "evaluate its teacher")
     refused(ornstein("train", "--resume", "--out", out), "ornstein distil")
+    # a report that may take no time scores fewer samples, and says so
+    monkeypatch.setattr(import_module("ornstein.cli.distil"), "report_seconds", lambda training: 0.0)
+    done("distil", teacher, "--out", out, "--resume", "--steps", 7)
+    assert "this report leaves out" in (out / "report.html").read_text()
 
 
 def test_clips_with_correlated_noise(tmp_path: Path) -> None:

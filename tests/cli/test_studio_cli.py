@@ -37,6 +37,8 @@ def test_what_is_no_run_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [each for each in sys.modules if each.startswith("ornstein.studio")]:
+        monkeypatch.delitem(sys.modules, name)  # as in a process that has not imported it yet
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused(studio("--home", tmp_path), "pip install -e '.[studio]'")
 

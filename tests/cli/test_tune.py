@@ -11,6 +11,7 @@ from torch import nn
 from ornstein import Data, Denoiser, Process, checkpoint, sample
 from ornstein.data import to_uint8
 from ornstein.data.decode import to_array
+from ornstein.errors import UserError
 from ornstein.nets import UNet
 from ornstein.schedules import Cosine, Discrete
 from ornstein.solvers import SOLVER
@@ -118,6 +119,15 @@ def test_a_solver_tuned_for_another_model_is_refused(tuned: Path, tmp_path: Path
     # Tuning again replaces what was not this model's.
     assert ornstein("tune", other, "--steps", 3, "--trajectories", 4, "--iterations", 15).exit_code == 0
     assert [len(t.steps) for t in checkpoint.load_tuned(other)] == [3]
+
+
+def test_a_file_of_that_name_that_is_not_ours_is_kept(tuned: Path, tmp_path: Path) -> None:
+    model().save(tmp_path)
+    for content in ('{"guitar": "E A D G B E"}', '{"format": 1, "solvers": []}', "[]", "no JSON"):
+        (tmp_path / "tuned.json").write_text(content)
+        with pytest.raises(UserError, match=r"tuned\.json"):
+            checkpoint.save_tuned(tmp_path, checkpoint.load_tuned(tuned))
+        assert (tmp_path / "tuned.json").read_text() == content
 
 
 def test_another_schedule_is_another_model(tuned: Path, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_sample_writes_films_gifs_and_a_sheet(trained: Path, tmp_path: Path) -> 
 def test_long_clips_begin_as_short_ones_do(trained: Path, tmp_path: Path) -> None:
     done("sample", trained, "-n", 1, "--steps", 2, "--out", tmp_path / "short")
     output = done("sample", trained, "-n", 1, "--steps", 2, "--frames", 12, "--overlap", 2, "--out", tmp_path / "long")
-    assert "12 frames, 6 at a time" in output
+    assert "12 frames, 6 at a time" in output and "6/6 steps flow-3m, t = 0.000" in output  # 3 windows of 2 steps
     short, long = (np.stack(frames_of(tmp_path / k / "00000.mp4")).astype(int) for k in ("short", "long"))
     assert len(long) == 12
     assert np.abs(long[:FRAMES] - short).mean() < 4  # but for the coding
@@ -122,7 +122,7 @@ def test_given_frames_are_kept(trained: Path, films: Path, tmp_path: Path) -> No
     output = done(
         "sample", trained, "-n", 2, "--steps", 2, "--given", films, "--first", 2, "--last", 1, "--out", tmp_path
     )
-    assert "2 first and 1 last" in output
+    assert "2 first and 1 last" in output and "2/2 steps flow-3m, t = 0.000" in output
     known, _ = orn.data.open_clips(films, FRAMES, SIZE).batch([0, 1])
     for i in range(2):
         frames = [orn.data.to_uint8(f) for f in known[i].unbind(1)]
@@ -173,7 +173,7 @@ def test_a_model_preconditioned_by_the_covariance_of_the_data(films: Path, noise
     assert not (tmp_path / "no").exists()
 
 
-def untrained(conditioning: bool, classes: tuple[str, ...] = ()) -> ornstein.Denoiser:
+def untrained(conditioning: bool, classes: tuple[str, ...] = ()) -> orn.Denoiser:
     """A model of grey clips as it is before its first step."""
     net = orn.nets.VideoUNet.preset(
         "xs", channels=1, size=SIZE, frames=FRAMES, classes=len(classes), conditioning=conditioning

@@ -62,7 +62,8 @@ def test_samples_are_not_written_through_links(run, outside, name, command):
     place.parent.mkdir(exist_ok=True)
     place.symlink_to(outside if "." not in name else outside / "file.txt")
     result = ornstein(command[0], run, *command[1:])
-    assert refused(result) and "link" in result.stderr, result.stderr
+    assert refused(result), result.stderr
+    assert "link" in result.stderr or "was not written by this command" in result.stderr
     assert untouched(outside)
 
 
@@ -110,3 +111,12 @@ def test_a_run_directory_that_is_a_link_is_the_users_own_choice(run, tmp_path):
     result = ornstein("sample", tmp_path / "link", "-n", "1", "--steps", "1")
     assert result.exit_code == 0, result.stderr
     assert (run / "samples" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "metrics.jsonl", "train.json", "tuned.json"])
+def test_a_run_with_a_pipe_in_it_is_described_at_once(run, name):
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    for command in (("info", run), ("ls", run.parent)):
+        result = ornstein(*command)
+        assert result.exit_code in (0, 2) and isinstance(result.exception, SystemExit | None), result.stderr

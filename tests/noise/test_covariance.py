@@ -95,7 +95,7 @@ def test_singular_covariances_color_but_have_no_density(c: FrameCovariance):
 
 @singular
 @pytest.mark.parametrize("g", [1e-3, 0.5, 1.0])
-def test_a_floor_makes_it_invertible(c: FrameCovariance, g: float):
+def test_floored_covariances_are_invertible(c: FrameCovariance, g: float):
     floored = c.floored(g)
     expected = (1 - g) * c.dense() + g * torch.eye(c.length, dtype=torch.float64)
     torch.testing.assert_close(floored.dense(), expected, rtol=1e-12, atol=1e-12)
@@ -174,7 +174,7 @@ def test_logdet_takes_the_shape_of_one_sample():
 
 
 @pytest.mark.parametrize("c", [AR1(6, 0.9), AR1(70, 0.9), Matrix(random_covariance(6))], ids=str)
-def test_noise_over_frames_on_images_is_said(c: FrameCovariance):
+def test_noise_over_frames_warns_on_images(c: FrameCovariance):
     """Rows of an image are not frames: the covariance acts on them with a warning that names the right noise."""
     x = randn(2, 3, c.length, c.length)
     for f in (c.color, c.matvec, c.whiten, c.solve):
@@ -227,7 +227,7 @@ def test_identity():
     assert c.floored(0.3) == c
 
 
-def test_a_single_frame_has_no_neighbour():
+def test_a_single_frame_gives_the_identity():
     c, x = AR1(1, 1.0), randn(2, 1)
     assert torch.equal(c.whiten(c.color(x)), x)
     assert c.logdet((1,)) == 0

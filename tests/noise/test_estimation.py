@@ -94,7 +94,7 @@ def test_the_covariance_against_the_plain_formula():
         torch.testing.assert_close(ClipStatistics.of(x).covariance().sum(0), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_batches_are_the_whole():
+def test_statistics_of_batches_equal_those_of_all_clips():
     x = clips(AR1(8, 0.5), 0)
     whole = ClipStatistics.of(x)
     stream = ClipStatistics.of(part for part in x.split(7))
@@ -106,7 +106,7 @@ def test_batches_are_the_whole():
     assert held == [v.numel() for v in vars(stream).values() if isinstance(v, Tensor)]
 
 
-def test_moving_and_scaling_the_clips_changes_nothing():
+def test_estimates_ignore_offset_and_scale_of_the_clips():
     x = clips(AR1(8, 0.7), 0)
     assert fit_ar1(3 * x - 100).rho == pytest.approx(fit_ar1(x).rho, abs=1e-4)
 
@@ -125,8 +125,8 @@ def test_a_row_that_is_not_positive_is_tapered_least():
     assert float(torch.linalg.eigvalsh(positive_row(row, 0.1)[distance])[0]) >= 0.1 - 1e-12
 
 
-def test_kappa():
-    """The matched covariance leaves 1, but for the noise of estimation; white noise that of the data."""
+def test_kappa_of_known_covariances():
+    """The matched covariance leaves 1, up to the estimation error; white noise leaves that of the data."""
     c = AR1(8, 0.8)
     statistics = ClipStatistics.of(clips(c, 0))
     condition = float(torch.linalg.cond(c.dense()))

@@ -39,7 +39,7 @@ def test_the_textbook_failure_of_circulant_embedding():
     [(0.9 ** torch.arange(70.0).double(), False), (matern(70, 40), True), (matern(100, 50), True)],
     ids=["ar1", "matern-70", "matern-100"],
 )
-def test_a_long_axis_is_embedded_with_padding_where_it_must(row: Tensor, padded: bool):
+def test_circulant_embedding_is_padded_if_needed(row: Tensor, padded: bool):
     c = Toeplitz(row)
     assert (float(circulant_eigenvalues(row).min()) < -1e-3) == padded
     eigenvalues = c._embedding
@@ -82,7 +82,7 @@ def test_levinson_against_the_dense_matrix():
     assert levinson(torch.tensor([1.0, 0.9, 0.0], dtype=torch.float64)) is None
 
 
-def test_a_singular_row_that_only_eigenvalues_can_judge():
+def test_singular_rows_are_found_by_eigenvalues():
     lags = torch.arange(70, dtype=torch.float64)
     c = Toeplitz(torch.cos(lags))  # of rank two; neither embedding nor recursion proves it
     assert c.singular
@@ -91,7 +91,7 @@ def test_a_singular_row_that_only_eigenvalues_can_judge():
         Toeplitz(torch.cos(lags) - 0.01 * (lags == 0))
 
 
-def test_long_axes_need_no_quadratic_memory_where_none_is_promised():
+def test_10000_frames_need_no_dense_matrix():
     """10,000 frames: a dense matrix would take 0.8 GB."""
     n = 10_000
     c = Toeplitz(0.9 ** torch.arange(n, dtype=torch.float64))

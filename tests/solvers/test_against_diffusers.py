@@ -60,7 +60,7 @@ def best(process: Process) -> dict[int, float]:
     return {steps: min(values) for steps, values in errors.items()}
 
 
-def test_the_schedulers_are_run_as_they_should_be(best: dict[int, float]):
+def test_the_reference_schedulers_reach_their_known_errors(best: dict[int, float]):
     """The figures that the schedulers are known for on these data: a handicap would show here."""
     for steps, known in {5: 0.22, 10: 0.057, 20: 0.012, 50: 0.0008}.items():
         assert best[steps] == pytest.approx(known, rel=0.15)
@@ -77,7 +77,7 @@ def test_end_point_error_is_no_worse_than_the_best(process: Process, best: dict[
 
 
 @pytest.mark.parametrize("steps", [20, 1000])
-def test_ddim_agrees(process: Process, steps: int):
+def test_ddim_agrees_with_diffusers(process: Process, steps: int):
     scheduler = in_float64(
         diffusers.DDIMScheduler(**CHAIN, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")
     )
@@ -89,7 +89,7 @@ def test_ddim_agrees(process: Process, steps: int):
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_ddim_with_noise_agrees(process: Process, eta: float):
+def test_ddim_with_noise_agrees_with_diffusers(process: Process, eta: float):
     scheduler = in_float64(
         diffusers.DDIMScheduler(**CHAIN, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")
     )
@@ -106,7 +106,9 @@ def test_ddim_with_noise_agrees(process: Process, eta: float):
 
 @pytest.mark.parametrize("steps", [20, 1000])
 @pytest.mark.parametrize(("variance", "theirs"), [("lower", "fixed_small"), ("upper", "fixed_large")])
-def test_ddpm_agrees(process: Process, steps: int, variance, theirs: str, monkeypatch: pytest.MonkeyPatch):
+def test_ddpm_agrees_with_diffusers(
+    process: Process, steps: int, variance, theirs: str, monkeypatch: pytest.MonkeyPatch
+):
     scheduler = in_float64(
         diffusers.DDPMScheduler(**CHAIN, clip_sample=False, variance_type=theirs, timestep_spacing="trailing")
     )

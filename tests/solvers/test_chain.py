@@ -102,7 +102,7 @@ def test_ddim_with_eta_one_is_ancestral(mixture: GaussianMixture, schedule: Sche
         torch.testing.assert_close(one / scale, other / scale, rtol=0, atol=1e-12)
 
 
-def test_eta_between_scales_the_noise(mixture: GaussianMixture):
+def test_eta_between_0_and_1_scales_the_noise(mixture: GaussianMixture):
     """One step of E24 to the letter, at two times of no grid."""
     p = Process(LinearBeta(), C)
     d, x, z = mixture.denoiser(p), white(3)(0), white(4)
@@ -115,7 +115,7 @@ def test_eta_between_scales_the_noise(mixture: GaussianMixture):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
-def test_deterministic_ddim_asks_for_no_noise_and_runs_up(mixture: GaussianMixture, final):
+def test_deterministic_ddim_inverts_without_noise(mixture: GaussianMixture, final):
     p = Process(LinearBeta(), C)
     d, times = mixture.denoiser(p), torch.linspace(0.05, 1.0, 400, dtype=torch.float64)
     x = mixture.sample(5, torch.Generator().manual_seed(0))

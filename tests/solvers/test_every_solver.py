@@ -70,7 +70,7 @@ def test_dropping_the_covariance_from_the_reverse_sde_is_detected(mixture: Gauss
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_only_stochastic_solvers_ask_for_noise(mixture: GaussianMixture, name: str):
+def test_only_stochastic_solvers_draw_noise(mixture: GaussianMixture, name: str):
     d, asked = mixture.denoiser(Process(LinearBeta(), C)), []
     times = grids.make("logistic", LinearBeta(), (1.0, 0.0), 4)
 

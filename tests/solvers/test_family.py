@@ -201,7 +201,7 @@ def test_the_sde_of_second_order_ends_in_the_data_at_weak_order_two(gauss: Gauss
     assert order(steps, covs) == pytest.approx(2, abs=0.15)
 
 
-def test_singlestep_asks_twice_a_step_and_multistep_once(mixture: GaussianMixture, final):
+def test_singlestep_has_two_evaluations_a_step_and_multistep_one(mixture: GaussianMixture, final):
     p = Process(LinearBeta(), C)
     times = grids.make("logistic", p.schedule, (1.0, 0.0), 5)
     for name, per_step in {"dpmpp-2s": 2, "unipc": 1, "deis": 1, "ipndm": 1, "flow-3m": 1}.items():
@@ -231,7 +231,7 @@ def test_singlestep_is_exact_where_x0_is_linear_in_its_variable():
 # ---- churn ----------------------------------------------------------------------------------------------------------
 
 
-def test_churn_is_algorithm_two(gauss: GaussianMixture):
+def test_churn_is_algorithm_2_of_karras(gauss: GaussianMixture):
     """One step of Karras et al. 2022, algorithm 2, written out for s = rho, a = 1."""
     p = Process(VE(0.01, 20.0))
     d, x, churn = gauss.denoiser(p), 3 * white(7), 0.6
@@ -281,7 +281,7 @@ def test_the_error_follows_the_tolerance(gauss: GaussianMixture, final):
     assert calls == sorted(calls) and calls[0] < 60 and calls[-1] < 250
 
 
-def test_a_sample_takes_its_own_steps(mixture: GaussianMixture, final):
+def test_adaptive_steps_are_chosen_for_each_sample(mixture: GaussianMixture, final):
     p = Process(Cosine(None), C)
     d, x, times = mixture.denoiser(p), starts(p), torch.tensor([1.0, 0.0], dtype=torch.float64)
     whole = final(rk45, d, x, times)
@@ -289,7 +289,7 @@ def test_a_sample_takes_its_own_steps(mixture: GaussianMixture, final):
         torch.testing.assert_close(final(rk45, d, x[i : i + 1], times), whole[i : i + 1], rtol=0, atol=1e-10)
 
 
-def test_the_times_of_the_grid_are_met(gauss: GaussianMixture, final):
+def test_adaptive_steps_end_at_the_given_times(gauss: GaussianMixture, final):
     p = Process(VE(0.01, 20.0), C)
     x, times = 20 * starts(p), torch.tensor([1.0, 0.6, 0.2], dtype=torch.float64)
     for t, state in zip(times[1:], rk45(gauss.denoiser(p), x, times, white, tolerance=1e-7), strict=True):
@@ -306,7 +306,7 @@ def test_the_times_of_the_grid_are_met(gauss: GaussianMixture, final):
         (partial(rk45, tolerance=0.0), "the tolerance is a number > 0, got 0"),
     ],
 )
-def test_settings_that_do_not_exist(gauss: GaussianMixture, solver, message: str):
+def test_bad_settings_are_refused(gauss: GaussianMixture, solver, message: str):
     d = gauss.denoiser(Process(LinearBeta()))
     with pytest.raises(ValueError, match=message):
         next(iter(solver(d, torch.zeros(1, 3, dtype=torch.float64), torch.tensor([1.0, 0.5]), white)))

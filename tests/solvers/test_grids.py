@@ -63,7 +63,7 @@ def test_spacing(schedule: Schedule):
 
 
 @pytest.mark.parametrize("steps", [1, 3, 16, 20, 37, 1000])
-def test_trailing_lands_on_the_chain(steps: int):
+def test_trailing_times_are_steps_of_the_chain(steps: int):
     t = make("trailing", Discrete.linear(1000), (1.0, 0.0), steps)
     node = t * 1000
     torch.testing.assert_close(node, node.round(), rtol=0, atol=1e-9)
@@ -72,7 +72,7 @@ def test_trailing_lands_on_the_chain(steps: int):
     assert node.round().int().tolist() == [*expected, 0]
 
 
-def test_trailing_is_uniform_off_a_chain():
+def test_trailing_is_uniform_for_continuous_schedules():
     assert_even(make("trailing", Cosine(), (1.0, 0.0), 7))
 
 
@@ -85,7 +85,7 @@ def test_more_steps_than_the_chain_has():
 
 
 @pytest.mark.parametrize("times", [(0.94, 0.04), (0.87, 0.13), (0.13, 0.87)], ids=str)
-def test_trailing_between_times_that_are_no_steps_of_the_chain(times: tuple[float, float]):
+def test_trailing_between_times_off_the_chain(times: tuple[float, float]):
     """Every number of steps that the chain has room for gives a grid."""
     schedule = Discrete.linear(10)
     for steps in range(1, round(10 * abs(times[0] - times[1])) + 1):
@@ -113,18 +113,18 @@ def test_explicit_grids():
         ([], "at least two times"),
     ],
 )
-def test_grids_that_are_none(grid: str | list[float], message: str):
+def test_bad_grids(grid: str | list[float], message: str):
     with pytest.raises(ValueError, match=message):
         make(grid, Cosine(), (1.0, 0.0), 10)
 
 
 @pytest.mark.parametrize("steps", [0, -3])
-def test_no_steps(steps: int):
+def test_fewer_than_one_step_is_refused(steps: int):
     with pytest.raises(ValueError, match=f"steps must be at least 1, got {steps}"):
         make("logistic", Cosine(), (1.0, 0.0), steps)
 
 
 @pytest.mark.parametrize("times", [(1.0, 1.0), (1.2, 0.0), (1.0, -0.1), (math.nan, 0.0), (1.0, math.nan)], ids=str)
-def test_times_that_are_none(times: tuple[float, float]):
+def test_bad_times(times: tuple[float, float]):
     with pytest.raises(ValueError, match=r"from one to another within \[0, 1\]"):
         make("logistic", Cosine(), times, 10)

@@ -97,7 +97,7 @@ def test_one_evaluation_a_step(mixture: GaussianMixture, name_and_order: tuple[i
     assert calls == times[:-1].tolist()
 
 
-def test_orders_that_do_not_exist(mixture: GaussianMixture):
+def test_unknown_orders_are_refused(mixture: GaussianMixture):
     p = Process(LinearBeta())
     for order in (0, 5):
         with pytest.raises(ValueError, match=f"1, 2, 3 or 4, got {order}"):

@@ -86,7 +86,7 @@ def test_orders_are_not_reached_by_a_solver_of_lower_order(gauss: GaussianMixtur
 @pytest.mark.parametrize("solver", ["euler", "heun", "rk4"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 @pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(), Discrete.linear(100)], ids=lambda s: type(s).__name__)
-def test_noise_like_the_data_leaves_the_state_where_it_is(
+def test_with_noise_of_the_data_covariance_the_state_stays(
     gauss: GaussianMixture, schedule: Schedule, steps: int, solver: str, final
 ):
     """C = Sigma and a^2 + s^2 = 1: the marginal never changes, the velocity is 0 and any number of steps is exact."""
@@ -99,7 +99,7 @@ def test_noise_like_the_data_leaves_the_state_where_it_is(
 
 
 @pytest.mark.parametrize("name", sorted(set(ORDERS) - {"ddim"}))
-def test_only_ddim_runs_up(gauss: GaussianMixture, name: str):
+def test_only_ddim_runs_from_data_to_noise(gauss: GaussianMixture, name: str):
     p = Process(LinearBeta())
     times = torch.tensor([0.1, 0.5], dtype=torch.float64)
     with pytest.raises(ValueError, match=r"runs down in t.*only ddim with eta = 0"):

@@ -37,7 +37,7 @@ def no_noise(step: int, draw: int = 0) -> Tensor:
 )
 @pytest.mark.parametrize("steps", [2, 3, 9])
 @pytest.mark.parametrize(("form", "order"), [("flow", 3), ("flow", 4), ("x0", 3)])
-def test_untouched_it_is_the_solver_it_starts_from(
+def test_without_iterations_the_tuned_solver_is_its_multistep_start(
     mixture: GaussianMixture, schedule: Schedule, steps: int, form: Form, order: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Its coefficients at the start are those of the multistep solver, the correction of the first step included."""
@@ -55,7 +55,7 @@ def test_untouched_it_is_the_solver_it_starts_from(
     torch.testing.assert_close(*last, rtol=0, atol=1e-8)
 
 
-def test_it_starts_from_the_best_of_them_on_a_grid_of_its_slope(oracle):
+def test_tuning_starts_from_the_best_candidate_on_its_own_grid(oracle):
     parts, times = batch(oracle, 50, 4), {}
     error = {}
     for form, order in (("flow", 3), ("flow", 4), ("x0", 3)):
@@ -83,7 +83,7 @@ def tuned(oracle) -> Tuned:
     return tune(batch(oracle, 400, 1), 5, iterations=50)
 
 
-def test_half_the_error_at_equal_evaluations(oracle, tuned: Tuned):
+def test_tuning_halves_the_error_at_equal_nfe(oracle, tuned: Tuned):
     """On noise that it has not seen."""
     result = judged(tuned, batch(oracle, 400, 2))
     assert 0 < result.error < 0.5 * result.untuned
@@ -93,11 +93,11 @@ def test_half_the_error_at_equal_evaluations(oracle, tuned: Tuned):
     assert tuned.numbers == 4 + 10 + (0 + 1 + 2 + 3 + 4) < 200
 
 
-def test_the_most_steps_have_fewer_than_two_hundred_numbers(oracle):
+def test_24_steps_have_fewer_than_200_numbers(oracle):
     assert tune(batch(oracle, 2, 0), 24, iterations=0).numbers < 200
 
 
-def test_sample_uses_its_times(oracle, tuned: Tuned):
+def test_sample_uses_the_times_of_a_tuned_solver(oracle, tuned: Tuned):
     start = torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     seen: list[float] = []
     out = orn.sample(oracle, (6, 3), solver=tuned, steps=99, start=start, callback=lambda s: seen.append(s.t))
@@ -107,7 +107,7 @@ def test_sample_uses_its_times(oracle, tuned: Tuned):
         list(tuned(oracle, start, torch.linspace(1, 0, 6, dtype=torch.float64), no_noise))
 
 
-def test_it_survives_json(tuned: Tuned):
+def test_tuned_solvers_round_trip_through_json(tuned: Tuned):
     again = Tuned.from_config(json.loads(json.dumps(replace(tuned, guidance=2.0, error=0.1, untuned=0.3).to_config())))
     assert again.times == tuned.times and again.steps == tuned.steps and again.form == tuned.form
     old = {k: v for k, v in tuned.to_config().items() if k != "form"}  # before there was a choice
@@ -126,7 +126,7 @@ def test_it_survives_json(tuned: Tuned):
         ({"form": "v"}, "its form 'v' is none of x0, eps, flow"),
     ],
 )
-def test_what_is_no_solver(tuned: Tuned, change: dict, message: str):
+def test_bad_configs_of_tuned_solvers(tuned: Tuned, change: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Tuned.from_config(tuned.to_config() | change)
 

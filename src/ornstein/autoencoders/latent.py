@@ -110,8 +110,12 @@ class LatentSpace:
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], folder: Path) -> LatentSpace:
+    def from_config(cls, config: dict[str, Any], folder: Path, trust_sizes: bool = False) -> LatentSpace:
         """The space of the latent model in `folder`.
+
+        Args:
+            config: what `to_config` gives.
+            trust_sizes: lift the bounds on the sizes of the autoencoder (`ornstein.sizes`).
 
         Raises:
             UserError: its autoencoder is missing or has changed.
@@ -126,7 +130,7 @@ class LatentSpace:
                 f"the autoencoder in {path} has changed since {folder} was trained on its latents (its hash "
                 "differs): put the old one back, or train again"
             )
-        model = autoencoders.load(path)
+        model = autoencoders.load(path, trust_sizes)
         mean, std = (torch.tensor(config[name], dtype=torch.float32) for name in ("mean", "std"))
         channels = model.latent_shape[0]
         if not mean.shape == std.shape == (channels,):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,19 +75,26 @@ def _trained_fps(run: Path) -> float | None:
 
 
 def _from_noise(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest) -> Tensor:
-    assert denoiser.data is not None and request.batch is not None and request.steps is not None
-    batch, steps = request.batch, request.steps
-    name = request.solver if isinstance(request.solver, str) else "tuned"
+    assert denoiser.data is not None
     channels, length, *size = denoiser.data.shape
+    shape = (n, channels, asked.frames or length, *size)
+    with _steps(request, n) as advance:
+        return denoiser.decode(draw(denoiser, shape, request, {"label": labels}, callback=advance))
+
+
+@contextmanager
+def _steps(request: SampleRequest, n: int) -> Iterator[Callable[[State], None]]:
+    """A progress bar of the steps of n clips, batch after batch; gives the callback that advances it."""
+    batch = request.batch or n
+    name = request.solver if isinstance(request.solver, str) else "tuned"
     with progress("steps") as bar:
-        task = bar.add_task("sampling", total=steps * -(-n // batch), note="")
+        task = bar.add_task("sampling", total=None, note="")
 
         def advance(state: State) -> None:
-            done = state.first // batch * steps + state.step
-            bar.update(task, completed=done, note=f"{name}, t = {state.t:.3f}")
+            done, total = state.first // batch * state.steps + state.step, -(-n // batch) * state.steps
+            bar.update(task, completed=done, total=total, note=f"{name}, t = {state.t:.3f}")
 
-        shape = (n, channels, asked.frames or length, *size)
-        return denoiser.decode(draw(denoiser, shape, request, {"label": labels}, callback=advance))
+        yield advance
 
 
 def _continued(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest) -> Tensor:
@@ -102,7 +111,9 @@ def _continued(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None,
         raise UserError(f"the videos in {asked.given} have no classes for --guidance: give --class")
     of = f"{min(n, len(videos))} clips in {asked.given}"
     say(f"continuing from {asked.first} first and {asked.last} last frames of {of}")
-    return sample_given(denoiser, known, mask.expand(n, -1), cond={"label": labels}, **_options(request))
+    with _steps(request, n) as advance:
+        masks = mask.expand(n, -1)
+        return sample_given(denoiser, known, masks, cond={"label": labels}, callback=advance, **_options(request))
 
 
 def _long(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest) -> Tensor:
@@ -113,7 +124,9 @@ def _long(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, requ
     shared = max(1, window // 2) if asked.overlap is None else asked.overlap
     say(f"{n} clips of {asked.frames} frames, {window} at a time")
     shape = (n, channels, asked.frames, *size)
-    return sample_long(denoiser, shape, window, shared, cond={"label": labels}, **_options(request))
+    with _steps(request, n) as advance:
+        options = _options(request)
+        return sample_long(denoiser, shape, window, shared, cond={"label": labels}, callback=advance, **options)
 
 
 def _options(request: SampleRequest) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ornstein.few_steps.settings import TuneSettings
 from ornstein.request import SampleRequest
-from ornstein.settings import again, check, device_setting, precision_setting, setting
+from ornstein.settings import again, check, device_setting, precision_setting, setting, trust_sizes_setting
 from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
 __all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Sample", "Train", "Tune"]
@@ -67,6 +67,7 @@ class Sample:
     batch: int | None = again(SampleRequest, "batch", None)
     precision: str = precision_setting()
     device: str = device_setting()
+    trust_sizes: bool = trust_sizes_setting()
     compile: bool = setting(False, "Compile the network first, and say how long that took; for images.")
     frames: int | None = setting(None, "Clips of so many frames, by overlapping windows.", minimum=1, panel="Clips")
     overlap: int | None = setting(
@@ -97,6 +98,7 @@ class Tune(TuneSettings):
 
     run: Path = setting(help="The run directory of a trained model.", argument=True)
     device: str = device_setting()
+    trust_sizes: bool = trust_sizes_setting()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,7 @@ class Distil(DistilSettings):
     resume: bool = setting(False, "Continue the student in --out with its stored settings.")
     report: bool = again(Train, "report", True)
     device: str = device_setting()
+    trust_sizes: bool = trust_sizes_setting()
 
 
 @dataclass(frozen=True, kw_only=True)

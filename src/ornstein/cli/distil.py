@@ -40,6 +40,7 @@ __all__ = ["distil", "quality_table", "ways_of"]
 _TEACHER_STEPS = (1, 2, 4, 8, STEPS)  # at which the report compares the teacher
 _FINE_STEPS = 60  # of the teacher's own samples that the others are compared with
 _JUDGED, _FEWEST = 500, 24
+_COMPARING = 0.6  # of the time of a report, for the comparison with the teacher; the rest is for the student's own
 _FIXED = ("to", "guidance", "trajectories", "precision", "seed")  # the trajectories depend on these
 
 
@@ -50,7 +51,7 @@ def distil(asked: Distil, given: frozenset[str]) -> None:
     config = settings.config()
     group = processes.current()
     device = choose_device(asked.device)
-    teacher = checkpoint.load(run).to(device)
+    teacher = checkpoint.load(run, trust_sizes=asked.trust_sizes).to(device)
     try:
         check_teacher(teacher, settings.guidance)
         student = new_student(teacher, settings.to, settings.guidance)
@@ -147,10 +148,8 @@ def _report(
     settings: DistilSettings, run: Path, teacher: Denoiser, student: Denoiser, out: Path, budget: float
 ) -> None:
     """Report the student's quality beside the teacher's; its samples alone if the data are not there."""
+    end = time.monotonic() + budget
     data = _data(run)
-    ways = ways_of(run, teacher, student, settings.guidance)
-    evaluations = (_FINE_STEPS + sum(way.steps for way in ways)) * (1 if settings.guidance == 1 else 2)
-    judged = max(_FEWEST, affordable(teacher, budget, _JUDGED, evaluations))
     if data is None:
         preview(student, out / "samples.png")
         return
@@ -164,16 +163,20 @@ def _report(
 
         if not isinstance(data.train, ImageSet | StreamedSet):
             assert not isinstance(data.held_out, ImageSet)
-            write_clip_report(out, student, data.train, data.held_out, title, shown, advance)
+            left = max(0.0, end - time.monotonic())
+            write_clip_report(out, student, data.train, data.held_out, title, shown, advance, seconds=left)
             return
         assert isinstance(data.held_out, ImageSet)
+        ways = ways_of(run, teacher, student, settings.guidance)
+        evaluations = (_FINE_STEPS + sum(way.steps for way in ways)) * (1 if settings.guidance == 1 else 2)
+        judged = max(_FEWEST, affordable(teacher, _COMPARING * budget, _JUDGED, evaluations))
         real = data.held_out.images
         features = open_features("conv")(real)
         rows = mean_over_seeds(
             quality_by_steps(teacher, ways, real, features, judged, guidance=settings.guidance, advance=advance)
         )
-        seen = in_memory(data.train)
-        write_run_report(out, student, seen, data.held_out, title, shown, quality=rows, advance=advance)
+        seen, left = in_memory(data.train), max(0.0, end - time.monotonic())
+        write_run_report(out, student, seen, data.held_out, title, shown, quality=rows, advance=advance, seconds=left)
     console.print(quality_table(rows))
 
 

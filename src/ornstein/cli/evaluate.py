@@ -58,7 +58,7 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
 def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | None:
     """Likelihoods and scores of samples of a diffusion model, as --json prints them; None in all processes but one."""
     began = time.monotonic()
-    denoiser = checkpoint.load(asked.run)
+    denoiser = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes)
     settled = _settled(asked, denoiser)
     Plan(**settled)  # wrong sizes are refused before anything is read
     group = processes.current()
@@ -219,6 +219,7 @@ def _command(asked: Evaluate, plan: Plan) -> str:
         "--precision": None if asked.precision == "float32" else asked.precision,
     }
     words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    words += ["--trust-sizes"] * asked.trust_sizes
     return shlex.join(["ornstein", "evaluate", str(asked.run), *words])
 
 
@@ -240,7 +241,7 @@ def _evaluate_autoencoder(asked: Evaluate) -> dict[str, Any]:
     run, folder = asked.run, asked.run / "evaluation" if asked.out is None else asked.out
     pictures = ("reconstructions.png", "samples.png")
     check_replaceable(folder, asked.overwrite, pictures)
-    model = autoencoders.load(run).to(choose_device(asked.device))
+    model = autoencoders.load(run, asked.trust_sizes).to(choose_device(asked.device))
     material = open_material(run, tuple(model.shape), asked.data, asked.held_out)
     make_folder(folder)
     with progress("parts", transient=True) as bar:

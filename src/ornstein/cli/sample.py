@@ -33,6 +33,7 @@ __all__ = ["sample"]
 _IMAGES, _CLIPS = 64, 16
 _AT_ONCE = 64
 _CLIPS_AT_ONCE = 8
+_OF_AUTOENCODERS = {"run", "num", "seed", "device", "trust_sizes", "out", "overwrite"}
 
 
 def sample(asked: Sample, given: frozenset[str]) -> None:
@@ -40,11 +41,19 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
     folder = asked.run / "samples" if asked.out is None else asked.out
     device = choose_device(asked.device)
     if "autoencoder" in read_config(asked.run):
-        others = Sample.__dataclass_fields__.keys() - {"run", "num", "seed", "device", "out", "overwrite"}
+        others = Sample.__dataclass_fields__.keys() - {
+            "run",
+            "num",
+            "seed",
+            "device",
+            "trust_sizes",
+            "out",
+            "overwrite",
+        }
         refuse(Sample, given, others, "an autoencoder samples from its own prior")
         _from_autoencoder(asked, folder, device)
         return
-    denoiser = checkpoint.load(asked.run).to(device)
+    denoiser = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes).to(device)
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
     clips = len(denoiser.data.shape) == 4
@@ -197,7 +206,7 @@ def _images(
 
 def _from_autoencoder(asked: Sample, folder: Path, device: torch.device) -> None:
     """Images from an autoencoder's own prior."""
-    model = autoencoders.load(asked.run).to(device)
+    model = autoencoders.load(asked.run, asked.trust_sizes).to(device)
 
     def make(rows: range) -> Tensor:
         with torch.no_grad():

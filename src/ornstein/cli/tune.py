@@ -15,7 +15,6 @@ from ornstein.few_steps.tuning import judged, trajectories
 from ornstein.few_steps.tuning import tune as learn
 from ornstein.progress import progress, say
 from ornstein.solvers.tuned import Tuned
-from ornstein.store import read_json
 
 __all__ = ["tune"]
 
@@ -26,14 +25,14 @@ _ROUNDING = 1e-6  # an untuned error of float32 rounding leaves nothing to gain
 def tune(asked: Tune, given: frozenset[str]) -> None:
     """Learn a solver for each number of steps, and store those that are better than the untuned one."""
     run, counts = asked.run, sorted(set(asked.steps))
-    model = checkpoint.load(run).to(choose_device(asked.device))
+    model = checkpoint.load(run, trust_sizes=asked.trust_sizes).to(choose_device(asked.device))
     if model.data is None:
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
     if model.distilled is not None:
         raise UserError(f"{run} is distilled to {model.distilled}: tune its teacher")
     if asked.guidance != 1 and not model.data.classes:
         raise UserError(f"{run} was trained without classes: --guidance has nothing to strengthen")
-    _check_stored(run)
+    checkpoint.check_tuned(run)  # before minutes of trajectories
     # Each number of a sample is an equation for the few hundred numbers to be found.
     count = asked.trajectories or max(_LEAST, min(_MOST, _EQUATIONS // math.prod(model.data.shape)))
     unseen = max(1, count // 2)
@@ -67,10 +66,3 @@ def _store(run: Path, learned: list[Tuned]) -> None:
     if better:
         checkpoint.save_tuned(run, better)
         say(f"stored in {run / checkpoint.TUNED}; `ornstein sample {run} --steps {len(better[0].steps)}`")
-
-
-def _check_stored(run: Path) -> None:
-    """Raise UserError if the run has a file of that name that is not of tuned solvers: it would be replaced."""
-    path = run / checkpoint.TUNED
-    if path.exists() and not {"format", "model", "solvers"} <= read_json(path).keys():
-        raise UserError(f"{path} was not written by this command: move it away")

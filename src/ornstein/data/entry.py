@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from ornstein.data.kinds import open_descriptor
 from ornstein.data.names import CLIPS_HINT
 from ornstein.errors import RunError, UserError
 
@@ -107,10 +108,9 @@ def open_handle(path: Path, inside: Path | None = None) -> tuple[int, int]:
     try:
         if inside is not None and path.is_symlink() and not path.resolve(strict=True).is_relative_to(inside):
             raise BadImage("symbolic link that leads out of the folder")
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        handle, status = open_descriptor(path)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links
         raise BadImage(reason_of(error)) from None
-    status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise BadImage("not a regular file")

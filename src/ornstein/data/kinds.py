@@ -8,7 +8,7 @@ from typing import IO
 
 from ornstein.errors import UserError
 
-__all__ = ["KIND_BYTES", "Kind", "is_animation", "kind_of", "kind_of_file", "open_regular"]
+__all__ = ["KIND_BYTES", "Kind", "is_animation", "kind_of", "kind_of_file", "open_descriptor", "open_regular"]
 
 KIND_BYTES = 400  # bytes: two packets of an MPEG transport stream
 _MAX_CHUNKS = 4096  # of a PNG before its pixels
@@ -128,6 +128,12 @@ def _has_frames(file: IO[bytes]) -> bool:
     return False
 
 
+def open_descriptor(path: str | Path) -> tuple[int, os.stat_result]:
+    """Open `path` for reading without waiting for a pipe's writer: its descriptor and status. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    return handle, os.fstat(handle)
+
+
 def open_regular(path: str | Path) -> IO[bytes]:
     """Open a regular file for reading; a link to one is followed.
 
@@ -136,11 +142,9 @@ def open_regular(path: str | Path) -> IO[bytes]:
             never end; or it is empty.
     """
     try:
-        # without O_NONBLOCK the opening of a pipe would wait for a writer
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        handle, status = open_descriptor(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
         os.close(handle)
         if stat.S_ISDIR(status.st_mode):

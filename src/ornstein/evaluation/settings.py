@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ornstein.request import SOLVER, SOLVERS
-from ornstein.settings import PRECISIONS, check, device_setting, setting
+from ornstein.settings import PRECISIONS, check, device_setting, setting, trust_sizes_setting
 
 __all__ = ["FULL", "METHODS", "Bench", "Evaluate"]
 
@@ -69,6 +69,7 @@ class Evaluate:
     )
     batch: int = setting(128, "Samples that go through the network at once.", minimum=1)
     device: str = device_setting()
+    trust_sizes: bool = trust_sizes_setting()
     precision: str = setting("float32", "Precision of the network.", choices=PRECISIONS)
     json: bool = setting(False, "Print the results as JSON.")
     overwrite: bool = setting(False, "Replace files that this command did not write.")
@@ -95,6 +96,7 @@ class Bench:
     repeats: int = setting(3, "Samplings of each case; the median is shown.", minimum=1)
     compile: bool = setting(False, "Compile the network first, and say how long that took.")
     device: str = device_setting()
+    trust_sizes: bool = trust_sizes_setting()
     json: bool = setting(False, "Print the results as JSON.")
 
     def __post_init__(self) -> None:

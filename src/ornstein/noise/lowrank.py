@@ -1,4 +1,4 @@
-"""Noise of a few shared factors plus noise of each element's own."""
+"""Low-rank plus diagonal noise: a few factors shared by all elements, and independent noise of each element."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class LowRank(FrameCovariance):
     """C = D + U U^T over one axis of N elements, D = diag(diag), U = factor (E5).
 
     With D^(-1/2) U = Q S P^T (thin SVD), R = D^(1/2) (I + Q (sqrt(1 + S^2) - 1) Q^T): Woodbury's formula for the root.
-    Every operation is O(N k) in time and memory; beyond 64 elements no (N, N) matrix is made. C is singular where the
-    elements without noise of their own (D_ii = 0) outnumber the factors that reach them.
+    Every operation is O(N k) in time and memory; beyond 64 elements no (N, N) matrix is made. C is singular if the rows
+    of U for the elements with D_ii = 0 are linearly dependent.
     Source: Woodbury 1950; det(D + U U^T) = det D det(I + S^2).
 
     Args:
@@ -40,7 +40,7 @@ class LowRank(FrameCovariance):
         object.__setattr__(self, "diag", diag)
         object.__setattr__(self, "factor", factor)
         if diag.ndim != 1 or len(diag) == 0:
-            raise ValueError(f"diag is a vector, got shape {tuple(diag.shape)}")
+            raise ValueError(f"diag must be a vector (N,), got shape {tuple(diag.shape)}")
         if factor.ndim != 2 or len(factor) != len(diag):
             raise ValueError(f"factor must be ({len(diag)}, k) to go with diag, got shape {tuple(factor.shape)}")
         if not bool(diag.isfinite().all() and factor.isfinite().all()):
@@ -103,14 +103,14 @@ class LowRank(FrameCovariance):
 
 @dataclass(frozen=True)
 class _Root:
-    """R = [[D^(1/2) (I + Q h Q^T), A], [0, T]]: the elements of positive diag come first, those of zero diag last.
+    """The root R = [[D^(1/2) (I + Q h Q^T), A], [0, T]], with the elements D_ii > 0 first and those D_ii = 0 last.
 
-    The factors are rotated so that the first ones alone reach the elements of zero diag, through T; A is their part in
-    the other elements, which also hold noise of their own and the remaining factors, Q h Q^T.
+    The factors are rotated such that only the first r act on the elements D_ii = 0, by T (lower triangular up to
+    rounding), and on the others by A. The remaining factors and D give the top left block, h = sqrt(1 + S^2) - 1.
     """
 
-    noisy: Tensor  # indices of the elements with noise of their own
-    bare: Tensor  # indices of those without
+    noisy: Tensor  # indices of the elements D_ii > 0
+    bare: Tensor  # indices of the elements D_ii = 0
     order: Tensor  # the permutation that undoes (noisy, bare)
     singular: bool
     std: Tensor  # D^(1/2) of the noisy elements
@@ -118,14 +118,14 @@ class _Root:
     grow: Tensor  # sqrt(1 + S^2)
     reach: Tensor  # A (noisy, r)
     bare_root: Tensor  # T (bare, r), r = min(bare, k)
-    inverse: Tensor  # T^-1, (0, 0) where C is singular
+    inverse: Tensor  # T^-1, (0, 0) if C is singular
 
     @staticmethod
     def of(diag: Tensor, factor: Tensor) -> _Root:
         noisy, bare = (diag > 0).nonzero()[:, 0], (diag == 0).nonzero()[:, 0]
         rank = min(len(bare), factor.shape[1])
         if len(bare) > 0 and factor.shape[1] > 0:
-            # The complete rotation, but never a (bare, bare) matrix.
+            # a complete (k, k) rotation; no (bare, bare) matrix is made
             rotation = torch.linalg.qr(factor[bare].mT, mode="complete")[0]
             factor = factor @ rotation
         std = diag[noisy].sqrt()

@@ -1,4 +1,4 @@
-"""Weights of the multistep family, in float64: integrals of a polynomial through the predictions that are known.
+"""Weights of the multistep solvers, in float64: integrals of the polynomial that interpolates past predictions.
 
 With rho = s/a and u = s/(a + s) the probability-flow ODE (E20) is solved exactly by any of
 
@@ -6,11 +6,11 @@ With rho = s/a and u = s/(a + s) the probability-flow ODE (E20) is solved exactl
     x_s/a_s = x_t/a_t + int_{rho_t}^{rho_s} eps(rho) drho
     x_s/(a_s + s_s) = x_t/(a_t + s_t) + int_{u_t}^{u_s} w(u) du,   w = eps - x0
 
-Only the prediction along the path is approximated, by the polynomial through its last values: of x0 and eps in
-log(rho + 1/2), of the straight flow w in u. DPM-Solver++ (Lu et al. 2022) and DEIS (Zhang & Chen 2023) interpolate in
-log rho, which is infinite at the data, so that their last step falls back to order 1; the offset keeps the variable
-finite, and the last step has the order of the others. u is finite at both ends, the data (0) and pure noise (1), and w
-is bounded at both: the third form needs no exception anywhere.
+Only the prediction along the path is approximated, by a polynomial that interpolates its last values: x0 and eps in the
+variable log(rho + 1/2), the straight flow w in u. DPM-Solver++ (Lu et al. 2022) and DEIS (Zhang & Chen 2023)
+interpolate in log rho, which is infinite at the data, so that their last step falls back to order 1; the offset keeps
+the variable finite, and the last step has the order of the others. u is finite at both ends, the data (0) and pure
+noise (1), and w is bounded at both, so the third form has no special cases.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Level = float | Tensor
 _ORDER = 32
 _OFFSET = 0.5
 
-# Adams & Bashforth: the mean over the next of equal steps of the polynomial through the last values.
+# Adams-Bashforth weights, newest value first, by order: exact for polynomials at equal steps.
 _ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
@@ -46,11 +46,19 @@ _NODES, _WEIGHTS = _gauss_legendre(_ORDER)
 
 
 def weights(rho_from: Level, rho_to: Level, known: Sequence[Level], form: Form = "x0", power: int = 1) -> Tensor:
-    """w (len(known),) with the integral = sum_j w_j m(known_j), m the polynomial through the values at `known`.
+    """Weights w (len(known),) such that the integral of the interpolating polynomial m is sum_j w_j m(known_j).
 
-    "x0": rho_to^p int_{rho_to}^{rho_from} p x0/rho^(p+1) drho; p = 1 belongs to the ODE, p = 2 to the reverse SDE. Into
-    the data, rho_to = 0, it is x0(0). "eps": int_{rho_from}^{rho_to} eps drho. "flow": (1 + rho_to) int w du.
-    Differentiable in every level.
+    Args:
+        rho_from, rho_to: the noise levels s/a at which the step starts and ends.
+        known: the levels of the past predictions that m interpolates.
+        form: the integral:
+            "x0": rho_to^p int_{rho_to}^{rho_from} p x0/rho^(p+1) drho, which is x0(0) for rho_to = 0.
+            "eps": int_{rho_from}^{rho_to} eps drho.
+            "flow": (1 + rho_to) int w du from u(rho_from) to u(rho_to).
+        power: p, 1 for the ODE and 2 for the reverse SDE.
+
+    Returns:
+        float64, differentiable in every level.
     """
     start, end = _level(rho_from), _level(rho_to)
     if form == "flow":
@@ -61,7 +69,7 @@ def weights(rho_from: Level, rho_to: Level, known: Sequence[Level], form: Form =
         low, high = torch.log(start + _OFFSET), torch.log(end + _OFFSET)
         place = torch.lerp(low, high, _NODES)
         mass = (high - low) * _WEIGHTS * torch.exp(place)
-    elif bool(end == 0) or bool(start.isinf()):  # into the data, or out of pure noise, where x0 is one value
+    elif bool(end == 0) or bool(start.isinf()):  # to the data, or from pure noise: x0 is constant
         place, mass = torch.log(end + _OFFSET)[None], torch.ones(1, dtype=torch.float64)
     else:
         # Over u = rho_to/rho the integrand is x0 itself; equal spread in log u resolves a step over many octaves.
@@ -72,7 +80,7 @@ def weights(rho_from: Level, rho_to: Level, known: Sequence[Level], form: Form =
 
 
 def _integrals(place: Tensor, mass: Tensor, nodes: Sequence[Tensor]) -> Tensor:
-    """Of each basis polynomial of Lagrange on `nodes`: sums over the quadrature points `place` of weight `mass`."""
+    """The integral of each Lagrange basis polynomial on `nodes`, by quadrature points `place` of weights `mass`."""
     out = []
     for j, node in enumerate(nodes):
         basis = torch.ones_like(place)
@@ -84,7 +92,7 @@ def _integrals(place: Tensor, mass: Tensor, nodes: Sequence[Tensor]) -> Tensor:
 
 
 def adams(rho_from: Level, rho_to: Level, known: Sequence[Level]) -> Tensor:
-    """The weights of "eps" as if the steps were equal: (rho_to - rho_from) times Adams & Bashforth's, at most four."""
+    """Adams-Bashforth weights of "eps", of order at most 4: those for equal steps, times rho_to - rho_from."""
     return (_level(rho_to) - _level(rho_from)) * torch.tensor(_ADAMS[len(known) - 1], dtype=torch.float64)
 
 
