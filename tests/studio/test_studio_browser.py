@@ -61,6 +61,11 @@ def number(page: Any, label: str) -> Any:
     return page.get_by_label(f"number input for {label}", exact=True).locator("visible=true").first
 
 
+def field(page: Any, label: str) -> Any:
+    """The input whose label begins with `label`; its help text is part of the label."""
+    return page.locator("label:visible", has_text=re.compile(rf"^\s*{label}")).locator("input, textarea").first
+
+
 def good(page: Any, place: str, words: str) -> None:
     page.locator(f"{place} .good", has_text=words).wait_for()
 
@@ -151,9 +156,9 @@ def test_the_card_of_a_face_model_is_shown(page) -> None:
 
 def test_empty_numbers_are_empty_fields(page) -> None:
     turn_to(page, "Train")
-    assert page.get_by_label("Size", exact=True).first.input_value() == ""
+    assert field(page, "Size").input_value() == ""
     turn_to(page, "Likelihood & evaluation")
-    assert page.get_by_label("Minutes").input_value() == ""
+    assert field(page, "Minutes").input_value() == ""
 
 
 def test_noise_is_seen_fitted_and_sampled_under(page) -> None:
@@ -213,10 +218,10 @@ def test_an_image_is_measured_a_set_is_ranked_and_a_model_evaluated(page, served
     press(page, "Rank")
     good(page, "#rank-status", "4 images: mean")
     page.locator("#ranked img").nth(3).wait_for()
-    page.get_by_label("Samples", exact=True).last.fill("12")
+    field(page, "Samples").fill("12")
     page.locator("label:visible", has_text="Steps").locator("input, textarea").last.fill("2")
     page.get_by_label("Images for the likelihood").fill("2")
-    page.get_by_label("Minutes").fill("0.2")
+    field(page, "Minutes").fill("0.2")
     press(page, "Evaluate")
     good(page, "#evaluate-status", "Evaluated")
     assert SOLVER in page.inner_text("#tables")
