@@ -65,11 +65,6 @@ def _eps_error(prediction: Prediction, z: Tensor) -> Tensor:
     return (prediction.process.noise.color(z) - prediction.eps).flatten(1).square().mean(1)
 
 
-def _white_error(prediction: Prediction, z: Tensor) -> Tensor:
-    """||eps - eps_hat||^2_{C^-1}/N = ||z - z_hat||^2/N with z_hat = R^-1 eps_hat (E14)."""
-    return (z - prediction.process.noise.whiten(prediction.eps)).flatten(1).square().mean(1)
-
-
 def _weight(f: Callable[[Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
     """A function of the time, computed in float64 and cast, (B,)."""
     return f(check_times(t, x)).to(x, non_blocking=True)

@@ -11,16 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.denoiser import Denoises, condition_tensor
+from ornstein.denoiser import Denoises
 from ornstein.devices import choose_precision
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
 from ornstein.request import SOLVER, STEPS, SampleRequest
 from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
 from ornstein.solvers.grids import GRID
-from ornstein.wrapper import Conditioned, device_of, distilled_of, evaluation_mode, network_precision, networks_of
+from ornstein.wrapper import (
+    Conditioned,
+    conditions_of,
+    device_of,
+    distilled_of,
+    evaluation_mode,
+    network_precision,
+    networks_of,
+    rows_of,
+)
 
-__all__ = ["SampleRequest", "State", "at_once", "conditions_of", "draw", "invert", "rows_of", "sample", "settled"]
+__all__ = ["SampleRequest", "State", "at_once", "draw", "invert", "sample", "settled"]
 
 # Draw 0 is the noise that a trajectory starts from; the noise of step k is draw k + 1.
 _START = 0
@@ -239,35 +248,6 @@ def _check_finite(finite: list[Tensor], times: list[float]) -> None:
 def at_once(shape: Sequence[int]) -> int:
     """How many samples of `shape`, without the batch, go through the network at once by default."""
     return max(1, _AT_ONCE // math.prod(shape))
-
-
-def conditions_of(d: Denoises, cond: dict[str, Any] | None, count: int) -> dict[str, Any]:
-    """The conditions of `count` samples, without those that are None, tensors on the device of `d`.
-
-    A list of numbers becomes a tensor; any other list or tuple keeps one entry a sample.
-
-    Raises:
-        ValueError: a condition with another number of rows.
-    """
-    out: dict[str, Any] = {}
-    device = device_of(d)
-    for name, value in (cond or {}).items():
-        if value is None:
-            continue
-        value = condition_tensor(value)
-        if _one_a_sample(value) and len(value) != count:
-            raise ValueError(f"cond[{name!r}] has {len(value)} rows for {count} samples")
-        out[name] = value.to(device) if isinstance(value, Tensor) and device.type != "cpu" else value
-    return out
-
-
-def rows_of(cond: dict[str, Any], rows: slice) -> dict[str, Any]:
-    """The conditions of some of the samples; those that all samples share are kept."""
-    return {k: v[rows] if _one_a_sample(v) else v for k, v in cond.items()}
-
-
-def _one_a_sample(value: Any) -> bool:
-    return value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, list | tuple)
 
 
 def invert(

@@ -16,11 +16,11 @@ from ornstein.noise import Covariance, Identity
 from ornstein.noise.frames import FrameCovariance
 from ornstein.process import Prediction
 from ornstein.randomness import normal
-from ornstein.sampling import SampleRequest, State, conditions_of, draw, rows_of, settled
+from ornstein.sampling import SampleRequest, State, draw, settled
 from ornstein.schedules import Times
 from ornstein.solvers import Solver
 from ornstein.solvers.stepping import Noise
-from ornstein.wrapper import Wrapper, device_of
+from ornstein.wrapper import Wrapper, conditions_of, device_of, rows_of
 
 __all__ = ["GivenFrames", "sample_given", "sample_long"]
 

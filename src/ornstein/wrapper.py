@@ -12,19 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ornstein.denoiser import Denoiser, Denoises, Distilled
+from ornstein.denoiser import Denoiser, Denoises, Distilled, condition_tensor
 from ornstein.process import Prediction, Process
 from ornstein.schedules import Times
 
 __all__ = [
     "Conditioned",
     "Wrapper",
+    "conditions_of",
     "device_of",
     "distilled_of",
     "evaluation_mode",
     "module_of",
     "network_precision",
     "networks_of",
+    "one_a_sample",
+    "rows_of",
 ]
 
 
@@ -124,6 +127,37 @@ def device_of(d: Denoises) -> torch.device:
         for tensor in (*network.parameters(), *network.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def conditions_of(d: Denoises, cond: dict[str, Any] | None, count: int) -> dict[str, Any]:
+    """The conditions of `count` samples, without those that are None.
+
+    A list of numbers becomes a tensor; any other list or tuple keeps one entry a sample. Tensors move to the device of
+    the networks inside `d`, if there are any.
+
+    Raises:
+        ValueError: a condition with another number of rows.
+    """
+    out: dict[str, Any] = {}
+    device = device_of(d) if networks_of(d) else None
+    for name, value in (cond or {}).items():
+        if value is None:
+            continue
+        value = condition_tensor(value)
+        if one_a_sample(value) and len(value) != count:
+            raise ValueError(f"cond[{name!r}] has {len(value)} rows for {count} samples")
+        out[name] = value.to(device) if isinstance(value, Tensor) and device is not None else value
+    return out
+
+
+def rows_of(cond: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """The conditions of some of the samples; those that all samples share are kept."""
+    return {k: v[rows] if one_a_sample(v) else v for k, v in cond.items()}
+
+
+def one_a_sample(value: Any) -> bool:
+    """Whether a condition has one entry a sample, rather than one that all samples share."""
+    return value.ndim > 0 if isinstance(value, Tensor) else isinstance(value, list | tuple)
 
 
 def distilled_of(d: Denoises) -> Distilled | None:

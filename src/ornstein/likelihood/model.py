@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.denoiser import Denoiser, Denoises, condition_tensor
+from ornstein.denoiser import Denoiser, Denoises
 from ornstein.devices import float64_device
 from ornstein.process import Prediction, Process
-from ornstein.wrapper import device_of, module_of
+from ornstein.wrapper import conditions_of, device_of, module_of, one_a_sample
 
 __all__ = ["STREAM", "Model", "chunks", "dimensions", "open_model"]
 
@@ -44,7 +44,7 @@ class Model:
 
     def __call__(self, x_t: Tensor, t: Tensor | float, rows: Tensor) -> Prediction:
         """The prediction for x_t (B, *) float64, with the conditions of the samples `rows` (B,), a CPU tensor."""
-        cond = {k: _take(v, rows) if _one_a_sample(v) else v for k, v in self.cond.items()}
+        cond = {k: _take(v, rows) if one_a_sample(v) else v for k, v in self.cond.items()}
         out = self.denoiser(x_t.to(self.dtype).to(self.device), t, **cond)
 
         def exact(value: Tensor) -> Tensor:
@@ -73,22 +73,8 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
     if isinstance(module, Denoiser) and module.distilled is not None:
         raise ValueError("a distilled model does not say E[x_0 | x_t] and has no likelihood: take its teacher's")
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None) if module is not None else None
-    device = device_of(d)
-    given = {k: _condition(v, device) for k, v in (cond or {}).items() if v is not None}
-    for name, value in given.items():
-        if _one_a_sample(value) and len(value) != len(x0):
-            raise ValueError(f"cond[{name!r}] has {len(value)} rows for {len(x0)} samples")
-    return Model(d, given, torch.float64 if parameter is None else parameter.dtype, device)
-
-
-def _condition(value: Any, device: torch.device) -> Any:
-    """A tensor, or a list of numbers, as a tensor on `device`; anything else unchanged."""
-    value = condition_tensor(value)
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _one_a_sample(value: Any) -> bool:
-    return isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim > 0)
+    dtype = torch.float64 if parameter is None else parameter.dtype
+    return Model(d, conditions_of(d, cond, len(x0)), dtype, device_of(d))
 
 
 def _take(value: Any, rows: Tensor) -> Any:

@@ -28,7 +28,7 @@ from ornstein.evaluation.held_out import LEVELS, STEPS, Bits, bits_of_images
 from ornstein.evaluation.settings import Evaluate
 from ornstein.store import read_json
 from ornstein.studio import charts, forms
-from ornstein.studio.studio import Studio
+from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.train import framed
 from ornstein.studio.work import Tell, Work, errors_shown, note
 
@@ -244,16 +244,7 @@ def _set() -> tuple[gr.Textbox, gr.File, gr.Slider, gr.Button, list[Any]]:
     button = gr.Button("Rank", variant="primary")
     status = gr.HTML(elem_id="rank-status")
     galleries = [
-        gr.Gallery(
-            label=label,
-            columns=4,
-            object_fit="contain",
-            format="png",
-            buttons=["fullscreen"],
-            elem_id=name,
-            elem_classes="gallery-all",
-        )
-        for label, name in (("Most likely", "ranked"), ("Least likely", "ranked-last"))
+        gallery(label, 4, name) for label, name in (("Most likely", "ranked"), ("Least likely", "ranked-last"))
     ]
     return data, upload, count, button, [status, *galleries]
 

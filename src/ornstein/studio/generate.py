@@ -26,7 +26,7 @@ from ornstein.sampling import State
 from ornstein.settings import field_of
 from ornstein.studio import charts, forms
 from ornstein.studio.sessions import Session
-from ornstein.studio.studio import Studio
+from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.work import Tell, Work, errors_shown, note
 from ornstein.wrapper import device_of
 
@@ -286,7 +286,7 @@ def page(studio: Studio) -> None:
             history = gr.Dropdown([], label="Earlier draws of this page", elem_id="history")
             again = gr.Button("Use these settings")
         with gr.Column(scale=7, min_width=280):
-            gallery, files, command, place, state = _samples()
+            pictures, files, command, place, state = _samples()
             compare, compared = _comparison()
     inputs = [run, label, solver, steps, guidance, seed, n]
     silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -297,11 +297,11 @@ def page(studio: Studio) -> None:
     go.click(
         handlers.generate,
         inputs,
-        [status, gallery, files, command, place, state, history],
+        [status, pictures, files, command, place, state, history],
         api_name="generate",
         **studio.long,
     )
-    again.click(handlers.again, history, [*inputs, gallery, command], **silent)
+    again.click(handlers.again, history, [*inputs, pictures, command], **silent)
     place.release(handlers.state, place, state, **silent)
     compare.click(
         handlers.compare_steps,
@@ -337,15 +337,7 @@ def _form() -> tuple[Any, ...]:
 
 def _samples() -> tuple[gr.Gallery, gr.File, gr.Textbox, gr.Slider, gr.Image]:
     """What shows the samples, and their states during sampling."""
-    gallery = gr.Gallery(
-        label="Samples",
-        columns=6,
-        object_fit="contain",
-        elem_id="samples",
-        elem_classes="gallery-all",
-        format="png",
-        buttons=["download", "fullscreen"],
-    )
+    shown = gallery("Samples", 6, "samples", download=True)
     with gr.Row():
         files = gr.File(label="Download all, with their settings", elem_id="download")
         command = gr.Textbox(label="The same from the command line", interactive=False, buttons=["copy"], lines=2)
@@ -354,7 +346,7 @@ def _samples() -> tuple[gr.Gallery, gr.File, gr.Textbox, gr.Slider, gr.Image]:
         state = gr.Image(
             label="State", height=260, interactive=False, format="png", elem_id="film", buttons=["fullscreen"]
         )
-    return gallery, files, command, place, state
+    return shown, files, command, place, state
 
 
 def _comparison() -> tuple[gr.Button, list[Any]]:
@@ -364,15 +356,7 @@ def _comparison() -> tuple[gr.Button, list[Any]]:
         button = gr.Button("Compare")
         status = gr.HTML(elem_id="compare-status")
         curve = gr.Plot(label="Root mean square difference, of 255", elem_id="curve")
-        sheets = gr.Gallery(
-            label="By steps",
-            columns=3,
-            object_fit="contain",
-            elem_id="by-steps",
-            elem_classes="gallery-all",
-            format="png",
-            buttons=["fullscreen"],
-        )
+        sheets = gallery("By steps", 3, "by-steps")
     return button, [status, curve, sheets]
 
 

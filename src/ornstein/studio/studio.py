@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from ornstein.faces.recognise import FaceRecogniser
 
 
-__all__ = ["Studio"]
+__all__ = ["Studio", "gallery"]
+
+
+def gallery(label: str, columns: int, name: str, download: bool = False) -> gr.Gallery:
+    """A gallery of pictures with the id `name`, as high as its rows."""
+    return gr.Gallery(
+        label=label,
+        columns=columns,
+        object_fit="contain",
+        elem_id=name,
+        elem_classes="gallery-all",
+        format="png",
+        buttons=["download", "fullscreen"] if download else ["fullscreen"],
+    )
 
 
 def _about(kinds: Sequence[str], names: Sequence[object]) -> str:

@@ -12,7 +12,7 @@ import gradio as gr
 from ornstein.errors import UserError
 from ornstein.metrics import read_metrics
 from ornstein.studio import charts, forms, trainings
-from ornstein.studio.studio import Studio
+from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.trainings import Progress
 from ornstein.studio.work import bar, duration, errors_shown, note
 from ornstein.training.settings import Settings
@@ -228,15 +228,7 @@ def _watched(studio: Studio) -> tuple[gr.Dropdown, gr.Textbox, tuple[gr.Button, 
         stop, resume = gr.Button("Stop"), gr.Button("Resume")
     status = gr.HTML(note("No run chosen."), elem_id="train-status")
     loss = gr.Plot(label="Training loss by step", elem_id="loss")
-    samples = gr.Gallery(
-        label="Samples during training",
-        columns=3,
-        object_fit="contain",
-        elem_id="previews",
-        elem_classes="gallery-all",
-        format="png",
-        buttons=["download", "fullscreen"],
-    )
+    samples = gallery("Samples during training", 3, "previews", download=True)
     with gr.Accordion("Train longer", open=False):
         longer = gr.Textbox(label="Steps in all, on Resume", placeholder="as many as planned", max_lines=1)
     report = gr.File(label="Report", visible=False, elem_id="report")
