@@ -20,7 +20,8 @@ FLOORS = [
     "denoiser preconditioning oracles wrapper",
     "guidance solvers",
     "sampling likelihood objectives compiling sharding processes",
-    "few_steps",
+    "few_steps inverse",
+    "edit",
     # material: networks, data, pictures as latents, other people's models
     "nets data",
     "autoencoders video",

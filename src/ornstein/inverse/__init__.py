@@ -1,0 +1,38 @@
+"""Inverse problems: what was measured, and denoisers of what it may have come from (E39)."""
+
+from ornstein.inverse.gradients import DPS, PiGDM
+from ornstein.inverse.inversion import Inversion, invert
+from ornstein.inverse.jpeg import JPEG
+from ornstein.inverse.moments import Moments
+from ornstein.inverse.operators import (
+    Blur,
+    Chain,
+    Grey,
+    Mask,
+    Matrix,
+    Operator,
+    Resized,
+    downsampling,
+    known_frames,
+    radon,
+    sensing,
+)
+from ornstein.inverse.particles import twisted
+from ornstein.inverse.posterior import Posterior
+from ornstein.inverse.projections import DDNM, DDRM, DiffPIR, repaint
+
+__all__ = [
+    "DDNM", "DDRM", "DPS", "JPEG", "METHODS", "Blur", "Chain", "DiffPIR", "Grey", "Inversion", "Mask", "Matrix",
+    "Moments", "Operator", "PiGDM", "Posterior", "Resized", "downsampling", "invert", "known_frames", "radon",
+    "repaint", "sensing", "twisted",
+]  # fmt: skip
+
+METHODS: dict[str, type[Posterior]] = {
+    "moments": Moments,
+    "pigdm": PiGDM,
+    "dps": DPS,
+    "ddrm": DDRM,
+    "ddnm": DDNM,
+    "diffpir": DiffPIR,
+}
+"""The methods by name; "repaint" and "twisted" are solvers, of `DDNM` and of `Moments`."""
