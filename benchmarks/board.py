@@ -32,8 +32,6 @@ from peer_recipes import CLOCKS, RECIPES, RECORD
 from peer_recipes import load as load_peer
 from rich.console import Console
 from tables import Table, machine
-from training import ours as sample_ours
-from training import theirs as sample_theirs
 
 import ornstein as orn
 from ornstein.data import ImageSet, open_images, save_grid, to_uint8
@@ -42,6 +40,8 @@ from ornstein.evaluation.frechet import frechet_distance, real_floor
 from ornstein.store import atomic_write
 from ornstein.training import loop
 from ornstein.training.recipe import Settings, new_denoiser
+from training import ours as sample_ours
+from training import theirs as sample_theirs
 
 HERE = Path(__file__).parent
 EVALUATIONS, BATCH, LOSS_IMAGES = 20, 100, 1000
@@ -168,10 +168,11 @@ def report(arguments: argparse.Namespace, scores: dict[str, dict[str, Any]], kep
         if who in arguments.only.split(",") and who not in scores:
             missing = ", ".join(name for name in needs if importlib.util.find_spec(name) is None)
             table.add(who, f"not run: {missing} not installed", "", "", "", *("" for _ in spaces))
-    floors = ", ".join(f"{which} {real_floor(open_features(which)(kept.images)(kept.images)):.3g}" for which in spaces)
+    real = {which: open_features(which)(kept.images)(kept.images) for which in spaces}
+    floors = ", ".join(f"{which} {real_floor(features):.3g}" for which, features in real.items())
     table.note = (
-        f"{arguments.count} samples against {len(kept)} held-out images at {EVALUATIONS} evaluations; between halves of "
-        f"the real images: {floors}. {machine(max(1, len(os.sched_getaffinity(0)) // 2))} by each."
+        f"{arguments.count} samples against {len(kept)} held-out images at {EVALUATIONS} evaluations; between halves "
+        f"of the real images: {floors}. {machine(max(1, len(os.sched_getaffinity(0)) // 2))} by each."
     )
     return table
 
@@ -195,7 +196,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.train_ours:
-        return train_ours(arguments)
+        train_ours(arguments)
+        return
     names = arguments.only.split(",")
     for name in names:
         if name not in ("ours", "diffusers", *RECIPES):
