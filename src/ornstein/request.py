@@ -21,8 +21,8 @@ GRID = "logistic"
 
 # The keys of `ornstein.solvers.SOLVERS` and of `grids.GRIDS`, which import PyTorch; a test compares them.
 SOLVERS = (
-    "ddpm", "ddim", "euler", "heun", "rk4", "euler-maruyama", "langevin", "flow-3m", "dpmpp-2m", "dpmpp-3m",
-    "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "heun-churn", "rk45",
+    "ddpm", "ddpm-upper", "ddim", "euler", "heun", "rk4", "euler-maruyama", "langevin", "flow-3m", "dpmpp-2m",
+    "dpmpp-3m", "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "heun-churn", "rk45",
 )  # fmt: skip
 GRIDS = ("logistic", "uniform", "log-snr", "karras", "trailing")
 
@@ -37,7 +37,8 @@ class SampleRequest:
             "flow-3m", or what a distilled model was trained for.
         steps: number of steps. None is 20, or those of a distilled model.
         grid: the time schedule: a name of `ornstein.solvers.grids.GRIDS`, or the time steps themselves, which replace
-            `steps` and `times`. None is "logistic", or that of a distilled model.
+            `steps` and `times`. None is "logistic", or that of a distilled model; for "ddpm" with the schedule of a
+            chain (`Discrete`) "trailing", its own steps.
         times: where the trajectory starts and ends.
         seed: the noise of sample i at step k is a function of (seed, i, k): the same in any batch and on any device.
         guidance: the scale of classifier-free guidance; 1 or None is the plain conditional model.
@@ -59,7 +60,11 @@ class SampleRequest:
     )
     steps: int | None = setting(None, "Steps of the solver.", by_data=f"{STEPS}, or those of a distilled model")
     grid: str | Sequence[float] | torch.Tensor | None = setting(
-        None, "Time steps.", choices=GRIDS, other="times such as 1,0.6,0.3,0", by_data=GRID
+        None,
+        "Time steps.",
+        choices=GRIDS,
+        other="times such as 1,0.6,0.3,0",
+        by_data=f"{GRID}; the steps of the chain for ddpm with a schedule that is one",
     )
     times: tuple[float, float] = (1.0, 0.0)
     seed: int = setting(0, "Seed; sample i of a seed is the same in any batch.", random=True, minimum=0)

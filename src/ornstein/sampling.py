@@ -16,6 +16,7 @@ from ornstein.devices import choose_precision
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
 from ornstein.request import SOLVER, STEPS, SampleRequest
+from ornstein.schedules import Discrete, Schedule
 from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
 from ornstein.solvers.grids import GRID
 from ornstein.wrapper import (
@@ -29,7 +30,7 @@ from ornstein.wrapper import (
     rows_of,
 )
 
-__all__ = ["SampleRequest", "State", "at_once", "draw", "invert", "sample", "settled"]
+__all__ = ["SampleRequest", "State", "at_once", "default_grid", "draw", "invert", "sample", "settled"]
 
 # Draw 0 is the noise that a trajectory starts from; the noise of step k is draw k + 1.
 _START = 0
@@ -151,7 +152,8 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
     solver, steps, grid = request.solver, request.steps, request.grid
     own = distilled_of(d)
     if own is None:
-        solver, steps, grid = solver or SOLVER, steps or STEPS, GRID if grid is None else grid
+        solver, steps = solver or SOLVER, steps or STEPS
+        grid = default_grid(solver, d.process.schedule, steps) if grid is None else grid
     elif _as_trained(request, own.steps, own.times, own.solver):
         solver, steps, grid = own.solver, own.steps, own.times
     else:
@@ -165,6 +167,12 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
     if isinstance(solver, Tuned):
         grid = solver.times
     return solver, grids.make(grid, d.process.schedule, request.times, steps)
+
+
+def default_grid(solver: str | Solver, schedule: Schedule, steps: int) -> str:
+    """The name of the time schedule where none is given: the steps of a chain for "ddpm" on one, else "logistic"."""
+    of_chain = solver in ("ddpm", "ddpm-upper") and isinstance(schedule, Discrete) and steps <= len(schedule.steps)
+    return "trailing" if of_chain else GRID
 
 
 def _as_trained(request: SampleRequest, steps: int, times: tuple[float, ...], solver: str) -> bool:

@@ -24,7 +24,7 @@ from ornstein.errors import UserError
 from ornstein.evaluation.samples import choose_solver, class_number, guidance_rule, record_of
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
-from ornstein.sampling import State, at_once, draw
+from ornstein.sampling import State, at_once, default_grid, draw
 from ornstein.solvers import Tuned
 from ornstein.store import read_config
 
@@ -132,7 +132,8 @@ def _chosen(
         if isinstance(chosen, Tuned):
             share = chosen.error / chosen.untuned
             say(f"tuned solver: {steps} steps, {share:.0%} of the untuned error where it was tuned")
-        return chosen, steps, grid or GRID
+        name = chosen if isinstance(chosen, str) else "tuned"
+        return chosen, steps, grid or default_grid(name, denoiser.process.schedule, steps)
     if guidance != 1:
         raise UserError(f"{run} is distilled and has its guidance built in, {few.guidance:g}: leave out --guidance")
     if not from_noise:

@@ -23,6 +23,7 @@ from ornstein.evaluation import Score
 from ornstein.progress import progress, say, warn
 from ornstein.settings import to_json
 from ornstein.store import atomic_write
+from ornstein.training.diffusion import check_diffusion
 from ornstein.training.folder import check_folder
 from ornstein.training.jobs import Job, ReportPlan, new_job
 from ornstein.training.models import learns_classes, new_autoencoder, new_denoiser
@@ -107,6 +108,7 @@ def train(
     check_folder(out)
     asked = _asked(data, out, resume, settings)
     asked.validate()
+    check_diffusion(asked)
     group = processes.current()  # before anything goes to a GPU: each process has its own
     where = choose_device(device)
     if asked.latent is not None:

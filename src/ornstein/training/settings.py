@@ -12,7 +12,10 @@ from ornstein.settings import again, check, field_of, precision_setting, read, r
 from ornstein.training.config import TrainConfig, check_length
 from ornstein.training.tracking import check_trackers
 
-__all__ = ["AUTOENCODERS", "DIFFUSION", "DISTIL", "SETTINGS", "DataSettings", "DistilSettings", "Settings", "resumed"]
+__all__ = [
+    "AUTOENCODERS", "DIFFUSION", "DISTIL", "PREDICTIONS", "SCHEDULES", "SETTINGS", "DataSettings", "DistilSettings",
+    "Settings", "resumed",
+]  # fmt: skip
 
 T = TypeVar("T", bound=Any)
 
@@ -23,6 +26,12 @@ DIFFUSION = "diffusion"
 # The keys of `ornstein.autoencoders.AUTOENCODERS`, which imports torch; a test compares them.
 AUTOENCODERS = ("ae", "vae", "hvae", "vq", "kl")
 _WITH_RATE = ("vae", "hvae", "kl")
+
+# The keys of `ornstein.schedules.NAMED`, and the kinds of `ornstein.denoiser` that a network is trained to predict.
+SCHEDULES = ("cosine", "cosine-zero", "linear", "ddpm", "ddpm-zero", "ddpm-cosine", "rectified", "edm", "ve")
+PREDICTIONS = ("x0", "eps", "v", "flow", "edm")
+# What the authors of a schedule predict with it; v for the others.
+_PREDICTED = {"ddpm": "eps", "ddpm-cosine": "eps", "rectified": "flow", "edm": "edm", "ve": "edm"}
 
 _CLIPS = "Clips"
 _LATENTS = "Autoencoders and latent diffusion"
@@ -50,7 +59,8 @@ _MODELS = {
     "adversarial": AUTOENCODERS,
 }
 _DIFFUSION_ONLY = (
-    "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent",
+    "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
+    "prediction", "time_sampling", "dropout",
 )  # fmt: skip
 
 
@@ -87,6 +97,16 @@ class Settings(TrainConfig, DataSettings):
         TrainConfig, "ema", None, by_data=f"{_MUON_EMA:g} with muon, else {field_of(TrainConfig, 'ema').default:g}"
     )
     net: Literal["auto", "xs", "s", "m", "l"] = setting("auto", "Size of the network; auto: by data and device.")
+    schedule: str = setting(
+        "cosine", "Noise schedule.", choices=SCHEDULES, other="one with its numbers, rectified:3 or edm:0.002,80,7"
+    )
+    prediction: Literal["x0", "eps", "v", "flow", "edm"] | None = setting(
+        None, "What the network predicts.",
+        by_data="v; eps with ddpm, ddpm-cosine; flow with rectified; edm with edm, ve and --data-noise",
+    )  # fmt: skip
+    dropout: float = setting(
+        0.0, "Share of features dropped inside the network while it trains.", minimum=0, below=1, panel="Optimizer"
+    )
     conditional: bool | None = setting(None, "Learn the classes.", by_data="if there are 10 images per class")
     model: str = setting("diffusion", "Kind of model.", choices=(DIFFUSION, *AUTOENCODERS), panel=_LATENTS)
     latent: str | None = setting(None, "Train on the latents of the autoencoder in this run.", panel=_LATENTS)
@@ -170,6 +190,10 @@ class Settings(TrainConfig, DataSettings):
             self._validate_images()
         elif self.stream:
             raise UserError("--stream is for images: leave out --frames")
+        if self.data_noise is not None and self.predicted != "edm":
+            raise UserError("--data-noise preconditions the network, which is --prediction edm: leave out --prediction")
+        if self.centre and self.schedule != "cosine":
+            raise UserError(f"--centre shifts the cosine schedule: leave out --schedule {self.schedule}")
         if self.centre and self.data_noise is None:
             raise UserError("--centre needs the covariance of the data: give --data-noise FILE.json of `fit-noise` too")
 
@@ -179,6 +203,21 @@ class Settings(TrainConfig, DataSettings):
                 raise UserError(f"{_option(name)} is for clips: give --frames too")
         if self.noise != "white" and not self.noise.endswith(".json"):
             raise UserError(f"noise {self.noise!r} is over the frames of clips: give --frames, or leave it out")
+
+    @property
+    def predicted(self) -> str:
+        """What the network predicts: as given, else what goes with the schedule."""
+        by_data = "edm" if self.data_noise is not None else _PREDICTED.get(self.schedule.partition(":")[0], "v")
+        return self.prediction or by_data
+
+    def _time_sampling(self) -> str | None:
+        """The times that the authors of a schedule draw, with their prediction: steps (DDPM), log-normal (EDM)."""
+        if self.objective is not None:
+            return None
+        name = self.schedule.partition(":")[0]
+        if name in ("ddpm", "ddpm-cosine") and self.predicted == "eps":
+            return "steps"
+        return "log-normal" if name == "edm" and self.predicted == "edm" else None
 
     def settled(self, side: int, cpu: bool) -> Settings:
         """The settings with what the data and the device decide: batch, optimizer, learning rate, EMA.
@@ -195,6 +234,7 @@ class Settings(TrainConfig, DataSettings):
             batch=self._batch(side, cpu) if self.batch is None else self.batch,
             optimizer=optimizer,
             learning_rate=_LEARNING_RATE[optimizer] if self.learning_rate is None else self.learning_rate,
+            time_sampling=self.time_sampling or self._time_sampling(),
             ema=(_MUON_EMA if optimizer == "muon" else plain) if self.ema is None else self.ema,
         )
 
