@@ -247,7 +247,7 @@ def _paths(flow: Tensor, cells: int, margin: bool) -> Tensor:
     return paths[(paths >= 0).any(1)]
 
 
-def _inflow(flow: Tensor) -> tuple[int, int, int, int]:
+def _inflow(flow: Tensor) -> tuple[int, ...]:
     """How many rows and columns from outside may move in: (top, bottom, left, right)."""
     height, width = flow.shape[2:]
     border = torch.ones(height, width, dtype=torch.bool)
