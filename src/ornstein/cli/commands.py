@@ -63,6 +63,8 @@ class Sample:
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )
     guidance: float | None = again(SampleRequest, "guidance", None)
+    guidance_interval: tuple[float, float] | None = again(SampleRequest, "guidance_interval", None)
+    guidance_rescale: float = again(SampleRequest, "guidance_rescale", 0.0)
     seed: int = again(SampleRequest, "seed", 0)
     batch: int | None = again(SampleRequest, "batch", None)
     precision: str = precision_setting()

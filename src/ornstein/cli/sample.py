@@ -21,7 +21,7 @@ from ornstein.compiling import cache_folder, compile_network
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
-from ornstein.evaluation.samples import choose_solver, class_number, record_of
+from ornstein.evaluation.samples import choose_solver, class_number, guidance_rule, record_of
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
@@ -58,6 +58,8 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
     clips = len(denoiser.data.shape) == 4
     _refuse_idle(asked, given, clips, denoiser.data.shape)
+    if asked.guidance in (None, 1):
+        refuse(Sample, given, ("guidance_interval", "guidance_rescale"), "it needs a --guidance other than 1")
     n = asked.num or (_CLIPS if clips else _IMAGES)
     labels = None if asked.given is not None else denoiser.data.labels(n)  # given videos have classes of their own
     if asked.label is not None:
@@ -109,6 +111,8 @@ def _request(asked: Sample, denoiser: Denoiser, from_noise: bool, device: torch.
         guidance=guidance,
         batch=asked.batch or (_CLIPS_AT_ONCE if clips else min(_AT_ONCE, at_once(denoiser.data.shape))),
         precision=choose_precision(asked.precision, device),
+        guidance_interval=asked.guidance_interval,
+        guidance_rescale=asked.guidance_rescale,
     )
 
 
@@ -168,6 +172,7 @@ def _images(
         "grid": request.grid,
         "seed": request.seed,
         "guidance": request.guidance,
+        **guidance_rule(request),
         "batch": request.batch,
         "class": asked.label,
         "precision": str(request.precision or torch.float32),

@@ -11,9 +11,10 @@ from typing import Any
 from ornstein import checkpoint
 from ornstein.denoiser import SampleSpec
 from ornstein.errors import UserError
+from ornstein.request import SampleRequest
 from ornstein.solvers import SOLVER, Tuned
 
-__all__ = ["choose_solver", "class_number", "record_of"]
+__all__ = ["choose_solver", "class_number", "guidance_rule", "record_of"]
 
 
 def choose_solver(
@@ -69,6 +70,12 @@ def class_number(label: str, data: SampleSpec, run: Path) -> int:
     known = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
     numbers = "" if numbered else f", or 0 to {len(data.classes) - 1}"
     raise UserError(f"no class {label!r} in {run}: its classes are {known}{numbers}")
+
+
+def guidance_rule(request: SampleRequest) -> dict[str, Any]:
+    """Interval and rescale of guidance for a record, where they are not the defaults."""
+    rule = {"guidance_interval": request.guidance_interval, "guidance_rescale": request.guidance_rescale}
+    return {name: value for name, value in rule.items() if value}
 
 
 def record_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
