@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ornstein.checkpoint import INDEX
 from ornstein.errors import UserError
 from ornstein.extras import require
 from ornstein.interop.families import FAMILIES, family_of
+from ornstein.interop.notes import quiet
 from ornstein.interop.pipeline import Pipeline
 from ornstein.store import read_json
 
-__all__ = ["INDEX", "check_folder", "open_pipeline"]
-
-INDEX = "model_index.json"
+__all__ = ["check_folder", "open_pipeline"]
 
 # Components of these libraries are built; "stable_diffusion" holds the safety checker, which is left out.
 _LIBRARIES = ("diffusers", "transformers")
@@ -82,10 +78,10 @@ def open_pipeline(
     index = check_folder(folder)
     variant = variant or _variant(folder)
     absent = {name: None for name in _UNUSED if name in index}
-    kind = getattr(diffusers, str(index["_class_name"]))
+    name = str(index["_class_name"])
     with quiet():
         try:
-            pipe = kind.from_pretrained(
+            pipe = getattr(diffusers, name).from_pretrained(
                 folder,
                 use_safetensors=True,
                 local_files_only=True,
@@ -95,9 +91,9 @@ def open_pipeline(
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
             what = " ".join(str(error).split())[:300]
-            raise UserError(f"{folder} cannot be read as a {kind.__name__}: {what}") from error
+            raise UserError(f"{folder} cannot be read as a {name}: {what}") from error
     pipe.set_progress_bar_config(disable=True)
-    return Pipeline(pipe, family_of(kind.__name__), folder).eval()  # type: ignore[return-value]
+    return Pipeline(pipe, family_of(name), folder).eval()
 
 
 def _variant(folder: Path) -> str | None:
@@ -108,26 +104,3 @@ def _variant(folder: Path) -> str | None:
             if files and all(f".{name}" in f for f in files):
                 return name
     return None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the notes of diffusers and transformers."""
-    transformers = require("transformers", "interop", "a pipeline of diffusers")
-    bars = [require("diffusers.utils", "interop").logging, transformers.utils.logging]
-    shown = [b for b in bars if b.is_progress_bar_enabled()]
-    for bar in shown:
-        bar.disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for each, level in zip(loggers, before, strict=True):
-            each.setLevel(level)
-        for bar in shown:
-            bar.enable_progress_bar()

@@ -69,6 +69,22 @@ class Latents:
             return latent
         return (latent - 1) * int(self.vae.config.get("scale_factor_temporal") or 4) + 1
 
+    def latent_size(self, *size: int) -> tuple[int, ...]:
+        """The size (h, w), or (f, h, w), of the latents of pictures (H, W) or clips (F, H, W).
+
+        Raises:
+            ValueError: they are not multiples of the factor that latents are smaller by.
+        """
+        *frames, height, width = size
+        if height % self._factor or width % self._factor or min(size) < 1:
+            raise ValueError(f"the size of pictures is a multiple of {self._factor}, got {height}x{width}")
+        if not self.of_clips:
+            return (*frames, height // self._factor, width // self._factor)
+        step = self._frames(2) - 1
+        if any((f - 1) % step for f in frames):
+            raise ValueError(f"the number of frames is 1 more than a multiple of {step}, got {frames[0]}")
+        return (*((f - 1) // step + 1 for f in frames), height // self._factor, width // self._factor)
+
     def decode(self, y: Tensor) -> Tensor:
         """Images or clips in [-1, 1] from latents (B, *)."""
         with torch.no_grad():

@@ -12,7 +12,7 @@ from ornstein.denoiser import Kind
 from ornstein.errors import UserError
 from ornstein.schedules import Discrete, Rectified, Schedule
 
-__all__ = ["own_timesteps", "schedule_of", "times_of"]
+__all__ = ["PREDICTIONS", "own_timesteps", "schedule_of", "times_of"]
 
 PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 # A log-SNR in float32 tells a timestep to about this.

@@ -16,7 +16,10 @@ from ornstein.interop.latents import Latents
 from ornstein.interop.timesteps import own_timesteps
 from ornstein.schedules import Rectified, Schedule
 
-__all__ = ["Family", "Network", "shift_of", "tokens"]
+__all__ = ["Family", "Network", "Shape", "shift_of", "tokens"]
+
+Shape = tuple[int, ...]
+
 
 class Network(nn.Module):
     """The network of a pipeline as `net(x, log_snr, **cond)`.
@@ -77,27 +80,27 @@ class Family:
         """The model's output for x (B, *), timesteps k (B,) and the conditions."""
         raise NotImplementedError
 
-    def encode(self, pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
-        """The conditions of prompts; those of the empty prompt are the unconditional ones."""
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
+        """The conditions of prompts for samples of `shape`."""
         raise NotImplementedError
 
-    def latent_shape(self, pipe: Any) -> tuple[int, ...]:
-        """The shape of one sample of the network."""
+    def latent_shape(self, pipe: Any) -> Shape:
+        """The shape of one sample of the network, of the size that it was trained for."""
         config = getattr(pipe, self.part).config
         size = config.sample_size
         return (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
 
-    def space(self, pipe: Any) -> Space | None:
+    def space(self, pipe: Any, shape: Shape) -> Space | None:
         """What decodes the network's samples; None if they are images."""
         vae = getattr(pipe, self.autoencoder, None) if self.autoencoder else None
-        return None if vae is None else Latents(vae, self.latent_shape(pipe))
+        return None if vae is None else Latents(vae, shape)
 
-    def encode_nothing(self, pipe: Any, device: torch.device) -> dict[str, Tensor]:
+    def encode_nothing(self, pipe: Any, shape: Shape, device: torch.device) -> dict[str, Tensor]:
         """The conditions of one sample without a prompt: those of the empty one, unless the model has others."""
-        return self.encode(pipe, [""], device)
+        return self.encode(pipe, [""], shape, device)
 
-    def timing(self, pipe: Any, steps: int) -> dict[str, Any]:
-        """What the pipeline gives the scheduler's `set_timesteps` besides the number of steps."""
+    def timing(self, pipe: Any, steps: int, shape: Shape) -> dict[str, Any]:
+        """What the pipeline gives the scheduler's `set_timesteps` besides the number of steps, for samples of `shape`."""
         return {}
 
     def classes(self, pipe: Any) -> tuple[str, ...]:
@@ -134,6 +137,6 @@ def shift_of(sequence: int, config: Any, largest: float) -> float:
     return start + (end - start) * (sequence - low) / (high - low)
 
 
-def tokens(shape: tuple[int, ...], patch: int) -> int:
+def tokens(shape: Shape, patch: int) -> int:
     """How many patches a sample (C, H, W) has."""
     return math.prod(n // patch for n in shape[1:])

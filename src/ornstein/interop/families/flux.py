@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.interop.families.family import Family, shift_of, tokens
+from ornstein.interop.families.family import Family, Shape, shift_of, tokens
 
 __all__ = ["Flux"]
 
@@ -55,7 +55,7 @@ class Flux(Family):
         )[0]
         return out.reshape(b, h, w, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
 
-    def encode(self, pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         text, pooled, _ = pipe.encode_prompt(prompts, None, device=device, max_sequence_length=_T5_TOKENS)
         return {"text": text, "pooled": pooled}
 
@@ -63,8 +63,8 @@ class Flux(Family):
         side = pipe.default_sample_size // 2 * 2
         return (pipe.transformer.config.in_channels // 4, side, side)
 
-    def timing(self, pipe: Any, steps: int) -> dict[str, Any]:
-        length = tokens(self.latent_shape(pipe), 2)
+    def timing(self, pipe: Any, steps: int, shape: Shape) -> dict[str, Any]:
+        length = tokens(shape, 2)
         return {
             "sigmas": torch.linspace(1.0, 1 / steps, steps, dtype=torch.float64).tolist(),
             "mu": shift_of(length, pipe.scheduler.config, 1.15),

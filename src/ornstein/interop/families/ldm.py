@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ornstein.interop.families.family import Shape
 from ornstein.interop.families.stable_diffusion import StableDiffusion
 
 __all__ = ["LatentDiffusion"]
@@ -23,7 +24,7 @@ class LatentDiffusion(StableDiffusion):
     encoders = {"bert": "tokenizer"}
     autoencoder = "vqvae"
 
-    def encode(self, pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         ids = pipe.tokenizer(
             prompts, padding="max_length", max_length=_TOKENS, truncation=True, return_tensors="pt"
         ).input_ids

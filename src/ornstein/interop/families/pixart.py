@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.interop.families.family import Family
+from ornstein.interop.families.family import Family, Shape
 
 __all__ = ["PixArt"]
 
@@ -34,7 +34,7 @@ class PixArt(Family):
             return_dict=False,
         )[0]
 
-    def encode(self, pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         text, mask, _, _ = pipe.encode_prompt(prompts, False, device=device, max_sequence_length=_T5_TOKENS)
         return {"text": text, "text_mask": mask.bool()}
 

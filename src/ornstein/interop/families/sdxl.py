@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.interop.families.family import Family
+from ornstein.interop.families.family import Family, Shape
 
 __all__ = ["StableDiffusionXL"]
 
@@ -25,15 +25,15 @@ class StableDiffusionXL(Family):
         added = {"text_embeds": pooled, "time_ids": time_ids}
         return model(x, k, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
 
-    def encode(self, pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = pipe.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)
-        size = tuple(n * pipe.vae_scale_factor for n in self.latent_shape(pipe)[1:])
+        size = tuple(n * pipe.vae_scale_factor for n in shape[-2:])
         # The original and the target size are the picture's, and nothing is cropped: what the model makes best.
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=text.device)
         return {"text": text, "pooled": pooled, "time_ids": ids.repeat(len(prompts), 1)}
 
-    def encode_nothing(self, pipe: Any, device: torch.device) -> dict[str, Tensor]:
-        cond = self.encode(pipe, [""], device)
+    def encode_nothing(self, pipe: Any, shape: Shape, device: torch.device) -> dict[str, Tensor]:
+        cond = self.encode(pipe, [""], shape, device)
         if not pipe.config.get("force_zeros_for_empty_prompt", False):
             return cond
         return {name: value if name == "time_ids" else torch.zeros_like(value) for name, value in cond.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.interop.families.family import Family
+from ornstein.interop.families.family import Family, Shape
 
 __all__ = ["StableDiffusion"]
 
@@ -21,5 +21,5 @@ class StableDiffusion(Family):
     def call(self, model: Any, x: Tensor, k: Tensor, *, text: Tensor) -> Tensor:
         return model(x, k, encoder_hidden_states=text, return_dict=False)[0]
 
-    def encode(self, pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         return {"text": pipe.encode_prompt(prompts, device, 1, False)[0]}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.interop.families.family import Family, shift_of, tokens
+from ornstein.interop.families.family import Family, Shape, shift_of, tokens
 
 __all__ = ["StableDiffusion3"]
 
@@ -27,15 +27,15 @@ class StableDiffusion3(Family):
     def call(self, model: Any, x: Tensor, k: Tensor, *, text: Tensor, pooled: Tensor) -> Tensor:
         return model(x, text, pooled, k, return_dict=False)[0]
 
-    def encode(self, pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = pipe.encode_prompt(
             prompts, None, None, device=device, do_classifier_free_guidance=False, max_sequence_length=_T5_TOKENS
         )
         return {"text": text, "pooled": pooled}
 
-    def timing(self, pipe: Any, steps: int) -> dict[str, Any]:
+    def timing(self, pipe: Any, steps: int, shape: Shape) -> dict[str, Any]:
         if not pipe.scheduler.config.get("use_dynamic_shifting", False):
             return {}
         # 1.16 is the pipeline's own default, not the scheduler's
-        length = tokens(self.latent_shape(pipe), pipe.transformer.config.patch_size)
+        length = tokens(shape, pipe.transformer.config.patch_size)
         return {"mu": shift_of(length, pipe.scheduler.config, 1.16)}

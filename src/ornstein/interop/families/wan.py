@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ornstein.errors import UserError
-from ornstein.interop.families.family import Family
+from ornstein.interop.families.family import Family, Shape
 
 __all__ = ["Wan"]
 
@@ -27,7 +27,7 @@ class Wan(Family):
     def call(self, model: Any, x: Tensor, k: Tensor, *, text: Tensor) -> Tensor:
         return model(hidden_states=x, timestep=k, encoder_hidden_states=text, return_dict=False)[0]
 
-    def encode(self, pipe: Any, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         text, _ = pipe.encode_prompt(
             prompts, do_classifier_free_guidance=False, max_sequence_length=_T5_TOKENS, device=device
         )
