@@ -12,7 +12,7 @@ from ornstein.request import SampleRequest
 from ornstein.settings import again, check, device_setting, precision_setting, setting, trust_sizes_setting
 from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
-__all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Sample", "Train", "Tune"]
+__all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
 
 KINDS = ("ar1", "mixed", "toeplitz", "spectral", "best")
 
@@ -29,6 +29,27 @@ class Train(Settings):
     resume: bool = setting(False, "Continue the run in --out with its stored settings.")
     report: bool = setting(True, "Evaluate the model at the end and write a report, within a tenth of the training.")
     device: str = device_setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(DataSettings):
+    """Say what `ornstein train --minutes` would choose here and how far it would come; this machine is measured first.
+
+    Example: ornstein plan --data photos.zip --size 32 --minutes 60
+    """
+
+    data: str = again(DataSettings, "data", MISSING, names=("-d", "--data"))
+    minutes: float = again(Settings, "minutes", 60.0, help="Minutes of training.", by_data="")
+    net: str = again(Settings, "net", "auto")
+    batch: int | None = again(Settings, "batch", None)
+    conditional: bool | None = again(Settings, "conditional", None)
+    precision: str = precision_setting()
+    device: str = device_setting()
+    save: Path | None = setting(None, "Write the choice into this file, for `ornstein train --config`.")
+    json: bool = setting(False, "As JSON.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
