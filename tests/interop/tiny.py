@@ -107,11 +107,10 @@ def flux(distilled: bool = False) -> Any:
     )  # fmt: skip
     encoder, tokenizer = t5()
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=distilled)
-    pipe = diffusers.FluxPipeline(
+    return diffusers.FluxPipeline(
         scheduler, vae(shift_factor=0.06, scaling_factor=1.5), clip_text(), clip_tokenizer(), encoder, tokenizer,
         transformer,
     )  # fmt: skip
-    return pipe
 
 
 def pixart() -> Any:

@@ -121,8 +121,8 @@ class Sample:
 class Tune(TuneSettings):
     """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.
 
-    The solver is stored in the run, or beside a pipeline, and from then on `sample --steps N` uses it. A solver that is not better than the
-    untuned one, from noise that it was not learned from, is not stored.
+    The solver is stored in the run, or beside a pipeline, and `sample --steps N` uses it from then on. A solver that is
+    not better than the untuned one, from noise that it was not learned from, is not stored.
 
     Example: ornstein tune runs/photos --steps 5,8,10
     """

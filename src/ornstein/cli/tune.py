@@ -67,6 +67,5 @@ def _store(run: Path, learned: list[Tuned]) -> None:
         say(f"{what}; {t.numbers} numbers" if t in better else f"{what}: no better, not stored")
     if better:
         checkpoint.save_tuned(run, better)
-        say(
-            f"stored in {checkpoint.run_folder(run) / checkpoint.TUNED}; `ornstein sample {run} --steps {len(better[0].steps)}`"
-        )
+        file = checkpoint.run_folder(run) / checkpoint.TUNED
+        say(f"stored in {file}; `ornstein sample {run} --steps {len(better[0].steps)}`")

@@ -16,8 +16,9 @@ _FRAMES = 16  # the length that the motion modules were trained with
 class AnimateDiff(StableDiffusion):
     """Takes `text` (B, L, D), the same for all frames of a clip (B, C, F, H, W)."""
 
-    def call(self, model: Any, x: Tensor, k: Tensor, *, text: Tensor) -> Tensor:
-        return super().call(model, x, k, text=text.repeat_interleave(x.shape[2], dim=0))
+    def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        text = cond["text"].repeat_interleave(x.shape[2], dim=0)
+        return super().call(model, x, k, {**cond, "text": text})
 
     def latent_shape(self, pipe: Any) -> tuple[int, ...]:
         channels, *size = super().latent_shape(pipe)

@@ -19,7 +19,7 @@ class ClassConditional(Family):
 
     part = "transformer"
     conditions = ("label",)
-    encoders = {}
+    encoders = ()
 
     def network(self, pipe: Any, schedule: Schedule) -> nn.Module:
         if not isinstance(schedule, Discrete):

@@ -1,4 +1,4 @@
-"""What Ornstein needs to know of a kind of pipeline: what its network takes, its conditions, its samples, its decoder."""
+"""What Ornstein needs to know of a kind of pipeline: its network, its conditions, its samples and its decoder."""
 
 from __future__ import annotations
 
@@ -40,20 +40,25 @@ class Network(nn.Module):
         self.schedule = schedule
         self.family = family
         self.length = length
-        if any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in model.modules()):
-            model.to(memory_format=torch.channels_last)  # the fastest layout of convolutions, if there are any
+        _fastest_layout(model)
 
     def forward(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
         """The output for x (B, *) at log_snr (B,), in the dtype of the model's weights."""
         dtype = next(self.model.parameters()).dtype
         cond = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in cond.items()}
         k = own_timesteps(self.schedule, log_snr, self.length)
-        out = self.family.call(self.model, x.to(dtype), k, **cond)
+        out = self.family.call(self.model, x.to(dtype), k, cond)
         if isinstance(self.schedule, Rectified) and self.schedule.shift != 1:
             shift, u = self.schedule.shift, torch.sigmoid(-log_snr.double() / 2)
             speed = (shift - (shift - 1) * u) ** 2 / shift
             out = out * speed.to(out.dtype).to(out.device).reshape(-1, *[1] * (out.ndim - 1))
         return out
+
+
+def _fastest_layout(model: Any) -> None:
+    """Convolutions are fastest with channels last; a model without them stays as it is."""
+    if any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in model.modules()):
+        model.to(memory_format=torch.channels_last)
 
 
 class Family:
@@ -68,7 +73,7 @@ class Family:
 
     part: ClassVar[str] = "unet"
     conditions: ClassVar[tuple[str, ...]] = ("text",)
-    encoders: ClassVar[dict[str, str]] = {"text_encoder": "tokenizer"}
+    encoders: ClassVar[tuple[tuple[str, str], ...]] = (("text_encoder", "tokenizer"),)
     autoencoder: ClassVar[str] = "vae"
 
     def network(self, pipe: Any, schedule: Schedule) -> nn.Module:
@@ -76,7 +81,7 @@ class Family:
         model = getattr(pipe, self.part)
         return Network(model, schedule, self, pipe.scheduler.config.get("num_train_timesteps", 1000))
 
-    def call(self, model: Any, x: Tensor, k: Tensor, **cond: Any) -> Tensor:
+    def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The model's output for x (B, *), timesteps k (B,) and the conditions."""
         raise NotImplementedError
 
@@ -100,7 +105,7 @@ class Family:
         return self.encode(pipe, [""], shape, device)
 
     def timing(self, pipe: Any, steps: int, shape: Shape) -> dict[str, Any]:
-        """What the pipeline gives the scheduler's `set_timesteps` besides the number of steps, for samples of `shape`."""
+        """What the scheduler's `set_timesteps` takes besides the number of steps, for samples of `shape`."""
         return {}
 
     def classes(self, pipe: Any) -> tuple[str, ...]:
@@ -115,7 +120,7 @@ class Family:
         """Raise UserError without an encoder; warn of prompts that are longer than the model reads."""
         if not self.encoders:
             raise UserError(f"{type(pipe).__name__} is a model without text: leave out the prompt")
-        for name, tokenizer in self.encoders.items():
+        for name, tokenizer in self.encoders:
             if getattr(pipe, name, None) is None or getattr(pipe, tokenizer, None) is None:
                 raise UserError(f"this {type(pipe).__name__} has no {name} and {tokenizer}: prompts cannot be encoded")
             reads = self.longest(getattr(pipe, tokenizer))

@@ -23,33 +23,25 @@ class Flux(Family):
 
     part = "transformer"
     conditions = ("text", "pooled", "guidance_scale")
-    encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    encoders = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 
-    def call(
-        self,
-        model: Any,
-        x: Tensor,
-        k: Tensor,
-        *,
-        text: Tensor,
-        pooled: Tensor,
-        guidance_scale: Tensor | None = None,
-    ) -> Tensor:
+    def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
         b, c, height, width = x.shape
         h, w = height // 2, width // 2
         packed = x.reshape(b, c, h, 2, w, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w, 4 * c)
         ids = torch.zeros(h, w, 3, device=x.device, dtype=x.dtype)
         ids[..., 1] += torch.arange(h, device=x.device)[:, None]
         ids[..., 2] += torch.arange(w, device=x.device)
-        if model.config.guidance_embeds and guidance_scale is None:
-            guidance_scale = x.new_full((b,), _GUIDANCE)
+        guidance = None
+        if model.config.guidance_embeds:
+            guidance = cond.get("guidance_scale", x.new_full((b,), _GUIDANCE))
         out = model(
             hidden_states=packed,
             timestep=k.to(x.dtype) / 1000,
-            guidance=guidance_scale if model.config.guidance_embeds else None,
-            pooled_projections=pooled,
-            encoder_hidden_states=text,
-            txt_ids=ids.new_zeros(text.shape[1], 3),
+            guidance=guidance,
+            pooled_projections=cond["pooled"],
+            encoder_hidden_states=cond["text"],
+            txt_ids=ids.new_zeros(cond["text"].shape[1], 3),
             img_ids=ids.flatten(0, 1),
             return_dict=False,
         )[0]

@@ -21,7 +21,7 @@ _TOKENS = 77
 class LatentDiffusion(StableDiffusion):
     """Takes `text` (B, 77, D)."""
 
-    encoders = {"bert": "tokenizer"}
+    encoders = (("bert", "tokenizer"),)
     autoencoder = "vqvae"
 
     def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:

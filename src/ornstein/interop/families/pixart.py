@@ -23,12 +23,12 @@ class PixArt(Family):
     part = "transformer"
     conditions = ("text", "text_mask")
 
-    def call(self, model: Any, x: Tensor, k: Tensor, *, text: Tensor, text_mask: Tensor) -> Tensor:
+    def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
         added = {"resolution": None, "aspect_ratio": None}
         return model(
             x,
-            encoder_hidden_states=text,
-            encoder_attention_mask=text_mask,
+            encoder_hidden_states=cond["text"],
+            encoder_attention_mask=cond["text_mask"],
             timestep=k,
             added_cond_kwargs=added,
             return_dict=False,

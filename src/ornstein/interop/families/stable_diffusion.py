@@ -18,8 +18,8 @@ __all__ = ["StableDiffusion"]
 class StableDiffusion(Family):
     """Takes `text`, the token states (B, L, D) of the prompt."""
 
-    def call(self, model: Any, x: Tensor, k: Tensor, *, text: Tensor) -> Tensor:
-        return model(x, k, encoder_hidden_states=text, return_dict=False)[0]
+    def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return model(x, k, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
     def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         return {"text": pipe.encode_prompt(prompts, device, 1, False)[0]}

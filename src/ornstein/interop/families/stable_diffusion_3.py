@@ -22,10 +22,10 @@ class StableDiffusion3(Family):
 
     part = "transformer"
     conditions = ("text", "pooled")
-    encoders = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    encoders = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 
-    def call(self, model: Any, x: Tensor, k: Tensor, *, text: Tensor, pooled: Tensor) -> Tensor:
-        return model(x, text, pooled, k, return_dict=False)[0]
+    def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return model(x, cond["text"], cond["pooled"], k, return_dict=False)[0]
 
     def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = pipe.encode_prompt(

@@ -24,8 +24,8 @@ class Wan(Family):
 
     part = "transformer"
 
-    def call(self, model: Any, x: Tensor, k: Tensor, *, text: Tensor) -> Tensor:
-        return model(hidden_states=x, timestep=k, encoder_hidden_states=text, return_dict=False)[0]
+    def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return model(hidden_states=x, timestep=k, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
     def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         text, _ = pipe.encode_prompt(
