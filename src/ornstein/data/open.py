@@ -59,7 +59,7 @@ def open_images(
         return _open_digits(size, 1 if channels is None else channels)
     if is_arrays(path):
         return _from_arrays(Path(path), size, channels, progress)
-    with open_source(Path(path)) as listing:
+    with open_source(path) as listing:
         if not listing.entries:
             raise nothing_usable(path, listing.skipped, listing.ignored)
         labels = {entry.label for entry in listing.entries if entry.label is not None}
@@ -90,7 +90,7 @@ def open_streamed(
     if str(path) == "digits" or is_arrays(path):
         return None
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about files that are decoded all the same, or skipped
-    shards = tar_archives(Path(path))
+    shards = tar_archives(path)
     files: Files = TarIndex(shards) if shards else ListedFiles(Path(path))
     if not len(files):
         raise nothing_usable(path, files.skipped, files.ignored)

@@ -69,7 +69,7 @@ class DataSettings:
     """Which images or clips, and how they are read."""
 
     data: str = setting(
-        help="Images or videos: a folder or archive (a sub-folder per class), a file, or a bundled set such as digits."
+        help="Images or videos: a folder or archive (a sub-folder per class), a file, URLs of tar shards, or digits."
     )
     size: int | None = setting(None, "Side of the square images.", unit="pixels", by_data="their own if all agree")
     channels: Literal[1, 3] | None = setting(None, "3 for colour, 1 for grey.", by_data="3, or that of the bundled set")
