@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ornstein.few_steps.settings import TuneSettings
+from ornstein.interop.settings import Prompts
 from ornstein.request import SampleRequest
 from ornstein.settings import again, check, device_setting, precision_setting, setting, trust_sizes_setting
 from ornstein.training.settings import DataSettings, DistilSettings, Settings
@@ -75,8 +76,13 @@ class Sample:
     Example: ornstein sample runs/photos -n 64 --steps 20 --seed 1
     """
 
-    run: Path = setting(help="The run directory of a trained model.", argument=True)
-    num: int | None = setting(None, "How many.", names=("-n", "--num"), by_data="64, or 16 clips", minimum=1)
+    run: Path = setting(help="The run directory of a trained model, or the folder of a pipeline.", argument=True)
+    num: int | None = setting(
+        None, "How many.", names=("-n", "--num"), by_data="64, or 16 clips, or one a prompt", minimum=1
+    )
+    prompt: str | None = again(Prompts, "prompt", None)
+    prompts: Path | None = again(Prompts, "prompts", None)
+    negative: str | None = again(Prompts, "negative", None)
     solver: str | None = again(SampleRequest, "solver", None)
     steps: int | None = again(SampleRequest, "steps", None)
     grid: str | None = again(SampleRequest, "grid", None)
@@ -102,7 +108,9 @@ class Sample:
     fps: float | None = setting(
         None, "Frame rate of the videos.", by_data="that of the training clips, else 8", above=0, panel="Clips"
     )
-    out: Path | None = setting(None, "Folder for the samples.", names=("-o", "--out"), by_data="RUN/samples")
+    out: Path | None = setting(
+        None, "Folder for the samples.", names=("-o", "--out"), by_data="RUN/samples, or beside a pipeline"
+    )
     overwrite: bool = setting(False, "Replace files that this command did not write.")
 
     def __post_init__(self) -> None:
@@ -113,13 +121,16 @@ class Sample:
 class Tune(TuneSettings):
     """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.
 
-    The solver is stored in the run, and from then on `sample --steps N` uses it. A solver that is not better than the
-    untuned one, from noise that it was not learned from, is not stored.
+    The solver is stored in the run, or beside a pipeline, and `sample --steps N` uses it from then on. A solver that is
+    not better than the untuned one, from noise that it was not learned from, is not stored.
 
     Example: ornstein tune runs/photos --steps 5,8,10
     """
 
-    run: Path = setting(help="The run directory of a trained model.", argument=True)
+    run: Path = again(Sample, "run", MISSING)
+    prompt: str | None = again(Prompts, "prompt", None)
+    prompts: Path | None = again(Prompts, "prompts", None)
+    negative: str | None = again(Prompts, "negative", None)
     device: str = device_setting()
     trust_sizes: bool = trust_sizes_setting()
 
