@@ -14,7 +14,7 @@ from ornstein import checkpoint, schedules
 from ornstein import noise as noises
 from ornstein.autoencoders import AUTOENCODERS, AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
-from ornstein.data import Clips, ImageSet, StreamedSet
+from ornstein.data import BucketSet, Clips, ImageSet, StreamedSet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
@@ -49,7 +49,7 @@ _LOSS = {
 
 def new_denoiser(
     settings: Settings,
-    data: ImageSet | StreamedSet | Clips,
+    data: ImageSet | StreamedSet | BucketSet | Clips,
     space: LatentSpace | None = None,
     device: torch.device | None = None,
 ) -> Denoiser:
@@ -69,10 +69,10 @@ def new_denoiser(
     device = choose_device() if device is None else device
     shape = tuple(data.shape) if space is None else space.latent_shape
     classes = data.classes if learns_classes(settings, data) else []
-    preset = settings.preset(shape[-1], space is not None, device.type == "cpu")
+    preset = settings.preset(max(shape[-2:]), space is not None, device.type == "cpu")
     with _seeded(settings.seed):
         net = _network(settings, preset, shape, len(classes), latent=space is not None)
-    noise, spec = noises.parse(settings.noise, shape[1]), Data(shape, tuple(classes))
+    noise, spec = noises.parse(settings.noise, shape[1]), Data(shape, tuple(classes), sizes=getattr(data, "sizes", ()))
     if settings.dropout:
         _drop(net, settings.dropout)
     covariance = None if settings.data_noise is None else noises.parse(settings.data_noise, shape[1])
@@ -103,7 +103,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def learns_classes(settings: Settings, data: ImageSet | StreamedSet | Clips) -> bool:
+def learns_classes(settings: Settings, data: ImageSet | StreamedSet | BucketSet | Clips) -> bool:
     """Whether a model of these data is conditional on their classes."""
     if settings.conditional is not None:
         return settings.conditional
