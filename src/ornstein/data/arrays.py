@@ -19,7 +19,7 @@ __all__ = ["ARRAY_SUFFIXES", "Arrays", "is_arrays", "open_arrays"]
 ARRAY_SUFFIXES = {".npy", ".npz"}
 _IMAGES = ("images", "image", "x", "data", "train_images", "x_train")
 _LABELS = ("labels", "label", "y", "targets", "train_labels", "y_train")
-_MANY = 4  # an axis of channels is at most this part of the height and width, if nothing else tells it
+_MANY = 2  # times an axis of channels fits into height and width, at least, if nothing else tells it
 _PART_BYTES = 2**25  # read at a time
 # How far values may lie outside [0, 1] or [-1, 1] and are clipped: rounding, and the overshoot of a resampling filter.
 _OVERSHOOT = 0.02
