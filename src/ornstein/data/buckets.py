@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,7 @@ class BucketSet:
         self._main = max(range(len(self.buckets)), key=lambda k: len(self.buckets[k])) if main is None else main
         counts = [len(bucket) for bucket in self.buckets]
         self._starts = [sum(counts[:k]) for k in range(len(counts))]
+        self._block = lru_cache(maxsize=2)(self._block_of)
         self._shares = np.cumsum([0, *counts]) / sum(counts)
 
     def __len__(self) -> int:
@@ -205,12 +207,16 @@ class BucketSet:
     def order(self, batch: int, step: int, seed: int) -> Tensor:
         """The images of the global batch of a step, int64 (batch,): all of one bucket."""
         block, place = divmod(step, _BLOCK)
-        edges = self._edges(np.arange(block + 1), seed)  # (block + 1, buckets + 1)
-        order = permutation(_BLOCK, seed, block)
-        slots = np.searchsorted(edges[block], order, side="right") - 1
+        slots, earlier = self._block(block, seed)
         k = int(slots[place])
-        before = int((edges[:block, k + 1] - edges[:block, k]).sum()) + int((slots[:place] == k).sum())
+        before = int(earlier[k]) + int((slots[:place] == k).sum())
         return self._starts[k] + batch_indices(len(self.buckets[k]), batch, before, seed + (k + 1) * 2**32)
+
+    def _block_of(self, block: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The bucket of each step of a block, and the steps that each bucket has had in earlier blocks."""
+        edges = self._edges(np.arange(block + 1), seed)  # (block + 1, buckets + 1)
+        slots = np.searchsorted(edges[block], permutation(_BLOCK, seed, block), side="right") - 1
+        return slots, np.diff(edges[:block], axis=1).sum(0)
 
     def _edges(self, blocks: np.ndarray, seed: int) -> np.ndarray:
         """Where the slots of each bucket begin in each block: the shares of a block, rounded from a moving offset."""
