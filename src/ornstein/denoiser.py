@@ -228,7 +228,8 @@ class Denoiser(nn.Module):
             log_snr = x_t.new_full((x_t.shape[0],), float(log_snr))  # a scalar argument, not a copy to the device
         else:
             log_snr = log_snr.to(x_t, non_blocking=True).expand(x_t.shape[0])
-        cond = {name: self._placed(value, x_t) for name, value in cond.items() if value is not None}
+        # `negative` is for guidance around this denoiser
+        cond = {k: self._placed(v, x_t) for k, v in cond.items() if v is not None and k != "negative"}
         x = self._preconditioning.network_input(x_t, t) if self.prediction == "edm" else x_t
         if self.precision is None:
             output = self.net(x, log_snr, **cond)

@@ -48,9 +48,11 @@ class SampleRequest:
         precision: the precision of the network's convolutions and matrix products: a dtype such as torch.bfloat16, or
             a name of `ornstein.devices.PRECISIONS`; None leaves the network as it is. The solver's arithmetic keeps
             the dtype of the samples.
+        guidance_interval: guide at the times low <= t <= high alone; None is at all of them.
+        guidance_rescale: 0 to 1, how far the spread of a guided output is brought back to that of the conditional one.
 
     Raises:
-        ValueError: steps or batch below 1.
+        ValueError: steps or batch below 1; an interval or a rescale without guidance.
     """
 
     solver: str | Solver | None = setting(
@@ -74,9 +76,17 @@ class SampleRequest:
     )
     first: int = 0
     precision: str | torch.dtype | None = setting(None, "Precision of convolutions and matrix products.")
+    guidance_interval: tuple[float, float] | None = setting(
+        None, "Guide between these times alone, such as 0.2,0.8.", by_data="all times"
+    )
+    guidance_rescale: float = setting(
+        0.0, "How far to bring the contrast of guided samples back to that of plain ones.", minimum=0, maximum=1
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.guidance in (None, 1) and (self.guidance_interval is not None or self.guidance_rescale):
+            raise ValueError("an interval or a rescale of guidance does nothing without guidance: give a scale")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
 from ornstein.few_steps.settings import TuneSettings
+from ornstein.interop.settings import Prompts
 from ornstein.request import SampleRequest
 from ornstein.settings import (
     again,
@@ -19,7 +20,7 @@ from ornstein.settings import (
 )
 from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
-__all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Sample", "Train", "Tune"]
+__all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
 
 KINDS = ("ar1", "mixed", "toeplitz", "spectral", "best")
 
@@ -36,6 +37,27 @@ class Train(Settings):
     resume: bool = setting(False, "Continue the run in --out with its stored settings.")
     report: bool = setting(True, "Evaluate the model at the end and write a report, within a tenth of the training.")
     device: str = device_setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(DataSettings):
+    """Say what `ornstein train --minutes` would choose here and how far it would come; this machine is measured first.
+
+    Example: ornstein plan --data photos.zip --size 32 --minutes 60
+    """
+
+    data: str = again(DataSettings, "data", MISSING, names=("-d", "--data"))
+    minutes: float = again(Settings, "minutes", 60.0, help="Minutes of training.", by_data="")
+    net: str = again(Settings, "net", "auto")
+    batch: int | None = again(Settings, "batch", None)
+    conditional: bool | None = again(Settings, "conditional", None)
+    precision: str = precision_setting()
+    device: str = device_setting()
+    save: Path | None = setting(None, "Write the choice into this file, for `ornstein train --config`.")
+    json: bool = setting(False, "As JSON.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +84,13 @@ class Sample:
     Example: ornstein sample runs/photos -n 64 --steps 20 --seed 1
     """
 
-    run: Path = setting(help="The run directory of a trained model.", argument=True)
-    num: int | None = setting(None, "How many.", names=("-n", "--num"), by_data="64, or 16 clips", minimum=1)
+    run: Path = setting(help="The run directory of a trained model, or the folder of a pipeline.", argument=True)
+    num: int | None = setting(
+        None, "How many.", names=("-n", "--num"), by_data="64, or 16 clips, or one a prompt", minimum=1
+    )
+    prompt: str | None = again(Prompts, "prompt", None)
+    prompts: Path | None = again(Prompts, "prompts", None)
+    negative: str | None = again(Prompts, "negative", None)
     solver: str | None = again(SampleRequest, "solver", None)
     steps: int | None = again(SampleRequest, "steps", None)
     grid: str | None = again(SampleRequest, "grid", None)
@@ -74,6 +101,8 @@ class Sample:
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )
     guidance: float | None = again(SampleRequest, "guidance", None)
+    guidance_interval: tuple[float, float] | None = again(SampleRequest, "guidance_interval", None)
+    guidance_rescale: float = again(SampleRequest, "guidance_rescale", 0.0)
     seed: int = again(SampleRequest, "seed", 0)
     batch: int | None = again(SampleRequest, "batch", None)
     precision: str = precision_setting()
@@ -90,7 +119,9 @@ class Sample:
     fps: float | None = setting(
         None, "Frame rate of the videos.", by_data="that of the training clips, else 8", above=0, panel="Clips"
     )
-    out: Path | None = setting(None, "Folder for the samples.", names=("-o", "--out"), by_data="RUN/samples")
+    out: Path | None = setting(
+        None, "Folder for the samples.", names=("-o", "--out"), by_data="RUN/samples, or beside a pipeline"
+    )
     overwrite: bool = setting(False, "Replace files that this command did not write.")
 
     def __post_init__(self) -> None:
@@ -101,13 +132,16 @@ class Sample:
 class Tune(TuneSettings):
     """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.
 
-    The solver is stored in the run, and from then on `sample --steps N` uses it. A solver that is not better than the
-    untuned one, from noise that it was not learned from, is not stored.
+    The solver is stored in the run, or beside a pipeline, and `sample --steps N` uses it from then on. A solver that is
+    not better than the untuned one, from noise that it was not learned from, is not stored.
 
     Example: ornstein tune runs/photos --steps 5,8,10
     """
 
-    run: Path = setting(help="The run directory of a trained model.", argument=True)
+    run: Path = again(Sample, "run", MISSING)
+    prompt: str | None = again(Prompts, "prompt", None)
+    prompts: Path | None = again(Prompts, "prompts", None)
+    negative: str | None = again(Prompts, "negative", None)
     device: str = device_setting()
     trust_sizes: bool = trust_sizes_setting()
 

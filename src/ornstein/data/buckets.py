@@ -69,7 +69,7 @@ def open_buckets(
     check_picture(channels or 3)
     if str(path) == "digits" or is_arrays(path):
         raise UserError(f"{path} holds images of one size: leave out --aspect buckets")
-    with open_source(Path(path)) as listing:
+    with open_source(path) as listing:
         if not listing.entries:
             raise nothing_usable(path, listing.skipped, listing.ignored)
         if len(listing.entries) == 1:

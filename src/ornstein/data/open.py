@@ -75,7 +75,7 @@ def open_images(
     if is_arrays(path):
         return _from_arrays(Path(path), frame, channels, progress)
     check_picture(channels or 3)
-    with open_source(Path(path)) as listing:
+    with open_source(path) as listing:
         if not listing.entries:
             raise nothing_usable(path, listing.skipped, listing.ignored)
         labels = {entry.label for entry in listing.entries if entry.label is not None}
@@ -109,7 +109,7 @@ def open_streamed(
     check_picture(channels or 3)
     frame = framing(size, crop)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about files that are decoded all the same, or skipped
-    shards = tar_archives(Path(path))
+    shards = tar_archives(path)
     files: Files = TarIndex(shards) if shards else ListedFiles(Path(path))
     if not len(files):
         raise nothing_usable(path, files.skipped, files.ignored)

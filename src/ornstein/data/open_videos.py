@@ -85,10 +85,10 @@ def open_clips(
         return MotionClips(str(path), frames, height, 1 if channels is None else channels)
     if channels not in (None, 1, 3):
         raise UserError(f"the channels of clips must be 1 (grey) or 3 (RGB), not {channels}")
-    path = Path(path)
     cut = _Cut(frames, frame, channels or 3, stride, hop or frames, limit_pixels)
-    if path.suffix.lower() in VIDEO_SUFFIXES and path.exists() and not path.is_dir():
-        return _cut(path, Listing([file_entry(path)]), cut, progress)
+    file = Path(path)
+    if file.suffix.lower() in VIDEO_SUFFIXES and file.exists() and not file.is_dir():
+        return _cut(path, Listing([file_entry(file)]), cut, progress)
     with open_source(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES, _NO_LIMIT, by_folder=False) as listing:
         return _cut(path, listing, cut, progress)
 
@@ -105,7 +105,7 @@ class _Cut:
     limit_pixels: int
 
 
-def _cut(path: Path, listing: Listing, cut: _Cut, progress: Progress) -> ClipSet:
+def _cut(path: str | Path, listing: Listing, cut: _Cut, progress: Progress) -> ClipSet:
     """The clips of all videos of a source."""
     videos, labels, skipped, ignored = _labelled(path, listing)
     store = FrameStore()
@@ -165,11 +165,14 @@ def _decode(video: SourceVideo, cut: _Cut, store: FrameStore) -> range:
     return begins
 
 
-def _labelled(path: Path, listing: Listing) -> tuple[list[SourceVideo], list[str], list[tuple[str, str]], Counter[str]]:
+def _labelled(
+    path: str | Path, listing: Listing
+) -> tuple[list[SourceVideo], list[str], list[tuple[str, str]], Counter[str]]:
     """The videos of a source that belong to the data and their classes, if any; what is skipped and ignored."""
-    videos, beside = find_videos(listing, path)
+    folder = Path(path).is_dir()
+    videos, beside = find_videos(listing, Path(path))
     names = [video.name.split("/", 1)[-1] if listing.prefixed else video.name for video in videos]
-    groups = group(names, path.is_file() or listing.prefixed, [video.entries[0].label for video in videos])
+    groups = group(names, not folder or listing.prefixed, [video.entries[0].label for video in videos])
     skipped = [*listing.skipped, *beside, *((videos[i].name, why) for i, why in groups.skipped.items())]
     kept = [i for i in range(len(videos)) if i not in groups.skipped and i not in groups.ignored]
     labels = [] if groups.labels is None else [groups.labels[i] for i in kept]

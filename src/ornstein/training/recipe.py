@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ornstein import autoencoders, processes
@@ -37,6 +38,7 @@ from ornstein.training.diffusion import check_diffusion
 from ornstein.training.folder import check_folder
 from ornstein.training.jobs import Job, ReportPlan, new_job
 from ornstein.training.models import learns_classes, new_autoencoder, new_denoiser
+from ornstein.training.plan import Likeness, by_rule, planned
 from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings, resumed
 from ornstein.training.state import read_record
 
@@ -124,6 +126,9 @@ def train(
     if asked.latent is not None:
         asked = _sized(asked)
     split = open_data(asked, show=True)
+    likeness = Likeness.of(split.train)
+    if by_rule(asked, likeness):
+        asked = _planned(asked, likeness, where)
     asked = replace(
         asked,
         data=_absolute(asked.data),
@@ -155,6 +160,16 @@ def train(
         plan = {"shown": asked.shown(), "judged": judged or _JUDGED, "quality_steps": quality_steps, "budget": budget}
         scores = _report(job, title=title or f"Run {out.name}", **plan)
     return Run(out, asked, scores, job.model, split.train, split.held_out)
+
+
+def _planned(settings: Settings, data: Likeness, device: torch.device) -> Settings:
+    """The settings with network and batch for their minutes; a resumed run has both, and is not measured again."""
+    choice = planned(settings, data, device)
+    say(
+        f"measured this machine: network {choice.speed.net}, batches of {choice.batch}; about {choice.steps:,} steps, "
+        f"{choice.images:,} images, loss {choice.loss:.3f}"
+    )
+    return replace(settings, net=choice.speed.net, batch=choice.batch)  # pyright: ignore[reportArgumentType]
 
 
 def _asked(data: str | Path | None, out: Path, resume: bool, given: dict[str, Any]) -> Settings:

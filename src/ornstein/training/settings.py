@@ -82,7 +82,7 @@ class DataSettings:
     """Which images or clips, and how they are read."""
 
     data: str = setting(
-        help="Images or videos: a folder or archive (a sub-folder per class), a file, or a bundled set such as digits."
+        help="Images or videos: a folder or archive (a sub-folder per class), a file, URLs of tar shards, or digits."
     )
     size: int | str | None = size_setting(None, by_data="their own if all agree, cut square")
     crop: Literal["centre", "random", "none"] = setting(
