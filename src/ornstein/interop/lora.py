@@ -30,7 +30,7 @@ from ornstein.interop.lora_names import dotted, flat, known_names
 from ornstein.nets.lora import Lora, LoraLayer, attach, base_hash
 from ornstein.store import atomic_save_tensors, load_tensors, read_json
 
-__all__ = ["TARGETS", "FileKind", "load_lora", "parts_of", "read_lora", "write_lora"]
+__all__ = ["TARGETS", "FileKind", "load_lora", "parts_of", "read_lora", "with_base", "write_lora"]
 
 FileKind = Literal["ornstein", "diffusers", "kohya"]
 
@@ -248,8 +248,8 @@ def write_lora(lora: Lora, path: str | Path, to: FileKind = "ornstein", overwrit
         if layer.magnitude is not None:
             tensors[stem + magnitude] = layer.magnitude[:, None] if to == "kohya" else layer.magnitude
         if to == "kohya":
-            single = torch.tensor(layer.alpha)
-            tensors[stem + ".alpha"] = single if single.item() == layer.alpha else torch.tensor(layer.alpha).double()
+            exact = torch.tensor(layer.alpha, dtype=torch.float64)
+            tensors[stem + ".alpha"] = exact.float() if exact.float().item() == layer.alpha else exact
     if to == "ornstein":
         own["alpha"] = {name: layer.alpha for name, layer in lora.layers.items()}
     elif to == "diffusers":
