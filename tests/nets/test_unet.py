@@ -137,9 +137,9 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 30, "multipliers": (1, 1, 1), "depths": (1, 1, 1)}, "size 30 is not divisible by 4"),
+        ({"size": (8, 8, 8)}, r"a number of pixels or \(H, W\)"),
+        ({"text_width": -1}, "text_width >= 0"),
         ({"depths": (1, 1, 1)}, "depths has 3 entries and multipliers 2"),
-        ({"patch": 4, "multipliers": (1, 1), "size": 12}, "12 is not divisible by 8, .* of patches of 4 pixels"),
         ({"patch": 0}, "must be positive"),
         ({"channels": 0}, "must be positive"),
         ({"multipliers": (), "depths": ()}, "must be positive"),
@@ -163,7 +163,7 @@ def test_bad_calls():
             net(x, log_snr, label)
     with pytest.raises(ValueError, match="this net is unconditional"):
         plain(x, log_snr, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"takes \(B, 2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"takes \(B, 2, H, W\)"):
         net(torch.randn(2, 3, 8, 8), log_snr)
     with pytest.raises(ValueError, match="one per sample"):
         net(x, torch.zeros(1))
