@@ -18,7 +18,7 @@ from ornstein.data import Clips, ImageSet, StreamedSet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
-from ornstein.nets import UNet, VideoUNet
+from ornstein.nets import DiT, UNet, VideoUNet
 from ornstein.nets.recorded import Recorded
 from ornstein.process import Process
 from ornstein.training.diffusion import prediction_of, schedule_of
@@ -114,20 +114,21 @@ def _network(settings: Settings, preset: str, shape: tuple[int, ...], classes: i
     learned = settings.objective == "hybrid"
     if settings.init is not None:
         return _from_image(settings, shape, classes)
-    if settings.frames is None:
-        patch = 1 if latent else None  # a latent is a patch already
-        return UNet.preset(
-            preset, channels=shape[0], size=shape[-1], classes=classes, patch=patch, learned_variance=learned
-        )
-    return VideoUNet.preset(
-        preset,
-        channels=shape[0],
-        size=shape[-1],
-        frames=settings.frames,
-        classes=classes,
-        conditioning=settings.given_frames,
-        learned_variance=learned,
-    )
+    family, _, name = preset.rpartition(":")
+    about: dict[str, Any] = {"channels": shape[0], "size": _size(shape), "classes": classes, "learned_variance": learned}
+    if settings.frames is not None:
+        about |= {"frames": settings.frames, "conditioning": settings.given_frames}
+    if family == "dit":
+        return DiT.preset(name, **about)
+    if settings.frames is not None:
+        return VideoUNet.preset(name, **about)
+    return UNet.preset(name, **about, patch=1 if latent else None)  # a latent is a patch already
+
+
+def _size(shape: tuple[int, ...]) -> int | tuple[int, int]:
+    """The side of square images, or (H, W), from the shape of a sample."""
+    height, width = shape[-2:]
+    return height if height == width else (height, width)
 
 
 def _centred(noise: noises.Covariance, data: noises.Covariance, shape: tuple[int, ...]) -> schedules.Schedule:
@@ -170,7 +171,7 @@ def new_autoencoder(
     device = choose_device() if device is None else device
     channels, size, _ = data.shape
     kind = settings.model
-    preset = settings.preset(size, False, device.type == "cpu")
+    preset = settings.preset(size, False, device.type == "cpu").rpartition(":")[2]
     defaults: dict[str, Any] = {
         "reconstruction": _RECONSTRUCTION.get(kind, "nll"),
         "kl_weight": _KL.get(kind, 1.0),
