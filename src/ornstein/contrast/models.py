@@ -23,6 +23,8 @@ from ornstein.objectives import low_discrepancy
 from ornstein.process import Process
 from ornstein.randomness import generator
 from ornstein.sampling import sample
+from ornstein.training.config import TrainConfig
+from ornstein.training.optimizer import optimizer_of
 
 __all__ = ["Autoregressive", "Diffusion", "Gan", "Model", "bits_per_dim", "build"]
 
@@ -92,14 +94,14 @@ def build(model: str, problem: Problem, seed: int) -> Model:
     """
     kind, number = family(model)
     with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(int(generator(seed, "contrast", model, "weights").initial_seed()) % 2**63)
+        torch.default_generator.manual_seed(int(generator(seed, "contrast", "weights").initial_seed()) % 2**63)
         if kind == "diffusion":
             return Diffusion(problem, seed)
         if kind in ("autoregressive", "patchwise"):
             if kind == "patchwise" and any(side % number for side in problem.shape[-2:]):
                 raise UserError(f"{model}: samples of {problem.shape} cannot be divided into patches of {number}")
             return Autoregressive(problem, seed, number if kind == "patchwise" else 1)
-        return Gan(problem, seed, RECIPES[kind], number)
+        return Gan(problem, seed, RECIPES[kind], number if kind == "unrolled" else None)
 
 
 def bits_per_dim(model: Model, problem: Problem, seed: int = 0) -> dict[str, float]:
@@ -114,11 +116,11 @@ def bits_per_dim(model: Model, problem: Problem, seed: int = 0) -> dict[str, flo
 
 
 class Gan:
-    """Generator and critic, trained in turn."""
+    """Generator and critic, trained in turn; `unroll` is K, and None for a generator that sees the critic as it is."""
 
     evaluations = 1
 
-    def __init__(self, problem: Problem, seed: int, recipe: Recipe, unroll: int = 0) -> None:
+    def __init__(self, problem: Problem, seed: int, recipe: Recipe, unroll: int | None = None) -> None:
         self.problem, self.recipe, self.unroll = problem, recipe, unroll
 
         def networks(width: int) -> tuple[nn.Module, nn.Module]:
@@ -150,7 +152,7 @@ class Gan:
             self._critic_step()
         real, critic_value = self._critic_step()
         fake = self.generator(torch.randn(len(real), self.noise, generator=self.draw))
-        scores = self._unrolled_scores(real, fake) if self.unroll else self.critic(fake)
+        scores = self.critic(fake) if self.unroll is None else self._unrolled_scores(real, fake, self.unroll)
         value = adversarial.generator_loss(self.recipe.loss, scores)
         _advance(self.optimizers[0], value)
         return {"critic": float(critic_value.detach()), "generator": float(value.detach())}
@@ -175,8 +177,8 @@ class Gan:
             points = adversarial.dragan_points(real, draw=self.draw)
         return self.weight * adversarial.gradient_penalty(self.critic, points)
 
-    def _unrolled_scores(self, real: Tensor, fake: Tensor) -> Tensor:
-        """D_K(G(z)), the critic after K more steps on this batch."""
+    def _unrolled_scores(self, real: Tensor, fake: Tensor, steps: int) -> Tensor:
+        """D_K(G(z)), the critic after K more steps of Adam on this batch."""
         critic, optimizer = self.critic, self.optimizers[1]
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:
@@ -188,7 +190,7 @@ class Gan:
         moments = {name: (s["exp_avg"], s["exp_avg_sq"]) for name, s in known.items()}
         count = int(next(iter(known.values()))["step"]) if known else 0
         rate = optimizer.param_groups[0]["lr"]
-        after = adversarial.unrolled(loss, named, moments, count, self.unroll, rate, self.recipe.betas)
+        after = adversarial.unrolled(loss, named, moments, count, steps, rate, self.recipe.betas)
         return adversarial.call(critic, after, fake)
 
     def sample(self, n: int, seed: int) -> Tensor:
@@ -278,16 +280,20 @@ class Diffusion:
         self.denoiser = Denoiser(net, Process(schedules.Cosine()), "v")
         self.average = {name: p.detach().clone() for name, p in net.named_parameters()}
         self.parameters = parameter_count(net)
-        self.optimizer = torch.optim.AdamW(net.parameters(), _DIFFUSION_RATE, (0.9, 0.99), weight_decay=0.0)
+        # those of the library's own training: Muon for networks of images
+        self.rate = 2e-3 if self.problem.points else 1e-2
+        kind = "adamw" if self.problem.points else "muon"
+        config = TrainConfig(optimizer=kind, learning_rate=self.rate, weight_decay=0.0, precision="float32")
+        self.optimizer = optimizer_of(net, config)
         self.draw = generator(self.seed, "contrast", "diffusion")
         self.count = 0
 
     def step(self, time: float) -> dict[str, float]:
-        n = 512 if self.problem.points else 128
+        n = 512 if self.problem.points else 48
         x0 = self.problem.spread(self.problem.draw(n, self.draw), self.draw)
         z = torch.randn(x0.shape, generator=self.draw)
         loss = self.denoiser.loss(x0, low_discrepancy(n, self.draw), z).mean()
-        _set_rate(self.optimizer, _DIFFUSION_RATE, time)
+        _set_rate(self.optimizer, self.rate, time)
         _advance(self.optimizer, loss)
         self.count += 1
         keep = min(0.999, self.count / (self.count + 10))
@@ -306,7 +312,8 @@ class Diffusion:
         back = self.averaged()
         x = sample(self.denoiser, (n, *self.problem.shape), steps=self.evaluations, seed=seed, batch=_AT_ONCE)
         back()
-        return x
+        # a pixel is a level, as in the data
+        return x if self.problem.points else from_levels(to_levels(x, self.problem.levels), self.problem.levels)
 
     def bits_per_dim(self, problem: Problem, seed: int) -> dict[str, float]:
         back = self.averaged()
@@ -318,9 +325,6 @@ class Diffusion:
         shape = (x[0].numel(),)
         bits = (likelihood.bits_per_dim(nats.mean(), shape, problem.levels) for nats in (bound, -flow.value))
         return dict(zip(("bound", "ode"), map(float, bits), strict=True))
-
-
-_DIFFUSION_RATE = 2e-3
 
 
 def _copy(weights: dict[str, Tensor], net: nn.Module) -> None:

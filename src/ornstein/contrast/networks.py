@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -137,9 +138,14 @@ def fitted(build: Callable[[int], tuple[nn.Module, ...]], target: int, widths: r
     Raises:
         ValueError: none comes within 10 %.
     """
-    with torch.device("meta"):
-        best = min(widths, key=lambda width: abs(parameter_count(*build(width)) - target))
-        found = parameter_count(*build(best))
+
+    def count(width: int) -> int:
+        with torch.device("meta"):
+            return parameter_count(*build(width))
+
+    above = min(bisect.bisect_left(widths, target, key=count), len(widths) - 1)  # more width, more parameters
+    best = min(widths[max(0, above - 1) : above + 1], key=lambda width: abs(count(width) - target))
+    found = count(best)
     if abs(found - target) > _TOLERANCE * target:
         raise ValueError(f"no width gives {target:,} parameters within 10 %; the nearest, {best}, has {found:,}")
     return best

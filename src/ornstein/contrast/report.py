@@ -107,11 +107,7 @@ def _report(settings: Contrast, results: Sequence[Result], problem: Problem, fra
     return Report(
         title=f"Before diffusion: {settings.data}",
         lead="GANs, an autoregressive model and a diffusion model, trained on the same data for the same time.",
-        warnings=[
-            f"{r.model}, seed {r.seed}: {r.record['ended']}; its training ended there."
-            for r in results
-            if r.record["ended"]
-        ],
+        warnings=[f"{r.model}, seed {r.seed}, ended early: {r.record['ended']}" for r in results if r.record["ended"]],
         tables=[Table("Scores", header, columns(results), rows(results)), *_cost_tables(results)],
         film=Film(
             "Samples over training",
