@@ -16,6 +16,7 @@ COMMANDS = {
         "Train, sample and evaluate a model of handwritten digits.", f"{_OPTIONS}:Demo", "ornstein.cli.demo:demo"
     ),
     "train": Lazy("Train a model on your images or videos.", f"{_OPTIONS}:Train", "ornstein.cli.train:train"),
+    "plan": Lazy("Say what a training would choose and reach.", f"{_OPTIONS}:Plan", "ornstein.cli.plan:plan"),
     "sample": Lazy("Draw samples from a trained model.", f"{_OPTIONS}:Sample", "ornstein.cli.sample:sample"),
     "tune": Lazy("Learn a solver of few steps for a model.", f"{_OPTIONS}:Tune", "ornstein.cli.tune:tune"),
     "distil": Lazy("Train a student that samples in few steps.", f"{_OPTIONS}:Distil", "ornstein.cli.distil:distil"),

@@ -7,7 +7,7 @@ from ornstein.errors import UserError
 from ornstein.settings import check, precision_setting, setting
 from ornstein.training.tracking import TRACKERS, check_trackers
 
-__all__ = ["OBJECTIVES", "TrainConfig", "check_length", "ema_decay", "ema_exponent"]
+__all__ = ["OBJECTIVES", "TIME_SAMPLINGS", "TrainConfig", "check_length", "ema_decay", "ema_exponent"]
 
 STEPS = 20_000  # optimizer steps if neither steps nor minutes are given
 DECAY = 0.3  # the last part of a training, over which the learning rate falls linearly
@@ -18,6 +18,9 @@ OBJECTIVES = (
     "simple", "score-matching", "vlb-x0", "vlb-eps", "hybrid", "continuous", "min-snr", "soft-min-snr", "sigmoid",
     "edm",
 )  # fmt: skip
+
+# The keys of `ornstein.training.objective.TIME_SAMPLINGS`.
+TIME_SAMPLINGS = ("uniform", "steps", "logit-normal", "log-normal", "importance")
 
 _OPTIMIZER = "Optimizer"
 
@@ -46,6 +49,10 @@ class TrainConfig:
     objective: str | None = setting(
         None, "Training objective.", choices=OBJECTIVES, by_data="error of the network's output, at uniform times"
     )
+    time_sampling: str | None = setting(
+        None, "Distribution of the training times.", choices=TIME_SAMPLINGS,
+        other="one with its mean and standard deviation, logit-normal:0,1", by_data="that of the objective",
+    )  # fmt: skip
     seed: int = setting(0, "Seed of the data order, the times, the noise and the weights.", random=True)
     checkpoint_every: int = setting(500, "Steps between checkpoints.", minimum=1)
     sample_every: int = setting(0, "Steps between previews of samples, 0 for none.", minimum=0)

@@ -147,6 +147,7 @@ class _Run(Generic[M]):
             record = state.load(file, self.model, self.average, self.optimizer)
             self.step, self.elapsed = record["step"], record["elapsed"]
             self.scale.load_state(record.get("loss_scale"))
+            self.task.load_state(record.get("task"))
 
     def claim(self, resume: bool) -> Path | None:
         """Lock the directory; the state to go on from, None for the beginning. Called in the main process only."""
@@ -190,6 +191,9 @@ class _Run(Generic[M]):
             record = {"step": self.step, "elapsed": self.elapsed, "run": self.describe()}
             if self.scale.used:
                 record["loss_scale"] = self.scale.to_state()
+            learned = self.task.to_state()
+            if learned is not None:
+                record["task"] = learned
             state.save(self.out, tensors, record)
             # second: if a kill falls between the two, the resumed run writes this one again
             training = asdict(self.config) | {"step": self.step, "images": len(self.images)}
@@ -312,7 +316,7 @@ class _Run(Generic[M]):
         get_ema_multi_avg_fn(decay)(sharding.parts(self.averages), sharding.parts(self.parameters), self.step - 1)
         for old, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
             old.copy_(new)
-        return figures, stop
+        return self.task.learn(figures, len(self.parts) * self.processes.world), stop
 
     def shared(self, stop: bool, elapsed: float) -> list[Tensor]:
         """Over all processes: how many were told to stop, and the time of the main one; empty for one process."""
