@@ -6,6 +6,7 @@ import torch
 
 from ornstein import Denoiser, Process, load
 from ornstein.nets import UNet
+from ornstein.nets.sizes import reference
 from ornstein.schedules import Cosine
 
 
@@ -26,6 +27,18 @@ def test_presets_take_any_size_and_start_at_zero(name, size):
     out = net(x, torch.tensor([0.0, 1.0]), torch.tensor([3, -1]))
     assert torch.equal(out, torch.zeros_like(x))
     assert size <= 8 or size % 2 or size >> (len(net.config["multipliers"]) - 1) <= 8
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 24), (256, 384), (31, 31)])
+def test_presets_of_rectangles_attend_where_squares_of_their_area_do(size):
+    net = UNet.preset("xs", channels=1, size=size)
+    side = reference(size)
+    like = UNet.preset("xs", channels=1, size=side)
+    assert [name for name, _ in net.named_parameters()] == [name for name, _ in like.named_parameters()]
+    assert 0.9 < side**2 / (size[0] * size[1]) < 1.1
+    again = UNet(**json.loads(json.dumps(net.config)))
+    again.load_state_dict(net.state_dict())
+    assert again(torch.randn(1, 1, *size), torch.zeros(1)).shape == (1, 1, *size)
 
 
 def test_presets_grow():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ornstein.nets.blocks import attend, zeroed
 from ornstein.nets.conditions import Context, Embedding, TextTokens, check_log_snr, check_text
 from ornstein.nets.recorded import Recorded
-from ornstein.nets.sizes import padded, sides
+from ornstein.nets.sizes import padded, reference, sides
 from ornstein.nets.video import check_known, clean_frames
 
 __all__ = ["DIT_PRESETS", "DiT"]
@@ -114,7 +114,7 @@ class DiT(Recorded):
 
         Args:
             name: of the preset.
-            patch: by default the power of two with at most 16 patches along the longer side.
+            patch: by default the power of two with at most 16 x 16 patches, or about as many in a rectangle.
             settings: channels and size; optionally the other arguments of the constructor.
 
         Raises:
@@ -125,7 +125,7 @@ class DiT(Recorded):
         width, depth, heads = DIT_PRESETS[name]
         if patch is None:
             patch = 1
-            while patch * _TOKENS < max(sides(settings["size"])):
+            while patch * _TOKENS < reference(settings["size"]):
                 patch *= 2
         return cls(**{"width": width, "depth": depth, "heads": heads} | settings, patch=patch)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["padded", "sides"]
+__all__ = ["padded", "reference", "sides"]
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
@@ -21,6 +22,14 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or not all(isinstance(side, int) for side in size):
         raise ValueError(f"a size is a number of pixels or (H, W), got {size!r}")
     return size[0], size[1]
+
+
+def reference(size: int | Sequence[int]) -> int:
+    """The side of the square that a network for (H, W) is laid out for: of about its area, a multiple of 8."""
+    height, width = sides(size)
+    if height == width or min(height, width) < 1:
+        return min(height, width)
+    return max(8, 8 * round(math.sqrt(height * width) / 8))
 
 
 def padded(x: Tensor, multiple: int) -> Tensor:

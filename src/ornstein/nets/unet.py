@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ornstein.nets.blocks import Block, Stage, group_norm, zeroed
 from ornstein.nets.conditions import Context, Embedding, TextTokens, check_log_snr, check_text
 from ornstein.nets.recorded import Recorded
-from ornstein.nets.sizes import padded, sides
+from ornstein.nets.sizes import padded, reference
 
 __all__ = ["PRESETS", "UNet"]
 
@@ -39,8 +39,8 @@ class UNet(Recorded):
 
     Args:
         channels: C of the images.
-        size: (H, W) of the images that it is made for, in pixels, or the side of square ones. The longer side decides
-            which levels attend.
+        size: H = W of the images in pixels, or (H, W). It places the attention; images of any size are taken, and
+            padded inside to multiples of patch * 2^(levels - 1).
         classes: number of classes; 0 for an unconditional network.
         patch: side of the patches in pixels.
         width: channels of the first level.
@@ -78,7 +78,10 @@ class UNet(Recorded):
     ) -> None:
         super().__init__()
         levels = len(multipliers)
-        if min(channels, *sides(size), patch, width, levels, *multipliers, *depths) < 1 or min(classes, text_width) < 0:
+        if (
+            min(channels, reference(size), patch, width, levels, *multipliers, *depths) < 1
+            or min(classes, text_width) < 0
+        ):
             raise ValueError(
                 "channels, size, patch, width, multipliers and depths must be positive, classes and text_width >= 0"
             )
@@ -86,7 +89,7 @@ class UNet(Recorded):
             raise ValueError(f"depths has {len(depths)} entries and multipliers {levels}: give one per level")
         self.channels, self.classes, self.patch = channels, classes, patch
         self.multiple = patch * 2 ** (levels - 1)
-        side = -(-max(sides(size)) // patch)
+        side = -(-reference(size) // patch)
         widths = [width * m for m in multipliers]
         embedding = 4 * width
         self.embedding = Embedding(classes, embedding)
@@ -133,7 +136,7 @@ class UNet(Recorded):
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
         width, (first, middle, last), largest = PRESETS[name]
-        longer = max(sides(size))
+        longer = reference(size)
         if patch is None:
             patch = 1 if longer < 64 or longer % 4 else 2 if longer < 128 or longer % 8 else 4
         side = -(-longer // patch)
@@ -143,7 +146,7 @@ class UNet(Recorded):
         inner = len(resolutions) - 2
         return {
             "channels": channels,
-            "size": size,
+            "size": size if isinstance(size, int) else list(size),
             "classes": classes,
             "patch": patch,
             "width": width,
@@ -207,9 +210,9 @@ class UNet(Recorded):
         """
         if not torch.compiler.is_compiling():  # compiled code cannot read values
             self.check(x, log_snr, label, text, text_mask)
-        dtype, (height, width) = self.stem.weight.dtype, x.shape[2:]
+        dtype = self.stem.weight.dtype
         embedding, context = self.conditioned(log_snr, label, text, text_mask)
-        h = self.stem(self.patches(padded(x.to(dtype), self.multiple)))
+        h = self.stem(self.patches(x.to(dtype)))
         skips = []
         for stage in self.encoder:
             h = stage(h, embedding, context)
@@ -219,7 +222,7 @@ class UNet(Recorded):
             if i:
                 h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = stage(h, embedding, context)
-        return self.pixels(self.head(h))[..., :height, :width].to(x.dtype)
+        return self.pixels(self.head(h), x.shape[-2:]).to(x.dtype)
 
     def conditioned(
         self, log_snr: Tensor, label: Tensor | None, text: Tensor | None, text_mask: Tensor | None
@@ -231,12 +234,16 @@ class UNet(Recorded):
         return self.embedding(log_snr, label, pooled), context
 
     def patches(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) as patches, (B, C p^2, H/p, W/p), in channels-last memory."""
+        """Images (B, C, H, W) as patches, (B, C p^2, H'/p, W'/p), in channels-last memory.
+
+        H' and W' are multiples of p 2^(levels - 1): the last row and column are repeated.
+        """
+        x = padded(x, self.multiple)
         return F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
 
-    def pixels(self, h: Tensor) -> Tensor:
-        """The inverse of `patches`."""
-        return F.pixel_shuffle(h, self.patch)
+    def pixels(self, h: Tensor, size: Sequence[int]) -> Tensor:
+        """The inverse of `patches`, for images of `size`, (H, W)."""
+        return F.pixel_shuffle(h, self.patch)[..., : size[0], : size[1]]
 
     def check(
         self,

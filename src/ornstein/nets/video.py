@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ornstein.nets.blocks import Attention, attend, group_norm, zeroed
 from ornstein.nets.conditions import Context
 from ornstein.nets.recorded import Recorded
-from ornstein.nets.sizes import padded, sides
+from ornstein.nets.sizes import reference
 from ornstein.nets.unet import UNet
 
 __all__ = [
@@ -42,7 +42,7 @@ class VideoUNet(Recorded):
 
     Args:
         channels: C of the clips.
-        size: (H, W) of the frames that it is made for, in pixels, or the side of square ones.
+        size: H = W of the frames in pixels, or (H, W), as of `UNet`.
         frames: the largest number of frames; shorter clips are allowed.
         classes: number of classes; 0 for an unconditional network.
         temporal_attention: the resolutions with attention over frames; None for those of `attention`.
@@ -83,7 +83,7 @@ class VideoUNet(Recorded):
         levels = range(len(widths))
         embedding = 4 * settings["width"]
         patch = self.image.patch
-        side = -(-max(sides(size)) // patch)
+        side = -(-reference(size) // patch)
 
         def between(level: int) -> nn.ModuleList:
             attention = frames if -(-side >> level) in across else 0
@@ -147,7 +147,7 @@ class VideoUNet(Recorded):
                 known and known_mask without the other, or either for a network without conditioning.
         """
         self.check(x, log_snr, label, known, known_mask, text, text_mask)
-        image, frames, (height, width) = self.image, x.shape[2], x.shape[3:]
+        image, frames = self.image, x.shape[2]
         dtype = image.stem.weight.dtype
         embedding, context = image.conditioned(log_snr, label, text, text_mask)
         per_frame = _Frames(
@@ -157,12 +157,9 @@ class VideoUNet(Recorded):
             else (context[0].repeat_interleave(frames, 0), context[1].repeat_interleave(frames, 0)),
         )
 
-        def patches(x: Tensor) -> Tensor:
-            return image.patches(padded(folded(x), image.multiple))
-
-        h = image.stem(patches(x.to(dtype)))
+        h = image.stem(image.patches(folded(x.to(dtype))))
         if self.given is not None and known is not None and known_mask is not None:
-            h = h + self.given(patches(clean_frames(known, known_mask, dtype, x.device)))
+            h = h + self.given(image.patches(folded(clean_frames(known, known_mask, dtype, x.device))))
         skips = []
         for stage, between in zip(image.encoder, self.encoder, strict=True):
             h = _stage(stage, between, h, per_frame, embedding)
@@ -172,8 +169,7 @@ class VideoUNet(Recorded):
             if i:
                 h = F.interpolate(image.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = _stage(stage, between, h, per_frame, embedding)
-        out = image.pixels(image.head(h))[..., :height, :width]
-        return out.unflatten(0, (-1, frames)).transpose(1, 2).to(x.dtype)
+        return image.pixels(image.head(h), x.shape[-2:]).unflatten(0, (-1, frames)).transpose(1, 2).to(x.dtype)
 
     def check(
         self,

@@ -1,0 +1,147 @@
+"""What Ornstein needs to know of a kind of pipeline: its network, its conditions, its samples and its decoder."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.denoiser import Space
+from ornstein.errors import UserError
+from ornstein.interop.latents import Latents
+from ornstein.interop.timesteps import own_timesteps
+from ornstein.schedules import Rectified, Schedule
+
+__all__ = ["Family", "Network", "Shape", "shift_of", "tokens"]
+
+Shape = tuple[int, ...]
+
+
+class Network(nn.Module):
+    """The network of a pipeline as `net(x, log_snr, **cond)`.
+
+    The output of a flow-matching model is dx/du on straight paths, x = (1 - u) x0 + u eps. With a shifted schedule
+    u = k t/(1 + (k - 1) t) it becomes dx/dt by the factor u'(t) = (k - (k - 1) u)^2/k.
+
+    Args:
+        model: the network of diffusers.
+        schedule: the schedule of the pipeline.
+        family: it calls the model.
+        length: how many timesteps the model counts from data to noise.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule, family: Family, length: int = 1000) -> None:
+        super().__init__()
+        self.model = model
+        self.schedule = schedule
+        self.family = family
+        self.length = length
+        _fastest_layout(model)
+
+    def forward(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
+        """The output for x (B, *) at log_snr (B,), in the dtype of the model's weights."""
+        dtype = next(self.model.parameters()).dtype
+        cond = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in cond.items()}
+        k = own_timesteps(self.schedule, log_snr, self.length)
+        out = self.family.call(self.model, x.to(dtype), k, cond)
+        if isinstance(self.schedule, Rectified) and self.schedule.shift != 1:
+            shift, u = self.schedule.shift, torch.sigmoid(-log_snr.double() / 2)
+            speed = (shift - (shift - 1) * u) ** 2 / shift
+            out = out * speed.to(out.dtype).to(out.device).reshape(-1, *[1] * (out.ndim - 1))
+        return out
+
+
+def _fastest_layout(model: Any) -> None:
+    """Convolutions are fastest with channels last; a model without them stays as it is."""
+    if any(isinstance(m, nn.Conv2d) and m.kernel_size != m.stride for m in model.modules()):
+        model.to(memory_format=torch.channels_last)
+
+
+class Family:
+    """A kind of pipeline; a subclass is written for each.
+
+    Attributes:
+        part: the component that is the network.
+        conditions: the names of the conditions that `call` takes.
+        encoders: the text encoders, each with its tokenizer; empty for a model without text.
+        autoencoder: the component that decodes samples; "" if there is none.
+    """
+
+    part: ClassVar[str] = "unet"
+    conditions: ClassVar[tuple[str, ...]] = ("text",)
+    encoders: ClassVar[tuple[tuple[str, str], ...]] = (("text_encoder", "tokenizer"),)
+    autoencoder: ClassVar[str] = "vae"
+
+    def network(self, pipe: Any, schedule: Schedule) -> nn.Module:
+        """The network of the pipeline with the signature of Ornstein."""
+        model = getattr(pipe, self.part)
+        return Network(model, schedule, self, pipe.scheduler.config.get("num_train_timesteps", 1000))
+
+    def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The model's output for x (B, *), timesteps k (B,) and the conditions."""
+        raise NotImplementedError
+
+    def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
+        """The conditions of prompts for samples of `shape`."""
+        raise NotImplementedError
+
+    def latent_shape(self, pipe: Any) -> Shape:
+        """The shape of one sample of the network, of the size that it was trained for."""
+        config = getattr(pipe, self.part).config
+        size = config.sample_size
+        return (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
+
+    def space(self, pipe: Any, shape: Shape) -> Space | None:
+        """What decodes the network's samples; None if they are images."""
+        vae = getattr(pipe, self.autoencoder, None) if self.autoencoder else None
+        return None if vae is None else Latents(vae, shape)
+
+    def encode_nothing(self, pipe: Any, shape: Shape, device: torch.device) -> dict[str, Tensor]:
+        """The conditions of one sample without a prompt: those of the empty one, unless the model has others."""
+        return self.encode(pipe, [""], shape, device)
+
+    def timing(self, pipe: Any, steps: int, shape: Shape) -> dict[str, Any]:
+        """What the scheduler's `set_timesteps` takes besides the number of steps, for samples of `shape`."""
+        return {}
+
+    def classes(self, pipe: Any) -> tuple[str, ...]:
+        """Class names, if the model has classes."""
+        return ()
+
+    def guided_by_condition(self, pipe: Any) -> bool:
+        """Whether the network takes the guidance scale as its condition `guidance_scale`."""
+        return False
+
+    def check_encoders(self, pipe: Any, prompts: Sequence[str]) -> None:
+        """Raise UserError without an encoder; warn of prompts that are longer than the model reads."""
+        if not self.encoders:
+            raise UserError(f"{type(pipe).__name__} is a model without text: leave out the prompt")
+        for name, tokenizer in self.encoders:
+            if getattr(pipe, name, None) is None or getattr(pipe, tokenizer, None) is None:
+                raise UserError(f"this {type(pipe).__name__} has no {name} and {tokenizer}: prompts cannot be encoded")
+            reads = self.longest(getattr(pipe, tokenizer))
+            for prompt in prompts:
+                count = len(getattr(pipe, tokenizer)(prompt, truncation=False, verbose=False).input_ids)
+                if count > reads:
+                    what = f"a prompt of {count} tokens is cut to the {reads} that {name} reads: {prompt[:40]!r}..."
+                    warnings.warn(what, UserWarning, stacklevel=3)
+
+    def longest(self, tokenizer: Any) -> int:
+        """How many tokens of a prompt the encoder with this tokenizer reads."""
+        return min(int(tokenizer.model_max_length), 2**31)
+
+
+def shift_of(sequence: int, config: Any, largest: float) -> float:
+    """mu of a scheduler with dynamic shifting: linear in the number of tokens (Esser et al. 2024, section 5.3.2)."""
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    start, end = config.get("base_shift", 0.5), config.get("max_shift", largest)
+    return start + (end - start) * (sequence - low) / (high - low)
+
+
+def tokens(shape: Shape, patch: int) -> int:
+    """How many patches a sample (C, H, W) has."""
+    return math.prod(n // patch for n in shape[1:])
