@@ -127,7 +127,8 @@ class DiT(Recorded):
             patch = 1
             while patch * _TOKENS < reference(settings["size"]):
                 patch *= 2
-        return cls(**{"width": width, "depth": depth, "heads": heads} | settings, patch=patch)
+        given: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "patch": patch} | settings
+        return cls(**given)
 
     def forward(
         self,
@@ -181,7 +182,7 @@ class DiT(Recorded):
         """Patches (B, F h w, C p^2) of clips (B, C, F, H, W), and (F, h, w)."""
         images = padded(clips.transpose(1, 2).flatten(0, 1), self.patch)
         patches = F.pixel_unshuffle(images, self.patch)
-        grid = (clips.shape[2], *patches.shape[2:])
+        grid = (clips.shape[2], patches.shape[2], patches.shape[3])
         return patches.unflatten(0, (len(clips), -1)).permute(0, 1, 3, 4, 2).flatten(1, 3), grid
 
     def _beside(self, batch: int, context: Context | None) -> tuple[Tensor, Tensor | None]:

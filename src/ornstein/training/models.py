@@ -76,8 +76,9 @@ def new_denoiser(
     if settings.dropout:
         _drop(net, settings.dropout)
     covariance = None if settings.data_noise is None else noises.parse(settings.data_noise, shape[1])
-    centred = settings.centre and covariance is not None
-    schedule = _centred(noise, covariance, shape) if centred else schedule_of(settings)
+    schedule = schedule_of(settings)
+    if settings.centre and covariance is not None:
+        schedule = _centred(noise, covariance, shape)
     std = 1.0 if space is not None else 0.5  # of the data, for --prediction edm: latents are normalised
     return Denoiser(
         net, Process(schedule, noise), prediction_of(settings), std, spec, data_covariance=covariance, space=space
@@ -118,7 +119,7 @@ def _network(settings: Settings, preset: str, shape: tuple[int, ...], classes: i
         "channels": shape[0],
         "size": _side(shape),
         "classes": classes,
-        "learned_variance": learned,
+        "learned_variance": settings.objective == "hybrid",
     }
     if settings.frames is not None:
         about |= {"frames": settings.frames, "conditioning": settings.given_frames}
