@@ -16,7 +16,7 @@ from ornstein.interop.latents import Latents
 from ornstein.interop.timesteps import own_timesteps
 from ornstein.schedules import Rectified, Schedule
 
-__all__ = ["Family", "Network", "Shape", "shift_of", "tokens"]
+__all__ = ["Family", "Network", "Shape", "residuals", "shift_of", "tokens"]
 
 Shape = tuple[int, ...]
 
@@ -26,6 +26,9 @@ class Network(nn.Module):
 
     The output of a flow-matching model is dx/du on straight paths, x = (1 - u) x0 + u eps. With a shifted schedule
     u = k t/(1 + (k - 1) t) it becomes dx/dt by the factor u'(t) = (k - (k - 1) u)^2/k.
+
+    The condition `inpaint` (B, 5, h, w), the mask and the latents of what it leaves, goes to the 9 channels of a model
+    for inpainting.
 
     Args:
         model: the network of diffusers.
@@ -45,14 +48,43 @@ class Network(nn.Module):
     def forward(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
         """The output for x (B, *) at log_snr (B,), in the dtype of the model's weights."""
         dtype = next(self.model.parameters()).dtype
-        cond = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in cond.items()}
-        k = own_timesteps(self.schedule, log_snr, self.length)
-        out = self.family.call(self.model, x.to(dtype), k, cond)
+        cond, x = _cast(cond, dtype), x.to(dtype)
+        if "inpaint" in cond:
+            x = torch.cat([x, cond.pop("inpaint")], dim=1)
+        out = self.family.call(self.model, x, own_timesteps(self.schedule, log_snr, self.length), cond)
         if isinstance(self.schedule, Rectified) and self.schedule.shift != 1:
             shift, u = self.schedule.shift, torch.sigmoid(-log_snr.double() / 2)
             speed = (shift - (shift - 1) * u) ** 2 / shift
             out = out * speed.to(out.dtype).to(out.device).reshape(-1, *[1] * (out.ndim - 1))
         return out
+
+
+def _cast(cond: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The conditions in the dtype of a model; numbers of classes and masks stay."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _cast(value, dtype)
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {name: of(value) for name, value in cond.items()}
+
+
+def residuals(cond: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a U-Net of diffusers for the condition `residuals`: features that others add to it.
+
+    `down_0`, `down_1`, ... and `mid` of a ControlNet, `inner_0`, ... of a T2I adapter, each (B, C, h, w).
+    """
+    given = cond.get("residuals", {})
+
+    def numbered(name: str) -> list[Tensor] | None:
+        return [given[f"{name}_{i}"] for i in range(len(given)) if f"{name}_{i}" in given] or None
+
+    return {
+        "down_block_additional_residuals": numbered("down"),
+        "mid_block_additional_residual": given.get("mid"),
+        "down_intrablock_additional_residuals": numbered("inner"),
+    }
 
 
 def _fastest_layout(model: Any) -> None:
@@ -91,9 +123,11 @@ class Family:
 
     def latent_shape(self, pipe: Any) -> Shape:
         """The shape of one sample of the network, of the size that it was trained for."""
-        config = getattr(pipe, self.part).config
+        config, vae = getattr(pipe, self.part).config, getattr(pipe, self.autoencoder or "vae", None)
+        # a model for inpainting has more channels than latents have
+        channels = config.in_channels if vae is None else vae.config.get("latent_channels", config.in_channels)
         size = config.sample_size
-        return (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
+        return (channels, *((size, size) if isinstance(size, int) else tuple(size)))
 
     def space(self, pipe: Any, shape: Shape) -> Space | None:
         """What decodes the network's samples; None if they are images."""
