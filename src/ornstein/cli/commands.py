@@ -9,7 +9,15 @@ from typing import Literal
 from ornstein.few_steps.settings import TuneSettings
 from ornstein.interop.settings import Prompts
 from ornstein.request import SampleRequest
-from ornstein.settings import again, check, device_setting, precision_setting, setting, trust_sizes_setting
+from ornstein.settings import (
+    again,
+    check,
+    device_setting,
+    precision_setting,
+    setting,
+    size_setting,
+    trust_sizes_setting,
+)
 from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
 __all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
@@ -86,6 +94,9 @@ class Sample:
     solver: str | None = again(SampleRequest, "solver", None)
     steps: int | None = again(SampleRequest, "steps", None)
     grid: str | None = again(SampleRequest, "grid", None)
+    size: int | str | None = size_setting(
+        None, "Size of the images.", by_data="that of the training, the commonest bucket if there are several"
+    )
     label: str | None = setting(
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )
@@ -164,8 +175,8 @@ class FitNoise:
     data: str = setting(help="Videos: a folder, a zip, a file, or a bundled set.", argument=True)
     out: Path = setting(help="The JSON file to write.", names=("-o", "--out"))
     frames: int = setting(16, "Frames of a clip.", minimum=2)
-    size: int | None = again(DataSettings, "size", 32, by_data="")
-    channels: Literal[1, 3] | None = again(DataSettings, "channels", None)
+    size: int | str | None = again(DataSettings, "size", 32, by_data="")
+    channels: Literal[1, 3] | None = setting(None, "3 for colour, 1 for grey.", by_data="3, or that of the bundled set")
     stride: int = again(DataSettings, "stride", 1, panel="")
     kind: str = setting("toeplitz", "Kind of covariance to write.", choices=KINDS, other="blend:0.5 (0 to 1)")
     shrinkage: float = setting(0.01, "Share of white noise in toeplitz and blend.", minimum=0, maximum=1)

@@ -19,13 +19,15 @@ from ornstein.cli.models import open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
 from ornstein.compiling import cache_folder, compile_network
-from ornstein.denoiser import Denoiser
+from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.samples import choose_solver, class_number, guidance_rule, record_of
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
+from ornstein.settings import extent_of, extent_text
+from ornstein.sizes import check_sample
 from ornstein.solvers import Tuned
 
 __all__ = ["sample"]
@@ -58,6 +60,8 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
     clips = len(denoiser.data.shape) == 4
+    if asked.size is not None:
+        denoiser.data = _resized(asked, denoiser)
     _refuse_idle(asked, given, clips, denoiser.data.shape)
     if asked.guidance in (None, 1):
         refuse(Sample, given, ("guidance_interval", "guidance_rescale"), "it needs a --guidance other than 1")
@@ -76,6 +80,23 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         sample_clips(asked, denoiser, n, labels, request, folder)
     else:
         _images(asked, denoiser, folder, n, labels, request)
+
+
+def _resized(asked: Sample, denoiser: Denoiser) -> SampleSpec:
+    """The sample spec at --size. Warns of a size that the model was not trained at."""
+    data, (height, width) = denoiser.data, extent_of(asked.size or 0)
+    assert data is not None
+    if len(data.shape) != 3 or denoiser.space is not None:
+        kind = "clips have the size of the training" if len(data.shape) != 3 else "latents belong to one size of image"
+        raise UserError(f"--size is for models of images in pixels: {kind}; leave it out")
+    check_sample((data.shape[0], height, width), "--size", asked.trust_sizes)
+    known = data.sizes or (data.shape[1:],)
+    if (height, width) not in known:
+        listed = ", ".join(extent_text((h, w)) for h, w in known)
+        warn(
+            f"{asked.run} was trained at {listed}: at {extent_text((height, width))} its samples may not hold together"
+        )
+    return replace(data, shape=(data.shape[0], height, width))
 
 
 def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...]) -> None:
@@ -170,6 +191,7 @@ def _images(
 ) -> None:
     """Images batch by batch, those that are missing, in the processes of a launch."""
     assert denoiser.data is not None and request.batch is not None and request.steps is not None
+    shape = denoiser.data.shape
     settings: dict[str, Any] = {
         "solver": request.solver,
         "steps": request.steps,
@@ -179,13 +201,14 @@ def _images(
         **guidance_rule(request),
         "batch": request.batch,
         "class": asked.label,
+        **({} if asked.size is None else {"size": list(shape[1:])}),
         "precision": str(request.precision or torch.float32),
         "compiled": asked.compile,
     }
     if getattr(denoiser, "takes_text", False):
         settings |= {"prompts": denoiser.data.classes, "negative": asked.negative, "guidance": asked.guidance}
     record = record_of(asked.run, settings)
-    shape, batch, steps = denoiser.data.shape, min(n, request.batch), request.steps
+    batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"
     processes.current()
     with progress("steps", transient=True) as bar:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ornstein.data.pixels import visible
 from ornstein.progress import plain as one_line
 
 __all__ = ["Table", "checked", "film", "image_uri", "img", "note", "plain", "table", "table_section", "text", "tiled"]
@@ -85,10 +86,10 @@ def table_section(shown: Table) -> str:
 
 
 def checked(images: Tensor, name: str) -> np.ndarray:
-    """Images as an array. Raises ValueError unless they are uint8 (N, C, H, W) with 1 or 3 channels."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"{name} must be uint8 (N, 1 or 3, H, W), got {images.dtype} of shape {tuple(images.shape)}")
-    return images.detach().cpu().numpy()
+    """Images as an array of 1 or 3 channels (`visible`). Raises ValueError unless they are uint8 (N, C, H, W)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"{name} must be uint8 (N, C, H, W), got {images.dtype} of shape {tuple(images.shape)}")
+    return visible(images.detach().cpu()).numpy()
 
 
 def image_uri(pixels: np.ndarray, exact: int = _EXACT_IMAGE) -> str:

@@ -41,7 +41,8 @@ class UNet(Recorded):
 
     Args:
         channels: C of the images.
-        size: H = W of the images in pixels, divisible by patch * 2^(levels - 1).
+        size: H = W of the images in pixels, or (H, W). It places the attention; images of any size are taken, and
+            padded inside to multiples of patch * 2^(levels - 1).
         classes: number of classes; 0 for an unconditional network.
         patch: side of the patches in pixels.
         width: channels of the first level.
@@ -53,7 +54,7 @@ class UNet(Recorded):
             Dhariwal 2021, arXiv:2102.09672, eq. 15), as `Denoiser` reads it.
 
     Raises:
-        ValueError: an argument is out of range, or `size` is not divisible.
+        ValueError: an argument is out of range.
 
     Source: Ronneberger et al. 2015 (arXiv:1505.04597); Dhariwal & Nichol 2021 (arXiv:2105.05233), section 3, adaptive
     group norm; Kingma et al. 2021 (arXiv:2107.00630), conditioning on log-SNR.
@@ -64,7 +65,7 @@ class UNet(Recorded):
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         classes: int = 0,
         *,
         patch: int = 1,
@@ -77,16 +78,15 @@ class UNet(Recorded):
     ) -> None:
         super().__init__()
         levels = len(multipliers)
-        if min(channels, size, patch, width, levels, *multipliers, *depths) < 1 or classes < 0:
+        side = reference(size)
+        if min(channels, side, patch, width, levels, *multipliers, *depths) < 1 or classes < 0:
             raise ValueError("channels, size, patch, width, multipliers and depths must be positive, classes >= 0")
         if len(depths) != levels:
             raise ValueError(f"depths has {len(depths)} entries and multipliers {levels}: give one per level")
-        if size % (patch * 2 ** (levels - 1)):
-            of = f"{levels} levels" if patch == 1 else f"{levels} levels of patches of {patch} pixels"
-            raise ValueError(f"size {size} is not divisible by {patch * 2 ** (levels - 1)}, the downsampling of {of}")
         self.channels, self.size, self.classes, self.patch = channels, size, classes, patch
+        self.multiple = patch * 2 ** (levels - 1)
         self._checked: weakref.ref[Tensor] | None = None  # the labels that were checked last
-        side = size // patch
+        side = side // patch
         widths = [width * m for m in multipliers]
         embedding = 4 * width
         self.embedding = Embedding(classes, embedding)
@@ -121,7 +121,7 @@ class UNet(Recorded):
         name: str,
         *,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         classes: int = 0,
         patch: int | None = None,
         learned_variance: bool = False,
@@ -131,15 +131,16 @@ class UNet(Recorded):
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
         width, (first, middle, last), largest = PRESETS[name]
         if patch is None:
-            patch = 1 if size < 64 or size % 4 else 2 if size < 128 or size % 8 else 4
-        side = size // patch
+            side = reference(size)
+            patch = 1 if side < 64 or side % 4 else 2 if side < 128 or side % 8 else 4
+        side = reference(size) // patch
         resolutions = [side]
         while resolutions[-1] % 2 == 0 and (resolutions[-1] > 8 or resolutions == [side]):
             resolutions.append(resolutions[-1] // 2)
         inner = len(resolutions) - 2
         return {
             "channels": channels,
-            "size": size,
+            "size": size if isinstance(size, int) else list(size),
             "classes": classes,
             "patch": patch,
             "width": width,
@@ -203,21 +204,26 @@ class UNet(Recorded):
             if i:
                 h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = stage(h, embedding)
-        return self.pixels(self.head(h)).to(x.dtype)
+        return self.pixels(self.head(h), x.shape[-2:]).to(x.dtype)
 
     def patches(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) as patches, (B, C p^2, H/p, W/p), in channels-last memory."""
+        """Images (B, C, H, W) as patches, (B, C p^2, H'/p, W'/p), in channels-last memory.
+
+        H' and W' are multiples of p 2^(levels - 1), with zeros below and to the right of the image.
+        """
+        below, right = -x.shape[-2] % self.multiple, -x.shape[-1] % self.multiple
+        if below or right:
+            x = F.pad(x, (0, right, 0, below))
         return F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
 
-    def pixels(self, h: Tensor) -> Tensor:
-        """The inverse of `patches`."""
-        return F.pixel_shuffle(h, self.patch)
+    def pixels(self, h: Tensor, size: Sequence[int]) -> Tensor:
+        """The inverse of `patches`, for images of `size`, (H, W)."""
+        return F.pixel_shuffle(h, self.patch)[..., : size[0], : size[1]]
 
     def check(self, x: Tensor, log_snr: Tensor, label: Tensor | None) -> None:
         """Raises ValueError as `forward`."""
-        channels, size = self.channels, self.size
-        if x.ndim != 4 or x.shape[1:] != (channels, size, size):
-            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {channels}, {size}, {size})")
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {self.channels}, H, W)")
         if log_snr.shape != x.shape[:1]:
             raise ValueError(f"log_snr is {tuple(log_snr.shape)}; it must be ({len(x)},), one per sample")
         if label is not None:
@@ -239,6 +245,16 @@ class UNet(Recorded):
             self._checked = None
             wrong = low if low < -1 else high
             raise ValueError(f"label {wrong} is out of range: 0..{self.classes - 1}, or -1 for no class")
+
+
+def reference(size: int | Sequence[int]) -> int:
+    """The side of the square that a network for (H, W) is laid out for: of about its area, a multiple of 8."""
+    if isinstance(size, int):
+        return size
+    height, width = size
+    if height == width or min(size) < 1:
+        return min(size)
+    return max(8, 8 * round(math.sqrt(height * width) / 8))
 
 
 class Embedding(nn.Module):

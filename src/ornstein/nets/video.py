@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ornstein.nets.blocks import Attention, attend, group_norm, zeroed
 from ornstein.nets.recorded import Recorded
-from ornstein.nets.unet import UNet
+from ornstein.nets.unet import UNet, reference
 
 __all__ = ["Temporal", "TemporalAttention", "VideoUNet", "folded", "frames_known", "known_masks"]
 
@@ -31,7 +31,7 @@ class VideoUNet(Recorded):
 
     Args:
         channels: C of the clips.
-        size: H = W of the frames in pixels.
+        size: H = W of the frames in pixels, or (H, W), as of `UNet`.
         frames: the largest number of frames; shorter clips are allowed.
         classes: number of classes; 0 for an unconditional network.
         temporal_attention: the resolutions with attention over frames; None for those of `attention`.
@@ -40,7 +40,7 @@ class VideoUNet(Recorded):
             learned_variance.
 
     Raises:
-        ValueError: an argument is out of range, or `size` is not divisible.
+        ValueError: an argument is out of range.
 
     Source: Ho et al. 2022 (arXiv:2204.03458), section 3, factorised space-time U-Net; Blattmann et al. 2023
     (arXiv:2304.08818), section 3.1, temporal layers in an image model; Shaw et al. 2018 (arXiv:1803.02155), relative
@@ -52,7 +52,7 @@ class VideoUNet(Recorded):
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         frames: int,
         classes: int = 0,
         *,
@@ -74,7 +74,7 @@ class VideoUNet(Recorded):
         patch = self.image.patch
 
         def between(level: int) -> nn.ModuleList:
-            attention = frames if size // patch >> level in across else 0
+            attention = frames if reference(size) // patch >> level in across else 0
             layers = (Temporal(widths[level], embedding, attention) for _ in range(settings["depths"][level]))
             return nn.ModuleList(layers)
 
@@ -152,15 +152,15 @@ class VideoUNet(Recorded):
             if i:
                 h = F.interpolate(image.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = _stage(stage, between, h, per_frame, embedding)
-        return image.pixels(image.head(h)).unflatten(0, (-1, frames)).transpose(1, 2).to(x.dtype)
+        return image.pixels(image.head(h), x.shape[-2:]).unflatten(0, (-1, frames)).transpose(1, 2).to(x.dtype)
 
     def check(
         self, x: Tensor, log_snr: Tensor, label: Tensor | None, known: Tensor | None, known_mask: Tensor | None
     ) -> None:
         """Raises ValueError as `forward`."""
-        channels, size = self.image.channels, self.image.size
-        if x.ndim != 5 or (x.shape[1], *x.shape[3:]) != (channels, size, size) or x.shape[2] < 1:
-            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {channels}, F, {size}, {size})")
+        channels = self.image.channels
+        if x.ndim != 5 or x.shape[1] != channels or x.shape[2] < 1:
+            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {channels}, F, H, W)")
         if x.shape[2] > self.frames:
             raise ValueError(f"a clip of {x.shape[2]} frames, but this net was made for up to {self.frames}")
         if not torch.compiler.is_compiling():
