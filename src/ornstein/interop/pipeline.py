@@ -15,7 +15,7 @@ from ornstein.errors import UserError
 from ornstein.interop.families import Family
 from ornstein.interop.latents import Latents
 from ornstein.interop.notes import quiet
-from ornstein.interop.timesteps import schedule_of, times_of
+from ornstein.interop.schedulers import read, times_of
 from ornstein.process import Process
 
 __all__ = ["Pipeline"]
@@ -38,9 +38,16 @@ class Pipeline(Denoiser):
 
     def __init__(self, pipe: Any, family: Family, path: str | Path, shape: tuple[int, ...] | None = None) -> None:
         shape = shape or family.latent_shape(pipe)
-        schedule, kind = schedule_of(pipe.scheduler, family.timing(pipe, 1, shape).get("mu"))
+        reading = read(pipe.scheduler, family.timing(pipe, 1, shape).get("mu"))
         data, space = SampleSpec(shape, family.classes(pipe)), family.space(pipe, shape)
-        super().__init__(family.network(pipe, schedule), Process(schedule), kind, data=data, space=space)
+        super().__init__(
+            family.network(pipe, reading),
+            Process(reading.schedule),
+            reading.prediction,
+            reading.data_std,
+            data,
+            space=space,
+        )
         self.family = family
         self.path = path
         self._pipe = pipe
@@ -164,8 +171,9 @@ class Pipeline(Denoiser):
 
     def times(self, steps: int) -> list[float]:
         """The times at which the pipeline's own scheduler calls the network in `steps` steps, and its end."""
-        scheduler = copy.deepcopy(self._pipe.scheduler)
-        return times_of(scheduler, steps, self.process.schedule, **self.family.timing(self._pipe, steps, self._shape))
+        return times_of(
+            self._pipe.scheduler, steps, self.process.schedule, **self.family.timing(self._pipe, steps, self._shape)
+        )
 
     def _output(self, x_t: Tensor, t: Any, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         cond = {name: value for name, value in cond.items() if name != "negative" and value is not None}

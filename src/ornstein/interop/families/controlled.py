@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ornstein.errors import UserError
 from ornstein.interop.families.stable_diffusion import StableDiffusion
-from ornstein.schedules import Schedule
+from ornstein.interop.schedulers import Reading
 
 __all__ = ["Controlled"]
 
@@ -21,11 +21,11 @@ class Controlled(StableDiffusion):
 
     conditions = (*StableDiffusion.conditions, "control")
 
-    def network(self, pipe: Any, schedule: Schedule) -> nn.Module:
+    def network(self, pipe: Any, reading: Reading) -> nn.Module:
         if type(pipe.controlnet).__name__ != "ControlNetModel":
             raise UserError(f"one ControlNetModel is read, not a {type(pipe.controlnet).__name__}")
         self._control = pipe.controlnet
-        return super().network(pipe, schedule)
+        return super().network(pipe, reading)
 
     def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
         if "control" in cond:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ornstein.denoiser import Space
 from ornstein.errors import UserError
 from ornstein.interop.latents import Latents
-from ornstein.interop.timesteps import own_timesteps
-from ornstein.schedules import Rectified, Schedule
+from ornstein.interop.schedulers import Reading
+from ornstein.schedules import Rectified
 
 __all__ = ["Family", "Network", "Shape", "residuals", "shift_of", "tokens"]
 
@@ -32,17 +32,15 @@ class Network(nn.Module):
 
     Args:
         model: the network of diffusers.
-        schedule: the schedule of the pipeline.
+        reading: what the pipeline's scheduler says of it.
         family: it calls the model.
-        length: how many timesteps the model counts from data to noise.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, family: Family, length: int = 1000) -> None:
+    def __init__(self, model: nn.Module, reading: Reading, family: Family) -> None:
         super().__init__()
         self.model = model
-        self.schedule = schedule
+        self.reading = reading
         self.family = family
-        self.length = length
         _fastest_layout(model)
 
     def forward(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
@@ -51,9 +49,10 @@ class Network(nn.Module):
         cond, x = _cast(cond, dtype), x.to(dtype)
         if "inpaint" in cond:
             x = torch.cat([x, cond.pop("inpaint")], dim=1)
-        out = self.family.call(self.model, x, own_timesteps(self.schedule, log_snr, self.length), cond)
-        if isinstance(self.schedule, Rectified) and self.schedule.shift != 1:
-            shift, u = self.schedule.shift, torch.sigmoid(-log_snr.double() / 2)
+        out = self.family.call(self.model, x, self.reading.timesteps(log_snr), cond)
+        schedule = self.reading.schedule
+        if isinstance(schedule, Rectified) and self.reading.prediction == "flow" and schedule.shift != 1:
+            shift, u = schedule.shift, torch.sigmoid(-log_snr.double() / 2)
             speed = (shift - (shift - 1) * u) ** 2 / shift
             out = out * speed.to(out.dtype).to(out.device).reshape(-1, *[1] * (out.ndim - 1))
         return out
@@ -75,7 +74,9 @@ def residuals(cond: dict[str, Any]) -> dict[str, Any]:
 
     `down_0`, `down_1`, ... and `mid` of a ControlNet, `inner_0`, ... of a T2I adapter, each (B, C, h, w).
     """
-    given = cond.get("residuals", {})
+    given = cond.get("residuals")
+    if not given:
+        return {}
 
     def numbered(name: str) -> list[Tensor] | None:
         return [given[f"{name}_{i}"] for i in range(len(given)) if f"{name}_{i}" in given] or None
@@ -108,10 +109,9 @@ class Family:
     encoders: ClassVar[tuple[tuple[str, str], ...]] = (("text_encoder", "tokenizer"),)
     autoencoder: ClassVar[str] = "vae"
 
-    def network(self, pipe: Any, schedule: Schedule) -> nn.Module:
+    def network(self, pipe: Any, reading: Reading) -> nn.Module:
         """The network of the pipeline with the signature of Ornstein."""
-        model = getattr(pipe, self.part)
-        return Network(model, schedule, self, pipe.scheduler.config.get("num_train_timesteps", 1000))
+        return Network(getattr(pipe, self.part), reading, self)
 
     def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The model's output for x (B, *), timesteps k (B,) and the conditions."""
