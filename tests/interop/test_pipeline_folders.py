@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +72,7 @@ def test_pickled_weights_are_not_loaded(copied: Path) -> None:
 
 def test_a_missing_encoder(copied: Path, pipeline: Folders) -> None:
     shutil.rmtree(copied / "text_encoder")
-    with pytest.raises(UserError, match="has no text_encoder, which its model_index.json lists"):
+    with pytest.raises(UserError, match=r"has no text_encoder, which its model_index\.json lists"):
         orn.load(copied)
     edit(copied / "model_index.json", text_encoder=[None, None], tokenizer=[None, None])
     model = orn.load(copied)
@@ -132,7 +131,7 @@ def test_a_hub_id_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(UserError, match=r"owner/name is neither a folder here nor to be had from the hub") as error:
         orn.load("owner/name")
     assert "\n" not in str(error.value)
-    os.mkdir("runs")  # a missing run is no hub id
+    Path("runs").mkdir()  # a missing run is no hub id
     with pytest.raises(UserError, match="there is no such folder"):
         orn.load("runs/name")
 
