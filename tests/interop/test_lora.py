@@ -339,7 +339,7 @@ def test_mistakes(folder: Path, pipeline: Folders, lora: Lora, tmp_path: Path) -
     assert not adapted(parts_of(other))
     load_lora(other, file, any_base=True)
     assert adapted(parts_of(other))
-    with pytest.raises(UserError, match="no linear layer or convolution .*another base"):
+    with pytest.raises(UserError, match=r"no linear layer or convolution .*another base"):
         load_lora(orn.load(pipeline("sd3")), file)
     with pytest.raises(UserError, match="rank 9 is not between 1 and 8"):
         LoraLayer(torch.zeros(9, 8), torch.zeros(20, 9), 1.0)
