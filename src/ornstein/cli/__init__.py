@@ -27,6 +27,11 @@ COMMANDS = {
         "ornstein.evaluation.settings:Evaluate",
         "ornstein.cli.evaluate:evaluate",
     ),
+    "contrast": Lazy(
+        "Compare GANs, an autoregressive model and diffusion on the same data.",
+        "ornstein.contrast.settings:Contrast",
+        "ornstein.cli.contrast:contrast",
+    ),
     "fit-noise": Lazy(
         "Estimate the noise covariance of your clips.", f"{_OPTIONS}:FitNoise", "ornstein.cli.fit_noise:fit_noise"
     ),

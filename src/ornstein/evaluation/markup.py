@@ -127,7 +127,12 @@ def tiled(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
     return sheet
 
 
-def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "trajectory frames") -> dict[str, Any]:
+def film(
+    frames: Tensor,
+    times: Sequence[float] | None = None,
+    name: str = "trajectory frames",
+    labels: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """What the player needs of frames (K, n, C, H, W): a sprite sheet, its layout, and a label for each frame.
 
     At most 64 frames (evenly chosen, the last one kept) of at most 64 images are shown, fewer images if they are large.
@@ -136,6 +141,7 @@ def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "traj
         frames: uint8 images.
         times: the time of each frame, for its label.
         name: what to call the frames in an error.
+        labels: of each frame, in place of one by its time.
 
     Raises:
         ValueError: frames that are not uint8 images, or another number of times.
@@ -161,7 +167,9 @@ def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "traj
         "width": sprite.shape[-1],
         "height": sprite.shape[-2],
         "images": tiles,
-        "labels": [
+        "labels": [labels[k] for k in chosen]
+        if labels is not None
+        else [
             f"frame {i + 1} of {len(chosen)}, t = {times[k]:.3f}" if times else f"frame {k + 1} of {len(frames)}"
             for i, k in enumerate(chosen)
         ],
