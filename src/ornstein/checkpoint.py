@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ __all__ = [
     "is_pipeline",
     "load",
     "load_tuned",
+    "locate",
     "network_class",
     "run_folder",
     "save",
@@ -64,6 +66,20 @@ def is_pipeline(path: str | Path) -> bool:
     """Whether `path` is the folder of a diffusers pipeline."""
     folder = Path(path)
     return (folder / INDEX).is_file() and not (folder / CONFIG).exists()
+
+
+def locate(path: str | Path) -> Path:
+    """The folder or file of a model: `path` itself if it is there, and the download of a hub id, "owner/name".
+
+    A name whose first part is a folder here is a path, not a hub id.
+
+    Raises:
+        UserError: the hub does not answer, or has no such pipeline.
+    """
+    text, found = str(path), Path(path)
+    if found.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) or found.parent.exists():
+        return found
+    return import_module("ornstein.interop.folder").from_hub(text)
 
 
 def run_folder(path: str | Path) -> Path:
@@ -95,17 +111,19 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
     before anything is allocated (`ornstein.sizes`).
 
     Args:
-        path: a run directory, or the folder of a diffusers pipeline.
+        path: a run directory; the folder or the hub id of a diffusers pipeline; or a .safetensors file of one.
         net: used in place of a network that is not one of Ornstein's.
         trust_sizes: lift the bounds on the sizes of network and samples, and of a latent model's autoencoder.
 
     Raises:
         UserError: the folder holds no model, or a nonsensical one, or its tensors do not fit the network.
     """
-    folder = Path(path)
+    folder = locate(path)
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return import_module("ornstein.interop.folder").open_file(folder)
     if is_pipeline(folder):
         return import_module("ornstein.interop.diffusers").load_pipeline(folder)
-    config, where = read_config(path), str(folder / CONFIG)
+    config, where = read_config(folder), str(folder / CONFIG)
     if "autoencoder" in config:
         raise UserError(
             f"{folder} holds an autoencoder: `ornstein.autoencoders.load` reads it, `train --latent` uses it"

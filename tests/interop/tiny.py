@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,7 @@ def dit() -> Any:
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=16,
         num_embeds_ada_norm=1000,
     )  # fmt: skip
-    names = {0: "cat, felis", 1: "dog", 2: "owl"}
-    return diffusers.DiTPipeline(transformer, vae(), ddim(), names)
+    return diffusers.DiTPipeline(transformer, vae(), ddim())
 
 
 def ldm() -> Any:
@@ -160,7 +160,38 @@ def wan() -> Any:
     return diffusers.WanPipeline(tokenizer, encoder, decoder.eval(), scheduler, transformer)
 
 
+def controlled() -> Any:
+    net = unet()
+    control = diffusers.ControlNetModel(
+        in_channels=4, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, cross_attention_dim=32,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=2,
+        conditioning_embedding_out_channels=(4, 8),
+    )  # fmt: skip
+    return diffusers.StableDiffusionControlNetPipeline(
+        vae(), clip_text(), clip_tokenizer(), net, control.eval(), ddim(), None, None, None, False
+    )
+
+
+def adapted() -> Any:
+    adapter = diffusers.T2IAdapter(in_channels=3, channels=[4, 8], num_res_blocks=1, downscale_factor=2)
+    net = unet(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")
+    )
+    return diffusers.StableDiffusionAdapterPipeline(
+        vae(), clip_text(), clip_tokenizer(), net, adapter.eval(), ddim(), None, None, False
+    )
+
+
+def inpaint() -> Any:
+    return diffusers.StableDiffusionInpaintPipeline(
+        vae(), clip_text(), clip_tokenizer(), unet(in_channels=9), ddim(), None, None, None, False
+    )
+
+
 FAMILIES = {
+    "adapted": adapted,
+    "controlled": controlled,
+    "inpaint": inpaint,
     "sd1": stable_diffusion,
     "sd2": lambda: stable_diffusion(prediction_type="v_prediction"),
     "sdxl": sdxl,
@@ -185,6 +216,9 @@ def build(name: str, folder: Path) -> Path:
         if isinstance(part, torch.nn.Module):
             randomise(part)
     pipe.save_pretrained(folder, safe_serialization=True)
+    if name == "dit":  # the library reads this and does not write it
+        index = folder / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": {"0": "cat, felis", "1": "dog"}}))
     return folder
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ornstein import Denoiser, Process, load
 from ornstein.nets import UNet
-from ornstein.nets.unet import reference
+from ornstein.nets.sizes import reference
 from ornstein.schedules import Cosine
 
 
@@ -27,17 +27,6 @@ def test_presets_take_any_size_and_start_at_zero(name, size):
     out = net(x, torch.tensor([0.0, 1.0]), torch.tensor([3, -1]))
     assert torch.equal(out, torch.zeros_like(x))
     assert size <= 8 or size % 2 or size >> (len(net.config["multipliers"]) - 1) <= 8
-
-
-@pytest.mark.parametrize(("size", "shape"), [(10, (10, 10)), ((12, 20), (12, 20)), ((12, 20), (9, 31))])
-def test_images_that_do_not_divide_are_padded_with_zeros(size, shape):
-    net = make(size=size, multipliers=(1, 1, 1), depths=(1, 1, 1), attention=(4,))
-    x, log_snr = torch.randn(2, 2, *shape), torch.randn(2)
-    out = net(x, log_snr)
-    assert out.shape == x.shape
-    below, right = -shape[0] % 4, -shape[1] % 4
-    whole = net(torch.nn.functional.pad(x, (0, right, 0, below)), log_snr)
-    torch.testing.assert_close(out, whole[..., : shape[0], : shape[1]])
 
 
 @pytest.mark.parametrize("size", [(64, 96), (40, 24), (256, 384), (31, 31)])
@@ -161,6 +150,8 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"size": (8, 8, 8)}, r"a number of pixels or \(H, W\)"),
+        ({"text_width": -1}, "text_width >= 0"),
         ({"depths": (1, 1, 1)}, "depths has 3 entries and multipliers 2"),
         ({"patch": 0}, "must be positive"),
         ({"channels": 0}, "must be positive"),

@@ -40,6 +40,7 @@ _OF_AUTOENCODERS = {"run", "num", "seed", "device", "trust_sizes", "out", "overw
 
 def sample(asked: Sample, given: frozenset[str]) -> None:
     """Draw samples from the run, and write them."""
+    asked = replace(asked, run=checkpoint.locate(asked.run))
     folder = checkpoint.run_folder(asked.run) / "samples" if asked.out is None else asked.out
     device = choose_device(asked.device)
     if checkpoint.is_autoencoder(asked.run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ _ROUNDING = 1e-6  # an untuned error of float32 rounding leaves nothing to gain
 
 def tune(asked: Tune, given: frozenset[str]) -> None:
     """Learn a solver for each number of steps, and store those that are better than the untuned one."""
+    asked = replace(asked, run=checkpoint.locate(asked.run))
     run, counts = asked.run, sorted(set(asked.steps))
     model, guidance = open_model(asked, asked.guidance)
     model, guidance = model.to(choose_device(asked.device)), 1.0 if guidance is None else guidance

@@ -19,9 +19,8 @@ from ornstein.checkpoint import INDEX
 from ornstein.denoiser import Denoiser, Denoises, Kind, SampleSpec
 from ornstein.errors import UserError
 from ornstein.extras import require
-from ornstein.interop.families import FAMILIES
 from ornstein.interop.folder import open_pipeline
-from ornstein.interop.timesteps import PREDICTIONS, own_timesteps, schedule_of, times_of
+from ornstein.interop.schedulers import PREDICTIONS, Reading, own_timesteps, read, scheduler_for, times_of
 from ornstein.noise import Identity
 from ornstein.process import Prediction, Process
 from ornstein.schedules import Discrete, Times
@@ -105,8 +104,8 @@ def wrap(model: nn.Module, scheduler: Any) -> Denoiser:
     Raises:
         UserError: a scheduler without betas (flow matching, EDM), an unknown prediction, or another model.
     """
-    betas, kind = _chain(scheduler)
-    net = DiffusersNet(model, betas)
+    chain, kind = _chain(scheduler)
+    net = DiffusersNet(model, chain.steps)
     settings = net.config["model"]
     size = settings["sample_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
@@ -127,9 +126,9 @@ def load_pipeline(path: str | Path) -> Denoiser:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a pipeline: there is no such folder")
     index = read_json(folder / INDEX)
-    if index.get("_class_name") in FAMILIES and {"vae", "vqvae"} & index.keys():
-        return open_pipeline(folder)
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    if "_class_name" in index and not parts.keys() <= {"unet", "transformer", "scheduler"}:
+        return open_pipeline(folder)
     part = next((name for name in ("unet", "transformer") if name in parts), None)
     if part is None or "scheduler" not in parts:
         what = ", ".join(parts) or "nothing"
@@ -157,20 +156,13 @@ def save_pipeline(denoiser: Denoiser, path: str | Path) -> None:
     net = denoiser.net
     if not isinstance(net, DiffusersNet):
         raise UserError(f"a pipeline holds a network of diffusers, and {type(net).__name__} is not one")
-    theirs = next((name for name, kind in PREDICTIONS.items() if kind == denoiser.prediction), None)
-    if theirs is None or not isinstance(denoiser.process.noise, Identity):
+    if denoiser.prediction not in PREDICTIONS.values() or not isinstance(denoiser.process.noise, Identity):
         raise UserError("a pipeline of diffusers predicts eps, x0 or v under white noise; this model does not")
     schedule = denoiser.process.schedule
     if not isinstance(schedule, Discrete):
         raise UserError(f"a pipeline of diffusers has a chain of betas, not {type(schedule).__name__}")
     folder = Path(path)
-    scheduler = _class("DDIMScheduler")(
-        num_train_timesteps=len(schedule.steps),
-        trained_betas=list(schedule.steps),
-        prediction_type=theirs,
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
+    scheduler = scheduler_for(Reading(schedule, denoiser.prediction, "chain", len(schedule.steps)))
     part, pipeline = ("unet", "DDIMPipeline") if net.null is None else ("transformer", "DiTPipeline")
     net.model.save_pretrained(folder / part, safe_serialization=True)
     scheduler.save_pretrained(folder / "scheduler")
@@ -189,20 +181,15 @@ def times(scheduler: Any, steps: int) -> list[float]:
     A scheduler may begin below t = 1 (`timestep_spacing`), and one without `set_alpha_to_one` ends at 1/T. With
     "linspace", DDIM of diffusers calls the model at these times but computes its steps as if they were equally spaced.
     """
-    return times_of(scheduler, steps, schedule_of(scheduler)[0])
+    return times_of(scheduler, steps)
 
 
-def _chain(scheduler: Any) -> tuple[list[float], Kind]:
-    betas = getattr(scheduler, "betas", None)
-    if betas is None and isinstance(scheduler, dict):
-        scheduler = _class(str(scheduler.get("_class_name", "DDPMScheduler"))).from_config(scheduler)
-        betas = getattr(scheduler, "betas", None)
-    if betas is None:
-        raise UserError(f"{type(scheduler).__name__} has no chain of betas: only models of a discrete chain are read")
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind not in PREDICTIONS:
-        raise UserError(f"prediction_type {kind!r} is not read; known: {', '.join(PREDICTIONS)}")
-    return betas.double().tolist(), PREDICTIONS[kind]
+def _chain(scheduler: Any) -> tuple[Discrete, Kind]:
+    reading = read(scheduler)
+    if not isinstance(reading.schedule, Discrete):
+        name = scheduler.get("_class_name") if isinstance(scheduler, dict) else type(scheduler).__name__
+        raise UserError(f"{name} has no chain of betas: only models of a discrete chain are read")
+    return reading.schedule, reading.prediction
 
 
 def _class(name: str) -> Any:

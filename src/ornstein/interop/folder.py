@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from ornstein.checkpoint import INDEX
 from ornstein.errors import UserError
@@ -15,7 +16,7 @@ from ornstein.interop.notes import quiet
 from ornstein.interop.pipeline import Pipeline
 from ornstein.store import read_json
 
-__all__ = ["check_folder", "open_pipeline"]
+__all__ = ["check_folder", "from_hub", "open_file", "open_pipeline"]
 
 # Components of these libraries are built; "stable_diffusion" holds the safety checker, which is left out.
 _LIBRARIES = ("diffusers", "transformers")
@@ -34,7 +35,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     index = read_json(folder / INDEX)
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise UserError(f"{folder} is a {name}, which is not read; known: {', '.join(FAMILIES)}")
+        raise UserError(f"{folder} is a {name}, which is not read; known: DDPM and DDIM, {', '.join(FAMILIES)}")
     for part, value in index.items():
         if part in _UNUSED or not isinstance(value, list) or value == [None, None]:
             continue
@@ -60,40 +61,94 @@ def _check_weights(part: Path) -> None:
         )
 
 
-def open_pipeline(
-    path: str | Path, dtype: torch.dtype | None = None, variant: str | None = None, local: bool = True
-) -> Pipeline:
-    """The denoiser of a pipeline, in evaluation mode.
+def open_pipeline(path: str | Path, dtype: torch.dtype = torch.float32, variant: str | None = None) -> Pipeline:
+    """The denoiser of a pipeline folder, in evaluation mode.
 
     Args:
-        path: a folder; or, if `local` is False, a hub id.
-        dtype: of the weights; float32 by default.
-        variant: the weights called so, "fp16" or "bf16"; by default those that are there.
+        path: the folder.
+        dtype: of the weights.
+        variant: the weights called so, "fp16" or "bf16"; by default the plain ones, or those that are there.
 
     Raises:
         UserError: see `check_folder`; or the folder cannot be read.
     """
-    diffusers = require("diffusers", "interop", "a pipeline of diffusers")
     folder = Path(path)
     index = check_folder(folder)
-    variant = variant or _variant(folder)
-    absent = {name: None for name in _UNUSED if name in index}
-    name = str(index["_class_name"])
+    absent = {name: None for name, value in index.items() if name in _UNUSED or value == [None, None]}
+    options = {"use_safetensors": True, "variant": variant or _variant(folder), **absent}
+    return _opened(str(index["_class_name"]), "from_pretrained", folder, dtype, **options)
+
+
+def open_file(path: str | Path, dtype: torch.dtype = torch.float32) -> Pipeline:
+    """The denoiser of a pipeline in one .safetensors file, as kohya and others write it, read by diffusers.
+
+    Such a file has no configs and no tokenizers. They are read from the folder of the same name beside it, a pipeline
+    with or without weights, or from those of its base model that diffusers has downloaded before.
+
+    Raises:
+        UserError: it is no pipeline, or there are no configs for it.
+    """
+    file = Path(path)
+    configs = file.with_suffix("")
+    if (configs / INDEX).is_file():
+        name = read_json(configs / INDEX).get("_class_name")
+        if name not in FAMILIES:
+            raise UserError(f"{configs} is a {name}, which is not read; known: {', '.join(FAMILIES)}")
+        return _opened(str(name), "from_single_file", file, dtype, config=str(configs), safety_checker=None)
+    try:
+        with safe_open(file, framework="pt") as content:
+            keys = list(content.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    name = next((name for part, name in _LAYOUTS.items() if any(part in key for key in keys)), None)
+    if name is None:
+        raise UserError(f"{file} is not the file of a pipeline: it has neither of {', '.join(_LAYOUTS)}")
+    try:
+        return _opened(name, "from_single_file", file, dtype)
+    except UserError as error:
+        what = f"put the configs and tokenizers of its base model, a pipeline folder, in {configs}/"
+        raise UserError(f"{file} has weights alone, and no configs of a {name} were found: {what} ({error})") from error
+
+
+# A part of the names of tensors in the one-file layouts of pipelines.
+_LAYOUTS = {
+    "double_blocks.": "FluxPipeline",
+    "joint_blocks.": "StableDiffusion3Pipeline",
+    "conditioner.embedders.": "StableDiffusionXLPipeline",
+    "model.diffusion_model.": "StableDiffusionPipeline",
+}
+
+
+def from_hub(name: str) -> Path:
+    """The folder that a hub id is, or was before, downloaded to: its safetensors, configs and tokenizers.
+
+    Raises:
+        UserError: neither the hub nor its cache on this machine has it.
+    """
+    hub = require("huggingface_hub", "interop", "a model of the hub")
+    wanted = ["*.json", "*.txt", "*.model", "*/*.safetensors"]
     with quiet():
         try:
-            pipe = getattr(diffusers, name).from_pretrained(
-                folder,
-                use_safetensors=True,
-                local_files_only=True,
-                torch_dtype=dtype or torch.float32,
-                variant=variant,
-                **absent,
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+            return Path(hub.snapshot_download(name, allow_patterns=wanted))
+        except Exception as error:  # of the network, in many kinds
+            what = " ".join(str(error).split())[:160]
+            why = f"neither a folder here nor to be had from the hub ({type(error).__name__}: {what})"
+            raise UserError(f"{name} is {why}") from None
+
+
+def _opened(name: str, how: str, path: Path, dtype: torch.dtype, **options: Any) -> Pipeline:
+    """The pipeline that diffusers reads from `path`."""
+    diffusers = require("diffusers", "interop", "a pipeline of diffusers")
+    with quiet():
+        try:
+            pipe = getattr(getattr(diffusers, name), how)(path, local_files_only=True, torch_dtype=dtype, **options)
+        except UserError:
+            raise
+        except Exception as error:  # of a stranger's folder, in many kinds
             what = " ".join(str(error).split())[:300]
-            raise UserError(f"{folder} cannot be read as a {name}: {what}") from error
-    pipe.set_progress_bar_config(disable=True)
-    return Pipeline(pipe, family_of(name), folder).eval()
+            raise UserError(f"{path} cannot be read as a {name}: {what}") from error
+        pipe.set_progress_bar_config(disable=True)
+        return Pipeline(pipe, family_of(name), path).eval()
 
 
 def _variant(folder: Path) -> str | None:

@@ -15,7 +15,7 @@ from ornstein.errors import UserError
 from ornstein.interop.families import Family
 from ornstein.interop.latents import Latents
 from ornstein.interop.notes import quiet
-from ornstein.interop.timesteps import schedule_of, times_of
+from ornstein.interop.schedulers import read, times_of
 from ornstein.process import Process
 
 __all__ = ["Pipeline"]
@@ -38,9 +38,16 @@ class Pipeline(Denoiser):
 
     def __init__(self, pipe: Any, family: Family, path: str | Path, shape: tuple[int, ...] | None = None) -> None:
         shape = shape or family.latent_shape(pipe)
-        schedule, kind = schedule_of(pipe.scheduler, family.timing(pipe, 1, shape).get("mu"))
+        reading = read(pipe.scheduler, family.timing(pipe, 1, shape).get("mu"))
         data, space = SampleSpec(shape, family.classes(pipe)), family.space(pipe, shape)
-        super().__init__(family.network(pipe, schedule), Process(schedule), kind, data=data, space=space)
+        super().__init__(
+            family.network(pipe, reading),
+            Process(reading.schedule),
+            reading.prediction,
+            reading.data_std,
+            data,
+            space=space,
+        )
         self.family = family
         self.path = path
         self._pipe = pipe
@@ -57,7 +64,7 @@ class Pipeline(Denoiser):
         self,
         prompts: str | Sequence[str],
         negative: str | Sequence[str] | None = None,
-        guidance_scale: float | None = None,
+        **shared: Any,
     ) -> dict[str, Any]:
         """The conditions of prompts, for `sample(cond=...)`: one row a prompt.
 
@@ -65,11 +72,12 @@ class Pipeline(Denoiser):
             prompts: one text or several. A prompt that is too long is cut, with a warning.
             negative: the prompt of the other side of guidance, one for all or one each. By default there is none, which
                 most models take as the empty one.
-            guidance_scale: what a model that takes it as a condition is told (`guided_by_condition`).
+            **shared: other conditions of the model, for both sides of guidance: tensors (B, ...), or a number for all;
+                `guidance_scale` of a model that takes it, `control`, `residuals`, `inpaint`.
 
         Raises:
             UserError: a model without text, or a pipeline without its text encoder.
-            ValueError: no prompts, or another number of negative ones.
+            ValueError: no prompts, another number of negative ones, or a condition that the model does not take.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         others = [negative] * len(texts) if isinstance(negative, str) else list(negative or [])
@@ -81,14 +89,35 @@ class Pipeline(Denoiser):
             cond["negative"] = self._encoded(others)
         elif not self.guided_by_condition:
             cond["negative"] = self._nothing(len(texts))
-        if guidance_scale is not None:
-            if not self.guided_by_condition:
-                raise ValueError(
-                    "this model does not take the guidance scale as a condition: give sample(guidance=...)"
-                )
+        for name, value in shared.items():
+            if name not in self.family.conditions or (name == "guidance_scale" and not self.guided_by_condition):
+                takes = ", ".join(n for n in self.family.conditions if n != "text")
+                raise ValueError(f"this model takes no condition {name!r}; besides prompts it takes {takes or 'none'}")
+            number = isinstance(value, int | float)
             for side in (cond, cond.get("negative", {})):
-                side["guidance_scale"] = torch.full((len(texts),), float(guidance_scale))
+                side[name] = torch.full((len(texts),), float(value)) if number else value
         return cond
+
+    def inpainting(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The condition `inpaint` of a model for inpainting.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+            mask: (B, 1, H, W), 1 where the image is to be made and 0 where it stays.
+
+        Raises:
+            ValueError: the model is not one for inpainting.
+        """
+        space = self.space
+        if not isinstance(space, Latents) or getattr(self._model.config, "in_channels", 0) != 2 * self._shape[0] + 1:
+            raise ValueError("this model has no channels for a mask: inpaint by projection, which any model can")
+        kept = space.encode(image * (mask < 0.5))[0]
+        small = nn.functional.interpolate(mask.to(kept), size=kept.shape[-2:])  # nearest, as in training
+        return torch.cat([small, kept], dim=1)
+
+    @property
+    def _model(self) -> Any:
+        return getattr(self._pipe, self.family.part)
 
     @property
     def guided_by_condition(self) -> bool:
@@ -109,7 +138,7 @@ class Pipeline(Denoiser):
 
         Raises as `encode`.
         """
-        cond = self.encode(prompts, negative, guidance_scale)
+        cond = self.encode(prompts, negative, **({} if guidance_scale is None else {"guidance_scale": guidance_scale}))
         other = cond.pop("negative", None) or self._nothing(1)
         if guidance_scale is not None:
             other = other | {"guidance_scale": cond["guidance_scale"]}
@@ -142,8 +171,9 @@ class Pipeline(Denoiser):
 
     def times(self, steps: int) -> list[float]:
         """The times at which the pipeline's own scheduler calls the network in `steps` steps, and its end."""
-        scheduler = copy.deepcopy(self._pipe.scheduler)
-        return times_of(scheduler, steps, self.process.schedule, **self.family.timing(self._pipe, steps, self._shape))
+        return times_of(
+            self._pipe.scheduler, steps, self.process.schedule, **self.family.timing(self._pipe, steps, self._shape)
+        )
 
     def _output(self, x_t: Tensor, t: Any, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         cond = {name: value for name, value in cond.items() if name != "negative" and value is not None}
@@ -177,4 +207,5 @@ class Pipeline(Denoiser):
         raise UserError(f"{path}: a pipeline is not stored as a run; `ornstein export` writes it as a folder again")
 
     def __repr__(self) -> str:
-        return super().__repr__().replace("Denoiser(Network", f"Pipeline({type(self._pipe).__name__}", 1)
+        _, _, about = super().__repr__().partition(" with ")
+        return f"Pipeline({type(self._pipe).__name__} with {about}"

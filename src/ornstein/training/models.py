@@ -18,7 +18,7 @@ from ornstein.data import BucketSet, Clips, ImageSet, StreamedSet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
-from ornstein.nets import UNet, VideoUNet
+from ornstein.nets import DiT, UNet, VideoUNet
 from ornstein.nets.recorded import Recorded
 from ornstein.process import Process
 from ornstein.training.diffusion import prediction_of, schedule_of
@@ -76,8 +76,9 @@ def new_denoiser(
     if settings.dropout:
         _drop(net, settings.dropout)
     covariance = None if settings.data_noise is None else noises.parse(settings.data_noise, shape[1])
-    centred = settings.centre and covariance is not None
-    schedule = _centred(noise, covariance, shape) if centred else schedule_of(settings)
+    schedule = schedule_of(settings)
+    if settings.centre and covariance is not None:
+        schedule = _centred(noise, covariance, shape)
     std = 1.0 if space is not None else 0.5  # of the data, for --prediction edm: latents are normalised
     return Denoiser(
         net, Process(schedule, noise), prediction_of(settings), std, spec, data_covariance=covariance, space=space
@@ -111,23 +112,22 @@ def learns_classes(settings: Settings, data: ImageSet | StreamedSet | BucketSet 
 
 
 def _network(settings: Settings, preset: str, shape: tuple[int, ...], classes: int, latent: bool) -> nn.Module:
-    learned = settings.objective == "hybrid"
     if settings.init is not None:
         return _from_image(settings, shape, classes)
-    if settings.frames is None:
-        patch = 1 if latent else None  # a latent is a patch already
-        return UNet.preset(
-            preset, channels=shape[0], size=_side(shape), classes=classes, patch=patch, learned_variance=learned
-        )
-    return VideoUNet.preset(
-        preset,
-        channels=shape[0],
-        size=_side(shape),
-        frames=settings.frames,
-        classes=classes,
-        conditioning=settings.given_frames,
-        learned_variance=learned,
-    )
+    family, _, name = preset.rpartition(":")
+    about: dict[str, Any] = {
+        "channels": shape[0],
+        "size": _side(shape),
+        "classes": classes,
+        "learned_variance": settings.objective == "hybrid",
+    }
+    if settings.frames is not None:
+        about |= {"frames": settings.frames, "conditioning": settings.given_frames}
+    if family == "dit":
+        return DiT.preset(name, **about)
+    if settings.frames is not None:
+        return VideoUNet.preset(name, **about)
+    return UNet.preset(name, **about, patch=1 if latent else None)  # a latent is a patch already
 
 
 def _side(shape: tuple[int, ...]) -> int | list[int]:
@@ -175,7 +175,7 @@ def new_autoencoder(
     device = choose_device() if device is None else device
     channels, size, _ = data.shape
     kind = settings.model
-    preset = settings.preset(size, False, device.type == "cpu")
+    preset = settings.preset(size, False, device.type == "cpu").rpartition(":")[2]
     defaults: dict[str, Any] = {
         "reconstruction": _RECONSTRUCTION.get(kind, "nll"),
         "kl_weight": _KL.get(kind, 1.0),

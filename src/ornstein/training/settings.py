@@ -57,6 +57,9 @@ _LEARNING_RATE = {"muon": 4e-3, "adamw": 1e-3}
 _DISTIL_STEPS = 1500
 _MUON_EMA = 0.02  # a shorter average than the trainer's own
 
+NET_FAMILIES = ("unet", "dit")
+_NET_SIZES = ("xs", "s", "m", "l")
+
 # Settings that only some kinds of model have.
 _MODELS = {
     "factor": AUTOENCODERS,
@@ -118,7 +121,11 @@ class Settings(TrainConfig, DataSettings):
     ema: float | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
         TrainConfig, "ema", None, by_data=f"{_MUON_EMA:g} with muon, else {field_of(TrainConfig, 'ema').default:g}"
     )
-    net: Literal["auto", "xs", "s", "m", "l"] = setting("auto", "Size of the network; auto: by data and device.")
+    net: str = setting(
+        "auto",
+        "Network and its size: a U-Net (xs to l) or a diffusion transformer; auto: a U-Net by data and device.",
+        choices=("auto", *_NET_SIZES, *(f"{family}:{size}" for family in NET_FAMILIES for size in _NET_SIZES)),
+    )
     schedule: str = setting(
         "cosine", "Noise schedule.", choices=SCHEDULES, other="one with its numbers, rectified:3 or edm:0.002,80,7"
     )
@@ -207,6 +214,8 @@ class Settings(TrainConfig, DataSettings):
             for name in _DIFFUSION_ONLY:
                 if getattr(self, name) != field_of(Settings, name).default:
                     raise UserError(f"{_option(name)} is for diffusion models, not --model {self.model}")
+        if self.net.startswith("dit:") and (self.model != DIFFUSION or self.init is not None):
+            raise UserError("--net dit:.. is for diffusion models from scratch, not for autoencoders or --init")
         if self.latent is not None and self.frames is not None:
             raise UserError("--latent is for images: leave out --frames")
         if self.latent is not None and self.flip:
@@ -305,7 +314,7 @@ class Settings(TrainConfig, DataSettings):
         return _CPU_BATCH if cpu and not tiny else _BATCH
 
     def preset(self, side: int, latent: bool, cpu: bool) -> str:
-        """The size of the network, for images or latents of `side` numbers a side."""
+        """The network and its size, such as "s" or "dit:s", for images or latents of `side` numbers a side."""
         if self.net != "auto":
             return self.net
         small = side <= _TINY if self.model != DIFFUSION else not latent and (side <= _TINY or self.frames is not None)

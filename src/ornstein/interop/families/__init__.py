@@ -17,7 +17,11 @@ FAMILIES: dict[str, str] = {
     "LDMTextToImagePipeline": "ldm:LatentDiffusion",
     "PixArtSigmaPipeline": "pixart:PixArt",
     "StableDiffusion3Pipeline": "stable_diffusion_3:StableDiffusion3",
+    "StableDiffusionAdapterPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionControlNetPipeline": "controlled:Controlled",
+    "StableDiffusionInpaintPipeline": "stable_diffusion:StableDiffusion",
     "StableDiffusionPipeline": "stable_diffusion:StableDiffusion",
+    "StableDiffusionXLInpaintPipeline": "sdxl:StableDiffusionXL",
     "StableDiffusionXLPipeline": "sdxl:StableDiffusionXL",
     "WanPipeline": "wan:Wan",
 }

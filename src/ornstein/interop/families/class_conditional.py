@@ -9,7 +9,8 @@ from torch import nn
 from ornstein.errors import UserError
 from ornstein.interop.diffusers import DiffusersNet
 from ornstein.interop.families.family import Family
-from ornstein.schedules import Discrete, Schedule
+from ornstein.interop.schedulers import Reading
+from ornstein.schedules import Discrete
 
 __all__ = ["ClassConditional"]
 
@@ -21,7 +22,8 @@ class ClassConditional(Family):
     conditions = ("label",)
     encoders = ()
 
-    def network(self, pipe: Any, schedule: Schedule) -> nn.Module:
+    def network(self, pipe: Any, reading: Reading) -> nn.Module:
+        schedule = reading.schedule
         if not isinstance(schedule, Discrete):
             raise UserError(f"a DiT is read with a chain of betas, not {type(schedule).__name__}")
         return DiffusersNet(pipe.transformer, schedule.steps)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ornstein.denoiser import Space
 from ornstein.errors import UserError
 from ornstein.interop.latents import Latents
-from ornstein.interop.timesteps import own_timesteps
-from ornstein.schedules import Rectified, Schedule
+from ornstein.interop.schedulers import Reading
+from ornstein.schedules import Rectified
 
-__all__ = ["Family", "Network", "Shape", "shift_of", "tokens"]
+__all__ = ["Family", "Network", "Shape", "residuals", "shift_of", "tokens"]
 
 Shape = tuple[int, ...]
 
@@ -27,32 +27,65 @@ class Network(nn.Module):
     The output of a flow-matching model is dx/du on straight paths, x = (1 - u) x0 + u eps. With a shifted schedule
     u = k t/(1 + (k - 1) t) it becomes dx/dt by the factor u'(t) = (k - (k - 1) u)^2/k.
 
+    The condition `inpaint` (B, 5, h, w), the mask and the latents of what it leaves, goes to the 9 channels of a model
+    for inpainting.
+
     Args:
         model: the network of diffusers.
-        schedule: the schedule of the pipeline.
+        reading: what the pipeline's scheduler says of it.
         family: it calls the model.
-        length: how many timesteps the model counts from data to noise.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, family: Family, length: int = 1000) -> None:
+    def __init__(self, model: nn.Module, reading: Reading, family: Family) -> None:
         super().__init__()
         self.model = model
-        self.schedule = schedule
+        self.reading = reading
         self.family = family
-        self.length = length
         _fastest_layout(model)
 
     def forward(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
         """The output for x (B, *) at log_snr (B,), in the dtype of the model's weights."""
         dtype = next(self.model.parameters()).dtype
-        cond = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in cond.items()}
-        k = own_timesteps(self.schedule, log_snr, self.length)
-        out = self.family.call(self.model, x.to(dtype), k, cond)
-        if isinstance(self.schedule, Rectified) and self.schedule.shift != 1:
-            shift, u = self.schedule.shift, torch.sigmoid(-log_snr.double() / 2)
+        cond, x = _cast(cond, dtype), x.to(dtype)
+        if "inpaint" in cond:
+            x = torch.cat([x, cond.pop("inpaint")], dim=1)
+        out = self.family.call(self.model, x, self.reading.timesteps(log_snr), cond)
+        schedule = self.reading.schedule
+        if isinstance(schedule, Rectified) and self.reading.prediction == "flow" and schedule.shift != 1:
+            shift, u = schedule.shift, torch.sigmoid(-log_snr.double() / 2)
             speed = (shift - (shift - 1) * u) ** 2 / shift
             out = out * speed.to(out.dtype).to(out.device).reshape(-1, *[1] * (out.ndim - 1))
         return out
+
+
+def _cast(cond: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The conditions in the dtype of a model; numbers of classes and masks stay."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, dict):
+            return _cast(value, dtype)
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return {name: of(value) for name, value in cond.items()}
+
+
+def residuals(cond: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a U-Net of diffusers for the condition `residuals`: features that others add to it.
+
+    `down_0`, `down_1`, ... and `mid` of a ControlNet, `inner_0`, ... of a T2I adapter, each (B, C, h, w).
+    """
+    given = cond.get("residuals")
+    if not given:
+        return {}
+
+    def numbered(name: str) -> list[Tensor] | None:
+        return [given[f"{name}_{i}"] for i in range(len(given)) if f"{name}_{i}" in given] or None
+
+    return {
+        "down_block_additional_residuals": numbered("down"),
+        "mid_block_additional_residual": given.get("mid"),
+        "down_intrablock_additional_residuals": numbered("inner"),
+    }
 
 
 def _fastest_layout(model: Any) -> None:
@@ -76,10 +109,9 @@ class Family:
     encoders: ClassVar[tuple[tuple[str, str], ...]] = (("text_encoder", "tokenizer"),)
     autoencoder: ClassVar[str] = "vae"
 
-    def network(self, pipe: Any, schedule: Schedule) -> nn.Module:
+    def network(self, pipe: Any, reading: Reading) -> nn.Module:
         """The network of the pipeline with the signature of Ornstein."""
-        model = getattr(pipe, self.part)
-        return Network(model, schedule, self, pipe.scheduler.config.get("num_train_timesteps", 1000))
+        return Network(getattr(pipe, self.part), reading, self)
 
     def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The model's output for x (B, *), timesteps k (B,) and the conditions."""
@@ -91,9 +123,11 @@ class Family:
 
     def latent_shape(self, pipe: Any) -> Shape:
         """The shape of one sample of the network, of the size that it was trained for."""
-        config = getattr(pipe, self.part).config
+        config, vae = getattr(pipe, self.part).config, getattr(pipe, self.autoencoder or "vae", None)
+        # a model for inpainting has more channels than latents have
+        channels = config.in_channels if vae is None else vae.config.get("latent_channels", config.in_channels)
         size = config.sample_size
-        return (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
+        return (channels, *((size, size) if isinstance(size, int) else tuple(size)))
 
     def space(self, pipe: Any, shape: Shape) -> Space | None:
         """What decodes the network's samples; None if they are images."""

@@ -10,20 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.interop.families.family import Family, Shape
+from ornstein.interop.families.family import Family, Shape, residuals
 
 __all__ = ["StableDiffusionXL"]
 
 
 class StableDiffusionXL(Family):
-    """Takes `text` (B, L, D), `pooled` (B, P) and `time_ids` (B, 6): original size, crop and target size."""
+    """Takes `text` (B, L, D), `pooled` (B, P) and `time_ids` (B, 6): original size, crop and target size.
 
-    conditions = ("text", "pooled", "time_ids")
+    Also `residuals` and, in a model for inpainting, `inpaint`.
+    """
+
+    conditions = ("text", "pooled", "time_ids", "residuals", "inpaint")
     encoders = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 
     def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
         added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
-        return model(x, k, encoder_hidden_states=cond["text"], added_cond_kwargs=added, return_dict=False)[0]
+        return model(
+            x, k, encoder_hidden_states=cond["text"], added_cond_kwargs=added, return_dict=False, **residuals(cond)
+        )[0]
 
     def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         text, _, pooled, _ = pipe.encode_prompt(prompts, device=device, do_classifier_free_guidance=False)

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ornstein.interop.families.family import Family, Shape
+from ornstein.interop.families.family import Family, Shape, residuals
 
 __all__ = ["StableDiffusion"]
 
 
 class StableDiffusion(Family):
-    """Takes `text`, the token states (B, L, D) of the prompt."""
+    """Takes `text`, the token states (B, L, D) of the prompt, and `residuals`; a model for inpainting, `inpaint`."""
+
+    conditions = ("text", "residuals", "inpaint")
 
     def call(self, model: Any, x: Tensor, k: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return model(x, k, encoder_hidden_states=cond["text"], return_dict=False)[0]
+        return model(x, k, encoder_hidden_states=cond["text"], return_dict=False, **residuals(cond))[0]
 
     def encode(self, pipe: Any, prompts: list[str], shape: Shape, device: torch.device) -> dict[str, Tensor]:
         return {"text": pipe.encode_prompt(prompts, device, 1, False)[0]}
