@@ -20,6 +20,7 @@ COMMANDS = {
     "sample": Lazy("Draw samples from a trained model.", f"{_OPTIONS}:Sample", "ornstein.cli.sample:sample"),
     "tune": Lazy("Learn a solver of few steps for a model.", f"{_OPTIONS}:Tune", "ornstein.cli.tune:tune"),
     "distil": Lazy("Train a student that samples in few steps.", f"{_OPTIONS}:Distil", "ornstein.cli.distil:distil"),
+    "ema": Lazy("Choose the width of the weights' average.", f"{_OPTIONS}:Ema", "ornstein.cli.ema:ema"),
     "bench": Lazy("Measure the speed of sampling.", "ornstein.evaluation.settings:Bench", "ornstein.cli.bench:bench"),
     "evaluate": Lazy(
         "Score a trained model on held-out data.",
