@@ -16,7 +16,15 @@ from torch.nn import functional as F
 import ornstein as orn
 from ornstein.errors import UserError
 from ornstein.interop.exchange import export_model
-from ornstein.interop.lora import load_lora, parts_of, read_lora, with_base, write_lora
+from ornstein.interop.lora import (
+    load_lora,
+    merge_lora,
+    parts_of,
+    read_lora,
+    unload_lora,
+    with_base,
+    write_lora,
+)
 from ornstein.interop.lora_names import dotted
 from ornstein.nets.lora import Lora, LoraLayer, adapted, attach, base_hash, combine, detach, merge, trainable
 
@@ -146,11 +154,16 @@ def test_every_kind_of_file_is_the_same_lora(folder: Path, lora: Lora, tmp_path:
         assert now.facts["modelspec.title"] == "a test"
         load_lora(d, file)
         images[step] = image(d)
-        detach(parts_of(d))
+        unload_lora(d)
     for one in images.values():
         assert float((one - images[0]).abs().max()) == 0.0
     assert float((images[0] - plain).abs().max()) > 0.05
-    assert torch.equal(image(d), plain)  # detached, the model is what it was
+    assert torch.equal(image(d), plain)  # without it the model is what it was
+    fresh = orn.load(folder)
+    load_lora(fresh, lora)
+    assert torch.equal(image(fresh), images[0])  # nothing of the plain one was remembered
+    merge_lora(fresh)
+    torch.testing.assert_close(image(fresh), images[0], rtol=0, atol=0)
 
 
 def test_diffusers_reads_ours(folder: Path, lora: Lora, tmp_path: Path) -> None:
@@ -409,12 +422,12 @@ def test_a_pipeline_with_a_lora_in_its_weights(pipeline: Folders, name: str, tmp
     made = trainable(parts, ("to_q", *TEXT), 2, 1.0, torch.Generator().manual_seed(0))
     for weight in made.values():
         nn.init.normal_(weight.up, std=0.3)
-    assert {n.split(".")[0] for n in made} == {"unet", "text_encoder"} | (
-        {"text_encoder_2"} if name == "sdxl" else set()
-    )
+    second = {"text_encoder_2"} if name == "sdxl" else set()
+    assert {n.split(".")[0] for n in made} == {"unet", "text_encoder"} | second
     with pytest.raises(UserError, match="merge them into its weights first"):
         export_model(d, tmp_path / "out")
-    merge(parts)
+    merge_lora(d)
+    d.forget_text()  # nothing was loaded by `load_lora` here
     export_model(d, tmp_path / "out")
     with pytest.raises(UserError, match="exists"):
         export_model(d, tmp_path / "out")
