@@ -91,6 +91,7 @@ class Sample:
     prompt: str | None = again(Prompts, "prompt", None)
     prompts: Path | None = again(Prompts, "prompts", None)
     negative: str | None = again(Prompts, "negative", None)
+    lora: list[str] | None = again(Prompts, "lora", None)
     solver: str | None = again(SampleRequest, "solver", None)
     steps: int | None = again(SampleRequest, "steps", None)
     grid: str | None = again(SampleRequest, "grid", None)

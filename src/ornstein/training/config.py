@@ -50,6 +50,9 @@ class TrainConfig:
     minutes: float | None = setting(None, "Minutes of training in all, instead of steps.", above=0)
     batch: int = setting(128, "Images or clips per step, over all processes.", names=("-b", "--batch"), minimum=1)
     accumulate: int = setting(1, "Parts to compute a batch in, if it does not fit in memory.", minimum=1)
+    recompute: bool = setting(
+        False, "Compute the blocks again in the backward pass: about a third slower, and a fraction of the memory."
+    )
     optimizer: Literal["muon", "adamw"] = setting(
         "adamw", "Muon for matrices and convolutions and AdamW for the rest, or AdamW for all."
     )
