@@ -29,7 +29,7 @@ FLOORS = [
     # runs: data in, a model out, evaluated
     "evaluation",
     "training",
-    "faces",
+    "faces contrast",
     "cli studio",
     "__init__ __main__",
 ]

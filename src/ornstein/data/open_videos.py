@@ -16,12 +16,14 @@ from ornstein.data.clips import ClipSet
 from ornstein.data.decode import LIMIT_PIXELS, BadImage, check_form, strict_pillow
 from ornstein.data.entry import IMAGE_SUFFIXES, Listing, nothing_usable, reason_of
 from ornstein.data.frame_store import FrameStore
+from ornstein.data.framing import Crop, Framing, Size, framing
 from ornstein.data.images import Progress
 from ornstein.data.motion import MOTIONS, MotionClips
 from ornstein.data.names import natural_key
 from ornstein.data.sources import open_source
 from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.errors import UserError
+from ornstein.settings import extent_text
 
 __all__ = ["open_clips"]
 
@@ -31,11 +33,12 @@ _NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a w
 def open_clips(
     path: str | Path,
     frames: int,
-    size: int | None = None,
+    size: Size = None,
     channels: int | None = None,
     *,
     stride: int = 1,
     hop: int | None = None,
+    crop: Crop = "centre",
     limit_pixels: int = LIMIT_PIXELS,
     progress: Progress = None,
 ) -> ClipSet | MotionClips:
@@ -44,8 +47,8 @@ def open_clips(
     A video is a file (mp4, mov, webm, mkv, avi, mpg, ts, flv, wmv, 3gp and their kin), an animation (GIF, WebP, PNG,
     AVIF), or a folder of images of one size in natural order. Images in a folder with videos are skipped, and so are
     folders of images that are named as videos are: thumbnails. If all videos lie in sub-folders, and in several, the
-    first folder on the path is the class. Each frame is turned upright, its centre square cut out and resized. Frames
-    are decoded as a stream; above 2 GB they go to a temporary file.
+    first folder on the path is the class. Each frame is turned upright, and its centre, of the aspect ratio of `size`,
+    is resized. Frames are decoded as a stream; above 2 GB they go to a temporary file.
 
     The bundled sources are "moving-digits", "bouncing-balls" and "drifting-textures", see `MotionClips`. A folder of
     such a name is given as "./moving-digits".
@@ -53,10 +56,11 @@ def open_clips(
     Args:
         path: the source.
         frames: of a clip.
-        size: pixels a side; None keeps the size that all videos have (32 for a bundled source).
+        size: pixels a side, or (height, width); None keeps the size that all videos have (32 for a bundled source).
         channels: 3 (RGB) or 1 (luma); None: 3, and 1 for a bundled source.
         stride: every `stride`-th frame of a video is taken.
         hop: a clip begins every `hop` of those; None: where the last one ended.
+        crop: "centre", or "none" for whole frames, resized in both directions.
         limit_pixels: the most pixels of a frame.
         progress: called as progress(done, total) after each video.
 
@@ -71,11 +75,17 @@ def open_clips(
     if frames < 1 or stride < 1 or (hop is not None and hop < 1):
         raise UserError(f"frames, stride and hop must be at least 1, not {frames}, {stride} and {hop}")
     check_form(size, channels)
+    frame = framing(size, crop)
     if str(path) in MOTIONS and (isinstance(path, str) or not path.exists()):
         if stride != 1 or hop is not None:
             raise UserError(f"{path} is generated clip by clip: stride and hop are for videos")
-        return MotionClips(str(path), frames, 32 if size is None else size, 1 if channels is None else channels)
-    cut = _Cut(frames, size, channels or 3, stride, hop or frames, limit_pixels)
+        height, width = frame.size or (32, 32)
+        if height != width:
+            raise UserError(f"{path} is generated in squares: --size {height}, not {extent_text((height, width))}")
+        return MotionClips(str(path), frames, height, 1 if channels is None else channels)
+    if channels not in (None, 1, 3):
+        raise UserError(f"the channels of clips must be 1 (grey) or 3 (RGB), not {channels}")
+    cut = _Cut(frames, frame, channels or 3, stride, hop or frames, limit_pixels)
     file = Path(path)
     if file.suffix.lower() in VIDEO_SUFFIXES and file.exists() and not file.is_dir():
         return _cut(path, Listing([file_entry(file)]), cut, progress)
@@ -88,7 +98,7 @@ class _Cut:
     """How clips are cut: frames, in frames; hop, in strides; the size and channels of each frame."""
 
     frames: int
-    size: int | None
+    size: Framing
     channels: int
     stride: int
     hop: int

@@ -80,6 +80,8 @@ def guidance_rule(request: SampleRequest) -> dict[str, Any]:
 
 def record_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the samples depend on, in JSON types: a hash of the model, and the settings."""
+    if checkpoint.is_pipeline(run):
+        return {"model": checkpoint.fingerprint(run)} | json.loads(json.dumps(settings, default=str))
     digest = hashlib.sha256()
     try:
         for name in (checkpoint.CONFIG, checkpoint.MODEL):

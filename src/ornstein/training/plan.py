@@ -7,8 +7,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, cast
@@ -27,7 +27,7 @@ from ornstein.training.scaling import BATCHES, Choice, Speed, choose
 from ornstein.training.settings import DIFFUSION, Settings
 from ornstein.training.task import Diffusion
 
-__all__ = ["NETS", "Likeness", "by_rule", "fitted", "measured", "planned"]
+__all__ = ["NETS", "Likeness", "by_rule", "fitted", "kept_for_backward", "measured", "planned"]
 
 NETS = ("xs", "s", "m", "l")
 """Networks that are chosen from, by size."""
@@ -127,8 +127,7 @@ def measured(settings: Settings, data: Likeness, device: torch.device, clock: Ca
             own = data if known else replace(data, classes=())
             states = cast(Any, run_task(Diffusion(denoiser, config), own, config, folder))
             with closing(states):
-                kept = _Kept(denoiser)
-                with torch.autograd.graph.saved_tensors_hooks(kept.note, lambda x: x):
+                with kept_for_backward(denoiser) as kept:
                     next(states)
                 activations = kept.bytes / batch
                 seconds.append((batch, statistics.median(_times(states, clock))))
@@ -160,6 +159,14 @@ class _Kept:
             self._alive.append(x.detach())
             self.bytes += storage.nbytes()
         return x
+
+
+@contextmanager
+def kept_for_backward(model: torch.nn.Module) -> Iterator[_Kept]:
+    """Within it the bytes that forward passes of the model keep for the backward pass are counted, in `.bytes`."""
+    kept = _Kept(model)
+    with torch.autograd.graph.saved_tensors_hooks(kept.note, lambda x: x):
+        yield kept
 
 
 def _moments(model: torch.nn.Module, config: TrainConfig) -> float:
