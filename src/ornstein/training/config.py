@@ -50,6 +50,9 @@ class TrainConfig:
     minutes: float | None = setting(None, "Minutes of training in all, instead of steps.", above=0)
     batch: int = setting(128, "Images or clips per step, over all processes.", names=("-b", "--batch"), minimum=1)
     accumulate: int = setting(1, "Parts to compute a batch in, if it does not fit in memory.", minimum=1)
+    recompute: bool = setting(
+        False, "Compute the blocks again in the backward pass: about a third slower, and a fraction of the memory."
+    )
     optimizer: Literal["muon", "adamw"] = setting(
         "adamw", "Muon for matrices and convolutions and AdamW for the rest, or AdamW for all."
     )
@@ -71,7 +74,7 @@ class TrainConfig:
     ema: float | str = setting(
         0.05, "Average of the weights: its width as a share of the training so far, to 0.28; 0 for the last weights; "
         "a decay rate such as 0.999; or post-hoc, a choice of `ornstein ema` afterwards.",
-        choices=(POST_HOC,), minimum=0, maximum=1, panel=_OPTIMIZER,
+        choices=(POST_HOC,), other="a number", minimum=0, maximum=1, panel=_OPTIMIZER,
     )  # fmt: skip
     clip: float = setting(1.0, "Largest norm of the gradient; a larger one is scaled down.", above=0, panel=_OPTIMIZER)
     weight_decay: float = setting(0.01, "Weight decay of matrices and convolutions.", minimum=0, panel=_OPTIMIZER)

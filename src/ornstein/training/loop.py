@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -24,6 +24,7 @@ from ornstein.training.interrupts import Interrupts
 from ornstein.training.loader import AHEAD, Images, Loader
 from ornstein.training.optimizer import optimizer_of
 from ornstein.training.precision import LossScale, addressed_dropout, autocast_within, float32_products, wide
+from ornstein.training.recompute import recomputed
 from ornstein.training.task import Diffusion, M, Part, Task
 from ornstein.training.tracking import Trackers
 
@@ -223,7 +224,8 @@ class _Run(Generic[M]):
         try:
             trackers = Trackers(config.track if self.processes.main else None, self.out, asdict(config))
             # a split model cannot be saved by one process between steps: it stops after the next step
-            with Interrupts(None if self.processes.split else self.save) as interrupts:
+            memory = recomputed(self.model) if config.recompute else nullcontext()
+            with memory, Interrupts(None if self.processes.split else self.save) as interrupts:
                 while self.progress < 1:
                     began = time.perf_counter()
                     learning_rate = config.learning_rate_at(self.step, self.progress)
