@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import ornstein as orn
 from running import ENVIRONMENT, done, torchrun
@@ -53,12 +54,53 @@ def test_trajectories_of_a_teacher(run: Path, tmp_path: Path) -> None:
     same_files(one, two, "trajectories/trajectories.npy")
 
 
+def test_latents(tmp_path: Path) -> None:
+    done(
+        "train",
+        "--data",
+        "digits",
+        "--model",
+        "vae",
+        "--steps",
+        2,
+        "--batch",
+        8,
+        "--no-report",
+        "--out",
+        tmp_path / "ae",
+    )
+    options = ("--net", "xs", "--steps", 2, "--batch", 8, "--no-report")
+    one, two = both(tmp_path, "train", "--data", "digits", "--latent", tmp_path / "ae", *options)
+    same_files(one, two, "latents/latents.npy", "latents/about.json")
+    a, b = (load_file(each / "model.safetensors") for each in (one, two))
+    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
+
+
+def test_likelihoods(run: Path, tmp_path: Path) -> None:
+    options = ("-n", 64, "--solvers", "ddim", "--steps", 1, "--seeds", 1, "--features", "pixels")
+    options += ("--likelihood", "continuous,ode", "--images", 80)
+    one, two = both(tmp_path, "evaluate", run, *options)
+    same_files(one, two, "evaluation.json")
+    bits = json.loads((one / "evaluation.json").read_text())["bits"]
+    assert [each["count"] for each in bits] == [80, 80]
+
+
 @pytest.fixture
 def portrait() -> Image.Image:
     pytest.importorskip("dlib", reason="the extra `faces` is not installed")
     pytest.importorskip("c2pa", reason="the extra `faces` is not installed")
     data = pytest.importorskip("skimage.data", reason="scikit-image, whose portrait this test needs, is not installed")
     return Image.fromarray(data.astronaut()[0:260, 90:350])
+
+
+def test_faces_are_prepared(portrait: Image.Image, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(70):  # two shards
+        (portrait if i in (3, 66) else Image.new("RGB", (80, 80), (i, 90, 90))).save(photos / f"{i:03d}.png")
+    one, two = both(tmp_path, "faces", "prepare", photos)
+    assert sorted(f.name for f in one.iterdir()) == sorted(f.name for f in two.iterdir())
+    same_files(one, two, *(f.name for f in one.iterdir()))
 
 
 def test_swaps_of_a_batch(portrait: Image.Image, tmp_path: Path) -> None:

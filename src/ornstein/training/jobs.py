@@ -93,7 +93,7 @@ def _diffusion(
 ) -> Job[Denoiser]:
     config = settings.config()
     if settings.latent is not None and isinstance(train_set, ImageSet | StreamedSet):
-        latents = _encode(Path(settings.latent), train_set, out, resume)
+        latents = _encode(Path(settings.latent), train_set, out, resume, device)
         denoiser = new_denoiser(settings, train_set, latents.space, device)
         states = run_task(LatentDiffusion(denoiser, config), latents, config, out, resume)
     else:
@@ -156,7 +156,7 @@ def _autoencoder(
     return Job(about, loss.model, states, show, report)
 
 
-def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool) -> LatentSet:
+def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool, device: torch.device) -> LatentSet:
     group = processes.current()
     if not resume:
         group.agreed(lambda: check_new(out))  # before minutes of encoding
@@ -167,11 +167,7 @@ def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool)
         LatentSpace.from_config(config["latent"], out)  # refuses another autoencoder
     with progress("images", transient=True) as bar:
         task = bar.add_task("encoding", total=len(images), note="")
-        # one process encodes, the others read its file
-        group.agreed(
-            lambda: encode_images(path, images, out, lambda done, _: bar.update(task, completed=done)) and None
-        )
-        return encode_images(path, images, out)
+        return encode_images(path, images, out, lambda done, _: bar.update(task, completed=done), device)
 
 
 def size_of(model: nn.Module) -> str:
