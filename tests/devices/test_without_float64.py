@@ -60,7 +60,7 @@ def test_clips(noise: Any) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("objective", [None, "hybrid", "edm", "vdm"])
+@pytest.mark.parametrize("objective", [None, "hybrid", "edm", "continuous"])
 def test_a_training(tmp_path: Path, optimizer: str, objective: str | None) -> None:
     model = image_model(learned_variance=objective == "hybrid").to("cuda")
     assert len(list(train(model, Images(), config(optimizer=optimizer, objective=objective), tmp_path))) == 4
@@ -71,7 +71,8 @@ def test_an_autoencoder(tmp_path: Path, kind: str) -> None:
     model = AUTOENCODERS[kind](1, 8, width=16, depths=(1, 1, 1))
     loss = AutoencoderLoss(model, free_bits=0.1, adversarial_weight=0.1, adversarial_start=0.0).to("cuda")
     assert len(list(run_task(Autoencoding(loss), Images(labels=False, channels=1), config(), tmp_path))) == 4
-    assert model.sample(2, orn.autoencoders.addressed(0, torch.arange(2), device="cuda")).is_cuda
+    if kind != "ae":
+        assert model.sample(2, orn.autoencoders.addressed(0, torch.arange(2), device="cuda")).is_cuda
 
 
 def test_few_steps() -> None:
@@ -103,5 +104,8 @@ def test_oracles_and_distances() -> None:
     d = mixture.denoiser(orn.Process(orn.schedules.Cosine()))
     assert d(torch.randn(4, 3).to("cuda"), 0.5).x0.is_cuda
     for name in ("pixels", "conv"):
-        features = [open_features(name, torch.device("cuda"))(torch.randint(0, 256, (24, 1, 8, 8))) for _ in range(2)]
+        features = [
+            open_features(name, torch.device("cuda"))(torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8))
+            for _ in range(2)
+        ]
         frechet_distance(*features), kernel_distance(*features)
