@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,7 @@ from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance, real_floor
 from ornstein.store import atomic_write
 from ornstein.training import loop
+from ornstein.training.plan import Likeness, by_rule, planned
 from ornstein.training.recipe import Settings, new_denoiser
 from training import ours as sample_ours
 from training import theirs as sample_theirs
@@ -64,6 +66,25 @@ def train_ours(arguments: argparse.Namespace) -> None:
     record = {"recipe": "ours", "net": run.settings.net, "batch": batch, "steps": last["step"]}
     record |= {"images": batch * last["step"], "parameters": sum(p.numel() for p in run.model.parameters())}
     atomic_write(arguments.out / RECORD, json.dumps(record, indent=1).encode())
+
+
+def choose_ours(arguments: argparse.Namespace) -> None:
+    """Network and batch of ours where they were not given: the plan's, by half of the cores; kept in --out."""
+    file = arguments.out / "plan.json"
+    if arguments.net is None or arguments.batch is None:
+        if not file.is_file():
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+            asked = Settings(arguments.data, arguments.size, minutes=arguments.minutes, conditional=False)
+            asked = replace(asked, net=arguments.net or "auto", batch=arguments.batch)
+            likeness = Likeness.of(open_images(arguments.data, arguments.size))
+            if by_rule(asked, likeness):
+                choice = planned(asked, likeness, torch.device("cpu"))
+                asked = replace(asked, net=choice.speed.net, batch=choice.batch)
+            settled = asked.settled(likeness.shape[-1], True)
+            chosen = {"net": settled.preset(likeness.shape[-1], False, True), "batch": settled.batch}
+            atomic_write(file, json.dumps(chosen).encode())
+        chosen = json.loads(file.read_text(encoding="utf-8"))
+        arguments.net, arguments.batch = chosen["net"], chosen["batch"]
 
 
 def command(who: str, arguments: argparse.Namespace, parameters: int) -> list[str]:
@@ -206,7 +227,7 @@ def main() -> None:
     arguments.out = arguments.out or Path("runs/board") / stem
     arguments.out.mkdir(parents=True, exist_ok=True)
     names = [who for who in names if all(importlib.util.find_spec(each) for each in NEEDS.get(who, ()))]
-    arguments.net, arguments.batch = arguments.net or "s", arguments.batch or 32
+    choose_ours(arguments)
     train_all(arguments, names)
     kept = open_images(arguments.data, arguments.size).split(0.1, arguments.seed)[1]
     table = report(arguments, {who: score(who, arguments, kept) for who in names}, kept)

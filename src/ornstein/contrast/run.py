@@ -31,7 +31,7 @@ RESULTS = "contrast.json"
 SETTINGS = "settings.json"
 MODELS = "models"
 _VERSION = 1  # of how results are made: others are made again
-_POLL = 0.2  # seconds
+_POLL = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,14 @@ def contrast(
     missing = [model for model in settings.models if _missing(settings, model)]
     for model in missing:
         check_budget(model, build(model, problem, 0), settings.seconds)
-    total, said = len(settings.models) * settings.seeds, set()
+    unsaid = _every(settings)
+    total = len(unsaid)
 
     def tell() -> None:
-        for result in load_results(settings):
-            if (result.model, result.seed) not in said:
-                said.add((result.model, result.seed))
-                advance(_line(result), len(said), total)
+        for each in list(unsaid):
+            if (result := _load(settings, *each)) is not None:
+                unsaid.remove(each)
+                advance(_line(result), total - len(unsaid), total)
 
     tell()
     held = hold(out)
@@ -173,8 +174,11 @@ def _load(settings: Contrast, model: str, seed: int) -> Result | None:
 
 def load_results(settings: Contrast) -> list[Result]:
     """The results that are stored in the folder of `settings`, model by model."""
-    every = ((model, seed) for model in settings.models for seed in range(settings.seeds))
-    return [result for each in every if (result := _load(settings, *each)) is not None]
+    return [result for each in _every(settings) if (result := _load(settings, *each)) is not None]
+
+
+def _every(settings: Contrast) -> list[tuple[str, int]]:
+    return [(model, seed) for model in settings.models for seed in range(settings.seeds)]
 
 
 def _missing(settings: Contrast, model: str) -> list[int]:

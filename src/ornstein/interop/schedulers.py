@@ -299,7 +299,7 @@ def scheduler_for(reading: Reading) -> Any:
                 "timestep_spacing": "trailing",
             }
         )
-    common = {"num_train_timesteps": reading.length}
+    common: dict[str, Any] = {"num_train_timesteps": reading.length}
     if isinstance(schedule, Rectified) and clock == "path" and kind == "flow":
         return _instance({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": schedule.shift, **common})
     if isinstance(schedule, VE) and clock == "sigma" and kind == "score":
