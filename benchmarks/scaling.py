@@ -26,7 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,8 @@ def _at(trunk: Path, step: int) -> bool:
 
 
 def fitted(points: list[dict[str, Any]]) -> Rule:
-    """The rule whose logarithm is nearest to that of the points, by least squares from the rule as it is."""
+    """The rule whose logarithm is nearest to that of the points past their warm-up, by least squares."""
+    points = [p for p in points if p["steps"] > TrainConfig().warmup]
     names = [f.name for f in fields(Rule)]
 
     def off(logarithms: np.ndarray) -> np.ndarray:
@@ -182,8 +183,14 @@ def report(points: list[dict[str, Any]], file: Path) -> None:
             f"| {p['net']} | {p['parameters']:,} | {p['batch']} | {p['steps']:,} | {images:,} | {work:.3g} "
             f"| {p['budget']:g} | {p['loss']:.4f} | {expected:.4f} |"
         )
-    errors = [abs(rule.loss(p["parameters"], p["steps"], p["batch"]) / p["loss"] - 1) for p in points]
-    rows += ["", f"Mean distance of the rule from the points: {100 * statistics.fmean(errors):.1f} %."]
+    past = [p for p in points if p["steps"] > TrainConfig().warmup]
+    errors = [abs(rule.loss(p["parameters"], p["steps"], p["batch"]) / p["loss"] - 1) for p in past]
+    constants = ", ".join(f"{name} {value:g}" for name, value in asdict(rule).items())
+    rows += [
+        "",
+        f"Constants: {constants}. Mean distance of the rule from the {len(past)} points that it was fitted to, ",
+    ]
+    rows += [f"those past their warm-up: {100 * statistics.fmean(errors):.1f} %."]
     head, rest = file.read_text(encoding="utf-8").split(MARKS[0])
     text = "\n".join([head + MARKS[0], "", *rows, "", MARKS[1] + rest.split(MARKS[1])[1]])
     file.write_text(text, encoding="utf-8")
@@ -203,7 +210,7 @@ def plot(points: list[dict[str, Any]], rule: Rule, file: Path) -> None:
         steps = np.geomspace(0.8 * own[0]["steps"], 6 * own[-1]["steps"], 60)
         losses = [rule.loss(own[0]["parameters"], n, 32) for n in steps]
         axes.plot(steps * 32 * own[0]["flops_an_image"] / 1e15, losses, color=line.get_color(), linewidth=1)
-    axes.set(xscale="log", yscale="log", xlabel="training compute, PFLOP", ylabel="held-out error of v")
+    axes.set(xscale="log", xlabel="training compute, PFLOP", ylabel="held-out error of v")
     axes.set_title("CIFAR-10, batches of 32; lines: the rule", fontsize=10)
     axes.legend(fontsize=8)
     figure.savefig(file, dpi=130)

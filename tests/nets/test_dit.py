@@ -37,8 +37,8 @@ def test_a_block_is_attention_and_an_mlp_each_scaled_shifted_and_gated():
         turned = []
         for which, part in enumerate((q[..., one], k[..., one])):
             part = part / (part.square().mean(-1, keepdim=True) + 1e-6).sqrt() * block.temperature[which, i]
-            pairs = torch.view_as_complex(part.unflatten(-1, (2, 2)).contiguous())
-            turned.append(torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)).flatten(-2))
+            pairs = torch.complex(part[..., :2], part[..., 2:]) * torch.polar(torch.ones_like(angle), angle)
+            turned.append(torch.cat([pairs.real, pairs.imag], -1))
         weights = torch.softmax(torch.einsum("bid,bjd->bij", *turned) / 2.0, dim=-1)  # sqrt of 4 features
         heads.append(weights @ v[..., one])
     expected = x + parts[2][:, None] * block.out(torch.cat(heads, -1))

@@ -1,7 +1,6 @@
 """The rule that chooses network and batch, against arithmetic by hand; it needs no measurement."""
 
 import itertools
-import math
 
 import pytest
 
@@ -20,11 +19,13 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     # 550 steps of 32 are worth 500 steps, and half of their images: 8000
     assert rule.images(550, 32) == pytest.approx(8000)
     assert rule.loss(4e6, 550, 32) == pytest.approx(0.1 + 0.02 / 2 + 0.3 * (10_000 / 8000) ** 0.25)
-    assert rule.loss(4e6, 40, 32) == math.inf  # within the warm-up
+    assert rule.images(100, 32) == pytest.approx(16 * 50)  # where the learning rate has risen, from both sides
+    assert rule.images(99.99, 32) == pytest.approx(16 * 50, rel=1e-3)
+    assert rule.images(50, 32) == pytest.approx(16 * 12.5)  # it has been a quarter on average
 
 
 def test_a_larger_network_more_steps_and_at_equal_steps_a_larger_batch_are_never_expected_to_be_worse() -> None:
-    for net, steps, batch in itertools.product((1e5, 1e6, 2e7), (60, 500, 10_000), BATCHES):
+    for net, steps, batch in itertools.product((1e5, 1e6, 2e7), (20, 60, 500, 10_000), BATCHES):
         here = RULE.loss(net, steps, batch)
         assert RULE.loss(2 * net, steps, batch) < here
         assert RULE.loss(net, 2 * steps, batch) < here

@@ -20,7 +20,7 @@ from ornstein.settings import (
 )
 from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
-__all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
+__all__ = ["KINDS", "Demo", "Distil", "Ema", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
 
 KINDS = ("ar1", "mixed", "toeplitz", "spectral", "best")
 
@@ -91,6 +91,7 @@ class Sample:
     prompt: str | None = again(Prompts, "prompt", None)
     prompts: Path | None = again(Prompts, "prompts", None)
     negative: str | None = again(Prompts, "negative", None)
+    lora: list[str] | None = again(Prompts, "lora", None)
     solver: str | None = again(SampleRequest, "solver", None)
     steps: int | None = again(SampleRequest, "steps", None)
     grid: str | None = again(SampleRequest, "grid", None)
@@ -184,6 +185,29 @@ class FitNoise:
     batch: int = setting(16, "Clips in memory at once.", names=("-b", "--batch"), minimum=1)
     plot: Path | None = setting(None, "A picture of the correlations to write.")
     overwrite: bool = again(Sample, "overwrite", False)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema:
+    """Choose the width of the average of a run's weights, after a training with --ema post-hoc.
+
+    The run keeps averages of two widths from time to time; any other is made of them by least squares. Without --out
+    the model of the run itself is replaced: the kept averages stay, so any other width can follow, 0.05 for the first.
+
+    Example: ornstein ema runs/photos --width 0.1 --out runs/photos-ema-0.1
+    """
+
+    run: Path = setting(help="The run directory of a diffusion model, trained with --ema post-hoc.", argument=True)
+    width: float = setting(
+        help="Width of the average, as a share of the training, such as 0.05.", minimum=0.01, maximum=0.28
+    )
+    out: Path | None = setting(
+        None, "The run directory to write.", names=("-o", "--out"), by_data="RUN itself, whose model is replaced"
+    )
+    trust_sizes: bool = trust_sizes_setting()
 
     def __post_init__(self) -> None:
         check(self)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.progress import say
+from ornstein.interop.lora import load_lora, merge_lora
+from ornstein.progress import say, warn
 from ornstein.store import read_bytes
 
-__all__ = ["open_model", "prompts_of"]
+__all__ = ["add_loras", "lora_of", "open_model", "prompts_of", "told"]
 
 _LARGEST = 2**24  # bytes of a file of prompts
 _OPTIONS = ("prompt", "prompts", "negative")
@@ -31,6 +35,7 @@ def open_model(asked: Any, guidance: float | None = None) -> tuple[Denoiser, flo
         UserError: there is no model; it takes no text, and a prompt is given; or it does, and none is.
     """
     model = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes)
+    add_loras(model, getattr(asked, "lora", None) or [])
     given = [f"--{name}" for name in _OPTIONS if getattr(asked, name) is not None]
     if not getattr(model, "takes_text", False):
         if given:
@@ -44,6 +49,40 @@ def open_model(asked: Any, guidance: float | None = None) -> tuple[Denoiser, flo
         say(f"guidance {guidance:g} is a condition of this network: one evaluation a step")
         return inside.prompted(prompts, asked.negative, guidance), None
     return inside.prompted(prompts, asked.negative), guidance
+
+
+def add_loras(model: Denoiser, given: list[str]) -> None:
+    """Write LoRAs, "FILE" or "FILE:0.7", into the weights of a model.
+
+    Raises:
+        UserError: one cannot be read, or is of another base.
+    """
+    for text in given:
+        file, strength = lora_of(text)
+        with told():
+            lora = load_lora(model, file, strength)
+        say(f"{file}: LoRA of {len(lora.layers)} layers at strength {strength:g}")
+    if given:
+        merge_lora(model)
+
+
+def lora_of(text: str) -> tuple[str, float]:
+    """File and strength of "FILE" or "FILE:0.7"."""
+    file, colon, strength = text.rpartition(":")
+    try:
+        return (file, float(strength)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0  # a colon in the name of the file
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Warnings of what is assumed of a file as lines of the command's own."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for each in caught:
+        warn(str(each.message))
 
 
 def prompts_of(prompt: str | None, file: Path | None) -> list[str]:

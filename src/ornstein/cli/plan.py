@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from dataclasses import asdict, replace
 from typing import Any
@@ -69,7 +68,7 @@ def _facts(choice: Choice, likeness: Likeness, known: bool) -> dict[str, Any]:
         "steps": choice.steps,
         "images_seen": choice.images,
         "passes": choice.images / len(likeness),
-        "expected_loss": choice.loss if known and math.isfinite(choice.loss) else None,
+        "expected_loss": choice.loss if known else None,
         "memory": asdict(speed.memory_parts(choice.batch)),
         "memory_total": speed.memory(choice.batch),
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 from ornstein import autoencoders, checkpoint, processes
 from ornstein.cli.clips import sample_clips
 from ornstein.cli.commands import Sample
-from ornstein.cli.models import open_model
+from ornstein.cli.models import lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
 from ornstein.compiling import cache_folder, compile_network
@@ -29,6 +29,7 @@ from ornstein.sampling import State, at_once, default_grid, draw
 from ornstein.settings import extent_of, extent_text
 from ornstein.sizes import check_sample
 from ornstein.solvers import Tuned
+from ornstein.store import file_hash
 
 __all__ = ["sample"]
 
@@ -64,7 +65,7 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
     if asked.size is not None:
         denoiser.data = _resized(asked, denoiser)
     _refuse_idle(asked, given, clips, denoiser.data.shape)
-    if asked.guidance in (None, 1):
+    if guidance in (None, 1):  # or it is a condition of the network
         refuse(Sample, given, ("guidance_interval", "guidance_rescale"), "it needs a --guidance other than 1")
     prompts = len(denoiser.data.classes) if getattr(denoiser, "takes_text", False) else 0
     n = asked.num or prompts or (_CLIPS if clips else _IMAGES)
@@ -208,6 +209,8 @@ def _images(
     }
     if getattr(denoiser, "takes_text", False):
         settings |= {"prompts": denoiser.data.classes, "negative": asked.negative, "guidance": asked.guidance}
+    if asked.lora:
+        settings["lora"] = [[text, file_hash(lora_of(text)[0]).hexdigest()] for text in asked.lora]
     record = record_of(asked.run, settings)
     batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"

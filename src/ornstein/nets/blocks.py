@@ -110,16 +110,21 @@ class CrossAttention(nn.Module):
         return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v for q, k, v (..., heads, N, D); the bias broadcasts to (..., heads, N, N)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T + bias) v for q, k, v (..., heads, N, D); the bias broadcasts to (..., heads, N, N).
+
+    The scale is 1/sqrt(D) unless given.
+    """
     if q.device.type == "cpu":
         # PyTorch's fused kernel is up to 8 times slower than two matrix products here (bf16, backward)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        scores = q @ k.transpose(-1, -2)
+        if scale != 1:
+            scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
         return torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
     if q.ndim == 4:
-        return F.scaled_dot_product_attention(q, k, v, bias)
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
     # of more axes, whose bias is the same for all: (heads, N, N)
-    mixed = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4), bias)
+    mixed = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4), bias, scale=scale)
     return mixed.unflatten(0, q.shape[:-3])
 
 

@@ -258,15 +258,16 @@ class DiT(Recorded):
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines (N, D / 2) of the angles by which pairs of features of N tokens are turned."""
+    """Cosines and sines (N, D / 2) of the angles by which pairs of features, i and D/2 + i, of N tokens are turned."""
 
     cosine: Tensor
     sine: Tensor
 
     def turn(self, x: Tensor) -> Tensor:
         """x (..., N, D)."""
-        a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack([a * self.cosine - b * self.sine, a * self.sine + b * self.cosine], -1).flatten(-2)
+        a, b = x.chunk(2, dim=-1)
+        cosine, sine = self.cosine.to(x.dtype), self.sine.to(x.dtype)
+        return torch.cat([a * cosine - b * sine, b * cosine + a * sine], -1)
 
 
 class DiTBlock(nn.Module):
@@ -274,7 +275,7 @@ class DiTBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, mlp: bool = True) -> None:
         super().__init__()
-        self.heads, self.eps = heads, 1e-6
+        self.heads = heads
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, (6 if mlp else 3) * width))
         self.qkv = nn.Linear(width, 3 * width)
@@ -296,9 +297,14 @@ class DiTBlock(nn.Module):
 
     def _attention(self, x: Tensor, rotation: Rotation, bias: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = (
-            rotation.turn(F.rms_norm(part, part.shape[-1:], eps=self.eps) * factor)
-            for part, factor in zip((q, k), self.temperature.to(q.dtype), strict=True)
-        )
-        mixed = attend(q, k, v, None if bias is None else bias.to(q.dtype))
+        of_queries, of_keys = self.temperature.to(q.dtype)
+        # The scale of the scores is in the queries, which are fewer numbers.
+        q = rotation.turn(_normalised(q) * (of_queries * q.shape[-1] ** -0.5))
+        k = rotation.turn(_normalised(k) * of_keys)
+        mixed = attend(q, k, v, None if bias is None else bias.to(q.dtype), scale=1.0)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _normalised(x: Tensor) -> Tensor:
+    """x of unit root mean square along its last axis, in its own dtype."""
+    return x * (x.float().square().mean(-1, keepdim=True) + 1e-6).rsqrt().to(x.dtype)

@@ -22,7 +22,7 @@ from ornstein.settings import (
     size_setting,
     to_json,
 )  # fmt: skip
-from ornstein.training.config import TrainConfig, check_length
+from ornstein.training.config import POST_HOC, TrainConfig, check_ema, check_length
 from ornstein.training.tracking import check_trackers
 
 __all__ = [
@@ -118,7 +118,7 @@ class Settings(TrainConfig, DataSettings):
         TrainConfig, "learning_rate", None, by_data=", ".join(f"{v:g} with {k}" for k, v in _LEARNING_RATE.items())
     )
     sample_every: int = again(TrainConfig, "sample_every", 1000)
-    ema: float | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
+    ema: float | str | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
         TrainConfig, "ema", None, by_data=f"{_MUON_EMA:g} with muon, else {field_of(TrainConfig, 'ema').default:g}"
     )
     net: str = setting(
@@ -189,6 +189,7 @@ class Settings(TrainConfig, DataSettings):
 
     def __post_init__(self) -> None:
         check(self)
+        check_ema(self.ema)
         check_trackers(self.track)
         if self.data == "":
             raise UserError("data must be a path or a bundled set, not empty")
@@ -214,6 +215,8 @@ class Settings(TrainConfig, DataSettings):
             for name in _DIFFUSION_ONLY:
                 if getattr(self, name) != field_of(Settings, name).default:
                     raise UserError(f"{_option(name)} is for diffusion models, not --model {self.model}")
+            if self.ema == POST_HOC:
+                raise UserError(f"--ema {POST_HOC} is for diffusion models, not --model {self.model}")
         if self.net.startswith("dit:") and (self.model != DIFFUSION or self.init is not None):
             raise UserError("--net dit:.. is for diffusion models from scratch, not for autoencoders or --init")
         if self.latent is not None and self.frames is not None:
