@@ -175,7 +175,7 @@ def test_diffusers_reads_ours(folder: Path, lora: Lora, tmp_path: Path) -> None:
     assert float((images["kohya"] - theirs(folder, None)).abs().max()) > 0.05
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_we_read_what_diffusers_writes(folder: Path, tmp_path: Path, dora: bool) -> None:
     """With its metadata, without it (what is assumed is said), in kohya's form, and peft's own folder."""
     torch.manual_seed(0)
@@ -246,7 +246,9 @@ def test_files_of_kohya_and_older_ones_of_diffusers(folder: Path, lora: Lora, tm
     assert read_lora(tmp_path / "old.safetensors").layers.keys() == attention.keys()
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart"])
+@pytest.mark.parametrize(
+    "name", [*("sdxl", "sd3"), *(pytest.param(n, marks=pytest.mark.slow) for n in ("flux", "pixart"))]
+)
 def test_the_other_families(pipeline: Folders, name: str, tmp_path: Path) -> None:
     """A new LoRA on each: written in every kind, read without the model, and on again with the same output."""
     d = orn.load(pipeline(name))
@@ -414,7 +416,7 @@ def test_the_strength_that_is_lost_elsewhere_is_kept_here(folder: Path, tmp_path
         assert float((theirs(folder, file) - meant).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("name", ["sdxl", pytest.param("sd1", marks=pytest.mark.slow)])
 def test_a_pipeline_with_a_lora_in_its_weights(pipeline: Folders, name: str, tmp_path: Path) -> None:
     """`export_model` writes the whole pipeline; diffusers and we open it, with the LoRA merged."""
     d = orn.load(pipeline(name))
