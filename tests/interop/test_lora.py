@@ -15,7 +15,16 @@ from torch.nn import functional as F
 
 import ornstein as orn
 from ornstein.errors import UserError
-from ornstein.interop.lora import load_lora, parts_of, read_lora, with_base, write_lora
+from ornstein.interop.exchange import export_model
+from ornstein.interop.lora import (
+    load_lora,
+    merge_lora,
+    parts_of,
+    read_lora,
+    unload_lora,
+    with_base,
+    write_lora,
+)
 from ornstein.interop.lora_names import dotted
 from ornstein.nets.lora import Lora, LoraLayer, adapted, attach, base_hash, combine, detach, merge, trainable
 
@@ -104,9 +113,13 @@ def image(d: Any) -> Tensor:
 
 def theirs(folder: Path, file: Path | None) -> Tensor:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
     if file is not None:
         pipe.load_lora_weights(file.parent, weight_name=file.name)
+    return theirs_of(pipe)
+
+
+def theirs_of(pipe: Any) -> Tensor:
+    pipe.set_progress_bar_config(disable=True)
     out = pipe(
         ["a red square", "b"], num_inference_steps=2, guidance_scale=3.0, output_type="np",
         generator=torch.Generator().manual_seed(0),
@@ -141,11 +154,16 @@ def test_every_kind_of_file_is_the_same_lora(folder: Path, lora: Lora, tmp_path:
         assert now.facts["modelspec.title"] == "a test"
         load_lora(d, file)
         images[step] = image(d)
-        detach(parts_of(d))
+        unload_lora(d)
     for one in images.values():
         assert float((one - images[0]).abs().max()) == 0.0
     assert float((images[0] - plain).abs().max()) > 0.05
-    assert torch.equal(image(d), plain)  # detached, the model is what it was
+    assert torch.equal(image(d), plain)  # without it the model is what it was
+    fresh = orn.load(folder)
+    load_lora(fresh, lora)
+    assert torch.equal(image(fresh), images[0])  # nothing of the plain one was remembered
+    merge_lora(fresh)
+    torch.testing.assert_close(image(fresh), images[0], rtol=0, atol=0)
 
 
 def test_diffusers_reads_ours(folder: Path, lora: Lora, tmp_path: Path) -> None:
@@ -157,7 +175,7 @@ def test_diffusers_reads_ours(folder: Path, lora: Lora, tmp_path: Path) -> None:
     assert float((images["kohya"] - theirs(folder, None)).abs().max()) > 0.05
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_we_read_what_diffusers_writes(folder: Path, tmp_path: Path, dora: bool) -> None:
     """With its metadata, without it (what is assumed is said), in kohya's form, and peft's own folder."""
     torch.manual_seed(0)
@@ -170,11 +188,7 @@ def test_we_read_what_diffusers_writes(folder: Path, tmp_path: Path, dora: bool)
             nn.init.normal_(parameter, std=0.5)
         elif "magnitude" in name:
             parameter.data.mul_(1 + 0.2 * torch.rand_like(parameter))
-    out = pipe(
-        ["a red square", "b"], num_inference_steps=2, guidance_scale=3.0, output_type="np",
-        generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    expected = torch.from_numpy(out.images).permute(0, 3, 1, 2) * 2 - 1
+    expected = theirs_of(pipe)
     state = peft.get_peft_model_state_dict(pipe.unet)
     packed = pipe.pack_weights(state, "unet")
     meta = {f"unet.{k}": list(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
@@ -232,7 +246,9 @@ def test_files_of_kohya_and_older_ones_of_diffusers(folder: Path, lora: Lora, tm
     assert read_lora(tmp_path / "old.safetensors").layers.keys() == attention.keys()
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "pixart"])
+@pytest.mark.parametrize(
+    "name", [*("sdxl", "sd3"), *(pytest.param(n, marks=pytest.mark.slow) for n in ("flux", "pixart"))]
+)
 def test_the_other_families(pipeline: Folders, name: str, tmp_path: Path) -> None:
     """A new LoRA on each: written in every kind, read without the model, and on again with the same output."""
     d = orn.load(pipeline(name))
@@ -374,3 +390,52 @@ def test_mistakes(folder: Path, pipeline: Folders, lora: Lora, tmp_path: Path) -
         combine([dora, dora], [1, 1])
     with pytest.raises(UserError, match="different bases"):
         combine([lora, Lora(lora.layers, base="y")], [1, 1])
+
+
+def test_the_strength_that_is_lost_elsewhere_is_kept_here(folder: Path, tmp_path: Path) -> None:
+    """Rank 4 and alpha 2 through diffusers' own saving without metadata, its conversion to kohya's form, and ours."""
+    torch.manual_seed(0)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    pipe.unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_v"]))
+    for name, parameter in pipe.unet.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.5)
+    state = peft.get_peft_model_state_dict(pipe.unet)
+    pipe.save_lora_weights(tmp_path / "theirs", unet_lora_layers=state)
+    packed = pipe.pack_weights(state, "unet")
+    save_file(diffusers.utils.convert_state_dict_to_kohya(packed), tmp_path / "kohya.safetensors")
+    assert {float(v) for k, v in load_file(tmp_path / "kohya.safetensors").items() if k.endswith("alpha")} == {4.0}
+    names = {key.split(".lora_")[0] for key in packed}
+    layers = {n: LoraLayer(packed[f"{n}.lora_A.weight"], packed[f"{n}.lora_B.weight"], 2.0) for n in names}
+    meant, plain = theirs_of(pipe), theirs(folder, None)
+    effect = float((meant - plain).abs().max())
+    for file in (tmp_path / "theirs" / "pytorch_lora_weights.safetensors", tmp_path / "kohya.safetensors"):
+        assert float((theirs(folder, file) - meant).abs().max()) > 0.3 * effect  # at alpha 4
+    for kind in ("diffusers", "kohya"):
+        file = write_lora(Lora(layers), tmp_path / f"ours-{kind}.safetensors", kind)
+        assert float((theirs(folder, file) - meant).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["sdxl", pytest.param("sd1", marks=pytest.mark.slow)])
+def test_a_pipeline_with_a_lora_in_its_weights(pipeline: Folders, name: str, tmp_path: Path) -> None:
+    """`export_model` writes the whole pipeline; diffusers and we open it, with the LoRA merged."""
+    d = orn.load(pipeline(name))
+    parts = parts_of(d)
+    made = trainable(parts, ("to_q", *TEXT), 2, 1.0, torch.Generator().manual_seed(0))
+    for weight in made.values():
+        nn.init.normal_(weight.up, std=0.3)
+    second = {"text_encoder_2"} if name == "sdxl" else set()
+    assert {n.split(".")[0] for n in made} == {"unet", "text_encoder"} | second
+    with pytest.raises(UserError, match="merge them into its weights first"):
+        export_model(d, tmp_path / "out")
+    merge_lora(d)
+    d.forget_text()  # nothing was loaded by `load_lora` here
+    export_model(d, tmp_path / "out")
+    with pytest.raises(UserError, match="exists"):
+        export_model(d, tmp_path / "out")
+    again = orn.load(tmp_path / "out")
+    assert torch.equal(image(again), image(d)) and not list((tmp_path / "out").rglob("*.bin"))
+    assert float((image(orn.load(pipeline(name))) - image(d)).abs().max()) > 1e-3
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out")
+    for module, value in d.net.model.state_dict().items():
+        assert torch.equal(pipe.unet.state_dict()[module], value)

@@ -85,7 +85,10 @@ def same_chain(scheduler: Any, reading: Reading) -> None:
     assert torch.equal(reading.timesteps(reading.schedule.log_snr(t)), torch.arange(len(t)).float())
 
 
-@pytest.mark.parametrize("name", CHAINS)
+SLOW = ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "DDIMParallelScheduler", "TCDScheduler")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CHAINS])
 def test_chains(name: str) -> None:
     """Betas of all kinds, predictions, spacings, and noise levels spaced by every rule; with and without zero SNR."""
     plain = [

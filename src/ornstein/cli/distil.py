@@ -117,17 +117,12 @@ def _remember(settings: DistilSettings, out: Path) -> None:
 
 
 def _followed(settings: DistilSettings, run: Path, teacher: Denoiser, out: Path, config: TrainConfig) -> TrajectorySet:
-    """The trajectories; the first process follows them, the others find them there."""
+    """The trajectories, followed by all processes."""
     dtype = choose_precision(config.precision, device_of(teacher))
-
-    def follow(advance: Any) -> TrajectorySet:
-        kept = (settings.to, settings.trajectories, settings.guidance, settings.seed)
-        return follow_teacher(run, teacher, out, *kept, dtype, advance)
-
+    kept = (settings.to, settings.trajectories, settings.guidance, settings.seed)
     with progress("trajectories", transient=True) as bar:
         task = bar.add_task("following", total=settings.trajectories, note="")
-        processes.current().agreed(lambda: follow(lambda done, _: bar.update(task, completed=done)) and None)
-        return follow(lambda done, total: None)
+        return follow_teacher(run, teacher, out, *kept, dtype, lambda done, _: bar.update(task, completed=done))
 
 
 def _train(states: Iterator[TrainState[Denoiser]], config: TrainConfig) -> int:

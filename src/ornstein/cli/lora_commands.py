@@ -13,10 +13,9 @@ from ornstein import checkpoint
 from ornstein.cli.models import told
 from ornstein.errors import UserError
 from ornstein.interop.exchange import write_model
-from ornstein.interop.lora import load_lora, parts_of, read_lora, write_lora
+from ornstein.interop.lora import load_lora, merge_lora, parts_of, read_lora, write_lora
 from ornstein.interop.settings import LoraConvert, LoraInfo, LoraMerge, LoraScale
 from ornstein.nets.lora import Lora, combine
-from ornstein.nets.lora import merge as merge_into
 from ornstein.progress import cell, console, say
 
 __all__ = ["convert", "info", "merge", "scale"]
@@ -75,7 +74,7 @@ def merge(asked: LoraMerge, given: frozenset[str]) -> None:
     with told():
         for file, weight in zip(asked.files, weights, strict=True):
             load_lora(model, file, weight, asked.any_base)
-    merge_into(parts_of(model))
+    merge_lora(model)
     write_model(model, asked.into, asked.out)
     say(f"{asked.out}: {asked.into} with {len(asked.files)} LoRA in its weights")
 

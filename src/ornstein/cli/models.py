@@ -11,8 +11,7 @@ from typing import Any
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.interop.lora import load_lora, parts_of
-from ornstein.nets.lora import merge
+from ornstein.interop.lora import load_lora, merge_lora
 from ornstein.progress import say, warn
 from ornstein.store import read_bytes
 
@@ -64,7 +63,7 @@ def add_loras(model: Denoiser, given: list[str]) -> None:
             lora = load_lora(model, file, strength)
         say(f"{file}: LoRA of {len(lora.layers)} layers at strength {strength:g}")
     if given:
-        merge(parts_of(model))
+        merge_lora(model)
 
 
 def lora_of(text: str) -> tuple[str, float]:

@@ -65,7 +65,7 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
     if asked.size is not None:
         denoiser.data = _resized(asked, denoiser)
     _refuse_idle(asked, given, clips, denoiser.data.shape)
-    if asked.guidance in (None, 1):
+    if guidance in (None, 1):  # or it is a condition of the network
         refuse(Sample, given, ("guidance_interval", "guidance_rescale"), "it needs a --guidance other than 1")
     prompts = len(denoiser.data.classes) if getattr(denoiser, "takes_text", False) else 0
     n = asked.num or prompts or (_CLIPS if clips else _IMAGES)

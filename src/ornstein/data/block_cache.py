@@ -102,9 +102,9 @@ class BlockCache:
 
 
 def cache() -> BlockCache:
-    """The cache that the environment names: $ORNSTEIN_CACHE, or `ornstein/blocks` in the user's cache; 10 GB.
+    """The cache that the environment names: ORNSTEIN_CACHE, or `ornstein/blocks` in the user's cache; 10 GB.
 
-    Raises UserError if $ORNSTEIN_CACHE_SIZE is no size.
+    Raises UserError if ORNSTEIN_CACHE_SIZE is no size.
     """
     given = os.environ.get(FOLDER)
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

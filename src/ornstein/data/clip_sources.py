@@ -33,7 +33,7 @@ class SourceVideo:
 
     name: str
     entries: list[Entry]
-    frames: Callable[[int | None, int, int, int], Iterator[np.ndarray]]
+    frames: Callable[[Size, int, int, int], Iterator[np.ndarray]]
     opened: list[Video] = field(default_factory=list)
 
     @property

@@ -74,7 +74,8 @@ class StreamedSet:
     def __init__(
         self, source: str, files: Files, rows: np.ndarray, shape: tuple[int, int, int], crop: Crop = "centre"
     ) -> None:
-        self.source, self.files, self.rows, self.shape, self.crop = source, files, rows, shape, crop
+        self.source, self.files, self.rows, self.shape = source, files, rows, shape
+        self.crop: Crop = crop
         self._frame = Framing((shape[1], shape[2]), crop)
         self.classes = files.classes
         self._windows = Windows(files.shards[rows])

@@ -27,10 +27,21 @@ from torch import Tensor, nn
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.interop.lora_names import dotted, flat, known_names
-from ornstein.nets.lora import Lora, LoraLayer, attach, base_hash
+from ornstein.interop.pipeline import Pipeline
+from ornstein.nets.lora import Lora, LoraLayer, attach, base_hash, detach, merge
 from ornstein.store import atomic_save_tensors, load_tensors, read_json
 
-__all__ = ["TARGETS", "FileKind", "load_lora", "parts_of", "read_lora", "with_base", "write_lora"]
+__all__ = [
+    "TARGETS",
+    "FileKind",
+    "load_lora",
+    "merge_lora",
+    "parts_of",
+    "read_lora",
+    "unload_lora",
+    "with_base",
+    "write_lora",
+]
 
 FileKind = Literal["ornstein", "diffusers", "kohya"]
 
@@ -57,7 +68,9 @@ def parts_of(d: Denoiser) -> nn.ModuleDict:
 
 
 def load_lora(d: Denoiser, lora: Lora | str | Path, strength: float = 1.0, any_base: bool = False) -> Lora:
-    """Put a LoRA on a denoiser; several add up. `ornstein.nets.lora` merges it into the weights or takes it off again.
+    """Put a LoRA on a denoiser; several add up. `merge_lora` and `unload_lora` take it from there.
+
+    Prompts of a pipeline that were encoded before are of its old text encoders: encode them again.
 
     Args:
         lora: a LoRA or its file.
@@ -81,7 +94,25 @@ def load_lora(d: Denoiser, lora: Lora | str | Path, strength: float = 1.0, any_b
                 "own base, or accept another one (any_base)"
             )
     attach(parts, attach_to, strength)
+    _changed(d)
     return lora
+
+
+def merge_lora(d: Denoiser) -> None:
+    """Write the LoRAs on a denoiser into its weights."""
+    merge(parts_of(d))
+
+
+def unload_lora(d: Denoiser) -> None:
+    """Take the LoRAs off a denoiser: its weights are what they were, bit for bit."""
+    detach(parts_of(d))
+    _changed(d)
+
+
+def _changed(d: Denoiser) -> None:
+    """Conditions that a pipeline has encoded are of its old text encoders."""
+    if isinstance(d, Pipeline):
+        d.forget_text()
 
 
 def _has(parts: nn.Module, name: str) -> bool:

@@ -202,6 +202,10 @@ class Pipeline(Denoiser):
         rows = torch.tensor([different.index(text) for text in texts], device=device)
         return {name: value.index_select(0, rows) for name, value in cond.items()}
 
+    def forget_text(self) -> None:
+        """Encode the empty prompt anew: the text encoders have changed."""
+        self._empty = {}
+
     def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
         """Not possible: a pipeline is more than a network. Raises UserError."""
         raise UserError(f"{path}: a pipeline is not stored as a run; `ornstein export` writes it as a folder again")

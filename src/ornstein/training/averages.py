@@ -53,7 +53,7 @@ class Averages:
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         self.model, self.config = model, config
-        self.widths = WIDTHS if config.ema == POST_HOC else (config.ema,)
+        self.widths = (config.ema,) if isinstance(config.ema, float) else WIDTHS
         self.modules = [copy.deepcopy(model).eval().requires_grad_(False) for _ in self.widths]
         self.decays: list[Callable[[int], float]] = [decay_of(width) for width in self.widths]
 

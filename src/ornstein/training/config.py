@@ -74,7 +74,7 @@ class TrainConfig:
     ema: float | str = setting(
         0.05, "Average of the weights: its width as a share of the training so far, to 0.28; 0 for the last weights; "
         "a decay rate such as 0.999; or post-hoc, a choice of `ornstein ema` afterwards.",
-        choices=(POST_HOC,), minimum=0, maximum=1, panel=_OPTIMIZER,
+        choices=(POST_HOC,), other="a number", minimum=0, maximum=1, panel=_OPTIMIZER,
     )  # fmt: skip
     clip: float = setting(1.0, "Largest norm of the gradient; a larger one is scaled down.", above=0, panel=_OPTIMIZER)
     weight_decay: float = setting(0.01, "Weight decay of matrices and convolutions.", minimum=0, panel=_OPTIMIZER)
