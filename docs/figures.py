@@ -297,7 +297,10 @@ def collapse() -> Figure:
                 model.step(step / at[-1])
             done = steps
             x = model.sample(1000, 0)
-            scattered(axes, problem, x, f"{name}, {steps} steps: {score(problem, x, distances=False).modes} modes")
+            scattered(
+                axes, problem, x, f"{steps} steps, reverse KL {score(problem, x, distances=False).reverse_kl:.2g}"
+            )
+        row[0].set_ylabel(name)
     return figure
 
 

@@ -297,8 +297,12 @@ class Denoiser(nn.Module):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions that the network takes besides x and log_snr."""
-        return tuple(inspect.signature(self.net.forward).parameters)[2:]
+        """Names of the conditions that the network takes besides x and log_snr.
+
+        A network names those that it was made without in `without`, such as the text of a network without text.
+        """
+        without = getattr(self.net, "without", ())
+        return tuple(name for name in list(inspect.signature(self.net.forward).parameters)[2:] if name not in without)
 
     def to_config(self) -> dict[str, Any]:
         """Everything needed to rebuild the model except the weights, in JSON types."""

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from ornstein import Denoiser, Process
 from ornstein.nets import DiT, UNet, VideoUNet
+from ornstein.schedules import Cosine
 
 
 def filled(net: nn.Module) -> nn.Module:
@@ -122,8 +124,12 @@ def test_text_that_does_not_fit_is_refused(name):
             net(x, log_snr, text=text, text_mask=mask)
     with pytest.raises(ValueError, match="without text"):
         net(x, log_snr, text_mask=torch.ones(2, 4, dtype=torch.bool))
+    plain = NETS[name]()
     with pytest.raises(ValueError, match="takes no text"):
-        NETS[name]()(x, log_snr, text=text)
+        plain(x, log_snr, text=text)
+    process = Process(Cosine())
+    assert {"text", "text_mask"} <= set(Denoiser(net, process, "v").conditions)
+    assert not {"text", "text_mask"} & set(Denoiser(plain, process, "v").conditions)
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -11,6 +11,8 @@ from ornstein.progress import cell, console, progress, say
 
 __all__ = ["contrast"]
 
+_IN_THE_REPORT = ("Fréchet distance", "evaluations a sample", "steps", "parameters")  # a terminal has no room for them
+
 
 def contrast(asked: Contrast, given: frozenset[str]) -> None:
     """Train what is missing, and write the report."""
@@ -23,8 +25,10 @@ def contrast(asked: Contrast, given: frozenset[str]) -> None:
 
         results = run(asked, advance)
     report = write(asked, results)
-    table = Table(*columns(results), show_edge=False)
+    heads = columns(results)
+    shown = [i for i, head in enumerate(heads) if head not in _IN_THE_REPORT]
+    table = Table(*(heads[i] for i in shown), show_edge=False)
     for row in rows(results, ends=False):
-        table.add_row(*map(cell, row))
+        table.add_row(*(cell(row[i]) for i in shown))
     console.print(table)
     say(f"look at {report} and {asked.out / 'collapse.gif'}")

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
@@ -147,8 +146,3 @@ def unrolled(
             root = (square / (1 - betas[1] ** step)).add(_TINY).sqrt()
             now[name] = p - rate * mean / (1 - betas[0] ** step) / (root + eps)
     return now
-
-
-def call(critic: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """D(x) with these parameters in place of its own."""
-    return functional_call(critic, dict(parameters), (x,))

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ornstein import likelihood, schedules
 from ornstein.contrast import adversarial
@@ -140,7 +141,6 @@ class Gan:
         self.optimizers = [self._optimizer(*pair) for pair in zip((self.generator, self.critic), rates, strict=True)]
         self.draw = generator(seed, "contrast", "gan")
         self.weight = recipe.weights[not problem.points]
-        self.noise = NOISE["points" if problem.points else "images"]
 
     def _optimizer(self, net: nn.Module, rate: float) -> torch.optim.Optimizer:
         if self.recipe.rmsprop:
@@ -151,7 +151,7 @@ class Gan:
         for _ in range(self.recipe.critic_steps - 1):
             self._critic_step()
         real, critic_value = self._critic_step()
-        fake = self.generator(torch.randn(len(real), self.noise, generator=self.draw))
+        fake = self.generator(torch.randn(len(real), NOISE, generator=self.draw))
         scores = self.critic(fake) if self.unroll is None else self._unrolled_scores(real, fake, self.unroll)
         value = adversarial.generator_loss(self.recipe.loss, scores)
         _advance(self.optimizers[0], value)
@@ -161,7 +161,7 @@ class Gan:
         """The data of the step, and the critic's loss without its penalty."""
         recipe, real = self.recipe, self.problem.draw(_BATCH[self.problem.points], self.draw)
         with torch.no_grad():
-            fake = self.generator(torch.randn(len(real), self.noise, generator=self.draw))
+            fake = self.generator(torch.randn(len(real), NOISE, generator=self.draw))
         value = adversarial.critic_loss(recipe.loss, self.critic(real), self.critic(fake))
         _advance(self.optimizers[1], value + self._penalty(real, fake))
         if recipe.clip is not None:
@@ -182,7 +182,7 @@ class Gan:
         critic, optimizer = self.critic, self.optimizers[1]
 
         def loss(parameters: Mapping[str, Tensor]) -> Tensor:
-            outputs = (adversarial.call(critic, parameters, x) for x in (real, fake))
+            outputs = (functional_call(critic, dict(parameters), (x,)) for x in (real, fake))
             return adversarial.critic_loss(self.recipe.loss, *outputs)
 
         named = dict(critic.named_parameters())
@@ -191,13 +191,13 @@ class Gan:
         count = int(next(iter(known.values()))["step"]) if known else 0
         rate = optimizer.param_groups[0]["lr"]
         after = adversarial.unrolled(loss, named, moments, count, steps, rate, self.recipe.betas)
-        return adversarial.call(critic, after, fake)
+        return functional_call(critic, after, (fake,))
 
     def sample(self, n: int, seed: int) -> Tensor:
         draw = generator(seed, "contrast", "samples")
         self.generator.eval()
         with torch.no_grad():
-            z = torch.randn(n, self.noise, generator=draw)
+            z = torch.randn(n, NOISE, generator=draw)
             out = torch.cat([self.generator(part) for part in z.split(_AT_ONCE)])
         self.generator.train()
         return out
@@ -228,11 +228,11 @@ class Autoregressive:
         length = math.prod(problem.shape)
         group = 1 if patch == 1 else patch if problem.points else patch**2 * problem.shape[0]
 
-        def network(width: int) -> tuple[nn.Module]:
+        def network(width: int) -> tuple[CausalTransformer]:
             return (CausalTransformer(length, problem.levels, group, width, depth=2 if problem.points else 3),)
 
         width = fitted(network, target_parameters(problem), range(16, 257, 4))
-        (self.net,) = (CausalTransformer(length, problem.levels, group, width, depth=2 if problem.points else 3),)
+        (self.net,) = network(width)
         self.parameters, self.evaluations = parameter_count(self.net), self.net.evaluations
         self.optimizer = torch.optim.AdamW(self.net.parameters(), 3e-3, (0.9, 0.95), weight_decay=0.01)
         self.draw = generator(seed, "contrast", "autoregressive")

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ornstein.nets.recorded import Recorded
 from ornstein.nets.unet import Embedding
 
 __all__ = ["NOISE", "PointNet", "critic", "fitted", "generator_network", "parameter_count"]
 
-NOISE = {"points": 64, "images": 64}
+NOISE = 64
 """Numbers that a generator starts from."""
 
 _TOLERANCE = 0.1
@@ -30,11 +29,11 @@ def generator_network(shape: tuple[int, ...], width: int) -> nn.Module:
     (Radford et al. 2016, arXiv:1511.06434), from 4x4 pixels up, batch norm and ReLU, tanh at the end.
     """
     if len(shape) == 1:
-        return _orthogonal(_perceptron(NOISE["points"], width, shape[0], nn.ReLU))
+        return _orthogonal(_perceptron(NOISE, width, shape[0], nn.ReLU))
     channels, size, _ = shape
     wide = width * size // _SMALLEST
     layers: list[nn.Module] = [
-        nn.Linear(NOISE["images"], wide * _SMALLEST**2),
+        nn.Linear(NOISE, wide * _SMALLEST**2),
         nn.Unflatten(1, (wide, _SMALLEST, _SMALLEST)),
         nn.BatchNorm2d(wide),
         nn.ReLU(),
@@ -93,7 +92,7 @@ def _small_normal(net: nn.Module) -> nn.Module:
     return net
 
 
-class PointNet(Recorded):
+class PointNet(nn.Module):
     """Network `(x, log_snr) -> (B, D)` of a denoiser of points: residual layers modulated by the log-SNR.
 
     Points enter with sines and cosines of their coordinates: a denoiser of narrow modes is steep.

@@ -16,6 +16,7 @@ from ornstein.interop.families import Family
 from ornstein.interop.latents import Latents
 from ornstein.interop.notes import quiet
 from ornstein.interop.schedulers import read, times_of
+from ornstein.noise import Covariance
 from ornstein.process import Process
 
 __all__ = ["Pipeline"]
@@ -116,6 +117,12 @@ class Pipeline(Denoiser):
         return torch.cat([small, kept], dim=1)
 
     @property
+    def _encoder_device(self) -> torch.device:
+        """Where the text encoders are: they may stay on the CPU."""
+        part = self.parts[self.family.encoders[0][0]] if self.family.encoders else self.net
+        return next(part.parameters()).device
+
+    @property
     def _model(self) -> Any:
         return getattr(self._pipe, self.family.part)
 
@@ -145,6 +152,19 @@ class Pipeline(Denoiser):
         made = copy.copy(self)
         made._rows = {name: torch.cat([value, other[name][:1].to(value)]) for name, value in cond.items()}
         made.data = SampleSpec(self._shape, tuple(prompts))
+        return made
+
+    def with_noise(self, noise: Covariance) -> Pipeline:
+        """The same model, of the same weights, whose samples start from noise of another covariance.
+
+        The network was trained with white noise: what it makes of other noise is to be measured.
+
+        Raises:
+            ValueError: the covariance does not fit the samples.
+        """
+        noise.color(torch.zeros(1, *self._shape))
+        made = copy.copy(self)
+        made.process = Process(self.process.schedule, noise)
         return made
 
     def sized(self, *size: int) -> Pipeline:
@@ -190,13 +210,13 @@ class Pipeline(Denoiser):
         if not self._empty:
             self.family.check_encoders(self._pipe, [])
             with torch.no_grad(), quiet():
-                self._empty = self.family.encode_nothing(self._pipe, self._shape, next(self.net.parameters()).device)
+                self._empty = self.family.encode_nothing(self._pipe, self._shape, self._encoder_device)
         return {name: value.expand(count, *value.shape[1:]) for name, value in self._empty.items()}
 
     def _encoded(self, texts: list[str]) -> dict[str, Tensor]:
         """The conditions of texts, each different one encoded once."""
         different = list(dict.fromkeys(texts))
-        device = next(self.net.parameters()).device
+        device = self._encoder_device
         with torch.no_grad(), quiet():
             cond = self.family.encode(self._pipe, different, self._shape, device)
         rows = torch.tensor([different.index(text) for text in texts], device=device)

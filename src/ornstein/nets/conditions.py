@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FREQUENCIES", "LOG_SNR_RANGE", "Context", "Embedding", "TextTokens", "check_log_snr", "check_text"]
+__all__ = ["FREQUENCIES", "LOG_SNR_RANGE", "TEXT", "Context", "Embedding", "TextTokens", "check_log_snr", "check_text"]
 
 LOG_SNR_RANGE = (-20.0, 20.0)
 """Log-SNR is clamped to this: beyond it the data, or the noise, is below the resolution of float32."""
@@ -19,6 +19,10 @@ FREQUENCIES = 16
 
 Context = tuple[Tensor, Tensor]
 """Tokens (B, N, width) that attention reads, and a bias (B, 1, 1, N) of its scores: 0, or -inf for no token."""
+
+
+TEXT = ("text", "text_mask")
+"""The conditions that a network takes if it was made with a `text_width`."""
 
 
 class Embedding(nn.Module):

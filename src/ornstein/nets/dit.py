@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.nets.blocks import attend, zeroed
-from ornstein.nets.conditions import Context, Embedding, TextTokens, check_log_snr, check_text
+from ornstein.nets.conditions import TEXT, Context, Embedding, TextTokens, check_log_snr, check_text
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import padded, reference, sides
 from ornstein.nets.video import check_known, clean_frames
@@ -129,6 +129,11 @@ class DiT(Recorded):
                 patch *= 2
         given: dict[str, Any] = {"width": width, "depth": depth, "heads": heads, "patch": patch} | settings
         return cls(**given)
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Conditions of `forward` that this network was made without."""
+        return TEXT if self.text is None else ()
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.nets.blocks import Block, Stage, group_norm, zeroed
-from ornstein.nets.conditions import Context, Embedding, TextTokens, check_log_snr, check_text
+from ornstein.nets.conditions import TEXT, Context, Embedding, TextTokens, check_log_snr, check_text
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import padded, reference
 
@@ -183,6 +183,11 @@ class UNet(Recorded):
             ValueError: no such preset, or as the constructor.
         """
         return cls(**cls.preset_config(name, **settings))
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Conditions of `forward` that this network was made without."""
+        return TEXT if self.text is None else ()
 
     def forward(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.nets.blocks import Attention, attend, group_norm, zeroed
-from ornstein.nets.conditions import Context
+from ornstein.nets.conditions import TEXT, Context
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import reference
 from ornstein.nets.unet import UNet
@@ -118,6 +118,11 @@ class VideoUNet(Recorded):
         net = cls(**image.config, frames=frames, conditioning=conditioning)
         net.image.load_state_dict(image.state_dict())
         return net
+
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Conditions of `forward` that this network was made without."""
+        return TEXT if self.image.text is None else ()
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ornstein.denoiser import Space
 from ornstein.errors import UserError
 from ornstein.interop.latents import Latents
+from ornstein.interop.remembered import Text, remember_text
 from ornstein.interop.schedulers import Reading
 from ornstein.schedules import Rectified
 
@@ -41,12 +42,16 @@ class Network(nn.Module):
         self.model = model
         self.reading = reading
         self.family = family
+        self._text = Text()
+        remember_text(model)
         _fastest_layout(model)
 
     def forward(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
         """The output for x (B, *) at log_snr (B,), in the dtype of the model's weights."""
         dtype = next(self.model.parameters()).dtype
         cond, x = _cast(cond, dtype), x.to(dtype)
+        if "text" in cond and not torch.is_grad_enabled():
+            cond["text"] = self._text(cond["text"])
         if "inpaint" in cond:
             x = torch.cat([x, cond.pop("inpaint")], dim=1)
         out = self.family.call(self.model, x, self.reading.timesteps(log_snr), cond)
