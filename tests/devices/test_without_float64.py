@@ -104,8 +104,7 @@ def test_oracles_and_distances() -> None:
     d = mixture.denoiser(orn.Process(orn.schedules.Cosine()))
     assert d(torch.randn(4, 3).to("cuda"), 0.5).x0.is_cuda
     for name in ("pixels", "conv"):
-        features = [
-            open_features(name, torch.device("cuda"))(torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8))
-            for _ in range(2)
-        ]
+        real, other = (torch.randint(0, 256, (24, 1, 8, 8), dtype=torch.uint8) for _ in range(2))
+        extract = open_features(name, torch.device("cuda"))(real)
+        features = [extract(real), extract(other)]
         frechet_distance(*features), kernel_distance(*features)

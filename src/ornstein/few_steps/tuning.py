@@ -265,7 +265,9 @@ def _shares(schedule: Schedule, steps: int, slope: float) -> Tensor:
 def _run(d: Denoises, x: Tensor, times: Tensor, table: list[Step], form: Form) -> Tensor:
     """`Tuned.__call__` with time steps that carry a gradient."""
     before: list[Tensor] = []
-    for k, step in enumerate(table):
+    for k, each in enumerate(table):
+        # In the dtype of x: else their gradients would be made in float64 on the device of x, which may have none.
+        step = Step(tuple(v.to(x.dtype) for v in each.scale), tuple(v.to(x.dtype) for v in each.past))  # pyright: ignore
         now = d(x, times[k])
         own = interpolated(now, form)
         x = step.apply(now, own, times[k + 1], before)
