@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ornstein import checkpoint, processes
 from ornstein.cli.commands import Distil
-from ornstein.data import ImageSet, StreamedSet
+from ornstein.data import BucketSet, ImageSet, StreamedSet
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
@@ -156,7 +156,7 @@ def _report(
         def advance(what: str, done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, note=what)
 
-        if not isinstance(data.train, ImageSet | StreamedSet):
+        if not isinstance(data.train, ImageSet | StreamedSet | BucketSet):
             assert not isinstance(data.held_out, ImageSet)
             left = max(0.0, end - time.monotonic())
             write_clip_report(out, student, data.train, data.held_out, title, shown, advance, seconds=left)
