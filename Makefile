@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-swap studio test test-slow test-all wheel readme check bench bench-train evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
+.PHONY: setup demo demo-swap studio test test-slow test-all wheel readme check bench bench-train board evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
 
 setup: $(STAMP)
 
@@ -87,6 +87,14 @@ check: setup
 # Into site/, readable from disk. A broken link or anchor, or a page missing from the navigation, ends the build.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Ours and four peers at equal wall-clock time on CIFAR=train.zip, the CIFAR-10 training images: 10 and 40 minutes of
+# half of the cores each. Two of the peers are found if installed:
+# pip install --no-deps azula einops denoising-diffusion-pytorch ema-pytorch
+board: setup
+	@test -n "$(CIFAR)" || { echo "give CIFAR=train.zip, the CIFAR-10 training images as a zip of pictures"; exit 2; }
+	$(BIN)/python benchmarks/board.py --data $(CIFAR) --size 32 --minutes 10 $(ARGS)
+	$(BIN)/python benchmarks/board.py --data $(CIFAR) --size 32 --minutes 40 $(ARGS)
 
 clean:
 	rm -rf $(VENV) site dist .pytest_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ornstein.data import open_images
 from ornstein.store import atomic_write
 
 BATCH, RATE, WARMUP, PACED = 16, 1e-4, 500, 20
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.monotonic, "processor": time.process_time}
 _HELD_OUT = 0.1  # `ornstein train` holds out as much: both train on the same images
 
 
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--size", type=int)
     parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="processor: seconds of each thread")
     parser.add_argument("--parameters", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--beta-schedule", default="linear", help="linear, or squaredcos_cap_v2 for the cosine one")
@@ -84,8 +87,9 @@ def main() -> None:
     draw = torch.Generator().manual_seed(arguments.seed)
     order = torch.empty(0, dtype=torch.int64)
     step, length, seconds, losses = 0, WARMUP + 1, 60 * arguments.minutes, []
-    start = time.monotonic()
-    while (elapsed := time.monotonic() - start) < seconds:
+    clock, threads = CLOCKS[arguments.clock], torch.get_num_threads() if arguments.clock == "processor" else 1
+    seconds, start = seconds * threads, clock()
+    while (elapsed := clock() - start) < seconds:
         if step == PACED:
             length = max(round(PACED * seconds / elapsed), WARMUP + 1)
         optimizer.param_groups[0]["lr"] = RATE * warmed_cosine(step, length)
@@ -107,6 +111,7 @@ def main() -> None:
     diffusers.DDPMPipeline(model, scheduler).save_pretrained(arguments.out)
     record = {
         "steps": step,
+        "images": BATCH * step,
         "images_per_second": BATCH * step / elapsed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": float(torch.stack(losses[-100:]).mean()),

@@ -4,29 +4,38 @@
 
 `--steps` is the number of steps of the default. A row whose steps cost more or less has fewer or more, by the factors
 below; the processor seconds of its training are shown. One thread, no classes. The score is the Fréchet distance of
-samples at 20 evaluations from the held-out images, in the features of `ornstein evaluate`. Finished trainings and
-scores are kept in --out and not repeated.
+samples at 20 evaluations from the held-out images, in the features of `ornstein evaluate`; beside it stands the loss on
+held-out images of benchmarks/scaling.py. Finished trainings and scores are kept in --out and not repeated.
+
+SOAP (Vyas et al. 2024, arXiv:2409.11321) and schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682) are those of
+`pip install --no-deps pytorch-optimizer`. The latter has no decay of the learning rate and no EMA: it averages itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
+from scaling import held_out_loss
 from tables import Table
+from torch import nn
 
 from ornstein.data import ImageSet, save_grid
 from ornstein.evaluation.features import random_convolutions
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.store import atomic_write
-from ornstein.training import train
+from ornstein.training import TrainConfig, loop, train
 from ornstein.training.recipe import Settings, new_denoiser, open_data
 from training import ours
 
@@ -36,9 +45,13 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {  # of `Settings` and `TrainCon
     "AdamW at 0.002": ({"optimizer": "adamw", "learning_rate": 0.002}, 1.2),
     "Muon at 0.002": ({"learning_rate": 0.002}, 1.0),
     "Muon at 0.008": ({"learning_rate": 0.008}, 1.0),
+    "SOAP at 0.002": ({"learning_rate": 0.002, "optimizer": "soap"}, 0.8),
+    "schedule-free AdamW at 0.002": ({"learning_rate": 0.002, "optimizer": "schedule-free", "ema": 0.0}, 1.2),
     "batches of 16": ({"batch": 16}, 1.6),
     "batches of 128": ({"batch": 128}, 0.3),
     "average of 5 %": ({"ema": 0.05}, 1.0),
+    "average of 1 %": ({"ema": 0.01}, 1.0),
+    "flip": ({"flip": True}, 1.0),
     "float32": ({"precision": "float32"}, 0.7),
     "net xs": ({"net": "xs"}, 2.5),
     "net m": ({"net": "m"}, 0.35),
@@ -51,6 +64,50 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {  # of `Settings` and `TrainCon
 }
 
 
+def soap(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    from pytorch_optimizer import SOAP  # pyright: ignore[reportMissingImports]
+
+    return SOAP(
+        model.parameters(), config.learning_rate, (0.95, 0.95), weight_decay=config.weight_decay,
+        precondition_frequency=10, max_precondition_dim=1024,
+    )  # fmt: skip
+
+
+def schedule_free(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    from pytorch_optimizer import ScheduleFreeAdamW  # pyright: ignore[reportMissingImports]
+
+    class ToTheEnd(ScheduleFreeAdamW):
+        """Leaves its own average in the weights after the last step."""
+
+        left = config.steps
+
+        def step(self, closure: Any = None) -> Any:
+            loss = super().step(closure)
+            self.left -= 1
+            if not self.left:
+                self.eval()
+            return loss
+
+    optimizer = ToTheEnd(model.parameters(), config.learning_rate, (0.9, 0.99), weight_decay=config.weight_decay)
+    optimizer.train()
+    return optimizer
+
+
+FOREIGN = {"soap": soap, "schedule-free": schedule_free}
+
+
+@contextmanager
+def foreign_optimizer(name: str) -> Iterator[None]:
+    """Within it the trainer takes an optimizer that `ornstein train` has not."""
+    with ExitStack() as stack:
+        if name in FOREIGN:
+            stack.enter_context(patch.object(loop, "optimizer_of", FOREIGN[name]))
+        if name == "schedule-free":
+            constant = lambda self, step, progress: self.learning_rate * min(1.0, (step + 1) / self.warmup)  # noqa: E731
+            stack.enter_context(patch.object(TrainConfig, "learning_rate_at", constant))
+        yield
+
+
 def row(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, float]:
     """The scores of the run `name` of a seed; it is trained if they are not there yet."""
     run = arguments.out / f"{name.replace(' ', '-')}-{seed}"
@@ -58,6 +115,10 @@ def row(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, float]
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))
     changed, factor = ROWS[name]
+    changed = dict(changed)
+    foreign = changed.pop("optimizer") if changed.get("optimizer") in FOREIGN else ""
+    if foreign and run.is_dir():
+        shutil.rmtree(run)  # the trainer does not keep the state of these
     asked = Settings(arguments.data, arguments.size, conditional=False, sample_every=0, seed=seed)
     asked = replace(asked, steps=max(1, round(factor * arguments.steps)))
     asked = replace(asked, **{key: value for key, value in changed.items() if key != "ema"})
@@ -65,9 +126,11 @@ def row(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, float]
     assert isinstance(kept, ImageSet)
     settings = asked.settled(images.shape[-1], not torch.cuda.is_available())
     config = replace(settings.config(), **{key: value for key, value in changed.items() if key == "ema"})
-    began, states = time.process_time(), train(new_denoiser(settings, images), images, config, run, run.is_dir())
-    losses = [state.loss for state in states]
-    scores = {"steps": len(losses), "seconds": time.process_time() - began, "loss": losses[-1]}
+    d = new_denoiser(settings, images)
+    began = time.process_time()
+    with foreign_optimizer(foreign):
+        steps = sum(1 for _ in train(d, images, config, run, run.is_dir()))
+    scores = {"steps": steps, "seconds": time.process_time() - began, "loss": held_out_loss(d, kept)}
     features = random_convolutions(kept.images)
     samples = ours(run, EVALUATIONS, arguments.count)[1]
     save_grid(samples[:64], arguments.out / f"{run.name}.png", upscale=2)

@@ -1,6 +1,6 @@
 """The figures of `docs/from-the-equations`: each is made by the code that the page is about.
 
-python docs/figures.py                    # all of them, half a minute on one core
+python docs/figures.py                    # all of them, two minutes on one core
 python docs/figures.py forward guidance   # some
 """
 
@@ -20,6 +20,9 @@ from torch import Tensor
 
 import ornstein as orn
 from ornstein.autoencoders import DiffusionChain, addressed
+from ornstein.contrast.models import build
+from ornstein.contrast.problems import Problem, open_problem
+from ornstein.contrast.training import score
 from ornstein.faces.world import FaceWorld, attributes, identities, render
 
 FOLDER = Path(__file__).parent / "images" / "course"
@@ -282,8 +285,63 @@ def swap() -> Figure:
     return figure
 
 
+def collapse() -> Figure:
+    """Modes of a ring over training: a plain GAN, an unrolled one, and diffusion (E34)."""
+    problem = open_problem("gaussians-8")
+    trainings = {"gan": (500, 1500, 2500, 4000), "unrolled-5": (100, 300, 600, 1200), "diffusion": (50, 150, 400, 1200)}
+    figure, panels = plt.subplots(3, 4, figsize=(8, 6.2), sharex=True, sharey=True, layout="constrained")
+    for row, (name, at) in zip(panels, trainings.items(), strict=True):
+        model, done = build(name, problem, 0), 0
+        for axes, steps in zip(row, at, strict=True):
+            for step in range(done, steps):
+                model.step(step / at[-1])
+            done = steps
+            x = model.sample(1000, 0)
+            scattered(
+                axes, problem, x, f"{steps} steps, reverse KL {score(problem, x, distances=False).reverse_kl:.2g}"
+            )
+        row[0].set_ylabel(name)
+    return figure
+
+
+def patches() -> Figure:
+    """The dependence that is lost if both coordinates of a point are drawn at once (E35)."""
+    problem = open_problem("gaussians-8")
+    figure, panels = plt.subplots(1, 3, figsize=(8, 2.9), sharex=True, sharey=True, layout="constrained")
+    for axes, (name, steps) in zip(
+        panels, {"autoregressive": 600, "patchwise-2": 600, "diffusion": 1200}.items(), strict=True
+    ):
+        model = build(name, problem, 0)
+        for step in range(steps):
+            model.step(step / steps)
+        x = model.sample(1000, 0)
+        good = score(problem, x, distances=False).good
+        scattered(axes, problem, x, f"{name}: {model.evaluations} evaluations, {good:.0%} good")
+    return figure
+
+
+def scattered(axes: Axes, problem: Problem, x: Tensor, title: str) -> None:
+    axes.scatter(*problem.held_out.T, s=1, color="0.75")
+    axes.scatter(*x.T, s=1, color="#c0392b")
+    axes.set(title=title, xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", xticks=[], yticks=[])
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
-    f.__name__: f for f in (forward, posterior, objectives, sde, solvers, variance, noise, hierarchy, guidance, swap)
+    f.__name__: f
+    for f in (
+        forward,
+        posterior,
+        objectives,
+        sde,
+        solvers,
+        variance,
+        noise,
+        hierarchy,
+        guidance,
+        swap,
+        collapse,
+        patches,
+    )
 }
 
 

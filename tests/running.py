@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 from click.testing import Result
 from typer.testing import CliRunner
 
 from ornstein.cli import app
 
-__all__ = ["done", "ornstein", "refused"]
+__all__ = ["ENVIRONMENT", "done", "ornstein", "refused", "torchrun"]
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
 
 
 def ornstein(*arguments: object, width: int = 200) -> Result:
@@ -33,3 +39,11 @@ def refused(result: Result, *words: object, code: int = 2) -> None:
     assert lines[0].startswith("error: ")
     for word in words:
         assert str(word) in lines[0], lines[0]
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command on two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ornstein"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )

@@ -326,7 +326,7 @@ def test_inversion_takes_conditions():
     [
         (
             {"solver": "eular"},
-            "unknown solver 'eular'; known: ddpm, ddim, euler, heun, rk4, euler-maruyama, langevin, ",
+            "unknown solver 'eular'; known: ddpm, ddpm-upper, ddim, euler, heun, rk4, euler-maruyama, langevin, ",
         ),
         ({"grid": "cosine"}, "unknown grid 'cosine'; known: logistic, uniform"),
         ({"steps": 0}, "steps must be at least 1, got 0"),

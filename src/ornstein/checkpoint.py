@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,24 @@ from ornstein.store import (
     read_json,
 )
 
-__all__ = ["TUNED", "check_tuned", "fingerprint", "load", "load_tuned", "network_class", "save", "save_tuned"]
+__all__ = [
+    "INDEX",
+    "TUNED",
+    "check_tuned",
+    "fingerprint",
+    "is_autoencoder",
+    "is_pipeline",
+    "load",
+    "load_tuned",
+    "locate",
+    "network_class",
+    "run_folder",
+    "save",
+    "save_tuned",
+]
 
 TUNED = "tuned.json"
+INDEX = "model_index.json"  # of a diffusers pipeline
 
 # The keys of a config that decide a model's trajectories, besides its weights.
 _TRAJECTORY = ("schedule", "noise", "prediction", "data_std", "data_covariance", "net", "data")
@@ -43,6 +60,43 @@ def network_class(name: str) -> type[nn.Module]:
     if name not in NETS:
         raise ValueError(f"unknown network {name!r}; give it as ornstein.load(path, net=...)")
     return getattr(import_module(NETS[name]), name)
+
+
+def is_pipeline(path: str | Path) -> bool:
+    """Whether `path` is the folder of a diffusers pipeline."""
+    folder = Path(path)
+    return (folder / INDEX).is_file() and not (folder / CONFIG).exists()
+
+
+def locate(path: str | Path) -> Path:
+    """The folder or file of a model: `path` itself if it is there, and the download of a hub id, "owner/name".
+
+    A name whose first part is a folder here is a path, not a hub id.
+
+    Raises:
+        UserError: the hub does not answer, or has no such pipeline.
+    """
+    text, found = str(path), Path(path)
+    if found.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) or found.parent.exists():
+        return found
+    return import_module("ornstein.interop.folder").from_hub(text)
+
+
+def run_folder(path: str | Path) -> Path:
+    """Where results on a model are kept: the run itself; for a pipeline the folder NAME.ornstein beside it.
+
+    Nothing is written into a pipeline's folder: it may be shared, or belong to a cache.
+    """
+    folder = Path(path)
+    if not is_pipeline(folder):
+        return folder
+    folder = folder.resolve()
+    return folder.with_name(f"{folder.name}.ornstein")
+
+
+def is_autoencoder(path: str | Path) -> bool:
+    """Whether a run holds an autoencoder. Raises UserError if it is neither a run nor a pipeline."""
+    return not is_pipeline(path) and "autoencoder" in read_config(path)
 
 
 def save(denoiser: Denoiser, path: str | Path, extra: dict[str, Any] | None = None) -> None:
@@ -57,17 +111,19 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
     before anything is allocated (`ornstein.sizes`).
 
     Args:
-        path: a run directory, or the folder of a diffusers pipeline.
+        path: a run directory; the folder or the hub id of a diffusers pipeline; or a .safetensors file of one.
         net: used in place of a network that is not one of Ornstein's.
         trust_sizes: lift the bounds on the sizes of network and samples, and of a latent model's autoencoder.
 
     Raises:
         UserError: the folder holds no model, or a nonsensical one, or its tensors do not fit the network.
     """
-    folder = Path(path)
-    if (folder / "model_index.json").is_file() and not (folder / CONFIG).exists():
+    folder = locate(path)
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return import_module("ornstein.interop.folder").open_file(folder)
+    if is_pipeline(folder):
         return import_module("ornstein.interop.diffusers").load_pipeline(folder)
-    config, where = read_config(path), str(folder / CONFIG)
+    config, where = read_config(folder), str(folder / CONFIG)
     if "autoencoder" in config:
         raise UserError(
             f"{folder} holds an autoencoder: `ornstein.autoencoders.load` reads it, `train --latent` uses it"
@@ -115,10 +171,21 @@ def fingerprint(path: str | Path) -> str:
     Raises:
         UserError: there is no model.
     """
-    folder, config = Path(path), read_config(path)
+    folder = Path(path)
+    if is_pipeline(folder):
+        return _pipeline_hash(folder)
+    config = read_config(path)
     described = json.dumps({k: config.get(k) for k in _TRAJECTORY}, sort_keys=True)
     digest = file_hash(folder / MODEL)
     digest.update(described.encode())
+    return digest.hexdigest()
+
+
+def _pipeline_hash(folder: Path) -> str:
+    """A hash of all weights and configs of a pipeline."""
+    digest = hashlib.sha256()
+    for file in sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors", ".txt", ".model")):
+        digest.update(f"{file.relative_to(folder)} {file_hash(file).hexdigest()}\n".encode())
     return digest.hexdigest()
 
 
@@ -129,7 +196,8 @@ def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
         UserError: as `check_tuned`.
     """
     check_tuned(path)
-    folder, model = Path(path), fingerprint(path)
+    folder, model = run_folder(path), fingerprint(path)
+    folder.mkdir(exist_ok=True)
     stored: dict[tuple[int, float], dict[str, Any]] = {}
     if (folder / TUNED).is_file():
         content = read_json(folder / TUNED)
@@ -144,7 +212,7 @@ def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
 
 def check_tuned(path: str | Path) -> None:
     """Raise UserError if the folder has a tuned.json that `save_tuned` did not write: it would be replaced."""
-    file = Path(path) / TUNED
+    file = run_folder(path) / TUNED
     if file.exists() and not {"format", "model", "solvers"} <= read_json(file).keys():
         raise UserError(f"{file} does not hold tuned solvers, and is not replaced: move it away")
 
@@ -155,15 +223,15 @@ def load_tuned(path: str | Path, steps: int | None = None) -> list[Tuned]:
     Raises:
         UserError: they were tuned for another model: other weights, another schedule or other noise.
     """
-    folder = Path(path)
+    folder = run_folder(path)
     if not (folder / TUNED).is_file():
         return []
     content = read_json(folder / TUNED)
     solvers = [t for t in _tuned(folder, content) if steps is None or len(t.steps) == steps]
     if solvers and content.get("model") != fingerprint(path):
         raise UserError(
-            f"{folder / TUNED} was tuned for another model than {folder} holds now: "
-            f"run `ornstein tune {folder}` again, or name a --solver"
+            f"{folder / TUNED} was tuned for another model than {path} holds now: "
+            f"run `ornstein tune {path}` again, or name a --solver"
         )
     return solvers
 

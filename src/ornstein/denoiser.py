@@ -57,11 +57,13 @@ class SampleSpec:
         shape: of one sample, without the batch: (C, H, W), or (C, F, H, W) for clips.
         classes: class names; empty if the model has none.
         value_range: smallest and largest value of the data.
+        sizes: (H, W) of every size that the model was trained at, if they are several; that of `shape` is the first.
     """
 
     shape: tuple[int, ...]
     classes: tuple[str, ...] = ()
     value_range: tuple[float, float] = (-1.0, 1.0)
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def labels(self, n: int) -> Tensor | None:
         """Class numbers (n,) for n samples, each class in turn; None if there are no classes."""
@@ -69,7 +71,10 @@ class SampleSpec:
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-able dict."""
-        return {"shape": list(self.shape), "classes": list(self.classes), "value_range": list(self.value_range)}
+        sizes = {"sizes": [list(size) for size in self.sizes]} if self.sizes else {}
+        return {
+            "shape": list(self.shape), "classes": list(self.classes), "value_range": list(self.value_range), **sizes,
+        }  # fmt: skip
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SampleSpec:
@@ -81,7 +86,10 @@ class SampleSpec:
             raise ValueError("data.classes is a list of names")
         if not -math.inf < float(low) < float(high) < math.inf:
             raise ValueError(f"data.value_range is a smallest and a largest value, not {config['value_range']}")
-        return cls(tuple(shape), tuple(classes), (float(low), float(high)))
+        sizes = config.get("sizes", [])
+        if not all(len(size) == 2 and all(type(n) is int and n > 0 for n in size) for size in sizes):
+            raise ValueError(f"data.sizes holds heights and widths, not {sizes}")
+        return cls(tuple(shape), tuple(classes), (float(low), float(high)), tuple((h, w) for h, w in sizes))
 
 
 Data = SampleSpec
@@ -220,7 +228,8 @@ class Denoiser(nn.Module):
             log_snr = x_t.new_full((x_t.shape[0],), float(log_snr))  # a scalar argument, not a copy to the device
         else:
             log_snr = log_snr.to(x_t, non_blocking=True).expand(x_t.shape[0])
-        cond = {name: self._placed(value, x_t) for name, value in cond.items() if value is not None}
+        # `negative` is for guidance around this denoiser
+        cond = {k: self._placed(v, x_t) for k, v in cond.items() if v is not None and k != "negative"}
         x = self._preconditioning.network_input(x_t, t) if self.prediction == "edm" else x_t
         if self.precision is None:
             output = self.net(x, log_snr, **cond)
@@ -288,8 +297,12 @@ class Denoiser(nn.Module):
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Names of the conditions that the network takes besides x and log_snr."""
-        return tuple(inspect.signature(self.net.forward).parameters)[2:]
+        """Names of the conditions that the network takes besides x and log_snr.
+
+        A network names those that it was made without in `without`, such as the text of a network without text.
+        """
+        without = getattr(self.net, "without", ())
+        return tuple(name for name in list(inspect.signature(self.net.forward).parameters)[2:] if name not in without)
 
     def to_config(self) -> dict[str, Any]:
         """Everything needed to rebuild the model except the weights, in JSON types."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal, get_args
 
 import torch
 
 from ornstein.errors import UserError
+from ornstein.launch import local_rank
 
-__all__ = ["PRECISIONS", "Precision", "choose_device", "choose_precision", "float64_device"]
+__all__ = ["PRECISIONS", "Precision", "choose_device", "choose_precision", "float64_device", "has_float64"]
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+_WITHOUT_FLOAT64 = {"mps"}  # kinds of devices; a test adds one
 
 
 def choose_device(text: str | torch.device = "auto") -> torch.device:
@@ -50,8 +52,7 @@ def choose_device(text: str | torch.device = "auto") -> torch.device:
 
 def _own_gpu() -> torch.device:
     """The GPU of this process: that of its local rank, in turn if there are more processes than GPUs."""
-    rank = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
-    return torch.device("cuda", int(rank) % max(1, torch.cuda.device_count()) if rank.isdecimal() else 0)
+    return torch.device("cuda", local_rank() % max(1, torch.cuda.device_count()))
 
 
 def _available() -> str:
@@ -95,6 +96,11 @@ def _multiplies_bf16(device: torch.device) -> bool:
     return False
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether `device` has tensors of float64: MPS has none."""
+    return device.type not in _WITHOUT_FLOAT64
+
+
 def float64_device(device: torch.device) -> torch.device:
-    """Where to do float64 arithmetic for tensors on `device`: there, or on the CPU if it has no float64 (MPS)."""
-    return torch.device("cpu") if device.type == "mps" else device
+    """Where to do float64 arithmetic for tensors on `device`: there, or on the CPU if it has no float64."""
+    return device if has_float64(device) else torch.device("cpu")

@@ -33,6 +33,7 @@ __all__ = [
     "explicit_score_matching",
     "hybrid",
     "log_normal",
+    "logit_normal",
     "low_discrepancy",
     "min_snr",
     "score_matching",
@@ -332,6 +333,16 @@ def log_normal(
     return schedule.time(-2 * level).clamp(T_MIN, 1)
 
 
+def logit_normal(n: int, generator: torch.Generator | None = None, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """n times with log(t/(1 - t)) ~ N(mean, std^2), (n,) float64 (Esser et al. 2024, arXiv:2403.03206, eq. 19).
+
+    The density is part of the objective, as in `log_normal`.
+    """
+    _check_positive("std", std)
+    level = mean + std * torch.randn(n, generator=generator, dtype=torch.float64, device=_device(generator))
+    return torch.sigmoid(level).clamp(T_MIN, 1)
+
+
 def step_times(n: int, steps: int, generator: torch.Generator | None = None) -> Tensor:
     """n times of a chain of `steps` steps, k/steps with k = 2..steps evenly spread: the terms of E11; (n,) float64."""
     if steps < 2:
@@ -404,6 +415,10 @@ class RunningLoss:
         bins = (t * self.bins).long().clamp(max=self.bins - 1)
         for k in bins.unique().tolist():
             here = loss[bins == k].square()
-            keep = self.decay if self.count[k] > 0 else 0.0
-            self.square[k] = keep * self.square[k] + (1 - keep) * here.mean()
-            self.count[k] += len(here)
+            self.add(k, float(here.mean()), len(here))
+
+    def add(self, k: int, square: float, count: int) -> None:
+        """Add `count` losses in bin k by the mean of their squares."""
+        keep = self.decay if self.count[k] > 0 else 0.0
+        self.square[k] = keep * self.square[k] + (1 - keep) * square
+        self.count[k] += count

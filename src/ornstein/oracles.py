@@ -168,7 +168,10 @@ class _Basis:
 
 @dataclass(frozen=True, repr=False)
 class Oracle:
-    """The exact denoiser of a mixture, from `GaussianMixture.denoiser`. `label` (B,) restricts x_0 to a component."""
+    """The exact denoiser of a mixture, from `GaussianMixture.denoiser`.
+
+    `label` (B,) restricts x_0 to a component; `negative` is for guidance around it.
+    """
 
     mixture: GaussianMixture
     process: Process
@@ -184,7 +187,9 @@ class Oracle:
             self._moved[device] = cast_like(self.exact, torch.empty(0, dtype=torch.float64, device=device))
         return self._moved[device]
 
-    def __call__(self, x_t: Tensor, t: Times, /, *, label: Tensor | Sequence[int] | None = None) -> Prediction:
+    def __call__(
+        self, x_t: Tensor, t: Times, /, *, label: Tensor | Sequence[int] | None = None, negative: object = None
+    ) -> Prediction:
         coordinates, a, variance, m = self._coordinates(x_t, t)
         # If nothing of the data is left, x_t does not depend on the component.
         weight = torch.where(a == 0, m.weights, torch.softmax(self._log_joint(coordinates, variance, m), dim=-1))

@@ -1,4 +1,4 @@
-"""The processes of a launch, `accelerate launch -m ornstein ...` or `torchrun -m ornstein ...`, and what they share.
+"""The processes of a launch (`torchrun -m ornstein ...`, `accelerate launch`, `srun`, `mpirun`), and what they share.
 
 Hugging Face Accelerate starts the process group and wraps the model in PyTorch's DistributedDataParallel, or where it
 says FSDP, PyTorch splits the model; it is imported only where a launcher started more than one process. The plain
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ornstein import sharding
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
-from ornstein.launch import launched
+from ornstein.launch import join, launched
 
 T = TypeVar("T")
 
@@ -41,6 +41,11 @@ class Processes:
         self.split = split
         self.rank: int = 0 if accelerator is None else accelerator.process_index
         self.world: int = 1 if accelerator is None else accelerator.num_processes
+
+    @property
+    def here(self) -> int:
+        """The processes of this machine."""
+        return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))) if self.world > 1 else 1
 
     @property
     def main(self) -> bool:
@@ -96,6 +101,27 @@ class Processes:
         torch.distributed.all_gather_object(lists, list(items))
         return [item for each in lists for item in each]
 
+    def each(self, f: Callable[[], T]) -> T:
+        """What `f` returns in this process, once all have called it. If it fails in one, it fails in all.
+
+        Raises:
+            UserError, RunError: those of `f`, here or in another process.
+        """
+        if self.accelerator is None:
+            return f()
+        result, failure = None, None
+        try:
+            result = f()
+        except (UserError, RunError) as error:
+            failure = error
+        failures = self.collected([None if failure is None else (type(failure), str(failure))])
+        if failure is not None:
+            raise failure
+        for other in failures:
+            if other is not None:
+                raise other[0](other[1])
+        return cast("T", result)
+
     def agreed(self, f: Callable[[], T]) -> T:
         """What `f` returns or raises in the main process, in all of them; the others do not call it.
 
@@ -125,9 +151,10 @@ class Processes:
             self.accelerator.wait_for_everyone()
 
     def end(self) -> None:
-        """Leave the group, at the end of a command."""
+        """Leave the group: from here on this process is by itself, and keeps its number."""
         if self.accelerator is not None and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        self.accelerator, self.world = None, 1
 
     def lost(self, error: RuntimeError) -> bool:
         """Whether `error` of a communication says that another process is gone."""
@@ -145,6 +172,7 @@ def current() -> Processes:
     world = launched()
     if world == 1:
         return Processes()
+    join()
     if _asked(_DEEPSPEED):
         raise UserError(
             "DeepSpeed is not supported: launch with --multi_gpu or --cpu, or --use_fsdp to split the model"

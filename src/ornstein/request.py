@@ -21,8 +21,8 @@ GRID = "logistic"
 
 # The keys of `ornstein.solvers.SOLVERS` and of `grids.GRIDS`, which import PyTorch; a test compares them.
 SOLVERS = (
-    "ddpm", "ddim", "euler", "heun", "rk4", "euler-maruyama", "langevin", "flow-3m", "dpmpp-2m", "dpmpp-3m",
-    "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "heun-churn", "rk45",
+    "ddpm", "ddpm-upper", "ddim", "euler", "heun", "rk4", "euler-maruyama", "langevin", "flow-3m", "dpmpp-2m",
+    "dpmpp-3m", "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "heun-churn", "rk45",
 )  # fmt: skip
 GRIDS = ("logistic", "uniform", "log-snr", "karras", "trailing")
 
@@ -37,7 +37,8 @@ class SampleRequest:
             "flow-3m", or what a distilled model was trained for.
         steps: number of steps. None is 20, or those of a distilled model.
         grid: the time schedule: a name of `ornstein.solvers.grids.GRIDS`, or the time steps themselves, which replace
-            `steps` and `times`. None is "logistic", or that of a distilled model.
+            `steps` and `times`. None is "logistic", or that of a distilled model; for "ddpm" with the schedule of a
+            chain (`Discrete`) "trailing", its own steps.
         times: where the trajectory starts and ends.
         seed: the noise of sample i at step k is a function of (seed, i, k): the same in any batch and on any device.
         guidance: the scale of classifier-free guidance; 1 or None is the plain conditional model.
@@ -47,9 +48,11 @@ class SampleRequest:
         precision: the precision of the network's convolutions and matrix products: a dtype such as torch.bfloat16, or
             a name of `ornstein.devices.PRECISIONS`; None leaves the network as it is. The solver's arithmetic keeps
             the dtype of the samples.
+        guidance_interval: guide at the times low <= t <= high alone; None is at all of them.
+        guidance_rescale: 0 to 1, how far the spread of a guided output is brought back to that of the conditional one.
 
     Raises:
-        ValueError: steps or batch below 1.
+        ValueError: steps or batch below 1; an interval or a rescale without guidance.
     """
 
     solver: str | Solver | None = setting(
@@ -57,7 +60,11 @@ class SampleRequest:
     )
     steps: int | None = setting(None, "Steps of the solver.", by_data=f"{STEPS}, or those of a distilled model")
     grid: str | Sequence[float] | torch.Tensor | None = setting(
-        None, "Time steps.", choices=GRIDS, other="times such as 1,0.6,0.3,0", by_data=GRID
+        None,
+        "Time steps.",
+        choices=GRIDS,
+        other="times such as 1,0.6,0.3,0",
+        by_data=f"{GRID}; the steps of the chain for ddpm with a schedule that is one",
     )
     times: tuple[float, float] = (1.0, 0.0)
     seed: int = setting(0, "Seed; sample i of a seed is the same in any batch.", random=True, minimum=0)
@@ -69,9 +76,17 @@ class SampleRequest:
     )
     first: int = 0
     precision: str | torch.dtype | None = setting(None, "Precision of convolutions and matrix products.")
+    guidance_interval: tuple[float, float] | None = setting(
+        None, "Guide between these times alone, such as 0.2,0.8.", by_data="all times"
+    )
+    guidance_rescale: float = setting(
+        0.0, "How far to bring the contrast of guided samples back to that of plain ones.", minimum=0, maximum=1
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.guidance in (None, 1) and (self.guidance_interval is not None or self.guidance_rescale):
+            raise ValueError("an interval or a rescale of guidance does nothing without guidance: give a scale")

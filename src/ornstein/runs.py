@@ -22,7 +22,7 @@ _DEEPEST = 4  # folders below the one that is searched
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run directory.
+    """A run directory, or the folder of a pipeline.
 
     kind: "diffusion", "latent diffusion", "distilled", "autoencoder" or the type of another network. shape: of a
     sample, (C, H, W) or (C, F, H, W). step, loss, elapsed (seconds): of the last logged step. total: steps, None if
@@ -56,6 +56,8 @@ def describe(run: str | Path) -> RunInfo:
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"{run} is no run: there is no such folder")
+    if not (run / "config.json").is_file() and (run / "model_index.json").is_file():
+        return _pipeline(run)
     if not (run / "config.json").is_file():
         raise UserError(f"{run} is no run: it has no config.json")
     config, settings = read_file(run / "config.json"), _optional(run / "train.json")
@@ -81,9 +83,41 @@ def describe(run: str | Path) -> RunInfo:
         finished=done or timed,
         written=(run / "config.json").stat().st_mtime,
         settings=settings,
-        tuned=[len(_list(_mapping(s).get("steps"))) for s in _list(_optional(run / "tuned.json").get("solvers"))],
+        tuned=_tuned(run),
         distilled=f"{max(0, len(_list(few.get('times'))) - 1)} steps" if few else None,
     )
+
+
+def _pipeline(folder: Path) -> RunInfo:
+    """The folder of a diffusers pipeline; what it says of its decoder is left out."""
+    index = read_file(folder / "model_index.json")
+    part = next((p for p in ("unet", "transformer") if isinstance(index.get(p), list)), "unet")
+    config = _optional(folder / part / "config.json")
+    size = config.get("sample_size")
+    sides = size if isinstance(size, list) else [size, size]
+    counts = [_parameters(file) for file in sorted((folder / part).glob("*.safetensors"))]
+    beside = folder.resolve().with_name(f"{folder.resolve().name}.ornstein")
+    return RunInfo(
+        path=folder,
+        kind=f"pipeline of diffusers, {index.get('_class_name', '?')}",
+        shape=tuple(side for side in [config.get("in_channels"), *sides] if isinstance(side, int)),
+        classes=[],
+        network=str(config.get("_class_name", "?")),
+        parameters=sum(c for c in counts if c) or None,
+        noise="Identity",
+        step=None,
+        total=None,
+        loss=None,
+        elapsed=None,
+        finished=True,
+        written=(folder / "model_index.json").stat().st_mtime,
+        tuned=_tuned(beside),
+    )
+
+
+def _tuned(folder: Path) -> list[int]:
+    """The numbers of steps of the tuned solvers in a folder."""
+    return [len(_list(_mapping(s).get("steps"))) for s in _list(_optional(folder / "tuned.json").get("solvers"))]
 
 
 def find(folder: str | Path, depth: int = _DEEPEST) -> Iterator[Path]:

@@ -16,6 +16,7 @@ from ornstein.devices import choose_precision
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
 from ornstein.request import SOLVER, STEPS, SampleRequest
+from ornstein.schedules import Discrete, Schedule
 from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
 from ornstein.solvers.grids import GRID
 from ornstein.wrapper import (
@@ -29,7 +30,7 @@ from ornstein.wrapper import (
     rows_of,
 )
 
-__all__ = ["SampleRequest", "State", "at_once", "draw", "invert", "sample", "settled"]
+__all__ = ["SampleRequest", "State", "at_once", "default_grid", "draw", "invert", "sample", "settled"]
 
 # Draw 0 is the noise that a trajectory starts from; the noise of step k is draw k + 1.
 _START = 0
@@ -68,6 +69,8 @@ def sample(
     batch: int | None = None,
     first: int = 0,
     precision: str | torch.dtype | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    guidance_rescale: float = 0.0,
 ) -> Tensor:
     """Samples from a denoiser: the reverse process from times[0] down to times[1].
 
@@ -78,9 +81,11 @@ def sample(
     Args:
         d: a `Denoiser`, an exact denoiser of `ornstein.oracles`, or anything that wraps one.
         shape: (B, *), the number of samples and the shape of each.
-        solver, steps, grid, seed, guidance, times, batch, first, precision: see `SampleRequest`.
+        solver, steps, grid, seed, guidance, times, batch, first, precision, guidance_interval, guidance_rescale: see
+            `SampleRequest`.
         cond: conditions for the network by name: tensors (B, ...) or lists with one entry a sample; anything else is
-            shared by all samples.
+            shared by all samples. `negative` is a dict of conditions for the other side of guidance, such as those of
+            a negative prompt; without it that side has no conditions.
         start: the state (B, *) at times[0], instead of a draw from the prior N(0, s^2 C); its dtype is kept.
         callback: called with the `State` at the start and after every step.
 
@@ -92,7 +97,9 @@ def sample(
             or of a condition; guidance without a condition, or of a distilled model, which has it built in; a
             trajectory that starts at t = 0 without `start`; a solver that diverges.
     """
-    request = SampleRequest(solver, steps, grid, times, seed, guidance, batch, first, precision)
+    request = SampleRequest(
+        solver, steps, grid, times, seed, guidance, batch, first, precision, guidance_interval, guidance_rescale
+    )
     return draw(d, shape, request, cond, start, callback)
 
 
@@ -112,7 +119,7 @@ def draw(
         raise ValueError(f"start has shape {tuple(start.shape)}, but samples of {shape} were requested")
     solver, times = settled(d, request)
     cond = conditions_of(d, cond, shape[0])
-    d = _guided(d, request.guidance, cond)
+    d = _guided(d, request, cond)
     _check_start(d, float(times[0]), start)
     device = device_of(d)
     dtype = _dtype(request.precision, device)
@@ -145,7 +152,8 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
     solver, steps, grid = request.solver, request.steps, request.grid
     own = distilled_of(d)
     if own is None:
-        solver, steps, grid = solver or SOLVER, steps or STEPS, GRID if grid is None else grid
+        solver, steps = solver or SOLVER, steps or STEPS
+        grid = default_grid(solver, d.process.schedule, steps) if grid is None else grid
     elif _as_trained(request, own.steps, own.times, own.solver):
         solver, steps, grid = own.solver, own.steps, own.times
     else:
@@ -161,6 +169,12 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
     return solver, grids.make(grid, d.process.schedule, request.times, steps)
 
 
+def default_grid(solver: str | Solver, schedule: Schedule, steps: int) -> str:
+    """The name of the time schedule where none is given: the steps of a chain for "ddpm" on one, else "logistic"."""
+    of_chain = solver in ("ddpm", "ddpm-upper") and isinstance(schedule, Discrete) and steps <= len(schedule.steps)
+    return "trailing" if of_chain else GRID
+
+
 def _as_trained(request: SampleRequest, steps: int, times: tuple[float, ...], solver: str) -> bool:
     if request.grid is not None and not isinstance(request.grid, str):
         same = tuple(torch.as_tensor(request.grid, dtype=torch.float64).flatten().tolist()) == times
@@ -169,7 +183,8 @@ def _as_trained(request: SampleRequest, steps: int, times: tuple[float, ...], so
     return same and request.solver in (None, solver) and tuple(request.times) == (1.0, 0.0)
 
 
-def _guided(d: Denoises, scale: float | None, cond: dict[str, Any]) -> Denoises:
+def _guided(d: Denoises, request: SampleRequest, cond: dict[str, Any]) -> Denoises:
+    scale = request.guidance
     if scale is None or scale == 1:
         return d
     if not math.isfinite(scale):
@@ -177,9 +192,9 @@ def _guided(d: Denoises, scale: float | None, cond: dict[str, Any]) -> Denoises:
     own = distilled_of(d)
     if own is not None:
         raise ValueError(f"a distilled model has its guidance built in, {own.guidance:g}: leave it out")
-    if not cond:
+    if not cond.keys() - {"negative"}:
         raise ValueError("guidance needs a condition, such as cond={'label': ...}; none was given")
-    return ClassifierFree(d, scale)
+    return ClassifierFree(d, scale, request.guidance_interval or (0.0, 1.0), request.guidance_rescale)
 
 
 def _check_start(d: Denoises, t: float, start: Tensor | None) -> None:

@@ -30,9 +30,9 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ornstein.errors import UserError
 
 __all__ = [
-    "PRECISIONS", "About", "about", "again", "check", "choices", "default_text", "device_setting", "field_of",
-    "members", "precision_setting", "read", "read_file", "setting", "settings_of", "to_json", "trust_sizes_setting",
-    "type_hints", "values",
+    "PRECISIONS", "About", "about", "again", "check", "choices", "default_text", "device_setting", "extent_of",
+    "extent_text", "field_of", "members", "precision_setting", "read", "read_file", "setting", "settings_of",
+    "size_setting", "to_json", "trust_sizes_setting", "type_hints", "values",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ PRECISIONS = ("auto", "float32", "bf16", "fp16")
 
 _KEY = "ornstein"
 _LARGEST = 2**22  # bytes of a file of settings
+_SMALLEST, _WIDEST = 2, 2**16  # pixels of --size
 _TEXT_LIMIT = 80  # characters of a wrong value that an error shows
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
@@ -103,6 +104,40 @@ def device_setting() -> Any:
 def precision_setting() -> Any:
     """The field of --precision; `ornstein.devices` decides what auto is."""
     return setting("auto", "Precision of convolutions and matrix products.", choices=PRECISIONS)
+
+
+def size_setting(default: int | None = None, help: str = "Size of the images.", **about: Any) -> Any:
+    """The field of --size, `int | str | None`; see `extent_of`."""
+    return setting(default, help, **({"unit": "side of a square, or WIDTHxHEIGHT, in pixels"} | about))
+
+
+def extent_of(size: int | str | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size: the side of a square, or WIDTHxHEIGHT as people write the size of a picture.
+
+    A tuple is (height, width) already, as the shapes of tensors are.
+
+    Raises:
+        UserError: it is none of these, or below 2 pixels.
+    """
+    if isinstance(size, str):
+        parts = size.lower().replace("×", "x").replace(",", "x").split("x")
+        numbers = [int(part) if part.strip().isdecimal() else 0 for part in parts]
+        if len(numbers) not in (1, 2) or not all(numbers):
+            raise UserError(f"size {_short(size)}: write the side of a square, 64, or WIDTHxHEIGHT, 96x64")
+        width, height = numbers[0], numbers[-1]
+    else:
+        height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < _SMALLEST:
+        raise UserError(f"--size must be at least {_SMALLEST} pixels, not {extent_text((height, width))}")
+    if max(height, width) > _WIDEST:
+        raise UserError(f"--size must be at most {_WIDEST:,} pixels, not {extent_text((height, width))}")
+    return height, width
+
+
+def extent_text(extent: tuple[int, int]) -> str:
+    """A (height, width) as --size writes it: "64", or "96x64" for 96 pixels wide and 64 high."""
+    height, width = extent
+    return str(height) if height == width else f"{width}x{height}"
 
 
 def trust_sizes_setting() -> Any:

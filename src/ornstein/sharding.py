@@ -27,12 +27,16 @@ def split(module: nn.Module, world: int) -> None:
     for parameter in module.parameters():
         parameter.data = parameter.data.contiguous()  # the engine knows no channels-last
     mesh = init_device_mesh(next(module.parameters()).device.type, (world,))
-    lists = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
-    blocks = [child for each in lists for child in each if not isinstance(child, nn.ModuleList)]
-    for block in blocks:
+    for block in blocks_of(module):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a network: the members of its lists of modules."""
+    lists = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
+    return [child for each in lists for child in each if not isinstance(child, nn.ModuleList)]
 
 
 @contextmanager

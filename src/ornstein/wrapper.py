@@ -133,7 +133,7 @@ def conditions_of(d: Denoises, cond: dict[str, Any] | None, count: int) -> dict[
     """The conditions of `count` samples, without those that are None.
 
     A list of numbers becomes a tensor; any other list or tuple keeps one entry a sample. Tensors move to the device of
-    the networks inside `d`, if there are any.
+    the networks inside `d`, if there are any. The same holds inside a dict, such as `negative` (`ornstein.guidance`).
 
     Raises:
         ValueError: a condition with another number of rows.
@@ -143,6 +143,9 @@ def conditions_of(d: Denoises, cond: dict[str, Any] | None, count: int) -> dict[
     for name, value in (cond or {}).items():
         if value is None:
             continue
+        if isinstance(value, dict):
+            out[name] = conditions_of(d, value, count)
+            continue
         value = condition_tensor(value)
         if one_a_sample(value) and len(value) != count:
             raise ValueError(f"cond[{name!r}] has {len(value)} rows for {count} samples")
@@ -150,9 +153,19 @@ def conditions_of(d: Denoises, cond: dict[str, Any] | None, count: int) -> dict[
     return out
 
 
-def rows_of(cond: dict[str, Any], rows: slice) -> dict[str, Any]:
-    """The conditions of some of the samples; those that all samples share are kept."""
-    return {k: v[rows] if one_a_sample(v) else v for k, v in cond.items()}
+def rows_of(cond: dict[str, Any], rows: slice | Tensor) -> dict[str, Any]:
+    """The conditions of some of the samples, a slice or their numbers; those that all samples share are kept."""
+
+    def of(value: Any) -> Any:
+        if isinstance(value, dict):
+            return rows_of(value, rows)
+        if not one_a_sample(value):
+            return value
+        if isinstance(rows, slice):
+            return value[rows]
+        return value[rows.to(value.device)] if isinstance(value, Tensor) else [value[i] for i in rows.tolist()]
+
+    return {name: of(value) for name, value in cond.items()}
 
 
 def one_a_sample(value: Any) -> bool:

@@ -77,6 +77,14 @@ def test_sample_writes_pictures_and_a_grid(trained: Path, tmp_path: Path) -> Non
         "--out", tmp_path / "c",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    rule = ("--guidance-interval", "0.1,0.9", "--guidance-rescale", 0.5)
+    again = ("sample", trained, "-n", 2, "--class", "dogs", "--steps", 2, "--out", tmp_path / "d")
+    result = ornstein(*again, "--guidance", 2, *rule)
+    assert result.exit_code == 0, result.output
+    stored = json.loads((tmp_path / "d" / "samples.json").read_text())["settings"]
+    assert (stored["guidance_interval"], stored["guidance_rescale"]) == ([0.1, 0.9], 0.5)
+    refused(ornstein(*again, *rule), 2, "needs a --guidance")
+    refused(ornstein(*again, "--guidance", 2, "--guidance-interval", "0.9,0.1"), 2, "low < high")
 
 
 def test_resume_goes_on_with_the_stored_settings(trained: Path, tmp_path: Path) -> None:

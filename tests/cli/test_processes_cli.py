@@ -1,10 +1,7 @@
 """`torchrun -m ornstein ...` as a user types it, and what a command that was cut off goes on with."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,23 +9,15 @@ import torch
 from typer.testing import CliRunner
 
 from ornstein.cli import app
+from running import torchrun
 
 pytest.importorskip("accelerate")
-
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
 
 
 def ornstein(*arguments: object) -> str:
     result = CliRunner().invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 0, result.output
     return result.output
-
-
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ornstein"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
 
 
 def files(folder: Path) -> dict[str, bytes]:

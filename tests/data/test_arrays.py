@@ -79,7 +79,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     refused("far.npy", x, "from 0 to 200", "[0, 1]")
     refused("int.npy", x.astype(np.int32), "int32")
     refused("flat.npy", np.zeros((3, 4), np.uint8), "(3, 4)")
-    refused("four.npy", np.zeros((3, 4, 4, 4), np.uint8), "(3, 4, 4, 4)", "channels")
+    refused("odd.npy", np.zeros((3, 5, 7, 6), np.uint8), "(3, 5, 7, 6)", "--channels")
     refused("objects.npy", np.array([{"a": 1}], dtype=object), "Python objects")
     refused("fortran.npy", np.asfortranarray(np.zeros((5, 4, 4, 3), np.uint8)), "column by column")
     refused("two.npz", {"a": pixels(2), "b": pixels(2)}, "several, a, b", "images")

@@ -205,7 +205,7 @@ def test_errors_name_what_was_wrong(tmp_path):
         ({"frames": 0}, "at least 1"),
         ({"frames": 4, "stride": 0}, "at least 1"),
         ({"frames": 4, "size": 1}, "--size must be at least 2"),
-        ({"frames": 4, "channels": 2}, "channels must be 1"),
+        ({"frames": 4, "channels": 2}, "channels of clips must be 1"),
     ):
         with pytest.raises(UserError, match=message):
             open_clips(tmp_path / "two", **settings)

@@ -149,8 +149,8 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     for size in (1, 0, -3):
         with pytest.raises(UserError, match=f"--size must be at least 2 pixels, not {size}"):
             open_images(tmp_path, size)
-    with pytest.raises(UserError, match=r"channels must be 1 \(grey\) or 3 \(RGB\), not 4"):
-        open_images(tmp_path, channels=4)
+    with pytest.raises(UserError, match=r"channels 1 \(grey\), 2 \(grey and alpha\), 3 \(RGB\) or 4 \(RGBA\), not 5"):
+        open_images(tmp_path, channels=5)
     with pytest.raises(UserError, match=r"skipped \(class0/0\.png: too small.*more than 8 times"):
         open_images(tmp_path, 128)
 

@@ -16,6 +16,7 @@ gradients and optimizer steps are those of the CPU. Use the fixture `gpu`:
   result whose size depends on values (`nonzero`, boolean indices).
 - `gpu.copies`: how many tensors were copied from the host to the device.
 - Both are counted by line of `src/ornstein`; `gpu.report()` prints them.
+- `gpu.without_float64()`: from then on the device has no float64, as MPS: an operation with such a result raises.
 
 The fixture compiles `pretend_cuda.cpp` once (g++, a few seconds, kept in the temporary folder); without a compiler, or
 where PyTorch has a real CUDA, the tests are skipped and say so.
@@ -130,7 +131,15 @@ class PretendedGPU(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.float64 = True
         self.reset()
+
+    def without_float64(self, monkeypatch: Any) -> None:
+        """Have no float64, and have Ornstein know."""
+        from ornstein import devices
+
+        self.float64 = False
+        monkeypatch.setattr(devices, "_WITHOUT_FLOAT64", {DEVICE.type})
 
     def reset(self) -> None:
         """Forget what was counted."""
@@ -180,6 +189,15 @@ class PretendedGPU(TorchDispatchMode):
                 return kwargs["out"]
             if func._schema.name.endswith("_"):
                 return args[0] if func._schema.returns else None
+        if (
+            there
+            and not self.float64
+            and any(
+                isinstance(each, Tensor) and each.dtype in (torch.float64, torch.complex128)
+                for each in tree_leaves(out)
+            )
+        ):
+            raise TypeError(f"this device has no float64: {func} at {_line()}")
         return tree_map(_pretended, out) if there else out
 
     def _here(self, value: Any, there: bool) -> Any:

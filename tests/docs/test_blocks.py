@@ -74,6 +74,15 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
             "minutes=0.04, size=32, people=2, photos=64, frames=2",
         ),
     ],
+    "tutorials/pipelines.md": [
+        ("--steps 20 -n 4", "--steps 2 -n 2"),
+        ("--steps 5,8", "--steps 3 --trajectories 2 --iterations 1"),
+        ("--steps 8 -n 4 --out quick", "--steps 3 -n 1 --out quick"),
+        ("steps=20", "steps=2"),
+        ("steps=50", "steps=2"),
+        ('"ddim", 50', '"ddim", 2'),
+        ("steps=12", "steps=2"),
+    ],
     "tutorials/likelihood.md": [
         ("--minutes 5", "--steps 4 --batch 8 --net xs --sample-every 0"),
         ("vlb,ode --images 128", "vlb --images 2 -n 8 --steps 2 --seeds 1"),
@@ -262,6 +271,11 @@ def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for given in ("photos", "clips"):
         (tmp_path / given).symlink_to(material / given)
+    if page.name == "pipelines.md":
+        pytest.importorskip("diffusers")
+        from interop import tiny
+
+        tiny.build("sd1", tmp_path / "pipelines" / "sd")
     if page.name == "processes.md":
         pytest.importorskip("accelerate")
     names = run(page)
@@ -273,6 +287,7 @@ def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: 
         "latent.md": ["runs/ae/report.html", "runs/latent/evaluation/report.html", "latent.png"],
         "swap.md": ["runs/swap/report.html", "swaps.png"],
         "likelihood.md": ["runs/digits/evaluation/evaluation.json"],
+        "pipelines.md": ["pipelines/sd.ornstein/samples/grid.png", "quick/grid.png"],
         "processes.md": ["runs/digits/samples/grid.png"],
     }[page.name]
     assert set(expected) <= made, sorted(made)

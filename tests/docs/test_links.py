@@ -22,12 +22,12 @@ def test_every_test_that_the_equations_name_exists() -> None:
 
 def test_every_symbol_that_the_equations_name_exists() -> None:
     text = (ROOT / "docs" / "equations.md").read_text()
-    floors = "process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders|few_steps"
+    floors = "process|schedules|noise|solvers|objectives|oracles|denoiser|likelihood|autoencoders|few_steps|contrast"
     symbols = set(re.findall(rf"`((?:{floors})\.[\w.]+)`", text))
     assert len(symbols) > 20
     for symbol in symbols:
         module, *path = symbol.split(".")
-        if module == "few_steps":
+        if module in ("few_steps", "contrast"):
             module = f"{module}.{path.pop(0)}"
         value = importlib.import_module(f"ornstein.{module}")
         for part in path:

@@ -210,7 +210,7 @@ def test_mistakes(tmp_path: Path) -> None:
         load_pipeline(tmp_path)
     index = tmp_path / "model_index.json"
     for content, message in (
-        ({"vae": ["diffusers", "AutoencoderKL"]}, "latents for a decoder"),
+        ({"vae": ["diffusers", "AutoencoderKL"]}, "not a pipeline of a network"),
         ({"unet": ["diffusers", "UNet2DModel"]}, "it has unet"),
         (
             {"unet": ["diffusers", "UNet9"], "scheduler": ["diffusers", "DDIMScheduler"]},

@@ -47,6 +47,7 @@ def test_defaults_are_recorded_so_that_a_later_default_changes_no_stored_network
         "attention": [8],
         "dropout": 0.0,
         "learned_variance": False,
+        "text_width": 0,
     }
     config = AUTOENCODERS["kl"](1, 8).config
     assert config["factor"] == 2 and config["latent_channels"] == 4 and config["depths"] == [1, 1, 2]

@@ -6,6 +6,7 @@ import torch
 
 from ornstein import Denoiser, Process, load
 from ornstein.nets import UNet
+from ornstein.nets.sizes import reference
 from ornstein.schedules import Cosine
 
 
@@ -26,6 +27,18 @@ def test_presets_take_any_size_and_start_at_zero(name, size):
     out = net(x, torch.tensor([0.0, 1.0]), torch.tensor([3, -1]))
     assert torch.equal(out, torch.zeros_like(x))
     assert size <= 8 or size % 2 or size >> (len(net.config["multipliers"]) - 1) <= 8
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 24), (256, 384), (31, 31)])
+def test_presets_of_rectangles_attend_where_squares_of_their_area_do(size):
+    net = UNet.preset("xs", channels=1, size=size)
+    side = reference(size)
+    like = UNet.preset("xs", channels=1, size=side)
+    assert [name for name, _ in net.named_parameters()] == [name for name, _ in like.named_parameters()]
+    assert 0.9 < side**2 / (size[0] * size[1]) < 1.1
+    again = UNet(**json.loads(json.dumps(net.config)))
+    again.load_state_dict(net.state_dict())
+    assert again(torch.randn(1, 1, *size), torch.zeros(1)).shape == (1, 1, *size)
 
 
 def test_presets_grow():
@@ -137,9 +150,9 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 30, "multipliers": (1, 1, 1), "depths": (1, 1, 1)}, "size 30 is not divisible by 4"),
+        ({"size": (8, 8, 8)}, r"a number of pixels or \(H, W\)"),
+        ({"text_width": -1}, "text_width >= 0"),
         ({"depths": (1, 1, 1)}, "depths has 3 entries and multipliers 2"),
-        ({"patch": 4, "multipliers": (1, 1), "size": 12}, "12 is not divisible by 8, .* of patches of 4 pixels"),
         ({"patch": 0}, "must be positive"),
         ({"channels": 0}, "must be positive"),
         ({"multipliers": (), "depths": ()}, "must be positive"),
@@ -163,7 +176,7 @@ def test_bad_calls():
             net(x, log_snr, label)
     with pytest.raises(ValueError, match="this net is unconditional"):
         plain(x, log_snr, torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match=r"takes \(B, 2, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"takes \(B, 2, H, W\)"):
         net(torch.randn(2, 3, 8, 8), log_snr)
     with pytest.raises(ValueError, match="one per sample"):
         net(x, torch.zeros(1))

@@ -159,7 +159,7 @@ def test_masks_of_training_are_nothing_first_frames_both_ends_and_any():
 def test_bad_calls():
     net, blind, x, log_snr = make(conditioning=True, classes=2), make(), clips(), torch.zeros(2)
     mask = torch.ones(2, 5, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"takes \(B, 2, F, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"takes \(B, 2, F, H, W\)"):
         net(x[:, :, 0], log_snr)
     with pytest.raises(ValueError, match="label 2 is out of range"):
         net(x, log_snr, torch.tensor([0, 2]))

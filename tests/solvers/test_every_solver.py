@@ -16,7 +16,7 @@ from ornstein.solvers import SOLVERS, ddim, euler_maruyama, grids
 C = AR1(3, 0.7)
 # The steps that a stochastic solver draws noise for, of four: none that ends at the data, no churn above t = 1.
 STOCHASTIC = {
-    **{name: [(0, 0), (1, 0), (2, 0)] for name in ("ddpm", "euler-maruyama", "langevin", "dpmpp-2m-sde")},
+    **{name: [(0, 0), (1, 0), (2, 0)] for name in ("ddpm", "ddpm-upper", "euler-maruyama", "langevin", "dpmpp-2m-sde")},
     "heun-churn": [(1, 0), (2, 0), (3, 0)],
 }
 ZERO: list[Schedule] = [Cosine(None), Rectified(), Discrete.linear(1000).zero_terminal()]
@@ -148,7 +148,7 @@ def test_zero_terminal_snr(gauss: GaussianMixture, schedule: Schedule, name: str
     for steps in (1, 2, 5):
         times = grids.make("logistic", schedule, (1.0, 0.0), steps)
         assert bool(final(SOLVERS[name], d, white((3, 3))(9), times, white((3, 3))).isfinite().all())
-    first_order = name in {"ddim", "ddpm", "euler", "langevin"}
+    first_order = name in {"ddim", "ddpm", "ddpm-upper", "euler", "langevin"}
 
     def error(steps: int) -> float:
         """Of the law of the output, from its first two moments, which are all of it."""

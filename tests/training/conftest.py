@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import ornstein as orn
-from ornstein.nets import UNet
+from ornstein.nets import DiT, UNet
 from ornstein.training import TrainConfig
 
 
@@ -29,6 +29,12 @@ def tiny_denoiser(**net_settings) -> orn.Denoiser:
     torch.manual_seed(0)
     settings = {"channels": 1, "size": 8, "classes": 2, "width": 16, "multipliers": (1, 2), "depths": (1, 1)}
     net = UNet(**settings | {"attention": (4,), "dropout": 0.1} | net_settings)
+    return orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), prediction="v")
+
+
+def tiny_transformer() -> orn.Denoiser:
+    torch.manual_seed(0)
+    net = DiT(1, 8, classes=2, width=16, depth=2, heads=2, patch=2)
     return orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), prediction="v")
 
 

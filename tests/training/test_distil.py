@@ -127,7 +127,7 @@ def test_trajectories_are_followed_once_and_gone_on_with(toy, tmp_path, monkeypa
     whole, labels = follow().batch(range(40))
     assert whole.shape == (40, 4, 1, 8, 8) and whole.isfinite().all() and labels is not None
     follow()
-    assert asked == [40]
+    assert asked == [16, 16, 8]
     folder = tmp_path / "run" / FOLDER
     about = json.loads((folder / "about.json").read_text())
     (folder / "about.json").write_text(json.dumps(about | {"done": 32}))
@@ -135,14 +135,14 @@ def test_trajectories_are_followed_once_and_gone_on_with(toy, tmp_path, monkeypa
     array[32:] = 0.0  # what a kill left
     array.flush()
     again, _ = follow().batch(range(40))
-    assert asked == [40, 8] and torch.equal(again, whole)
+    assert asked == [16, 16, 8, 8] and torch.equal(again, whole)
     # other settings, or another teacher, and they are followed anew
     follow(guidance=2.0)
     with torch.no_grad():
         teacher.net.head[-1].weight.mul_(1.1)
     teacher.save(tmp_path / "teacher")
     follow(guidance=2.0)
-    assert asked == [40, 8, 40, 40]
+    assert asked[4:] == [16, 16, 8, 16, 16, 8]
 
 
 def test_trajectories_that_end_nowhere(toy, tmp_path):

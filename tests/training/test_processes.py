@@ -34,9 +34,10 @@ from ornstein.training.autoencoder import Autoencoding
 torch.set_num_threads(1)
 root = Path(sys.argv[2])
 
-def job(out, steps=50, resume=False, batch=8, stop=None, slow=False, **settings):
+def job(out, steps=50, resume=False, batch=8, stop=None, slow=False, net="unet", **settings):
+    model = toys.tiny_denoiser(dropout=0.0) if net == "unet" else toys.tiny_transformer()
     config = TrainConfig(steps=steps, batch=batch, checkpoint_every=10, warmup=3, precision="float32", **settings)
-    for state in train(toys.tiny_denoiser(dropout=0.0), toys.Stripes(), config, root / out, resume):
+    for state in train(model, toys.Stripes(), config, root / out, resume):
         if slow:
             say(os.environ["RANK"], os.getpid(), state.step)
             time.sleep(0.02)
@@ -192,6 +193,15 @@ def test_a_split_model_trains_the_same_and_its_checkpoints_are_whole(parent: Par
     same_curve(parent.root / "alone", parent.root / "moved")
     states = [load_file(parent.root / name / "state" / "trainer.safetensors") for name in ("alone", "split")]
     assert {k: v.shape for k, v in states[0].items()} == {k: v.shape for k, v in states[1].items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["unet", "dit"])
+def test_a_split_model_that_computes_its_blocks_again_trains_the_same(parent: Parent, net: str) -> None:
+    assert parent.launch(f"launch(1, call(job, '{net}', net='{net}', steps=20))") == ([0], "")
+    split = f"launch(2, call(split), call(job, '{net}-again', net='{net}', steps=20, recompute=True))"
+    assert parent.launch(split) == ([0, 0], "")
+    same_curve(parent.root / net, parent.root / f"{net}-again")
 
 
 @pytest.mark.slow

@@ -81,8 +81,8 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
 
 _EDITS: list[tuple[str, Any]] = [
     ("steps", "many"), ("steps", -1), ("steps", 1.5), ("steps", [4]), ("minutes", "NaN"), ("batch", {"a": 1}),
-    ("held_out", 0), ("held_out", 7), ("held_out", None), ("data", 3), ("data", None), ("data", ""), ("size", "8"),
-    ("size", True), ("channels", 2), ("channels", [1]), ("optimizer", "sgd"), ("optimizer", 1), ("net", "xxl"),
+    ("held_out", 0), ("held_out", 7), ("held_out", None), ("data", 3), ("data", None), ("data", ""), ("size", "8by8"),
+    ("size", True), ("channels", 0), ("channels", [1]), ("optimizer", "sgd"), ("optimizer", 1), ("net", "xxl"),
     ("net", None), ("model", "gan"), ("model", {}), ("objective", "mse"), ("precision", "half"), ("seed", "zero"),
     ("seed", 0.5), ("betas", [0.9]), ("betas", "0.9,0.99"), ("betas", [0.9, 2]), ("ema", 1), ("clip", 0),
     ("conditional", "yes"), ("stream", 1), ("frames", 0), ("frames", "6"), ("stride", 0), ("noise", None),

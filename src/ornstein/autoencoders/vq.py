@@ -13,6 +13,7 @@ from ornstein.autoencoders.autoencoder import Autoencoder, NetworkSettings, Term
 from ornstein.autoencoders.gaussian import Latents
 from ornstein.autoencoders.hierarchy import Noise
 from ornstein.autoencoders.networks import Decoder, Encoder
+from ornstein.devices import has_float64
 
 __all__ = ["Codebook", "VQAutoencoder", "alone", "perplexity", "straight_through"]
 
@@ -134,7 +135,7 @@ class Codebook(nn.Module):
         """The index of the nearest entry to each token, (N, D) -> (N,) int64; the first of equally near ones."""
         # ||t - e||^2 without ||t||^2, the same for all entries: a product of matrices. It is a small difference of
         # large numbers if the tokens lie far from the origin, so it is taken around their middle, in float64.
-        dtype = torch.float32 if tokens.device.type == "mps" else torch.float64  # MPS has no float64
+        dtype = torch.float64 if has_float64(tokens.device) else torch.float32
         middle = self.entries.mean(0)
         entries = (self.entries - middle).to(dtype)
         norms = entries.square().sum(1)
@@ -203,5 +204,5 @@ def _tokens(z: Tensor) -> Tensor:
 
 def _choice(z: Tensor, size: int) -> Tensor:
     """Numbers 0..size-1, all equally likely, from standard normal z of any shape."""
-    place = torch.special.ndtr(z if z.device.type == "mps" else z.double())
+    place = torch.special.ndtr(z.double() if has_float64(z.device) else z)
     return (place * size).long().clamp(max=size - 1)

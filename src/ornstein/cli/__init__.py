@@ -16,14 +16,21 @@ COMMANDS = {
         "Train, sample and evaluate a model of handwritten digits.", f"{_OPTIONS}:Demo", "ornstein.cli.demo:demo"
     ),
     "train": Lazy("Train a model on your images or videos.", f"{_OPTIONS}:Train", "ornstein.cli.train:train"),
+    "plan": Lazy("Say what a training would choose and reach.", f"{_OPTIONS}:Plan", "ornstein.cli.plan:plan"),
     "sample": Lazy("Draw samples from a trained model.", f"{_OPTIONS}:Sample", "ornstein.cli.sample:sample"),
     "tune": Lazy("Learn a solver of few steps for a model.", f"{_OPTIONS}:Tune", "ornstein.cli.tune:tune"),
     "distil": Lazy("Train a student that samples in few steps.", f"{_OPTIONS}:Distil", "ornstein.cli.distil:distil"),
+    "ema": Lazy("Choose the width of the weights' average.", f"{_OPTIONS}:Ema", "ornstein.cli.ema:ema"),
     "bench": Lazy("Measure the speed of sampling.", "ornstein.evaluation.settings:Bench", "ornstein.cli.bench:bench"),
     "evaluate": Lazy(
         "Score a trained model on held-out data.",
         "ornstein.evaluation.settings:Evaluate",
         "ornstein.cli.evaluate:evaluate",
+    ),
+    "contrast": Lazy(
+        "Compare GANs, an autoregressive model and diffusion on the same data.",
+        "ornstein.contrast.settings:Contrast",
+        "ornstein.cli.contrast:contrast",
     ),
     "fit-noise": Lazy(
         "Estimate the noise covariance of your clips.", f"{_OPTIONS}:FitNoise", "ornstein.cli.fit_noise:fit_noise"
@@ -31,6 +38,13 @@ COMMANDS = {
     "swap": Lazy("Swap faces in photos and videos.", "ornstein.faces.settings:SwapCommand", "ornstein.cli.swap:swap"),
     "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),
     "faces": Lazy("Prepare, train and evaluate models of faces.", "ornstein.cli.faces:faces"),
+    "lora": Lazy("Show, convert, merge and scale LoRA files.", "ornstein.cli.lora:lora"),
+    "import": Lazy(
+        "Make a run of a diffusers folder.", "ornstein.interop.settings:Import", "ornstein.cli.exchange:import_"
+    ),
+    "export": Lazy(
+        "Write a model for another library.", "ornstein.interop.settings:Export", "ornstein.cli.exchange:export"
+    ),
     "info": Lazy("Show what a run is.", f"{_OPTIONS}:Info", "ornstein.cli.info:info"),
     "ls": Lazy("List the runs in a folder.", f"{_OPTIONS}:Ls", "ornstein.cli.info:ls"),
     "env": Lazy("Show versions and devices.", f"{_OPTIONS}:Env", "ornstein.cli.info:env"),

@@ -92,7 +92,9 @@ def bench(asked: Bench, given: frozenset[str]) -> None:
 
 def _bench(asked: Bench) -> dict[str, Any]:
     """Print the table of all cases, and return what --json prints."""
-    denoiser = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes)
+    denoiser: Any = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes)
+    if getattr(denoiser, "takes_text", False):
+        denoiser = denoiser.prompted([""])
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
     device = choose_device(asked.device)

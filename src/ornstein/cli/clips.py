@@ -15,7 +15,7 @@ from ornstein.cli.commands import Sample
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.errors import UserError
-from ornstein.evaluation.samples import record_of
+from ornstein.evaluation.samples import guidance_rule, record_of
 from ornstein.nets.video import frames_known
 from ornstein.progress import progress, say
 from ornstein.request import SampleRequest
@@ -66,6 +66,7 @@ def _settings(asked: Sample, request: SampleRequest) -> dict[str, Any]:
     solver = request.solver if isinstance(request.solver, str) else "tuned"
     decided = {"solver": solver, "steps": request.steps, "grid": request.grid, "seed": request.seed}
     given = {"guidance": request.guidance, "class": asked.label, "frames": asked.frames, "given": asked.given}
+    given |= guidance_rule(request)
     return decided | {name: value for name, value in given.items() if value is not None}
 
 
@@ -130,7 +131,17 @@ def _long(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, requ
 
 
 def _options(request: SampleRequest) -> dict[str, Any]:
-    names = ("solver", "steps", "grid", "seed", "guidance", "batch", "precision")
+    names = (
+        "solver",
+        "steps",
+        "grid",
+        "seed",
+        "guidance",
+        "guidance_interval",
+        "guidance_rescale",
+        "batch",
+        "precision",
+    )
     return {name: getattr(request, name) for name in names}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import typer
@@ -15,6 +15,8 @@ from ornstein.launch import launched, rank
 from ornstein.progress import console, errors, plain, progress
 
 __all__ = ["console", "fail", "progress", "run"]
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")  # as PyTorch says it
 
 
 def run(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,8 +38,21 @@ def run(command: Callable[..., None]) -> Callable[..., None]:
             who = f"process {rank()} of {launched()}: " if launched() > 1 else ""
             fail(who + (str(error) or type(error).__name__))
             raise typer.Exit(2 if isinstance(error, ValueError) else getattr(error, "exit_code", 1)) from None
+        except RuntimeError as error:
+            text = str(error).lower()
+            if os.environ.get("ORNSTEIN_TRACEBACK") == "1" or not any(words in text for words in _NO_MEMORY):
+                raise
+            fail(f"out of memory: {_halve(options)}")
+            raise typer.Exit(1) from None
 
     return wrapped
+
+
+def _halve(options: Collection[str]) -> str:
+    """Which of the options of a command make it take less memory."""
+    ways = [f"halve --{name}" for name in ("batch", "size") if name in options]
+    ways += ["take --precision bf16"] if "precision" in options else []
+    return ", or ".join([*ways, "take --device cpu"])
 
 
 def fail(message: str) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Literal
 
 from ornstein.few_steps.settings import TuneSettings
+from ornstein.interop.settings import Prompts
 from ornstein.request import SampleRequest
-from ornstein.settings import again, check, device_setting, precision_setting, setting, trust_sizes_setting
+from ornstein.settings import (
+    again,
+    check,
+    device_setting,
+    precision_setting,
+    setting,
+    size_setting,
+    trust_sizes_setting,
+)
 from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
-__all__ = ["KINDS", "Demo", "Distil", "Env", "FitNoise", "Info", "Ls", "Sample", "Train", "Tune"]
+__all__ = ["KINDS", "Demo", "Distil", "Ema", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
 
 KINDS = ("ar1", "mixed", "toeplitz", "spectral", "best")
 
@@ -28,6 +37,27 @@ class Train(Settings):
     resume: bool = setting(False, "Continue the run in --out with its stored settings.")
     report: bool = setting(True, "Evaluate the model at the end and write a report, within a tenth of the training.")
     device: str = device_setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(DataSettings):
+    """Say what `ornstein train --minutes` would choose here and how far it would come; this machine is measured first.
+
+    Example: ornstein plan --data photos.zip --size 32 --minutes 60
+    """
+
+    data: str = again(DataSettings, "data", MISSING, names=("-d", "--data"))
+    minutes: float = again(Settings, "minutes", 60.0, help="Minutes of training.", by_data="")
+    net: str = again(Settings, "net", "auto")
+    batch: int | None = again(Settings, "batch", None)
+    conditional: bool | None = again(Settings, "conditional", None)
+    precision: str = precision_setting()
+    device: str = device_setting()
+    save: Path | None = setting(None, "Write the choice into this file, for `ornstein train --config`.")
+    json: bool = setting(False, "As JSON.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +84,26 @@ class Sample:
     Example: ornstein sample runs/photos -n 64 --steps 20 --seed 1
     """
 
-    run: Path = setting(help="The run directory of a trained model.", argument=True)
-    num: int | None = setting(None, "How many.", names=("-n", "--num"), by_data="64, or 16 clips", minimum=1)
+    run: Path = setting(help="The run directory of a trained model, or the folder of a pipeline.", argument=True)
+    num: int | None = setting(
+        None, "How many.", names=("-n", "--num"), by_data="64, or 16 clips, or one a prompt", minimum=1
+    )
+    prompt: str | None = again(Prompts, "prompt", None)
+    prompts: Path | None = again(Prompts, "prompts", None)
+    negative: str | None = again(Prompts, "negative", None)
+    lora: list[str] | None = again(Prompts, "lora", None)
     solver: str | None = again(SampleRequest, "solver", None)
     steps: int | None = again(SampleRequest, "steps", None)
     grid: str | None = again(SampleRequest, "grid", None)
+    size: int | str | None = size_setting(
+        None, "Size of the images.", by_data="that of the training, the commonest bucket if there are several"
+    )
     label: str | None = setting(
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )
     guidance: float | None = again(SampleRequest, "guidance", None)
+    guidance_interval: tuple[float, float] | None = again(SampleRequest, "guidance_interval", None)
+    guidance_rescale: float = again(SampleRequest, "guidance_rescale", 0.0)
     seed: int = again(SampleRequest, "seed", 0)
     batch: int | None = again(SampleRequest, "batch", None)
     precision: str = precision_setting()
@@ -79,7 +120,9 @@ class Sample:
     fps: float | None = setting(
         None, "Frame rate of the videos.", by_data="that of the training clips, else 8", above=0, panel="Clips"
     )
-    out: Path | None = setting(None, "Folder for the samples.", names=("-o", "--out"), by_data="RUN/samples")
+    out: Path | None = setting(
+        None, "Folder for the samples.", names=("-o", "--out"), by_data="RUN/samples, or beside a pipeline"
+    )
     overwrite: bool = setting(False, "Replace files that this command did not write.")
 
     def __post_init__(self) -> None:
@@ -90,13 +133,16 @@ class Sample:
 class Tune(TuneSettings):
     """Learn times and coefficients of a solver for this model, from its own fine trajectories; no weight changes.
 
-    The solver is stored in the run, and from then on `sample --steps N` uses it. A solver that is not better than the
-    untuned one, from noise that it was not learned from, is not stored.
+    The solver is stored in the run, or beside a pipeline, and `sample --steps N` uses it from then on. A solver that is
+    not better than the untuned one, from noise that it was not learned from, is not stored.
 
     Example: ornstein tune runs/photos --steps 5,8,10
     """
 
-    run: Path = setting(help="The run directory of a trained model.", argument=True)
+    run: Path = again(Sample, "run", MISSING)
+    prompt: str | None = again(Prompts, "prompt", None)
+    prompts: Path | None = again(Prompts, "prompts", None)
+    negative: str | None = again(Prompts, "negative", None)
     device: str = device_setting()
     trust_sizes: bool = trust_sizes_setting()
 
@@ -130,8 +176,8 @@ class FitNoise:
     data: str = setting(help="Videos: a folder, a zip, a file, or a bundled set.", argument=True)
     out: Path = setting(help="The JSON file to write.", names=("-o", "--out"))
     frames: int = setting(16, "Frames of a clip.", minimum=2)
-    size: int | None = again(DataSettings, "size", 32, by_data="")
-    channels: Literal[1, 3] | None = again(DataSettings, "channels", None)
+    size: int | str | None = again(DataSettings, "size", 32, by_data="")
+    channels: Literal[1, 3] | None = setting(None, "3 for colour, 1 for grey.", by_data="3, or that of the bundled set")
     stride: int = again(DataSettings, "stride", 1, panel="")
     kind: str = setting("toeplitz", "Kind of covariance to write.", choices=KINDS, other="blend:0.5 (0 to 1)")
     shrinkage: float = setting(0.01, "Share of white noise in toeplitz and blend.", minimum=0, maximum=1)
@@ -139,6 +185,29 @@ class FitNoise:
     batch: int = setting(16, "Clips in memory at once.", names=("-b", "--batch"), minimum=1)
     plot: Path | None = setting(None, "A picture of the correlations to write.")
     overwrite: bool = again(Sample, "overwrite", False)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema:
+    """Choose the width of the average of a run's weights, after a training with --ema post-hoc.
+
+    The run keeps averages of two widths from time to time; any other is made of them by least squares. Without --out
+    the model of the run itself is replaced: the kept averages stay, so any other width can follow, 0.05 for the first.
+
+    Example: ornstein ema runs/photos --width 0.1 --out runs/photos-ema-0.1
+    """
+
+    run: Path = setting(help="The run directory of a diffusion model, trained with --ema post-hoc.", argument=True)
+    width: float = setting(
+        help="Width of the average, as a share of the training, such as 0.05.", minimum=0.01, maximum=0.28
+    )
+    out: Path | None = setting(
+        None, "The run directory to write.", names=("-o", "--out"), by_data="RUN itself, whose model is replaced"
+    )
+    trust_sizes: bool = trust_sizes_setting()
 
     def __post_init__(self) -> None:
         check(self)

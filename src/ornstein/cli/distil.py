@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ornstein import checkpoint, processes
 from ornstein.cli.commands import Distil
-from ornstein.data import ImageSet, StreamedSet
+from ornstein.data import BucketSet, ImageSet, StreamedSet
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
@@ -117,17 +117,12 @@ def _remember(settings: DistilSettings, out: Path) -> None:
 
 
 def _followed(settings: DistilSettings, run: Path, teacher: Denoiser, out: Path, config: TrainConfig) -> TrajectorySet:
-    """The trajectories; the first process follows them, the others find them there."""
+    """The trajectories, followed by all processes."""
     dtype = choose_precision(config.precision, device_of(teacher))
-
-    def follow(advance: Any) -> TrajectorySet:
-        kept = (settings.to, settings.trajectories, settings.guidance, settings.seed)
-        return follow_teacher(run, teacher, out, *kept, dtype, advance)
-
+    kept = (settings.to, settings.trajectories, settings.guidance, settings.seed)
     with progress("trajectories", transient=True) as bar:
         task = bar.add_task("following", total=settings.trajectories, note="")
-        processes.current().agreed(lambda: follow(lambda done, _: bar.update(task, completed=done)) and None)
-        return follow(lambda done, total: None)
+        return follow_teacher(run, teacher, out, *kept, dtype, lambda done, _: bar.update(task, completed=done))
 
 
 def _train(states: Iterator[TrainState[Denoiser]], config: TrainConfig) -> int:
@@ -161,7 +156,7 @@ def _report(
         def advance(what: str, done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, note=what)
 
-        if not isinstance(data.train, ImageSet | StreamedSet):
+        if not isinstance(data.train, ImageSet | StreamedSet | BucketSet):
             assert not isinstance(data.held_out, ImageSet)
             left = max(0.0, end - time.monotonic())
             write_clip_report(out, student, data.train, data.held_out, title, shown, advance, seconds=left)

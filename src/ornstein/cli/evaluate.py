@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from ornstein import autoencoders, checkpoint, processes
+from ornstein.autoencoders.latent import LatentSpace
 from ornstein.cli.held_out_data import Material, open_material, pixel_digest
+from ornstein.cli.models import open_model
 from ornstein.cli.options import refuse
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
@@ -32,7 +35,7 @@ from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.evaluation.settings import MINUTES, Evaluate
 from ornstein.evaluation.summary import tables, write_evaluation_report
 from ornstein.progress import console, progress, say, silenced, warn
-from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder, read_config
+from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder
 
 __all__ = ["evaluate"]
 
@@ -45,8 +48,9 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
     """Evaluate a run as `asked`."""
     if asked.full and asked.minutes is not None:
         raise UserError("--full takes as long as it takes: leave out --minutes")
+    asked = replace(asked, run=checkpoint.locate(asked.run))
     with silenced(asked.json):
-        if "autoencoder" in read_config(asked.run):
+        if checkpoint.is_autoencoder(asked.run):
             refuse(Evaluate, given, _OF_SAMPLES, f"{asked.run} is an autoencoder")
             record = _evaluate_autoencoder(asked)
         else:
@@ -58,7 +62,7 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
 def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | None:
     """Likelihoods and scores of samples of a diffusion model, as --json prints them; None in all processes but one."""
     began = time.monotonic()
-    denoiser = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes)
+    denoiser = open_model(asked)[0]
     settled = _settled(asked, denoiser)
     Plan(**settled)  # wrong sizes are refused before anything is read
     group = processes.current()
@@ -67,7 +71,7 @@ def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | 
     shape = image_shape(denoiser)
     denoiser.to(device)
     features = open_features(asked.features, device)
-    folder = asked.run / "evaluation" if asked.out is None else asked.out
+    folder = checkpoint.run_folder(asked.run) / "evaluation" if asked.out is None else asked.out
     check_replaceable(folder, asked.overwrite)
     material = open_material(asked.run, shape, asked.data, asked.held_out)
     group.agreed(lambda: make_folder(folder) and None)  # a folder that cannot be written is refused now
@@ -147,6 +151,13 @@ def _settled(asked: Evaluate, denoiser: Denoiser) -> dict[str, Any]:
         "images": asked.images,
         "batch": asked.batch,
     }
+    if denoiser.space is not None and not isinstance(denoiser.space, LatentSpace):
+        if methods:
+            raise UserError(
+                f"{asked.run} is a pipeline, whose decoder has no likelihood of pixels: leave out --likelihood; "
+                "`ornstein.likelihood.ode` measures its latents"
+            )
+        fields["methods"] = ()
     few = denoiser.distilled
     if few is not None:
         if methods:
@@ -189,11 +200,13 @@ def _plan(
 
 def _key(asked: Evaluate, material: Material, device: str) -> dict[str, Any]:
     """What all results depend on, except for the sizes: model, images, features and precision."""
-    files = [asked.run / MODEL, asked.run / CONFIG]
+    pipeline = checkpoint.is_pipeline(asked.run)
+    files = [] if pipeline else [asked.run / MODEL, asked.run / CONFIG]
     files += [Path(asked.features)] if Path(asked.features).is_file() else []
+    model = [checkpoint.fingerprint(asked.run), asked.prompt, str(asked.prompts), asked.negative] if pipeline else []
     train = material.train
     return {
-        "files": [hashlib.sha256(file.read_bytes()).hexdigest() for file in files],
+        "files": [*model, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)],
         "held_out": [material.held_out.fingerprint, pixel_digest(material.held_out.images)],
         "train": None if train is None else [train.fingerprint, *train.shape],
         "features": asked.features,
@@ -216,6 +229,9 @@ def _command(asked: Evaluate, plan: Plan) -> str:
         "--images": plan.images,
         "--held-out": asked.held_out,
         "--batch": plan.batch,
+        "--prompt": asked.prompt,
+        "--prompts": asked.prompts,
+        "--negative": asked.negative,
         "--precision": None if asked.precision == "float32" else asked.precision,
     }
     words = [word for option, value in options.items() if value is not None for word in (option, str(value))]

@@ -20,7 +20,7 @@ from ornstein.noise import ClipStatistics, Covariance, FrameCovariance, from_con
 from ornstein.noise.estimation import Summary, summary
 from ornstein.progress import cell, console, progress, say
 from ornstein.seal import check_replaceable, sealed
-from ornstein.settings import field_of, read_file
+from ornstein.settings import extent_of, field_of, read_file
 from ornstein.store import atomic_write
 
 __all__ = ["draw", "fit_noise", "recommended"]
@@ -103,7 +103,7 @@ def _read(asked: FitNoise) -> ClipStatistics:
         source = open_clips(
             asked.data,
             frames=asked.frames,
-            size=asked.size,
+            size=None if asked.size is None else extent_of(asked.size),
             channels=asked.channels,
             stride=asked.stride,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

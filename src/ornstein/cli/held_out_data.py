@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ornstein.data import ImageSet, StreamedSet, open_images
+from ornstein.data import BucketSet, ImageSet, StreamedSet, open_images
 from ornstein.errors import UserError
 from ornstein.evaluation.matched import check_images
 from ornstein.evaluation.plan import ENOUGH
@@ -79,7 +79,7 @@ def _own(settings: Settings, run: Path, data: str | None) -> _Own | None:
             train, held_out, _, _ = open_data(here)
         except UserError:
             continue
-        assert isinstance(train, ImageSet | StreamedSet) and isinstance(held_out, ImageSet)  # the model makes images
+        assert isinstance(train, ImageSet | StreamedSet | BucketSet) and isinstance(held_out, ImageSet)
         return _Own(here, in_memory(train), held_out)
     return None
 
@@ -116,14 +116,16 @@ def _others(
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        images = open_images(data, settings.size, settings.channels, progress=advance)
+        size = (shape[1], shape[2]) if settings.aspect == "buckets" else settings.extent
+        crop = "none" if settings.crop == "none" else "centre"
+        images = open_images(data, size, settings.channels, crop=crop, progress=advance)
     check_images(shape, images)
     about = f"all {len(images)} images of {plain(data)}"
     if share is not None:
         _, images = images.split(share, settings.seed)
         about = f"{len(images)} images of {plain(data)}, drawn by seed {settings.seed}"
     if settings.size is not None:
-        about += f", brought to {settings.size}x{settings.size} pixels as in the training"
+        about += f", brought to {shape[2]}x{shape[1]} pixels as in the training"
     own = _own(settings, run, None) if known else None
     if own is None:
         about += "; held-out part unknown: the training images were not found, and may be among these"

@@ -15,18 +15,21 @@ from torch import Tensor
 from ornstein import autoencoders, checkpoint, processes
 from ornstein.cli.clips import sample_clips
 from ornstein.cli.commands import Sample
+from ornstein.cli.models import lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
 from ornstein.compiling import cache_folder, compile_network
-from ornstein.denoiser import Denoiser
+from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
-from ornstein.evaluation.samples import choose_solver, class_number, record_of
+from ornstein.evaluation.samples import choose_solver, class_number, guidance_rule, record_of
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
-from ornstein.sampling import State, at_once, draw
+from ornstein.sampling import State, at_once, default_grid, draw
+from ornstein.settings import extent_of, extent_text
+from ornstein.sizes import check_sample
 from ornstein.solvers import Tuned
-from ornstein.store import read_config
+from ornstein.store import file_hash
 
 __all__ = ["sample"]
 
@@ -38,9 +41,10 @@ _OF_AUTOENCODERS = {"run", "num", "seed", "device", "trust_sizes", "out", "overw
 
 def sample(asked: Sample, given: frozenset[str]) -> None:
     """Draw samples from the run, and write them."""
-    folder = asked.run / "samples" if asked.out is None else asked.out
+    asked = replace(asked, run=checkpoint.locate(asked.run))
+    folder = checkpoint.run_folder(asked.run) / "samples" if asked.out is None else asked.out
     device = choose_device(asked.device)
-    if "autoencoder" in read_config(asked.run):
+    if checkpoint.is_autoencoder(asked.run):
         others = Sample.__dataclass_fields__.keys() - {
             "run",
             "num",
@@ -53,25 +57,48 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         refuse(Sample, given, others, "an autoencoder samples from its own prior")
         _from_autoencoder(asked, folder, device)
         return
-    denoiser = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes).to(device)
+    denoiser, guidance = open_model(asked, asked.guidance)
+    denoiser = denoiser.to(device)
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
     clips = len(denoiser.data.shape) == 4
+    if asked.size is not None:
+        denoiser.data = _resized(asked, denoiser)
     _refuse_idle(asked, given, clips, denoiser.data.shape)
-    n = asked.num or (_CLIPS if clips else _IMAGES)
+    if guidance in (None, 1):  # or it is a condition of the network
+        refuse(Sample, given, ("guidance_interval", "guidance_rescale"), "it needs a --guidance other than 1")
+    prompts = len(denoiser.data.classes) if getattr(denoiser, "takes_text", False) else 0
+    n = asked.num or prompts or (_CLIPS if clips else _IMAGES)
     labels = None if asked.given is not None else denoiser.data.labels(n)  # given videos have classes of their own
     if asked.label is not None:
         labels = torch.full((n,), class_number(asked.label, denoiser.data, asked.run))
-    if asked.guidance not in (None, 1) and not denoiser.data.classes:
+    if guidance not in (None, 1) and not denoiser.data.classes:
         raise UserError(f"{asked.run} was trained without classes: --guidance has nothing to strengthen")
     from_noise = asked.given is None and (asked.frames is None or asked.frames <= denoiser.data.shape[1])
-    request = _request(asked, denoiser, from_noise, device)
+    request = _request(asked, denoiser, from_noise, device, guidance)
     if clips:
         if processes.launched() > 1:
             raise UserError("clips are sampled by one process: leave out the launcher")
         sample_clips(asked, denoiser, n, labels, request, folder)
     else:
         _images(asked, denoiser, folder, n, labels, request)
+
+
+def _resized(asked: Sample, denoiser: Denoiser) -> SampleSpec:
+    """The sample spec at --size. Warns of a size that the model was not trained at."""
+    data, (height, width) = denoiser.data, extent_of(asked.size or 0)
+    assert data is not None
+    if len(data.shape) != 3 or denoiser.space is not None:
+        kind = "clips have the size of the training" if len(data.shape) != 3 else "latents belong to one size of image"
+        raise UserError(f"--size is for models of images in pixels: {kind}; leave it out")
+    check_sample((data.shape[0], height, width), "--size", asked.trust_sizes)
+    known = data.sizes or (data.shape[1:],)
+    if (height, width) not in known:
+        listed = ", ".join(extent_text((h, w)) for h, w in known)
+        warn(
+            f"{asked.run} was trained at {listed}: at {extent_text((height, width))} its samples may not hold together"
+        )
+    return replace(data, shape=(data.shape[0], height, width))
 
 
 def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...]) -> None:
@@ -88,7 +115,9 @@ def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tupl
         refuse(Sample, given, ("overlap",), f"it is for --frames above {shape[1]}, by several windows")
 
 
-def _request(asked: Sample, denoiser: Denoiser, from_noise: bool, device: torch.device) -> SampleRequest:
+def _request(
+    asked: Sample, denoiser: Denoiser, from_noise: bool, device: torch.device, guidance: float | None
+) -> SampleRequest:
     """What decides the samples: as asked for, or what the run stores. Says so if it is the run's."""
     assert denoiser.data is not None
     clips = len(denoiser.data.shape) == 4
@@ -99,7 +128,7 @@ def _request(asked: Sample, denoiser: Denoiser, from_noise: bool, device: torch.
         steps = len(spacing) - 1
     if steps is not None and steps < 1:
         raise UserError(f"--steps must be at least 1, not {steps}")
-    guidance = 1.0 if asked.guidance is None else asked.guidance
+    guidance = 1.0 if guidance is None else guidance
     solver, steps, grid = _chosen(asked, denoiser, steps, spacing, guidance, from_noise)
     return SampleRequest(
         solver=solver,
@@ -109,6 +138,8 @@ def _request(asked: Sample, denoiser: Denoiser, from_noise: bool, device: torch.
         guidance=guidance,
         batch=asked.batch or (_CLIPS_AT_ONCE if clips else min(_AT_ONCE, at_once(denoiser.data.shape))),
         precision=choose_precision(asked.precision, device),
+        guidance_interval=asked.guidance_interval,
+        guidance_rescale=asked.guidance_rescale,
     )
 
 
@@ -128,7 +159,8 @@ def _chosen(
         if isinstance(chosen, Tuned):
             share = chosen.error / chosen.untuned
             say(f"tuned solver: {steps} steps, {share:.0%} of the untuned error where it was tuned")
-        return chosen, steps, grid or GRID
+        name = chosen if isinstance(chosen, str) else "tuned"
+        return chosen, steps, grid or default_grid(name, denoiser.process.schedule, steps)
     if guidance != 1:
         raise UserError(f"{run} is distilled and has its guidance built in, {few.guidance:g}: leave out --guidance")
     if not from_noise:
@@ -161,19 +193,26 @@ def _images(
 ) -> None:
     """Images batch by batch, those that are missing, in the processes of a launch."""
     assert denoiser.data is not None and request.batch is not None and request.steps is not None
+    shape = denoiser.data.shape
     settings: dict[str, Any] = {
         "solver": request.solver,
         "steps": request.steps,
         "grid": request.grid,
         "seed": request.seed,
         "guidance": request.guidance,
+        **guidance_rule(request),
         "batch": request.batch,
         "class": asked.label,
+        **({} if asked.size is None else {"size": list(shape[1:])}),
         "precision": str(request.precision or torch.float32),
         "compiled": asked.compile,
     }
+    if getattr(denoiser, "takes_text", False):
+        settings |= {"prompts": denoiser.data.classes, "negative": asked.negative, "guidance": asked.guidance}
+    if asked.lora:
+        settings["lora"] = [[text, file_hash(lora_of(text)[0]).hexdigest()] for text in asked.lora]
     record = record_of(asked.run, settings)
-    shape, batch, steps = denoiser.data.shape, min(n, request.batch), request.steps
+    batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"
     processes.current()
     with progress("steps", transient=True) as bar:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ornstein import processes
-from ornstein.data import save_grid
+from ornstein.data import save_grid, to_uint8
+from ornstein.data.colour import CHANNEL_MODES
 from ornstein.data.decode import to_array
 from ornstein.errors import UserError
 from ornstein.progress import say
@@ -40,7 +43,7 @@ def write_images(
     columns: int | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write images 0..n-1 as 00000.png, ... in `folder`, and together in grid.png.
+    """Write images 0..n-1 as 00000.png, ... in `folder`, and together in grid.png; of other channels .npy files too.
 
     Images that are there already with the same record are kept. The batches are shared out among the processes of a
     launch, and are the same ones whoever makes them: a sample is made beside the same others, to the last bit. Each
@@ -64,11 +67,20 @@ def write_images(
     for rows in batches[group.rank :: group.world]:
         for i, image in zip(rows, make(rows), strict=True):
             save_grid(image[None], folder / _name(i), comment=json.dumps(record | {"sample": i}))
+            if len(image) not in CHANNEL_MODES:  # no picture holds them: the file shows them side by side
+                _write_array(folder / f"{i:05d}.npy", image)
             seal_file(folder / _name(i))
     group.wait()
     if group.main:
         _write_grid(folder, record, n, columns)
     group.end()
+
+
+def _write_array(path: Path, image: Tensor) -> None:
+    """Write an image (C, H, W) as an array, uint8 (H, W, C)."""
+    file = io.BytesIO()
+    np.save(file, to_uint8(image).cpu().permute(1, 2, 0).contiguous().numpy())
+    atomic_write(path, file.getvalue())
 
 
 def _write_grid(folder: Path, record: dict[str, Any], n: int, columns: int | None) -> None:

@@ -11,6 +11,7 @@ import torch
 import typer
 from torch import Tensor
 
+from ornstein import processes
 from ornstein.cli.options import refuse
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import RunError, UserError
@@ -37,6 +38,9 @@ def swap(asked: SwapCommand, given: frozenset[str]) -> None:
     device = choose_device(asked.device)
     choose_precision(asked.precision, device)
     jobs = _jobs(asked)
+    group = processes.current()
+    if asked.pairs is None and group.world > 1:
+        raise UserError("one swap is made by one process: leave out the launcher, or give several with --batch")
     require("c2pa", "faces", "a signature")  # nothing is made that could not be signed
     if asked.pairs is None and isinstance(jobs[0][1], _Job) and not _check_files(jobs[0][1], asked.overwrite):
         refuse(SwapCommand, given, ("noise", "gap", "every", "resume"), "the target is a photo")
@@ -45,20 +49,29 @@ def swap(asked: SwapCommand, given: frozenset[str]) -> None:
     protected = BlockList.load(asked.block_list) if asked.block_list is not None else None
     swapper = Swapper(model.model, settings_of(SwapSettings, asked), protected=protected)
     work = _Swaps(swapper, model, consent, asked)
-    failed = 0
-    for line, job in jobs:
+    if asked.pairs is None:
+        work.do(jobs[0][1])
+        return
+    failed = []
+    for line, job in jobs[group.rank :: group.world]:  # the processes of a launch share them out
         try:
             work.do(job)
         except (UserError, RunError, ValueError, OSError, MemoryError) as error:
-            if asked.pairs is None:
-                raise
-            failed += 1
-            reason = " ".join(str(error).split()) or type(error).__name__
-            say(f"line {line} of {asked.pairs} failed: {reason}")
-    if asked.pairs is not None:
-        say(f"{len(jobs) - failed} of {len(jobs)} swaps done, {failed} failed")
-        if failed:
-            raise typer.Exit(1)
+            failed.append((line, " ".join(str(error).split()) or type(error).__name__))
+            if group.world == 1:
+                say(_failure(asked, *failed[-1]))
+    failed = sorted(group.collected(failed))
+    if group.world > 1:
+        for line, reason in failed:
+            say(_failure(asked, line, reason))
+    group.end()
+    say(f"{len(jobs) - len(failed)} of {len(jobs)} swaps done, {len(failed)} failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _failure(asked: SwapCommand, line: int, reason: str) -> str:
+    return f"line {line} of {asked.pairs} failed: {reason}"
 
 
 @dataclass(frozen=True)

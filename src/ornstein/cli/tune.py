@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ornstein import checkpoint
 from ornstein.cli.commands import Tune
+from ornstein.cli.models import open_model
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.few_steps.tuning import judged, trajectories
@@ -24,13 +26,15 @@ _ROUNDING = 1e-6  # an untuned error of float32 rounding leaves nothing to gain
 
 def tune(asked: Tune, given: frozenset[str]) -> None:
     """Learn a solver for each number of steps, and store those that are better than the untuned one."""
+    asked = replace(asked, run=checkpoint.locate(asked.run))
     run, counts = asked.run, sorted(set(asked.steps))
-    model = checkpoint.load(run, trust_sizes=asked.trust_sizes).to(choose_device(asked.device))
+    model, guidance = open_model(asked, asked.guidance)
+    model, guidance = model.to(choose_device(asked.device)), 1.0 if guidance is None else guidance
     if model.data is None:
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
     if model.distilled is not None:
         raise UserError(f"{run} is distilled to {model.distilled}: tune its teacher")
-    if asked.guidance != 1 and not model.data.classes:
+    if guidance != 1 and not model.data.classes:
         raise UserError(f"{run} was trained without classes: --guidance has nothing to strengthen")
     checkpoint.check_tuned(run)  # before minutes of trajectories
     # Each number of a sample is an equation for the few hundred numbers to be found.
@@ -42,8 +46,8 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
         def followed(before: int):
             return lambda done: bar.update(task, completed=before + done)
 
-        seen = trajectories(model, count, 0, asked.guidance, asked.batch, followed(0))
-        held_out = trajectories(model, unseen, count, asked.guidance, asked.batch, followed(count))
+        seen = trajectories(model, count, 0, guidance, asked.batch, followed(0))
+        held_out = trajectories(model, unseen, count, guidance, asked.batch, followed(count))
     learned: list[Tuned] = []
     with progress("runs", transient=True) as bar:
         task = bar.add_task("tuning", total=len(counts) * asked.iterations, note="")
@@ -53,7 +57,7 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
                 note = f"{n} steps, {error:.0%} of the untuned error"
                 bar.update(task, completed=i * asked.iterations + done, note=note)
 
-            learned.append(judged(learn(seen, n, asked.iterations, advance), held_out, asked.guidance))
+            learned.append(judged(learn(seen, n, asked.iterations, advance), held_out, guidance))
     _store(run, learned)
 
 
@@ -65,4 +69,5 @@ def _store(run: Path, learned: list[Tuned]) -> None:
         say(f"{what}; {t.numbers} numbers" if t in better else f"{what}: no better, not stored")
     if better:
         checkpoint.save_tuned(run, better)
-        say(f"stored in {run / checkpoint.TUNED}; `ornstein sample {run} --steps {len(better[0].steps)}`")
+        file = checkpoint.run_folder(run) / checkpoint.TUNED
+        say(f"stored in {file}; `ornstein sample {run} --steps {len(better[0].steps)}`")

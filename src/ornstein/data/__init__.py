@@ -1,5 +1,6 @@
 """Images and clips for training: folders, archives, bundled sources; pixels; the order in which data are read."""
 
+from ornstein.data.buckets import BucketSet, open_buckets
 from ornstein.data.clips import Clips, ClipSet
 from ornstein.data.identity import same_data
 from ornstein.data.images import ImageSet
@@ -11,6 +12,7 @@ from ornstein.data.streamed import StreamedSet
 from ornstein.data.video import clip_grid, save_gif, save_mp4, save_sheet
 
 __all__ = [
+    "BucketSet",
     "ClipSet",
     "Clips",
     "ImageSet",
@@ -19,6 +21,7 @@ __all__ = [
     "batch_indices",
     "clip_grid",
     "grid",
+    "open_buckets",
     "open_clips",
     "open_images",
     "open_streamed",

@@ -19,6 +19,7 @@ __all__ = ["ARRAY_SUFFIXES", "Arrays", "is_arrays", "open_arrays"]
 ARRAY_SUFFIXES = {".npy", ".npz"}
 _IMAGES = ("images", "image", "x", "data", "train_images", "x_train")
 _LABELS = ("labels", "label", "y", "targets", "train_labels", "y_train")
+_MANY = 2  # times an axis of channels fits into height and width, at least, if nothing else tells it
 _PART_BYTES = 2**25  # read at a time
 # How far values may lie outside [0, 1] or [-1, 1] and are clipped: rounding, and the overshoot of a resampling filter.
 _OVERSHOOT = 0.02
@@ -46,12 +47,13 @@ def is_arrays(path: str | Path) -> bool:
     return Path(path).suffix.lower() in ARRAY_SUFFIXES and Path(path).is_file()
 
 
-def open_arrays(path: Path) -> Arrays:
+def open_arrays(path: Path, channels: int | None = None) -> Arrays:
     """Images in a .npy file, or in a .npz archive with their labels.
 
     Values are uint8; or booleans or uint8 of 0 and 1 alone, black and white; or floats in [0, 1], or in [-1, 1], of
-    which an overshoot of 0.02 is clipped. Shapes are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels. Of
-    an archive it takes the array called images, x or data, or the only one of 3 or 4 dimensions; and as labels those
+    which an overshoot of 0.02 is clipped. Shapes are (N, H, W), (N, H, W, C) or (N, C, H, W); the axis of the
+    channels has `channels` numbers, by default 1 or 3, else 2 or 4, else it is much shorter than the other two. Of an
+    archive it takes the array called images, x or data, or the only one of 3 or 4 dimensions; and as labels those
     called labels, y or targets, or the only integers (N,). Labels are whole numbers, names, or one-hot (N, K). Nothing
     is unpickled. The data are read in parts, twice to find their range.
 
@@ -81,7 +83,7 @@ def open_arrays(path: Path) -> Arrays:
             for first in range(0, len(file), count):
                 yield file.read(range(first, min(first + count, len(file))))
 
-    axis = _channel_axis(path, name, header.shape)
+    axis = _channel_axis(path, name, header.shape, channels)
     shape = header.shape
     c = 1 if axis is None else shape[axis]
     h, w = (shape[2], shape[3]) if axis == 1 else (shape[1], shape[2])
@@ -99,7 +101,7 @@ def open_arrays(path: Path) -> Arrays:
     return Arrays(shape[0], (h, w, c), numbers, classes, [note], ignored, chunks)
 
 
-def _channel_axis(path: Path, name: str, shape: tuple[int, ...]) -> int | None:
+def _channel_axis(path: Path, name: str, shape: tuple[int, ...], channels: int | None) -> int | None:
     """The axis of the channels; None if there is none."""
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UserError(f"{path}: {name} has shape {shape}; images are (N, H, W), (N, H, W, C) or (N, C, H, W)")
@@ -109,10 +111,17 @@ def _channel_axis(path: Path, name: str, shape: tuple[int, ...]) -> int | None:
                 f"{path}: {name} has shape {shape}, which is one picture (H, W, C): stack pictures as (N, H, W, C)"
             )
         return None
+    for counts in ((channels,), (1, 3), (2, 4)):
+        for axis in (3, 1):
+            if shape[axis] in counts:
+                return axis
     for axis in (3, 1):
-        if shape[axis] in (1, 3):
+        if _MANY * shape[axis] <= min(shape[2], shape[4 - axis]):
             return axis
-    raise UserError(f"{path}: {name} has shape {shape}, and neither its last nor its second axis is 1 or 3 channels")
+    raise UserError(
+        f"{path}: {name} has shape {shape}, and neither its last nor its second axis is 1 or 3 channels: say how many "
+        "there are with --channels"
+    )
 
 
 def _range(

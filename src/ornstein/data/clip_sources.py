@@ -11,6 +11,7 @@ import numpy as np
 
 from ornstein.data.decode import BadImage
 from ornstein.data.entry import VIDEO_SUFFIXES, Entry, Listing
+from ornstein.data.framing import Size
 from ornstein.data.kinds import is_animation, open_regular
 from ornstein.data.names import natural_key, tidy
 from ornstein.data.video_read import Video, read_folder, read_video
@@ -32,7 +33,7 @@ class SourceVideo:
 
     name: str
     entries: list[Entry]
-    frames: Callable[[int | None, int, int, int], Iterator[np.ndarray]]
+    frames: Callable[[Size, int, int, int], Iterator[np.ndarray]]
     opened: list[Video] = field(default_factory=list)
 
     @property
@@ -93,7 +94,7 @@ def _moves(entry: Entry) -> bool:
 def _read_file(
     opener: Callable[[], IO[bytes]],
     opened: list[Video],
-    size: int | None,
+    size: Size,
     channels: int,
     stride: int,
     limit_pixels: int,

@@ -13,7 +13,8 @@ from ornstein.data.entry import BadImage
 
 __all__ = ["CHANNEL_MODES", "flatten"]
 
-CHANNEL_MODES = {1: "L", 3: "RGB"}
+CHANNEL_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_WITH_ALPHA = {2: "L", 4: "RGB"}  # the mode without it
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
 _PROFILE_BYTES = 2**24
 # Colorants of Adobe RGB (1998) relative to D50, as its ICC profile states them, and its gamma, 563/256.
@@ -22,12 +23,13 @@ _ADOBE_GAMMA = 563 / 256
 
 
 def flatten(img: Image.Image, channels: int, managed: bool = True) -> Image.Image:
-    """Any picture as "L" (1 channel) or "RGB" (3 channels).
+    """Any picture as "L" (1 channel), "LA" (2), "RGB" (3) or "RGBA" (4).
 
     16 bits are scaled to 8, by 1/257. Colours are converted to sRGB by the picture's ICC profile, with littlecms and
     the perceptual intent; pictures without a profile are sRGB, but those that their camera marks as Adobe RGB (EXIF
-    interoperability R03). Transparency is laid over white. With `managed` false the colours stay as they are stored.
-    Raises BadImage for 32-bit samples.
+    interoperability R03). Transparency is laid over white; with 2 or 4 channels it is kept, and pixels of alpha 0
+    become black, since a network should not have to learn colours that nobody sees. With `managed` false the colours
+    stay as they are stored. Raises BadImage for 32-bit samples.
     """
     profile = _profile(img) if managed else None
     alpha: Image.Image | None = None
@@ -42,9 +44,19 @@ def flatten(img: Image.Image, channels: int, managed: bool = True) -> Image.Imag
         both = img.convert("LA" if img.mode in ("L", "LA", "La") else "RGBA")
         alpha, img = both.getchannel("A"), both.convert("L" if both.mode == "LA" else "RGB")
     img = _to_srgb(img, profile)
+    if channels in _WITH_ALPHA:
+        return _with_alpha(img.convert(_WITH_ALPHA[channels]), alpha)
     if alpha is not None:
         img = Image.composite(img, Image.new(img.mode, img.size, "white"), alpha)
     return img.convert(CHANNEL_MODES[channels])
+
+
+def _with_alpha(img: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    alpha = Image.new("L", img.size, 255) if alpha is None else alpha
+    seen = alpha.point([0] + [255] * 255)
+    img = Image.composite(img, Image.new(img.mode, img.size), seen)
+    img.putalpha(alpha)
+    return img
 
 
 def _from_16_bits(img: Image.Image) -> tuple[Image.Image, Image.Image | None]:

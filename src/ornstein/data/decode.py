@@ -1,4 +1,4 @@
-"""The bytes of one file to one square uint8 image, or the reason why it cannot be used."""
+"""The bytes of one file to one uint8 image, or the reason why it cannot be used."""
 
 import threading
 import warnings
@@ -12,8 +12,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ornstein.data.colour import CHANNEL_MODES, flatten
 from ornstein.data.entry import MAX_FILE_BYTES, BadImage, Entry, reason_of
+from ornstein.data.framing import Framing, Size, framing
 from ornstein.data.kinds import KIND_BYTES, kind_of
 from ornstein.errors import UserError
+from ornstein.settings import extent_text
 
 __all__ = [
     "LIMIT_PIXELS",
@@ -21,6 +23,7 @@ __all__ = [
     "MIN_SIDE",
     "BadImage",
     "check_form",
+    "check_picture",
     "check_pixels",
     "check_side",
     "decode",
@@ -29,6 +32,7 @@ __all__ = [
     "formats",
     "opened",
     "orientation_of",
+    "stored_size",
     "strict_pillow",
     "to_array",
     "upright",
@@ -50,6 +54,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 # Of a file larger than this the header is judged before the rest is read.
 _HEAD_BYTES = 2**20
 _FREE_BYTES, _BYTES_A_PIXEL = 64 * 2**20, 16  # what a file may need, at most, for its pixels
@@ -60,13 +65,14 @@ _READERS = {"image/heic": ("HEIF", "pillow-heif"), "image/jxl": ("JXL", "pillow-
 
 
 def decode(
-    data: bytes, size: int | None, channels: int, limit_pixels: int = LIMIT_PIXELS
+    data: bytes, size: Size, channels: int, limit_pixels: int = LIMIT_PIXELS
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode one file: uint8 (C, size, size) and the (width, height) in pixels of the upright original.
+    """Decode one file: uint8 (C, H, W) and the (width, height) in pixels of the upright original.
 
-    The centre square is cut out and resized with Lanczos' filter; size=None keeps its pixels. EXIF rotation is applied;
-    of an animation the first frame is taken; colour profiles are converted to sRGB; transparency is laid over white;
-    16-bit greys are scaled by 1/257 (see `colour.flatten`). channels=1 gives the luma (ITU-R BT.601), 3 RGB.
+    The part that `size` frames, by default the centre, is cut out and resized with Lanczos' filter; size=None keeps
+    the pixels of the centre square. EXIF rotation is applied; of an animation the first frame is taken; colour profiles
+    are converted to sRGB; transparency is laid over white, but for 2 and 4 channels, which keep it; 16-bit greys are
+    scaled by 1/257 (see `colour.flatten`). channels=1 gives the luma (ITU-R BT.601), 3 RGB, 2 and 4 these with alpha.
 
     Raises:
         BadImage: with the reason, for anything but a sound image of at most `limit_pixels` pixels. (One kind of damage
@@ -75,23 +81,31 @@ def decode(
     with opened(data) as img:
         width, height = img.size
         check_pixels(width, height, limit_pixels)
-        check_side(min(width, height), size)
+        frame = framing(size)
+        check_side(width, height, size)
         with _one_large if width * height > _LARGE_PIXELS else nullcontext():
             extent = None
-            if size is not None:
-                # JPEG can decode at 1/2, 1/4 or 1/8. Twice the final size is left for Lanczos to work on.
-                drafted = img.draft(None, (2 * size, 2 * size))  # pyright: ignore[reportArgumentType]
+            if frame.size is not None and img.format in ("JPEG", "MPO"):
+                # It can decode at 1/2, 1/4 or 1/8. Twice the final size is left for Lanczos to work on.
+                h, w = _as_stored(frame, img).size or frame.size
+                drafted = img.draft(None, (2 * w, 2 * h))  # pyright: ignore[reportArgumentType]
                 extent = drafted and (drafted[1][2], drafted[1][3])
             img.load()
-            orientation = orientation_of(img)
-            square = fit(flatten(img, channels), size, extent)
-    if orientation in (5, 6, 7, 8):
+            frame, orientation = _as_stored(frame, img), orientation_of(img)
+            part = fit(flatten(img, channels), frame, extent)
+    sideways = orientation in _SIDEWAYS
+    if sideways:
         width, height = height, width
-    return to_array(upright(square, orientation)), (width, height)
+    return to_array(upright(part, orientation)), (width, height)
+
+
+def _as_stored(frame: Framing, img: Image.Image) -> Framing:
+    """The framing of a picture before it is turned upright."""
+    return frame.turned() if orientation_of(img) in _SIDEWAYS else frame
 
 
 def decode_entry(
-    entry: Entry, size: int | None, channels: int, limit_pixels: int = LIMIT_PIXELS
+    entry: Entry, size: Size, channels: int, limit_pixels: int = LIMIT_PIXELS
 ) -> tuple[np.ndarray, tuple[int, int], bytes]:
     """As `decode` for a file of a source, and its bytes. The header of a large file is judged before the rest is read.
 
@@ -102,6 +116,23 @@ def decode_entry(
         _check_header(entry, limit_pixels)
     data = entry.read()
     return *decode(data, size, channels, limit_pixels), data
+
+
+def stored_size(entry: Entry) -> tuple[int, int]:
+    """(width, height) of the upright picture in a file, by its header. Raises BadImage if it cannot be read."""
+    try:
+        return _upright_size(entry.read(0, _HEAD_BYTES))
+    except BadImage:
+        if entry.size <= _HEAD_BYTES:
+            raise
+        return _upright_size(entry.read())  # a TIFF's header may lie at its end
+
+
+def _upright_size(data: bytes) -> tuple[int, int]:
+    with opened(data) as img:
+        width, height = img.size
+        sideways = img.format != "PNG" and orientation_of(img) in _SIDEWAYS  # to look for a PNG's decodes it
+    return (height, width) if sideways else (width, height)
 
 
 def _check_header(entry: Entry, limit_pixels: int) -> None:
@@ -149,25 +180,25 @@ def upright(img: Image.Image, orientation: int) -> Image.Image:
     return img.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else img
 
 
-def fit(img: Image.Image, size: int | None, extent: tuple[float, float] | None = None) -> Image.Image:
-    """The centre square of a picture, resized to `size` pixels a side.
+def fit(img: Image.Image, size: Size, extent: tuple[float, float] | None = None) -> Image.Image:
+    """The part of a picture that `size` frames, by default the centre, resized.
 
     `extent` is the width and height of what the picture shows, if its last column and row are only partly filled:
     JPEG's reduced decoding rounds up, and the excess would shift and stretch the result.
     """
     width, height = extent or img.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    if size is None or size == side:
-        left, top, side = int(left), int(top), int(side)
-        return img.crop((left, top, left + side, top + side))
-    box = (left, top, left + side, top + side)
+    frame = framing(size)
+    left, top, right, bottom = frame.box(width, height)
+    h, w = frame.shape(*img.size)
+    if (right - left, bottom - top) == (w, h):
+        left, top = int(left), int(top)
+        return img.crop((left, top, left + w, top + h))
     # First a box reduction to 3 times the size, then the filter: much faster on large images.
-    return img.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return img.resize((w, h), Image.Resampling.LANCZOS, box=(left, top, right, bottom), reducing_gap=3.0)
 
 
 def to_array(img: Image.Image) -> np.ndarray:
-    """The pixels of an "L" or "RGB" picture: uint8 (C, H, W)."""
+    """The pixels of a picture of a mode of `CHANNEL_MODES`: uint8 (C, H, W)."""
     array = np.asarray(img)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
@@ -192,20 +223,33 @@ def check_pixels(width: int, height: int, limit: int) -> None:
         raise BadImage(f"{width}x{height} pixels: more than the limit of {limit:,}")
 
 
-def check_side(side: int, size: int | None) -> None:
-    """Raises BadImage if an image of that shorter side cannot be used, or not at that size."""
+def check_side(width: int, height: int, size: Size) -> None:
+    """Raises BadImage if an image of that size cannot be used, or not at the size that is asked for, however turned."""
+    side, frame = min(width, height), framing(size)
     if side < MIN_SIDE:
         raise BadImage(f"too small: {side} pixel a side")
-    if size is not None and side * MAX_ENLARGEMENT < size:
-        raise BadImage(f"too small: {side} pixels a side, size {size} enlarges it more than {MAX_ENLARGEMENT} times")
+    if frame.size is None:
+        return
+    if min(frame.enlargement(width, height), frame.enlargement(height, width)) > MAX_ENLARGEMENT:
+        wanted = extent_text(frame.size)
+        small = f"{side} pixels a side" if frame.size[0] == frame.size[1] else f"{width}x{height} pixels"
+        raise BadImage(f"too small: {small}, size {wanted} enlarges it more than {MAX_ENLARGEMENT} times")
 
 
-def check_form(size: int | None, channels: int | None) -> None:
-    """Raises UserError for a size below 2 pixels a side, or channels other than 1 and 3."""
-    if size is not None and size < MIN_SIDE:
-        raise UserError(f"--size must be at least {MIN_SIDE} pixels, not {size}")
-    if channels is not None and channels not in CHANNEL_MODES:
-        raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}")
+def check_form(size: Size, channels: int | None) -> None:
+    """Raises UserError for a size below 2 pixels a side, or fewer channels than 1."""
+    framing(size)
+    if channels is not None and channels < 1:
+        raise UserError(f"channels must be at least 1, not {channels}")
+
+
+def check_picture(channels: int) -> None:
+    """Raises UserError for channels that pictures in files cannot be read with."""
+    if channels not in CHANNEL_MODES:
+        raise UserError(
+            f"pictures are read with channels 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA), not {channels}: give "
+            "an array, .npy or .npz"
+        )
 
 
 @lru_cache(maxsize=1)

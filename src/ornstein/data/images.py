@@ -15,6 +15,7 @@ from torch import Tensor
 from ornstein.data import identity, sets
 from ornstein.data.decode import MIN_SIDE, decode_entry, strict_pillow
 from ornstein.data.entry import BadImage, Entry
+from ornstein.data.framing import Size, framing
 from ornstein.data.pixels import to_unit
 from ornstein.errors import RunError, UserError
 
@@ -28,7 +29,7 @@ Progress = Callable[[int, int], None] | None
 
 @dataclass(eq=False, repr=False)
 class ImageSet:
-    """Square images of one size, decoded: what training and evaluation read.
+    """Images of one size, decoded: what training and evaluation read.
 
     images: uint8 (N, C, H, W), in natural order of `names`. labels: int64 (N,) into `classes`, or None.
     skipped: (name, reason) of every file of the source that could not be used. drawn_from: the size of the set that
@@ -134,7 +135,7 @@ def decode_images(
     source: str,
     entries: Sequence[Entry],
     classes: list[str],
-    size: int | None,
+    size: Size,
     channels: int,
     limit_pixels: int,
     progress: Progress = None,
@@ -143,7 +144,7 @@ def decode_images(
 
     Args:
         classes: those of the set, which the labels of the entries are among.
-        size: pixels a side; None for the size that all have.
+        size: how each is framed; None for the size that all have.
         progress: called with (done, total) as files are decoded.
 
     Raises:
@@ -167,20 +168,19 @@ def decode_images(
 
 
 def _decode_all(
-    entries: Sequence[Entry], size: int | None, channels: int, limit_pixels: int, progress: Progress
+    entries: Sequence[Entry], size: Size, channels: int, limit_pixels: int, progress: Progress
 ) -> tuple[np.ndarray, list[int | str]]:
-    """uint8 (N, C, size, size) of the sound entries, in order; for every entry its checksum, or why it is left out."""
-    native = None if size is not None else _first_sound(entries, channels, limit_pixels)
-    if size is None:
-        # without a sound entry nothing is decoded, but each gets its reason
-        size = MIN_SIDE if native is None else min(native[1])
-    images = allocate((len(entries), channels, size, size))
+    """uint8 (N, C, H, W) of the sound entries, in order; for every entry its checksum, or why it is left out."""
+    frame = framing(size)
+    native = None if frame.size is not None else _first_sound(entries, channels, limit_pixels)
+    # without a sound entry nothing is decoded, but each gets its reason
+    images = allocate((len(entries), channels, *frame.shape(*(native[1] if native else (MIN_SIDE, MIN_SIDE)))))
 
     def work(rows: range) -> list[int | str]:
         results: list[int | str] = []
         for i in rows:
             try:
-                image, original, data = decode_entry(entries[i], size, channels, limit_pixels)
+                image, original, data = decode_entry(entries[i], frame, channels, limit_pixels)
             except BadImage as bad:
                 results.append(str(bad))
                 continue

@@ -16,12 +16,14 @@ from ornstein.data.clips import ClipSet
 from ornstein.data.decode import LIMIT_PIXELS, BadImage, check_form, strict_pillow
 from ornstein.data.entry import IMAGE_SUFFIXES, Listing, nothing_usable, reason_of
 from ornstein.data.frame_store import FrameStore
+from ornstein.data.framing import Crop, Framing, Size, framing
 from ornstein.data.images import Progress
 from ornstein.data.motion import MOTIONS, MotionClips
 from ornstein.data.names import natural_key
 from ornstein.data.sources import open_source
 from ornstein.data.video_read import VIDEO_SUFFIXES
 from ornstein.errors import UserError
+from ornstein.settings import extent_text
 
 __all__ = ["open_clips"]
 
@@ -31,11 +33,12 @@ _NO_LIMIT = sys.maxsize  # of a video file's bytes: it is never in memory as a w
 def open_clips(
     path: str | Path,
     frames: int,
-    size: int | None = None,
+    size: Size = None,
     channels: int | None = None,
     *,
     stride: int = 1,
     hop: int | None = None,
+    crop: Crop = "centre",
     limit_pixels: int = LIMIT_PIXELS,
     progress: Progress = None,
 ) -> ClipSet | MotionClips:
@@ -44,8 +47,8 @@ def open_clips(
     A video is a file (mp4, mov, webm, mkv, avi, mpg, ts, flv, wmv, 3gp and their kin), an animation (GIF, WebP, PNG,
     AVIF), or a folder of images of one size in natural order. Images in a folder with videos are skipped, and so are
     folders of images that are named as videos are: thumbnails. If all videos lie in sub-folders, and in several, the
-    first folder on the path is the class. Each frame is turned upright, its centre square cut out and resized. Frames
-    are decoded as a stream; above 2 GB they go to a temporary file.
+    first folder on the path is the class. Each frame is turned upright, and its centre, of the aspect ratio of `size`,
+    is resized. Frames are decoded as a stream; above 2 GB they go to a temporary file.
 
     The bundled sources are "moving-digits", "bouncing-balls" and "drifting-textures", see `MotionClips`. A folder of
     such a name is given as "./moving-digits".
@@ -53,10 +56,11 @@ def open_clips(
     Args:
         path: the source.
         frames: of a clip.
-        size: pixels a side; None keeps the size that all videos have (32 for a bundled source).
+        size: pixels a side, or (height, width); None keeps the size that all videos have (32 for a bundled source).
         channels: 3 (RGB) or 1 (luma); None: 3, and 1 for a bundled source.
         stride: every `stride`-th frame of a video is taken.
         hop: a clip begins every `hop` of those; None: where the last one ended.
+        crop: "centre", or "none" for whole frames, resized in both directions.
         limit_pixels: the most pixels of a frame.
         progress: called as progress(done, total) after each video.
 
@@ -71,14 +75,20 @@ def open_clips(
     if frames < 1 or stride < 1 or (hop is not None and hop < 1):
         raise UserError(f"frames, stride and hop must be at least 1, not {frames}, {stride} and {hop}")
     check_form(size, channels)
+    frame = framing(size, crop)
     if str(path) in MOTIONS and (isinstance(path, str) or not path.exists()):
         if stride != 1 or hop is not None:
             raise UserError(f"{path} is generated clip by clip: stride and hop are for videos")
-        return MotionClips(str(path), frames, 32 if size is None else size, 1 if channels is None else channels)
-    path = Path(path)
-    cut = _Cut(frames, size, channels or 3, stride, hop or frames, limit_pixels)
-    if path.suffix.lower() in VIDEO_SUFFIXES and path.exists() and not path.is_dir():
-        return _cut(path, Listing([file_entry(path)]), cut, progress)
+        height, width = frame.size or (32, 32)
+        if height != width:
+            raise UserError(f"{path} is generated in squares: --size {height}, not {extent_text((height, width))}")
+        return MotionClips(str(path), frames, height, 1 if channels is None else channels)
+    if channels not in (None, 1, 3):
+        raise UserError(f"the channels of clips must be 1 (grey) or 3 (RGB), not {channels}")
+    cut = _Cut(frames, frame, channels or 3, stride, hop or frames, limit_pixels)
+    file = Path(path)
+    if file.suffix.lower() in VIDEO_SUFFIXES and file.exists() and not file.is_dir():
+        return _cut(path, Listing([file_entry(file)]), cut, progress)
     with open_source(path, VIDEO_SUFFIXES | IMAGE_SUFFIXES, _NO_LIMIT, by_folder=False) as listing:
         return _cut(path, listing, cut, progress)
 
@@ -88,14 +98,14 @@ class _Cut:
     """How clips are cut: frames, in frames; hop, in strides; the size and channels of each frame."""
 
     frames: int
-    size: int | None
+    size: Framing
     channels: int
     stride: int
     hop: int
     limit_pixels: int
 
 
-def _cut(path: Path, listing: Listing, cut: _Cut, progress: Progress) -> ClipSet:
+def _cut(path: str | Path, listing: Listing, cut: _Cut, progress: Progress) -> ClipSet:
     """The clips of all videos of a source."""
     videos, labels, skipped, ignored = _labelled(path, listing)
     store = FrameStore()
@@ -155,11 +165,14 @@ def _decode(video: SourceVideo, cut: _Cut, store: FrameStore) -> range:
     return begins
 
 
-def _labelled(path: Path, listing: Listing) -> tuple[list[SourceVideo], list[str], list[tuple[str, str]], Counter[str]]:
+def _labelled(
+    path: str | Path, listing: Listing
+) -> tuple[list[SourceVideo], list[str], list[tuple[str, str]], Counter[str]]:
     """The videos of a source that belong to the data and their classes, if any; what is skipped and ignored."""
-    videos, beside = find_videos(listing, path)
+    folder = Path(path).is_dir()
+    videos, beside = find_videos(listing, Path(path))
     names = [video.name.split("/", 1)[-1] if listing.prefixed else video.name for video in videos]
-    groups = group(names, path.is_file() or listing.prefixed, [video.entries[0].label for video in videos])
+    groups = group(names, not folder or listing.prefixed, [video.entries[0].label for video in videos])
     skipped = [*listing.skipped, *beside, *((videos[i].name, why) for i, why in groups.skipped.items())]
     kept = [i for i in range(len(videos)) if i not in groups.skipped and i not in groups.ignored]
     labels = [] if groups.labels is None else [groups.labels[i] for i in kept]

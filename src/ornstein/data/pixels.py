@@ -14,7 +14,7 @@ from ornstein.data.colour import CHANNEL_MODES
 from ornstein.errors import RunError
 from ornstein.store import atomic_write, make_folder
 
-__all__ = ["grid", "save_grid", "to_uint8", "to_unit"]
+__all__ = ["grid", "save_grid", "to_uint8", "to_unit", "visible"]
 
 
 def to_unit(pixels: Tensor) -> Tensor:
@@ -37,6 +37,21 @@ def to_uint8(x: Tensor) -> Tensor:
     if x.isnan().any():
         raise RunError("the images contain NaN: try more steps, another solver or an earlier checkpoint")
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def visible(pixels: Tensor) -> Tensor:
+    """uint8 images (B, C, H, W) as pictures without transparency, (B, 1 or 3, H, W').
+
+    With 2 or 4 channels the last one is alpha, and they are laid over white; more channels lie side by side in grey,
+    W' = C W.
+    """
+    b, c, h, w = pixels.shape
+    if c in (1, 3):
+        return pixels
+    if c in (2, 4):
+        alpha = pixels[:, -1:].float() / 255
+        return (pixels[:, :-1] * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
+    return pixels.transpose(1, 2).reshape(b, 1, h, c * w)
 
 
 def grid(images: Tensor, columns: int | None = None, gap: int = 0) -> Tensor:
@@ -77,16 +92,17 @@ def save_grid(
     The file is complete or absent.
 
     Args:
-        images: (B, C, H, W) with C = 1 (grey) or 3 (RGB).
+        images: (B, C, H, W) with C = 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGBA); other channels are written as
+            greys side by side (`visible`).
         comment: text that is written into the file under "Comment".
 
     Raises:
         ValueError: wrong arguments.
         RunError: the file cannot be written.
     """
+    if images.ndim == 4 and images.shape[1] not in CHANNEL_MODES:
+        images = visible(images if images.dtype == torch.uint8 else to_uint8(images))
     pixels = grid(images, columns, gap)
-    if pixels.shape[0] not in CHANNEL_MODES:
-        raise ValueError(f"an image has 1 or 3 channels, not {pixels.shape[0]}")
     if upscale < 1:
         raise ValueError(f"upscale must be at least 1, not {upscale}")
     pixels = pixels.repeat_interleave(upscale, 1).repeat_interleave(upscale, 2)

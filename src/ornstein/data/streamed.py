@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,7 @@ from torch import Tensor
 from ornstein.data import identity, images, sets
 from ornstein.data.decode import LIMIT_PIXELS, BadImage, decode_entry
 from ornstein.data.entry import Entry, nothing_usable
+from ornstein.data.framing import Crop, Framing, Size, framing
 from ornstein.data.images import ImageSet, decode_images
 from ornstein.data.names import natural_key
 from ornstein.data.order import permutation
@@ -59,17 +61,22 @@ class Files(Protocol):
 
 
 class StreamedSet:
-    """Square images of one size, decoded when they are asked for: training data that do not fit in memory.
+    """Images of one size, decoded when they are asked for: training data that do not fit in memory.
 
     A damaged image is replaced by the next sound one, with its label, always by the same; from then on `skipped` names
     it. Several threads decode a batch.
 
     files: those of the whole source; rows: int64 (n,), ascending, those that belong to this set. damaged: the reasons
-    why images could not be used, by their row in the files, as far as they were read.
+    why images could not be used, by their row in the files, as far as they were read. crop: "centre", "none", or
+    "random": then `batch` is told where to cut each image, and elsewhere the centre is.
     """
 
-    def __init__(self, source: str, files: Files, rows: np.ndarray, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, source: str, files: Files, rows: np.ndarray, shape: tuple[int, int, int], crop: Crop = "centre"
+    ) -> None:
         self.source, self.files, self.rows, self.shape = source, files, rows, shape
+        self.crop: Crop = crop
+        self._frame = Framing((shape[1], shape[2]), crop)
         self.classes = files.classes
         self._windows = Windows(files.shards[rows])
         self._expected: tuple[int, int, int] | None = None
@@ -148,10 +155,11 @@ class StreamedSet:
                 self.files.will_need(self.rows[first:end])
         return self._windows.indices(batch, step, seed)
 
-    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def batch(self, indices: Tensor | Sequence[int], at: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The images at `indices`, float32 (B, C, H, W) in [-1, 1], and their labels int64 (B,) or None.
 
-        Raises RunError if many in a row cannot be read: then the source is gone, or has changed.
+        `at` (B, 2), in [0, 1], is where the part of each that is cut out lies, from the left and from the top; by
+        default the centre. Raises RunError if many in a row cannot be read: then the source is gone, or has changed.
         """
         places = torch.as_tensor(indices, dtype=torch.int64).tolist()
         pixels = np.empty((len(places), *self.shape), np.uint8)
@@ -159,7 +167,7 @@ class StreamedSet:
 
         def fill(part: range) -> None:
             for i in part:
-                pixels[i], used[i] = self._image(places[i])
+                pixels[i], used[i] = self._image(places[i], None if at is None else at[i])
 
         size = max(1, -(-len(places) // (2 * self._workers)))
         list(self._pool.map(fill, [range(i, min(i + size, len(places))) for i in range(0, len(places), size)]))
@@ -179,7 +187,7 @@ class StreamedSet:
         sets.check_fraction(fraction, len(self), self.source)
         labels = self.labels if every_class else None
         kept, held_out = sets.split_rows(len(self), fraction, seed, labels, self._drawable)
-        train = StreamedSet(self.source, self.files, self.rows[kept.numpy()], self.shape)
+        train = StreamedSet(self.source, self.files, self.rows[kept.numpy()], self.shape, self.crop)
         train.damaged = self.damaged
         return train, self._decoded(held_out.numpy())
 
@@ -203,19 +211,20 @@ class StreamedSet:
 
     def _decoded(self, places: np.ndarray) -> ImageSet:
         entries = [self.files.entry(int(self.rows[i])) for i in places]
-        decoded = decode_images(self.source, entries, self.classes, self.shape[1], self.shape[0], LIMIT_PIXELS)
+        decoded = decode_images(self.source, entries, self.classes, self._frame, self.shape[0], LIMIT_PIXELS)
         decoded.skipped, decoded.ignored = self.files.skipped + decoded.skipped, self.ignored
         return decoded
 
-    def _image(self, place: int) -> tuple[np.ndarray, int]:
-        """Image number `place`, or the next sound one, and its row in the files."""
+    def _image(self, place: int, at: Tensor | None) -> tuple[np.ndarray, int]:
+        """Image number `place`, or the next sound one, cut `at` a place, and its row in the files."""
         n = len(self)
+        frame = self._frame if at is None else replace(self._frame, at=(float(at[0]), float(at[1])))
         for i in range(min(_IN_A_ROW, n)):
             row = int(self.rows[(place + i) % n])
             if row in self.damaged:
                 continue
             try:
-                image = decode_entry(self.files.unnamed(row), self.shape[1], self.shape[0])[0]
+                image = decode_entry(self.files.unnamed(row), frame, self.shape[0])[0]
             except BadImage as bad:
                 self.damaged[row] = str(bad)
                 continue
@@ -236,29 +245,29 @@ class StreamedSet:
         return ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
 
 
-def shape_of(source: str, files: Files, size: int | None, channels: int) -> tuple[int, int, int]:
+def shape_of(source: str, files: Files, size: Size, channels: int) -> tuple[int, int, int]:
     """(C, H, W) of the images, by some of them.
 
     Raises UserError if none can be used, or size=None and their sizes differ.
     """
     skipped: list[tuple[str, str]] = []
     first: tuple[str, tuple[int, int]] | None = None
+    frame = framing(size)
     for i in np.unique(np.linspace(0, len(files) - 1, _SAMPLED).astype(int)).tolist():
         try:
-            original = decode_entry(files.unnamed(i), size, channels)[1]
+            original = decode_entry(files.unnamed(i), frame, channels)[1]
         except BadImage as bad:
             skipped.append((files.name(i), str(bad)))
             continue
-        if size is not None:
-            return channels, size, size
+        if frame.size is not None:
+            return channels, *frame.size
         if first is not None and original != first[1]:
             sizes = [f"{name} is {w}x{h}" for name, (w, h) in (first, (files.name(i), original))]
             raise UserError(f"the images are not all one size ({', '.join(sizes)}): choose one with --size")
         first = first or (files.name(i), original)
     if first is None:
         raise nothing_usable(source, skipped, files.ignored)
-    side = min(first[1])
-    return channels, side, side
+    return channels, *frame.shape(*first[1])
 
 
 class ListedFiles:

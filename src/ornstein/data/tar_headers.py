@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ornstein.data.entry import BadImage
+from ornstein.data.shard_file import ShardFile
 
 __all__ = ["BLOCK", "Member", "TarError", "members", "read_at"]
 
@@ -33,16 +33,16 @@ class Member:
     folder: bool
 
 
-def members(handle: int) -> Iterator[Member]:
-    """The entries of the tar archive open as `handle`, in order (POSIX.1-1988 ustar, pax, and GNU's long names).
+def members(file: ShardFile) -> Iterator[Member]:
+    """The entries of the tar archive `file`, in order (POSIX.1-1988 ustar, pax, and GNU's long names).
 
     Raises:
         TarError: the archive is none, is damaged or cut short from here on.
     """
-    end = os.fstat(handle).st_size
+    end = file.size
     at, extra = 0, dict[str, str]()
     while True:
-        block = _block(handle, at)
+        block = _block(file, at)
         if block is None:
             if at == 0 or at < end:
                 raise TarError("no header where one should be")
@@ -53,14 +53,14 @@ def members(handle: int) -> Iterator[Member]:
         size = _number(block[124:136])
         data = at + BLOCK
         if kind in _EXTRA:
-            extra |= _extended(handle, kind, data, size)
+            extra |= _extended(file, kind, data, size)
         else:
             if stated.isdecimal() and len(stated) < 20:
                 size = int(stated)
             if kind in _WITHOUT_DATA:
                 size = 0
             if kind == b"S":
-                data = _after_sparse_map(handle, block, data)
+                data = _after_sparse_map(file, block, data)
             if data + size > end:
                 raise TarError("cut short")
             name = extra.get("path") or _name(block)
@@ -71,25 +71,17 @@ def members(handle: int) -> Iterator[Member]:
         at = data + -(-size // BLOCK) * BLOCK
 
 
-def read_at(handle: int, offset: int, size: int) -> bytes:
-    """`size` bytes at a place of an open file. Raises BadImage if they are not there."""
-    try:
-        data = os.pread(handle, size, offset)  # at a given place: threads share the file
-        while 0 < len(data) < size:
-            more = os.pread(handle, size - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-    except (OSError, OverflowError) as error:
-        raise BadImage(getattr(error, "strerror", None) or str(error)) from None
+def read_at(file: ShardFile, offset: int, size: int) -> bytes:
+    """`size` bytes at a place of an archive. Raises BadImage if they are not there."""
+    data = file.read(offset, size)
     if len(data) < size:
         raise BadImage("the archive is cut short")
     return data
 
 
-def _block(handle: int, at: int) -> bytes | None:
+def _block(file: ShardFile, at: int) -> bytes | None:
     """The header block at `at`, checked by its sum; None at the end of the file."""
-    block = os.pread(handle, BLOCK, at)
+    block = file.read(at, BLOCK)
     if not block:
         return None
     if len(block) < BLOCK:
@@ -124,12 +116,12 @@ def _name(block: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _extended(handle: int, kind: bytes, at: int, size: int) -> dict[str, str]:
+def _extended(file: ShardFile, kind: bytes, at: int, size: int) -> dict[str, str]:
     """What an extended header says of the next entry."""
     if size > _EXTRA_BYTES:
         raise TarError(f"an extended header claims {size:,} bytes")
     try:
-        data = read_at(handle, at, size)
+        data = read_at(file, at, size)
     except BadImage:
         raise TarError("cut short") from None
     if kind == b"L":
@@ -154,11 +146,11 @@ def _records(data: bytes) -> dict[str, str]:
     return values
 
 
-def _after_sparse_map(handle: int, block: bytes, at: int) -> int:
+def _after_sparse_map(file: ShardFile, block: bytes, at: int) -> int:
     """Where the bytes of a GNU sparse file begin, behind the blocks of its map."""
     more, blocks = block[482:483] not in (b"\0", b""), 0
     while more:
-        block = os.pread(handle, BLOCK, at)
+        block = file.read(at, BLOCK)
         blocks += 1
         if len(block) < BLOCK or blocks > _SPARSE_BLOCKS:
             raise TarError("the map of a sparse file is damaged")

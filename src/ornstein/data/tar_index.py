@@ -8,14 +8,14 @@ import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from ornstein.data.classes import group
-from ornstein.data.entry import IMAGE_SUFFIXES, MAX_FILE_BYTES, BadImage, Entry, open_handle
+from ornstein.data.entry import IMAGE_SUFFIXES, MAX_FILE_BYTES, BadImage, Entry
 from ornstein.data.names import natural_key
+from ornstein.data.shard_file import Place, open_shard
 from ornstein.data.tar_headers import read_at
 from ornstein.data.webdataset import scan
 from ornstein.errors import RunError, UserError
@@ -35,7 +35,7 @@ class TarIndex:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[Place],
         suffixes: Collection[str] = IMAGE_SUFFIXES,
         limit_bytes: int = MAX_FILE_BYTES,
         by_folder: bool = True,
@@ -63,7 +63,7 @@ class TarIndex:
         self.shards = np.repeat(np.arange(len(offsets), dtype=np.int32), [len(each) for each in offsets])
         self._place = np.concatenate([np.arange(len(each)) for each in offsets])  # within its archive
         self._offsets, self._sizes = np.concatenate(offsets), np.concatenate(sizes)
-        self._handle = lru_cache(maxsize=_OPEN)(lambda shard: _Handle(self.paths[shard]))
+        self._handle = lru_cache(maxsize=_OPEN)(lambda shard: open_shard(self.paths[shard]))
         self._names_in = lru_cache(maxsize=1)(lambda shard: self._names[shard].decode().split("\n"))
         self._classify(np.concatenate(given), list(numbers), by_folder)
 
@@ -90,19 +90,16 @@ class TarIndex:
 
     def will_need(self, rows: np.ndarray) -> None:
         """Tell the system that these samples, in the order in which they lie, will be read soon, as one piece."""
-        if not hasattr(os, "posix_fadvise"):
-            return
         first, last = int(rows[0]), int(rows[-1])
         begin, end = int(self._offsets[first]), int(self._offsets[last]) + int(self._sizes[last])
-        with contextlib.suppress(OSError, UserError):  # reading it will fail too, and say so
-            handle = self._handle(int(self.shards[first]))
-            os.posix_fadvise(handle.number, begin, end - begin, os.POSIX_FADV_WILLNEED)
+        with contextlib.suppress(UserError):  # reading it will fail too, and say so
+            self._handle(int(self.shards[first])).will_need(begin, end - begin)
 
     def _read(self, i: int, first: int, count: int) -> bytes:
         path = self.paths[self.shards[i]]
         try:
             handle = self._handle(int(self.shards[i]))  # kept until the end: other threads may drop it from the cache
-            return read_at(handle.number, int(self._offsets[i]) + first, count)
+            return read_at(handle, int(self._offsets[i]) + first, count)
         except (BadImage, UserError) as error:
             # not the image but the disk or the network: another image in its place would change the training
             reason = str(error).removeprefix(f"cannot read {path}: ")
@@ -153,18 +150,3 @@ class _Section(io.RawIOBase):
             buffer[:count] = self._index._read(self._i, self._at, count)
             self._at += count
         return count
-
-
-class _Handle:
-    """An open file, closed when its last user releases it."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self.number, _ = open_handle(path)
-        except BadImage as bad:
-            raise UserError(f"cannot read {path}: {bad}") from None
-
-    def __del__(self) -> None:
-        number = self.__dict__.pop("number", None)
-        if number is not None:
-            os.close(number)

@@ -17,6 +17,7 @@ from ornstein.data.animation import read_animation
 from ornstein.data.containers import declared_end, missing_bytes, open_container, picture_stream, stated_size
 from ornstein.data.decode import LIMIT_PIXELS, BadImage, check_side, decode_entry, fit, to_array
 from ornstein.data.entry import MAX_FILE_BYTES, VIDEO_SUFFIXES, Entry
+from ornstein.data.framing import Size
 from ornstein.data.kinds import is_animation
 from ornstein.data.video_colour import Colour, colour_of
 from ornstein.extras import deferred
@@ -285,13 +286,13 @@ def _note_colours(frame: VideoFrame, video: Video) -> None:
 
 def read_video(
     file: IO[bytes],
-    size: int | None,
+    size: Size,
     channels: int,
     stride: int = 1,
     limit_pixels: int = LIMIT_PIXELS,
     opened: list[Video] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Every `stride`-th frame of a video file or animation, uint8 (C, size, size), decoded as the file is read.
+    """Every `stride`-th frame of a video file or animation, uint8 (C, H, W), decoded as the file is read.
 
     Each frame is turned upright by the rotation that the file states, deinterlaced if need be, tone-mapped if it is
     HDR, laid over white if it is transparent; its centre square is cut out and resized as in `decode`. Pixels that are
@@ -306,19 +307,19 @@ def read_video(
             opened.append(video)
         for count, frame in enumerate(video.frames):
             if count % stride == 0:
-                yield square(frame.picture(), size, channels)
+                yield framed(frame.picture(), size, channels)
 
 
-def square(array: np.ndarray, size: int | None, channels: int) -> np.ndarray:
-    """The centre square of uint8 (H, W, 3), resized: uint8 (C, size, size)."""
-    check_side(min(array.shape[:2]), size)
+def framed(array: np.ndarray, size: Size, channels: int) -> np.ndarray:
+    """The part of uint8 (H, W, 3) that `size` frames, by default the centre, resized: uint8 (C, H, W)."""
+    check_side(array.shape[1], array.shape[0], size)
     return to_array(fit(Image.fromarray(array).convert("L" if channels == 1 else "RGB"), size))
 
 
 def read_folder(
-    entries: Sequence[Entry], size: int | None, channels: int, stride: int = 1, limit_pixels: int = LIMIT_PIXELS
+    entries: Sequence[Entry], size: Size, channels: int, stride: int = 1, limit_pixels: int = LIMIT_PIXELS
 ) -> Iterator[np.ndarray]:
-    """Every `stride`-th image of a folder, uint8 (C, size, size), in the order of `entries`.
+    """Every `stride`-th image of a folder, uint8 (C, H, W), in the order of `entries`.
 
     Raises:
         BadImage: with the file and the reason, if one is no sound image, or not as large as the first: pictures of

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import hashlib
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
+from ornstein.data.block_cache import cache
 from ornstein.data.classes import split_of, without_companions
-from ornstein.data.entry import BadImage, check_size, open_handle
+from ornstein.data.entry import BadImage, check_size
 from ornstein.data.names import hidden, natural_key, suffix_of, tidy
+from ornstein.data.remote import RemoteShard
+from ornstein.data.shard_file import Place, ShardFile, open_shard
 from ornstein.data.tar_headers import Member, TarError, members, read_at
 from ornstein.errors import UserError
 
 __all__ = ["CLASS", "Shard", "is_tar", "scan", "training_shards"]
 
+P = TypeVar("P", Path, RemoteShard)
+
 CLASS = ".cls"  # the file of a sample that says its class, a number or a name
 _CLASS_BYTES = 256
+_FORMAT = 1  # of an index in the cache
 _SCANNED_AT_ONCE = 8  # archives: on a network disk each header read is a wait
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
@@ -31,7 +40,7 @@ class Shard:
     skipped: (name, reason) of what cannot be used; ignored: numbers of other files by suffix.
     """
 
-    path: Path
+    path: Place
     names: list[str] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
@@ -45,7 +54,7 @@ def is_tar(path: Path) -> bool:
     return path.name.lower().endswith((".tar", ".tar.gz", ".tgz")) and path.is_file()
 
 
-def training_shards(paths: Sequence[Path]) -> list[Path]:
+def training_shards(paths: Sequence[P]) -> list[P]:
     """The shards to train on, in natural order: of train-0.tar, val-0.tar, ... only those of the training part."""
     ordered = sorted(paths, key=lambda path: natural_key(path.name))
     parts = [split_of(re.split(r"\.", path.name)[0]) for path in ordered]
@@ -54,7 +63,7 @@ def training_shards(paths: Sequence[Path]) -> list[Path]:
     return ordered
 
 
-def scan(paths: Sequence[Path], suffixes: Collection[str], limit_bytes: int) -> Iterator[tuple[Shard, str]]:
+def scan(paths: Sequence[Place], suffixes: Collection[str], limit_bytes: int) -> Iterator[tuple[Shard, str]]:
     """The pictures of each archive, in order, and what their names begin with: the archive's, if there are several.
 
     A .cls file gives the class of the picture with the same name before the suffix; NAME.cls also that of
@@ -71,24 +80,35 @@ def scan(paths: Sequence[Path], suffixes: Collection[str], limit_bytes: int) -> 
             yield shard, f"{tidy(path.stem)}/" if len(paths) > 1 else ""
 
 
-def _scan(path: Path, suffixes: Collection[str], limit: int) -> Shard:
-    try:
-        handle, _ = open_handle(path)
-    except BadImage as bad:
-        raise UserError(f"cannot read {path}: {bad}") from None
+def _scan(path: Place, suffixes: Collection[str], limit: int) -> Shard:
+    if not isinstance(path, RemoteShard):
+        return _read(path, suffixes, limit)
+    # its headers lie in as many places as it has files: what they say is kept in the cache
+    asked = hashlib.sha256(repr([_FORMAT, sorted(suffixes), limit]).encode()).hexdigest()[:16]
+    name = f"{path.key}-index-{asked}"
+    kept = cache().read(name)
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        stored = json.loads(kept or b"")
+        return Shard(path, **stored | {"ignored": Counter(stored["ignored"])})
+    shard = _read(path, suffixes, limit)
+    fields = {key: value for key, value in vars(shard).items() if key != "path"}
+    cache().write(name, json.dumps(fields).encode())
+    return shard
+
+
+def _read(path: Place, suffixes: Collection[str], limit: int) -> Shard:
+    file = open_shard(path)
     shard, classes = Shard(path), dict[str, str]()
     seen = set[str]()
     try:
-        for member in members(handle):
-            _add(shard, classes, seen, member, handle, suffixes, limit)
+        for member in members(file):
+            _add(shard, classes, seen, member, file, suffixes, limit)
     except (TarError, BadImage, OSError) as error:
         if not shard.names and not shard.skipped and not shard.ignored:
-            packed = os.pread(handle, 6, 0).startswith(_PACKED)
+            packed = file.read(0, 6).startswith(_PACKED)
             hint = "compressed: unpack it to .tar first" if packed else f"no sound tar archive: {error}"
             raise UserError(f"{path} is {hint}") from None
         shard.skipped.append(("...", f"the archive {path.name} is damaged after {len(shard.names)} files: {error}"))
-    finally:
-        os.close(handle)
     _drop_companions(shard)
     _label(shard, classes)
     return shard
@@ -99,7 +119,7 @@ def _add(
     classes: dict[str, str],
     seen: set[str],
     member: Member,
-    handle: int,
+    file: ShardFile,
     suffixes: Collection[str],
     limit: int,
 ) -> None:
@@ -117,7 +137,7 @@ def _add(
         raise UserError(f"{shard.path}: {shown} is in it twice: give each sample a name of its own")
     seen.add(shown)
     if is_class:
-        text = read_at(handle, member.offset, member.size).decode("utf-8", "replace").strip()
+        text = read_at(file, member.offset, member.size).decode("utf-8", "replace").strip()
         classes[shown[: -len(CLASS)]] = tidy(text)
         return
     try:
@@ -159,7 +179,7 @@ def _label(shard: Shard, classes: dict[str, str]) -> None:
         _refuse_fields(shard)
 
 
-def _refuse_second(path: Path, key: str, first: str, name: str) -> None:
+def _refuse_second(path: Place, key: str, first: str, name: str) -> None:
     if first != name:
         raise UserError(
             f"{path}: the sample {key} has several pictures ({first}, {name}): keep one of them, or give each its own "

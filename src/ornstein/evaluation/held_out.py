@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from ornstein import autoencoders, likelihood
+from ornstein import autoencoders, likelihood, processes
 from ornstein.autoencoders.latent import JointBound, LatentSpace, joint_bound
 from ornstein.data import to_unit
 from ornstein.denoiser import Denoiser
@@ -20,6 +20,7 @@ from ornstein.wrapper import Wrapper, device_of
 
 __all__ = ["CALLS", "METHODS", "Bits", "bits_by_own_prior", "bits_of_images"]
 
+T = TypeVar("T")
 Form = Literal["matching", "consistency", "continuous"]
 
 STEPS = 1000  # of the chain that the bounds are of, as published numbers have it
@@ -94,7 +95,8 @@ def bits_of_images(
     flow of the latents, which have a density.
 
     The images go through in batches: at most 256 rows of (image, draw) are in the network and in float64 at once. Noise
-    is addressed by (seed, image), so that the result does not depend on the batch.
+    is addressed by (seed, image), so that the result does not depend on the batch. The processes of a launch take turns
+    with the batches, and all have the result.
 
     Args:
         d: the model; everything runs on its device.
@@ -121,7 +123,9 @@ def bits_of_images(
         raise ValueError("latents are continuous and need no dequantisation: use ode in place of ode-variational")
     values, parts = [], []
     device = device_of(d)
-    for first in range(0, len(images), _BATCH):
+
+    def measure(first: int) -> tuple[Tensor, Tensor | None]:
+        """Bits/dim of the images of a batch, and of their parts if there are any."""
         rows = slice(first, first + _BATCH)
         x0 = to_unit(images[rows].to(device))
         cond = None if labels is None else {"label": labels[rows].to(device)}
@@ -137,10 +141,14 @@ def bits_of_images(
             total, split = bound.total, (bound.prior, bound.diffusion, bound.reconstruction)
         # the flow has a density of pixels in [-1, 1], the bounds have the probability of the 8-bit image
         bins = 256 if not split else None
-        values.append(likelihood.bits_per_dim(total, x0.shape, bins).cpu())
-        if split:
-            parts.append(torch.stack([likelihood.bits_per_dim(part, x0.shape, None).cpu() for part in split]))
-        advance(min(first + _BATCH, len(images)))
+        value = likelihood.bits_per_dim(total, x0.shape, bins).cpu()
+        each = [likelihood.bits_per_dim(part, x0.shape, None).cpu() for part in split]
+        return value, torch.stack(each) if each else None
+
+    for done, batches in _in_turns(measure, range(0, len(images), _BATCH)):
+        values += [value for value, _ in batches]
+        parts += [part for _, part in batches if part is not None]
+        advance(min(done * _BATCH, len(images)))
         if stop():
             break
     latent = d.space is not None
@@ -148,6 +156,27 @@ def bits_of_images(
     meaning = f"joint bound, latents by {_LATENT[method]}" if latent else METHODS[method]
     named: dict[str, Tensor] = dict(zip(names, torch.cat(parts, 1), strict=True)) if parts else {}
     return _summary(method, meaning, torch.cat(values), named)
+
+
+def _in_turns(measure: Callable[[int], T], batches: Sequence[int]) -> Iterator[tuple[int, list[T]]]:
+    """Results of batches, computed in turns by the processes of a launch: how many are done, and the new ones.
+
+    A ValueError in one process is raised in all.
+    """
+    group = processes.current()
+    for done in range(0, len(batches), group.world):
+        mine: list[T] = []
+        failed: list[str] = []
+        try:
+            mine = [measure(first) for first in batches[done + group.rank : done + group.rank + 1]]
+        except ValueError as error:
+            if group.world == 1:
+                raise
+            failed.append(str(error))
+        reasons = group.collected(failed)
+        if reasons:
+            raise ValueError(reasons[0])
+        yield min(done + group.world, len(batches)), group.collected(mine)
 
 
 def _flow(

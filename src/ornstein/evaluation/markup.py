@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ornstein.data.pixels import visible
 from ornstein.progress import plain as one_line
 
 __all__ = ["Table", "checked", "film", "image_uri", "img", "note", "plain", "table", "table_section", "text", "tiled"]
@@ -85,10 +86,10 @@ def table_section(shown: Table) -> str:
 
 
 def checked(images: Tensor, name: str) -> np.ndarray:
-    """Images as an array. Raises ValueError unless they are uint8 (N, C, H, W) with 1 or 3 channels."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"{name} must be uint8 (N, 1 or 3, H, W), got {images.dtype} of shape {tuple(images.shape)}")
-    return images.detach().cpu().numpy()
+    """Images as an array of 1 or 3 channels (`visible`). Raises ValueError unless they are uint8 (N, C, H, W)."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f"{name} must be uint8 (N, C, H, W), got {images.dtype} of shape {tuple(images.shape)}")
+    return visible(images.detach().cpu()).numpy()
 
 
 def image_uri(pixels: np.ndarray, exact: int = _EXACT_IMAGE) -> str:
@@ -126,7 +127,12 @@ def tiled(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
     return sheet
 
 
-def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "trajectory frames") -> dict[str, Any]:
+def film(
+    frames: Tensor,
+    times: Sequence[float] | None = None,
+    name: str = "trajectory frames",
+    labels: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """What the player needs of frames (K, n, C, H, W): a sprite sheet, its layout, and a label for each frame.
 
     At most 64 frames (evenly chosen, the last one kept) of at most 64 images are shown, fewer images if they are large.
@@ -135,6 +141,7 @@ def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "traj
         frames: uint8 images.
         times: the time of each frame, for its label.
         name: what to call the frames in an error.
+        labels: of each frame, in place of one by its time.
 
     Raises:
         ValueError: frames that are not uint8 images, or another number of times.
@@ -160,7 +167,9 @@ def film(frames: Tensor, times: Sequence[float] | None = None, name: str = "traj
         "width": sprite.shape[-1],
         "height": sprite.shape[-2],
         "images": tiles,
-        "labels": [
+        "labels": [labels[k] for k in chosen]
+        if labels is not None
+        else [
             f"frame {i + 1} of {len(chosen)}, t = {times[k]:.3f}" if times else f"frame {k + 1} of {len(frames)}"
             for i, k in enumerate(chosen)
         ],

@@ -15,15 +15,19 @@ from ornstein.evaluation.curves import Curve, losses, quality
 from ornstein.evaluation.markup import Table, film, table_section, text
 from ornstein.evaluation.panels import Panel, panel_section
 from ornstein.evaluation.sections import (
+    Charts,
     Clips,
+    Film,
     Images,
     Pairs,
     Score,
     Skipped,
     Trajectory,
+    charts_section,
     clips_section,
     denoising_section,
     facts_section,
+    film_section,
     films_of,
     neighbours_section,
     samples_section,
@@ -33,7 +37,19 @@ from ornstein.evaluation.sections import (
 )
 from ornstein.store import atomic_write, write_error
 
-__all__ = ["Clips", "Curve", "Images", "Pairs", "Report", "Score", "Skipped", "Trajectory", "write_report"]
+__all__ = [
+    "Charts",
+    "Clips",
+    "Curve",
+    "Film",
+    "Images",
+    "Pairs",
+    "Report",
+    "Score",
+    "Skipped",
+    "Trajectory",
+    "write_report",
+]
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,7 @@ class Report:
         warnings: sentences that stand out below the lead.
         tables: before the scores.
         panels: after the scores.
+        film, charts: pictures along a training, and charts; after the tables.
         scores: the table of scores.
         samples, real, class_names: samples beside real images, class by class if both have labels.
         clips: clips that play.
@@ -63,6 +80,8 @@ class Report:
     warnings: Sequence[str] = ()
     tables: Sequence[Table] = ()
     panels: Sequence[Panel] = ()
+    film: Film | None = None
+    charts: Sequence[Charts] = ()
     scores: Sequence[Score] = ()
     samples: Images | None = None
     real: Images | None = None
@@ -104,8 +123,12 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
 def _page(report: Report) -> str:
     movie = film(report.trajectory.frames, report.trajectory.times) if report.trajectory is not None else None
     clips = films_of(report.clips)
+    shown = report.film
+    growth = None if shown is None else film(shown.frames, labels=shown.labels)
     parts = [
         *((f"table-{i}", text(table.title), table_section(table)) for i, table in enumerate(report.tables)),
+        ("film", "" if shown is None else text(shown.title), film_section(shown, growth)),
+        *((f"charts-{i}", text(each.title), charts_section(each)) for i, each in enumerate(report.charts)),
         ("scores", "Scores", scores_section(report.scores)),
         *((f"panel-{i}", text(panel.title), panel_section(panel)) for i, panel in enumerate(report.panels)),
         ("samples", "Samples", samples_section(report.samples, report.real, report.class_names)),
@@ -121,7 +144,9 @@ def _page(report: Report) -> str:
     parts = [part for part in parts if part[2]]
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in parts)
     # no text in the data may close the script element; JSON reads the escape back as "<"
-    data = json.dumps({"movie": movie, "clips": list(clips.values())}, allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps({"movie": movie, "film": growth, "clips": list(clips.values())}, allow_nan=False).replace(
+        "<", "\\u003c"
+    )
     template = Template(resources.files("ornstein.evaluation").joinpath("report.html").read_text(encoding="utf-8"))
     return template.substitute(
         title=text(report.title),

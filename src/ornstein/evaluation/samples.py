@@ -11,9 +11,10 @@ from typing import Any
 from ornstein import checkpoint
 from ornstein.denoiser import SampleSpec
 from ornstein.errors import UserError
+from ornstein.request import SampleRequest
 from ornstein.solvers import SOLVER, Tuned
 
-__all__ = ["choose_solver", "class_number", "record_of"]
+__all__ = ["choose_solver", "class_number", "guidance_rule", "record_of"]
 
 
 def choose_solver(
@@ -71,8 +72,16 @@ def class_number(label: str, data: SampleSpec, run: Path) -> int:
     raise UserError(f"no class {label!r} in {run}: its classes are {known}{numbers}")
 
 
+def guidance_rule(request: SampleRequest) -> dict[str, Any]:
+    """Interval and rescale of guidance for a record, where they are not the defaults."""
+    rule = {"guidance_interval": request.guidance_interval, "guidance_rescale": request.guidance_rescale}
+    return {name: value for name, value in rule.items() if value}
+
+
 def record_of(run: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What the samples depend on, in JSON types: a hash of the model, and the settings."""
+    if checkpoint.is_pipeline(run):
+        return {"model": checkpoint.fingerprint(run)} | json.loads(json.dumps(settings, default=str))
     digest = hashlib.sha256()
     try:
         for name in (checkpoint.CONFIG, checkpoint.MODEL):

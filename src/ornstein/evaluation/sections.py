@@ -12,15 +12,19 @@ from torch import Tensor
 from ornstein.evaluation.markup import checked, film, img, note, text
 
 __all__ = [
+    "Charts",
     "Clips",
+    "Film",
     "Images",
     "Pairs",
     "Score",
     "Skipped",
     "Trajectory",
+    "charts_section",
     "clips_section",
     "denoising_section",
     "facts_section",
+    "film_section",
     "films_of",
     "neighbours_section",
     "samples_section",
@@ -50,6 +54,25 @@ class Trajectory:
 
     frames: Tensor
     times: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Film:
+    """uint8 frames (K, n, C, H, W) of a title, each with its label: n pictures that change along a training."""
+
+    title: str
+    caption: str
+    frames: Tensor
+    labels: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Charts, each with its heading and the SVG of `charts.chart`."""
+
+    title: str
+    caption: str
+    charts: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -212,6 +235,22 @@ def denoising_section(movie: Mapping[str, Any] | None) -> str:
     return note("From noise to finished samples. Play it, or drag the slider.") + _player(
         movie, "movie", "", what, "Denoising frame", last
     )
+
+
+def film_section(shown: Film | None, movie: Mapping[str, Any] | None) -> str:
+    """A player for pictures along a training; `movie` is `markup.film` of it."""
+    if shown is None or movie is None:
+        return ""
+    return note(text(shown.caption)) + _player(movie, "film-canvas", "film-", text(shown.title), "Frame", 0)
+
+
+def charts_section(shown: Charts) -> str:
+    """Charts side by side; one by itself is not stretched."""
+    cards = [f"{f'<h3>{text(head)}</h3>' if head else ''}{svg}" for head, svg in shown.charts if svg]
+    if len(cards) < 2:
+        return note(text(shown.caption)) + "".join(f'<div class="card alone">{card}</div>' for card in cards)
+    body = "".join(f'<div class="card">{card}</div>' for card in cards)
+    return note(text(shown.caption)) + f'<div class="charts">{body}</div>'
 
 
 def _player(movie: Mapping[str, Any], canvas: str, prefix: str, what: str, slider: str, at: int) -> str:

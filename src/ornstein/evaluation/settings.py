@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ornstein.interop.settings import Prompts
 from ornstein.request import SOLVER, SOLVERS
-from ornstein.settings import PRECISIONS, check, device_setting, setting, trust_sizes_setting
+from ornstein.settings import PRECISIONS, again, check, device_setting, setting, trust_sizes_setting
 
 __all__ = ["FULL", "METHODS", "Bench", "Evaluate"]
 
@@ -38,10 +39,13 @@ class Evaluate:
     Example: ornstein evaluate runs/photos -n 1000 --steps 10,50 --seeds 2
     """
 
-    run: Path = setting(help="The run directory of a trained model.", argument=True)
+    run: Path = setting(help="The run directory of a trained model, or the folder of a pipeline.", argument=True)
     data: str | None = setting(
         None, "Images to evaluate on, as for `train`.", names=("-d", "--data"), by_data="those that the run held out"
     )
+    prompt: str | None = again(Prompts, "prompt", None)
+    prompts: Path | None = again(Prompts, "prompts", None)
+    negative: str | None = again(Prompts, "negative", None)
     minutes: float | None = setting(None, "Time that the evaluation may take.", by_data=f"{MINUTES:g}", above=0)
     full: bool = setting(False, "Measure the full plan, however long it takes.")
     num: int | None = setting(

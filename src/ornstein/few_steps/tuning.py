@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
+from ornstein.devices import float64_device
 from ornstein.few_steps.settings import MOST_STEPS
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
@@ -127,12 +128,17 @@ def _loss(guess: _Guess, parts: Trajectories, scale: float | None = None) -> flo
     for d, x, end in parts:
         with torch.set_grad_enabled(scale is not None):
             times, table = guess.solver()
-            error = (_run(d, x, times, table, guess.start.form) - end).double().square().sum() / count
+            error = _square(_run(d, x, times, table, guess.start.form) - end) / count
         if scale is not None:
             for p, g in zip(guess.parameters, torch.autograd.grad(error / scale, guess.parameters), strict=True):
                 p.grad = g if p.grad is None else p.grad + g
         total += float(error.detach())
     return total if math.isfinite(total) else math.inf
+
+
+def _square(error: Tensor) -> Tensor:
+    """The sum of squares in float64."""
+    return error.to(float64_device(error.device)).double().square().sum()
 
 
 def _untuned(parts: Trajectories, steps: int) -> float:
@@ -142,7 +148,7 @@ def _untuned(parts: Trajectories, steps: int) -> float:
     with torch.no_grad():
         for d, x, end in parts:
             *_, ours = SOLVERS[SOLVER](d, x, grid, _no_noise)
-            total += float((ours - end).double().square().sum())
+            total += float(_square(ours - end))
     return max(total / count, 1e-30)
 
 
@@ -187,7 +193,7 @@ def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
     with torch.no_grad():
         for d, x, end in parts:
             *_, ours = tuned(d, x, times, _no_noise)
-            own += float((ours - end).double().square().sum())
+            own += float(_square(ours - end))
     untuned = math.sqrt(_untuned(parts, len(tuned.steps)))
     return replace(tuned, guidance=guidance, error=math.sqrt(own / count), untuned=untuned)
 
@@ -259,7 +265,9 @@ def _shares(schedule: Schedule, steps: int, slope: float) -> Tensor:
 def _run(d: Denoises, x: Tensor, times: Tensor, table: list[Step], form: Form) -> Tensor:
     """`Tuned.__call__` with time steps that carry a gradient."""
     before: list[Tensor] = []
-    for k, step in enumerate(table):
+    for k, each in enumerate(table):
+        # In the dtype of x: else their gradients would be made in float64 on the device of x, which may have none.
+        step = Step(tuple(v.to(x.dtype) for v in each.scale), tuple(v.to(x.dtype) for v in each.past))  # pyright: ignore
         now = d(x, times[k])
         own = interpolated(now, form)
         x = step.apply(now, own, times[k + 1], before)

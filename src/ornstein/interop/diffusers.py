@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ornstein.checkpoint import INDEX
 from ornstein.denoiser import Denoiser, Denoises, Kind, SampleSpec
 from ornstein.errors import UserError
 from ornstein.extras import require
+from ornstein.interop.folder import open_pipeline
+from ornstein.interop.schedulers import PREDICTIONS, Reading, own_timesteps, read, scheduler_for, times_of
 from ornstein.noise import Identity
 from ornstein.process import Prediction, Process
 from ornstein.schedules import Discrete, Times
@@ -26,10 +29,7 @@ from ornstein.wrapper import Wrapper
 
 __all__ = ["Clipped", "DiffusersNet", "load_pipeline", "save_pipeline", "times", "wrap"]
 
-_PREDICTIONS: dict[str, Kind] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _MODELS = ("UNet2DModel", "DiTTransformer2DModel")
-# A log-SNR in float32 tells a timestep to about this.
-_NEAR = 1e-2
 
 
 class DiffusersNet(nn.Module):
@@ -67,9 +67,7 @@ class DiffusersNet(nn.Module):
 
         A label of -1, or none, is the null class of a model that has one: the last class of a DiT.
         """
-        place = self.schedule.time(log_snr.double()) * len(self.schedule.steps) - 1
-        nearest = place.round()
-        k = torch.where((place - nearest).abs() < _NEAR, nearest, place).clamp(min=0).to(torch.float32)
+        k = own_timesteps(self.schedule, log_snr)
         x = x.contiguous(memory_format=torch.channels_last)
         return self.model(x, k, class_labels=self._labels(x, label)).sample
 
@@ -106,8 +104,8 @@ def wrap(model: nn.Module, scheduler: Any) -> Denoiser:
     Raises:
         UserError: a scheduler without betas (flow matching, EDM), an unknown prediction, or another model.
     """
-    betas, kind = _chain(scheduler)
-    net = DiffusersNet(model, betas)
+    chain, kind = _chain(scheduler)
+    net = DiffusersNet(model, chain.steps)
     settings = net.config["model"]
     size = settings["sample_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
@@ -117,7 +115,7 @@ def wrap(model: nn.Module, scheduler: Any) -> Denoiser:
 
 
 def load_pipeline(path: str | Path) -> Denoiser:
-    """The denoiser of a pipeline folder with a network and a scheduler (DDPM, DDIM), in evaluation mode.
+    """The denoiser of a pipeline folder, in evaluation mode: a `Pipeline` of `families.FAMILIES`, or DDPM and DDIM.
 
     Only safetensors weights are read.
 
@@ -127,10 +125,10 @@ def load_pipeline(path: str | Path) -> Denoiser:
     folder = Path(path)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a pipeline: there is no such folder")
-    index = read_json(folder / "model_index.json")
-    if "vae" in index:
-        raise UserError(f"{folder} makes latents for a decoder (vae), which is not read: wrap its network alone")
+    index = read_json(folder / INDEX)
     parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    if "_class_name" in index and not parts.keys() <= {"unet", "transformer", "scheduler"}:
+        return open_pipeline(folder)
     part = next((name for name in ("unet", "transformer") if name in parts), None)
     if part is None or "scheduler" not in parts:
         what = ", ".join(parts) or "nothing"
@@ -158,20 +156,13 @@ def save_pipeline(denoiser: Denoiser, path: str | Path) -> None:
     net = denoiser.net
     if not isinstance(net, DiffusersNet):
         raise UserError(f"a pipeline holds a network of diffusers, and {type(net).__name__} is not one")
-    theirs = next((name for name, kind in _PREDICTIONS.items() if kind == denoiser.prediction), None)
-    if theirs is None or not isinstance(denoiser.process.noise, Identity):
+    if denoiser.prediction not in PREDICTIONS.values() or not isinstance(denoiser.process.noise, Identity):
         raise UserError("a pipeline of diffusers predicts eps, x0 or v under white noise; this model does not")
     schedule = denoiser.process.schedule
     if not isinstance(schedule, Discrete):
         raise UserError(f"a pipeline of diffusers has a chain of betas, not {type(schedule).__name__}")
     folder = Path(path)
-    scheduler = _class("DDIMScheduler")(
-        num_train_timesteps=len(schedule.steps),
-        trained_betas=list(schedule.steps),
-        prediction_type=theirs,
-        clip_sample=False,
-        timestep_spacing="trailing",
-    )
+    scheduler = scheduler_for(Reading(schedule, denoiser.prediction, "chain", len(schedule.steps)))
     part, pipeline = ("unet", "DDIMPipeline") if net.null is None else ("transformer", "DiTPipeline")
     net.model.save_pretrained(folder / part, safe_serialization=True)
     scheduler.save_pretrained(folder / "scheduler")
@@ -181,7 +172,7 @@ def save_pipeline(denoiser: Denoiser, path: str | Path) -> None:
         "scheduler": ["diffusers", "DDIMScheduler"],
         part: ["diffusers", type(net.model).__name__],
     }
-    atomic_write(folder / "model_index.json", json_bytes(index))
+    atomic_write(folder / INDEX, json_bytes(index))
 
 
 def times(scheduler: Any, steps: int) -> list[float]:
@@ -190,24 +181,15 @@ def times(scheduler: Any, steps: int) -> list[float]:
     A scheduler may begin below t = 1 (`timestep_spacing`), and one without `set_alpha_to_one` ends at 1/T. With
     "linspace", DDIM of diffusers calls the model at these times but computes its steps as if they were equally spaced.
     """
-    scheduler.set_timesteps(steps)
-    length = scheduler.config["num_train_timesteps"]
-    end = 0.0 if scheduler.config.get("set_alpha_to_one", True) else 1 / length
-    asked = [(int(k) + 1) / length for k in scheduler.timesteps]
-    return [*(t for t in asked if t > end), end]
+    return times_of(scheduler, steps)
 
 
-def _chain(scheduler: Any) -> tuple[list[float], Kind]:
-    betas = getattr(scheduler, "betas", None)
-    if betas is None and isinstance(scheduler, dict):
-        scheduler = _class(str(scheduler.get("_class_name", "DDPMScheduler"))).from_config(scheduler)
-        betas = getattr(scheduler, "betas", None)
-    if betas is None:
-        raise UserError(f"{type(scheduler).__name__} has no chain of betas: only models of a discrete chain are read")
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if kind not in _PREDICTIONS:
-        raise UserError(f"prediction_type {kind!r} is not read; known: {', '.join(_PREDICTIONS)}")
-    return betas.double().tolist(), _PREDICTIONS[kind]
+def _chain(scheduler: Any) -> tuple[Discrete, Kind]:
+    reading = read(scheduler)
+    if not isinstance(reading.schedule, Discrete):
+        name = scheduler.get("_class_name") if isinstance(scheduler, dict) else type(scheduler).__name__
+        raise UserError(f"{name} has no chain of betas: only models of a discrete chain are read")
+    return reading.schedule, reading.prediction
 
 
 def _class(name: str) -> Any:

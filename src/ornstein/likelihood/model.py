@@ -13,7 +13,7 @@ from torch import Tensor
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.devices import float64_device
 from ornstein.process import Prediction, Process
-from ornstein.wrapper import conditions_of, device_of, module_of, one_a_sample
+from ornstein.wrapper import conditions_of, device_of, module_of, rows_of
 
 __all__ = ["STREAM", "Model", "chunks", "dimensions", "open_model"]
 
@@ -44,8 +44,7 @@ class Model:
 
     def __call__(self, x_t: Tensor, t: Tensor | float, rows: Tensor) -> Prediction:
         """The prediction for x_t (B, *) float64, with the conditions of the samples `rows` (B,), a CPU tensor."""
-        cond = {k: _take(v, rows) if one_a_sample(v) else v for k, v in self.cond.items()}
-        out = self.denoiser(x_t.to(self.dtype).to(self.device), t, **cond)
+        out = self.denoiser(x_t.to(self.dtype).to(self.device), t, **rows_of(self.cond, rows))
 
         def exact(value: Tensor) -> Tensor:
             return value.to(x_t.device).to(x_t.dtype)
@@ -75,12 +74,6 @@ def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:
     parameter = next((p for p in module.parameters() if p.is_floating_point()), None) if module is not None else None
     dtype = torch.float64 if parameter is None else parameter.dtype
     return Model(d, conditions_of(d, cond, len(x0)), dtype, device_of(d))
-
-
-def _take(value: Any, rows: Tensor) -> Any:
-    if isinstance(value, Tensor):
-        return value[rows.to(value.device)]
-    return [value[i] for i in rows.tolist()]
 
 
 def chunks(total: int, size: int) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ornstein.nets.dit import DiT
 from ornstein.nets.unet import UNet
 from ornstein.nets.video import VideoUNet, frames_known, known_masks
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from ornstein.faces.nets import FaceUNet, RelitUNet
 
 NETS: dict[str, str] = {
+    "DiT": "ornstein.nets.dit",
     "DiffusersNet": "ornstein.interop.diffusers",
     "FaceUNet": "ornstein.faces.nets",
     "RelitUNet": "ornstein.faces.nets",
@@ -18,7 +20,7 @@ NETS: dict[str, str] = {
 }
 """The module of each network, by the name that a stored model has for it."""
 
-__all__ = ["NETS", "FaceUNet", "RelitUNet", "UNet", "VideoUNet", "frames_known", "known_masks"]
+__all__ = ["NETS", "DiT", "FaceUNet", "RelitUNet", "UNet", "VideoUNet", "frames_known", "known_masks"]
 
 
 def __getattr__(name: str) -> Any:

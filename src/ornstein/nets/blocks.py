@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Attention", "Block", "Stage", "attend", "group_norm", "largest_divisor", "zeroed"]
+from ornstein.nets.conditions import Context
+
+__all__ = ["Attention", "Block", "CrossAttention", "Stage", "attend", "group_norm", "largest_divisor", "zeroed"]
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -24,6 +26,7 @@ class Block(nn.Module):
         down: halve height and width.
         attention: add self-attention at the end.
         dropout: probability of dropping a feature before the last convolution.
+        context: width of the tokens that a block with attention reads after itself; 0 for none.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Block(nn.Module):
         down: bool = False,
         attention: bool = False,
         dropout: float = 0.0,
+        context: int = 0,
     ) -> None:
         super().__init__()
         self.down = down
@@ -45,8 +49,9 @@ class Block(nn.Module):
         self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
         self.attention = Attention(outputs) if attention else nn.Identity()
+        self.reading = CrossAttention(outputs, context) if attention and context else None
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None, context: Context | None = None) -> Tensor:
         """(B, `inputs`, H, W) -> (B, `outputs`, H, W), or half the height and width."""
         h = F.silu(self.norm1(x))
         if self.down:
@@ -56,15 +61,16 @@ class Block(nn.Module):
             scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
         h = self.conv2(self.dropout(F.silu(h)))
-        return self.attention(self.shortcut(x) + h)
+        h = self.attention(self.shortcut(x) + h)
+        return h if self.reading is None or context is None else self.reading(h, context)
 
 
 class Stage(nn.ModuleList):
     """The blocks of one resolution level of an encoder or decoder."""
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None, context: Context | None = None) -> Tensor:
         for block in self:
-            x = block(x, embedding)
+            x = block(x, embedding, context)
         return x
 
 
@@ -85,15 +91,40 @@ class Attention(nn.Module):
         return x + self.out(mixed.transpose(1, 2).flatten(2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D) + bias) v for q, k, v (..., heads, N, D) and bias (heads, N, N)."""
+class CrossAttention(nn.Module):
+    """Attention of the pixels (B, C, H, W) to tokens, added to its input; heads of about 64 channels."""
+
+    def __init__(self, channels: int, context: int) -> None:
+        super().__init__()
+        self.heads = largest_divisor(channels, channels // 64)
+        self.norm = group_norm(channels)
+        self.q = nn.Linear(channels, channels)
+        self.kv = nn.Linear(context, 2 * channels)
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        tokens, bias = context
+        q = self.q(self.norm(x).flatten(2).transpose(1, 2)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = attend(q, k, v, bias.to(q.dtype)).transpose(1, 2).flatten(2)
+        return x + self.out(mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(scale q k^T + bias) v for q, k, v (..., heads, N, D); the bias broadcasts to (..., heads, N, N).
+
+    The scale is 1/sqrt(D) unless given.
+    """
     if q.device.type == "cpu":
         # PyTorch's fused kernel is up to 8 times slower than two matrix products here (bf16, backward)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        scores = q @ k.transpose(-1, -2)
+        if scale != 1:
+            scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
         return torch.softmax(scores if bias is None else scores + bias, dim=-1) @ v
     if q.ndim == 4:
-        return F.scaled_dot_product_attention(q, k, v, bias)
-    mixed = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4), bias)
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    # of more axes, whose bias is the same for all: (heads, N, N)
+    mixed = F.scaled_dot_product_attention(q.flatten(0, -4), k.flatten(0, -4), v.flatten(0, -4), bias, scale=scale)
     return mixed.unflatten(0, q.shape[:-3])
 
 

@@ -1,9 +1,7 @@
-"""A compact U-Net: adaptive group norm on log-SNR and class, attention at the low resolutions."""
+"""A compact U-Net: adaptive group norm on log-SNR, class and text, attention at the low resolutions."""
 
 from __future__ import annotations
 
-import math
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,15 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.nets.blocks import Block, Stage, group_norm, zeroed
+from ornstein.nets.conditions import TEXT, Context, Embedding, TextTokens, check_log_snr, check_text
 from ornstein.nets.recorded import Recorded
+from ornstein.nets.sizes import padded, reference
 
-__all__ = ["FREQUENCIES", "LOG_SNR_RANGE", "PRESETS", "Embedding", "UNet"]
-
-LOG_SNR_RANGE = (-20.0, 20.0)
-"""Log-SNR is clamped to this: beyond it the data, or the noise, is below the resolution of float32."""
-
-FREQUENCIES = 16
-"""Fourier features of the log-SNR: so many cosines and sines."""
+__all__ = ["PRESETS", "UNet"]
 
 PRESETS = {
     "xs": (32, (1, 1, 1), 8),
@@ -32,39 +26,45 @@ PRESETS = {
 
 
 class UNet(Recorded):
-    """Network `(x, log_snr, label) -> (B, C, H, W)` for square images, conditioned by adaptive group norm.
+    """Network `(x, log_snr, label, text, text_mask) -> (B, C, H, W)` for images, conditioned by adaptive group norm.
 
     The image enters and leaves as patches of `patch` pixels, each a vector of channels: that saves the convolutions at
     full resolution, the most expensive ones. The encoder halves the resolution once per level after the first; the
     decoder mirrors it and adds the encoder's last features to each level. Log-SNR and class modulate the second norm
     of each block. The last convolution starts at zero: an untrained network returns 0.
 
+    Images of any height and width are taken: those that the patches and levels do not divide are padded inside, by
+    their last row and column, and the output is cut to their size. With `text_width` the blocks with attention also
+    attend to the states of a text, and its mean joins the embedding.
+
     Args:
         channels: C of the images.
-        size: H = W of the images in pixels, divisible by patch * 2^(levels - 1).
+        size: H = W of the images in pixels, or (H, W). It places the attention; images of any size are taken, and
+            padded inside to multiples of patch * 2^(levels - 1).
         classes: number of classes; 0 for an unconditional network.
         patch: side of the patches in pixels.
         width: channels of the first level.
         multipliers: channels of each level, as multiples of `width`; their number is the number of levels.
         depths: residual blocks of each level, on each side.
-        attention: the resolutions, of size / patch / 2^level, with self-attention.
+        attention: the resolutions, of the longer side / patch / 2^level (rounded up), with self-attention.
         dropout: probability of dropping a feature inside the residual blocks.
         learned_variance: return (B, 2C, H, W), the second half for the variance of the reverse steps (E9; Nichol &
             Dhariwal 2021, arXiv:2102.09672, eq. 15), as `Denoiser` reads it.
+        text_width: D of the token states of a text; 0 for a network without text.
 
     Raises:
-        ValueError: an argument is out of range, or `size` is not divisible.
+        ValueError: an argument is out of range.
 
     Source: Ronneberger et al. 2015 (arXiv:1505.04597); Dhariwal & Nichol 2021 (arXiv:2105.05233), section 3, adaptive
     group norm; Kingma et al. 2021 (arXiv:2107.00630), conditioning on log-SNR.
     """
 
-    places_conditions = True  # labels may be on any device: see `_check_label`
+    places_conditions = True  # conditions may be on any device
 
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         classes: int = 0,
         *,
         patch: int = 1,
@@ -74,42 +74,47 @@ class UNet(Recorded):
         attention: Sequence[int] = (8,),
         dropout: float = 0.0,
         learned_variance: bool = False,
+        text_width: int = 0,
     ) -> None:
         super().__init__()
         levels = len(multipliers)
-        if min(channels, size, patch, width, levels, *multipliers, *depths) < 1 or classes < 0:
-            raise ValueError("channels, size, patch, width, multipliers and depths must be positive, classes >= 0")
+        if (
+            min(channels, reference(size), patch, width, levels, *multipliers, *depths) < 1
+            or min(classes, text_width) < 0
+        ):
+            raise ValueError(
+                "channels, size, patch, width, multipliers and depths must be positive, classes and text_width >= 0"
+            )
         if len(depths) != levels:
             raise ValueError(f"depths has {len(depths)} entries and multipliers {levels}: give one per level")
-        if size % (patch * 2 ** (levels - 1)):
-            of = f"{levels} levels" if patch == 1 else f"{levels} levels of patches of {patch} pixels"
-            raise ValueError(f"size {size} is not divisible by {patch * 2 ** (levels - 1)}, the downsampling of {of}")
-        self.channels, self.size, self.classes, self.patch = channels, size, classes, patch
-        self._checked: weakref.ref[Tensor] | None = None  # the labels that were checked last
-        side = size // patch
+        self.channels, self.classes, self.patch = channels, classes, patch
+        self.multiple = patch * 2 ** (levels - 1)
+        side = -(-reference(size) // patch)
         widths = [width * m for m in multipliers]
         embedding = 4 * width
         self.embedding = Embedding(classes, embedding)
+        self.text = TextTokens(text_width, embedding, embedding) if text_width else None
+        context = embedding if text_width else 0
         self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         now = width
         for level, (out, depth) in enumerate(zip(widths, depths, strict=True)):
-            attend = side >> level in attention
+            attend = -(-side >> level) in attention
             stage = Stage()
             for i in range(depth):
                 down = level > 0 and i == 0
-                stage.append(Block(now, out, embedding, down, attend, dropout))
+                stage.append(Block(now, out, embedding, down, attend, dropout, context))
                 now = out
             self.encoder.append(stage)
         self.up = nn.ModuleList()
         for level in reversed(range(levels)):
             out = widths[level]
-            attend = side >> level in attention
+            attend = -(-side >> level) in attention
             if level < levels - 1:
                 self.up.append(nn.Conv2d(now, out, 1))
             stage = Stage()
             for _ in range(depths[level]):
-                stage.append(Block(out, out, embedding, False, attend, dropout))
+                stage.append(Block(out, out, embedding, False, attend, dropout, context))
             self.decoder.append(stage)
             now = out
         out = (2 * channels if learned_variance else channels) * patch**2
@@ -121,25 +126,27 @@ class UNet(Recorded):
         name: str,
         *,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         classes: int = 0,
         patch: int | None = None,
         learned_variance: bool = False,
+        text_width: int = 0,
     ) -> dict[str, Any]:
         """The constructor's arguments for one of the presets, as for `preset`."""
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
         width, (first, middle, last), largest = PRESETS[name]
+        longer = reference(size)
         if patch is None:
-            patch = 1 if size < 64 or size % 4 else 2 if size < 128 or size % 8 else 4
-        side = size // patch
+            patch = 1 if longer < 64 or longer % 4 else 2 if longer < 128 or longer % 8 else 4
+        side = -(-longer // patch)
         resolutions = [side]
-        while resolutions[-1] % 2 == 0 and (resolutions[-1] > 8 or resolutions == [side]):
-            resolutions.append(resolutions[-1] // 2)
+        while (resolutions[-1] % 2 == 0 or resolutions[-1] > 16) and (resolutions[-1] > 8 or resolutions == [side]):
+            resolutions.append(-(-resolutions[-1] // 2))
         inner = len(resolutions) - 2
         return {
             "channels": channels,
-            "size": size,
+            "size": size if isinstance(size, int) else list(size),
             "classes": classes,
             "patch": patch,
             "width": width,
@@ -148,6 +155,7 @@ class UNet(Recorded):
             "depths": [first, *[middle] * inner, last] if inner >= 0 else [last],
             "attention": [r for r in resolutions if r <= largest and r < side],
             "learned_variance": learned_variance,
+            "text_width": text_width,
         }
 
     @classmethod
@@ -156,12 +164,13 @@ class UNet(Recorded):
 
         Args:
             name: "xs", "s", "m" or "l".
-            settings: channels and size of the images; optionally classes, learned_variance, and patch, by default 1
-                below 64 pixels, 2 from 64 and 4 from 128 pixels on.
+            settings: channels and size of the images; optionally classes, learned_variance, text_width, and patch, by
+                default 1 below 64 pixels, 2 from 64 and 4 from 128 pixels on.
 
-        The patches are halved (at least once) until there are 8 a side, or an odd number. Attention is used below the
-        first level at resolutions of up to 8 (16 in "l"). Parameters, and processor time of a training step (AdamW,
-        bf16) on one core with AVX512-bf16; two cores take half of it, float32 takes 1.5 to 2 times as long:
+        The patches are halved (at least once) until there are 8 a side, or an odd number of at most 15. Attention is
+        used below the first level at resolutions of up to 8 (16 in "l"). Parameters, and processor time of a training
+        step (AdamW, bf16) on one core with AVX512-bf16; two cores take half of it, float32 takes 1.5 to 2 times as
+        long:
 
         | name | 8x8, batch 128 | 32x32, batch 32 |
         |------|----------------|-----------------|
@@ -175,94 +184,83 @@ class UNet(Recorded):
         """
         return cls(**cls.preset_config(name, **settings))
 
-    def forward(self, x: Tensor, log_snr: Tensor, label: Tensor | None = None) -> Tensor:
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Conditions of `forward` that this network was made without."""
+        return TEXT if self.text is None else ()
+
+    def forward(
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
         """The network's prediction.
 
         Args:
-            x: images (B, C, H, W).
+            x: images (B, C, H, W) of any size.
             log_snr: (B,) a^2/s^2 in nats; infinite values are allowed (clamped to [-20, 20]).
             label: class indices (B,) int64, -1 for no class; None is -1 for all. On any device.
+            text: states of the tokens of a text (B, L, D), for a network with `text_width`; None is no text.
+            text_mask: which tokens there are, (B, L) bool; None: all. A sample without any has no text.
 
         Returns:
             (B, C, H, W), or (B, 2C, H, W) with a learned variance, in the dtype of x.
 
         Raises:
-            ValueError: shapes that do not fit the network, a label for an unconditional network, or one out of range.
+            ValueError: shapes that do not fit the network, a label for an unconditional network, or one out of range;
+                a text for a network without.
         """
         if not torch.compiler.is_compiling():  # compiled code cannot read values
-            self.check(x, log_snr, label)
+            self.check(x, log_snr, label, text, text_mask)
         dtype = self.stem.weight.dtype
-        embedding = self.embedding(log_snr, label)
+        embedding, context = self.conditioned(log_snr, label, text, text_mask)
         h = self.stem(self.patches(x.to(dtype)))
         skips = []
         for stage in self.encoder:
-            h = stage(h, embedding)
+            h = stage(h, embedding, context)
             skips.append(h)
         h = skips.pop()
         for i, stage in enumerate(self.decoder):
             if i:
                 h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + skips.pop()
-            h = stage(h, embedding)
-        return self.pixels(self.head(h)).to(x.dtype)
+            h = stage(h, embedding, context)
+        return self.pixels(self.head(h), x.shape[-2:]).to(x.dtype)
+
+    def conditioned(
+        self, log_snr: Tensor, label: Tensor | None, text: Tensor | None, text_mask: Tensor | None
+    ) -> tuple[Tensor, Context | None]:
+        """The embedding (B, E), and for a network with text the tokens that attention reads."""
+        if self.text is None:
+            return self.embedding(log_snr, label), None
+        context, pooled = self.text(text, text_mask, len(log_snr))
+        return self.embedding(log_snr, label, pooled), context
 
     def patches(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) as patches, (B, C p^2, H/p, W/p), in channels-last memory."""
+        """Images (B, C, H, W) as patches, (B, C p^2, H'/p, W'/p), in channels-last memory.
+
+        H' and W' are multiples of p 2^(levels - 1): the last row and column are repeated.
+        """
+        x = padded(x, self.multiple)
         return F.pixel_unshuffle(x, self.patch).contiguous(memory_format=torch.channels_last)
 
-    def pixels(self, h: Tensor) -> Tensor:
-        """The inverse of `patches`."""
-        return F.pixel_shuffle(h, self.patch)
+    def pixels(self, h: Tensor, size: Sequence[int]) -> Tensor:
+        """The inverse of `patches`, for images of `size`, (H, W)."""
+        return F.pixel_shuffle(h, self.patch)[..., : size[0], : size[1]]
 
-    def check(self, x: Tensor, log_snr: Tensor, label: Tensor | None) -> None:
+    def check(
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> None:
         """Raises ValueError as `forward`."""
-        channels, size = self.channels, self.size
-        if x.ndim != 4 or x.shape[1:] != (channels, size, size):
-            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {channels}, {size}, {size})")
-        if log_snr.shape != x.shape[:1]:
-            raise ValueError(f"log_snr is {tuple(log_snr.shape)}; it must be ({len(x)},), one per sample")
-        if label is not None:
-            self._check_label(label, len(x))
-
-    def _check_label(self, label: Tensor, batch: int) -> None:
-        if not self.classes:
-            raise ValueError("a label was given, but this net is unconditional (classes=0): leave label out")
-        if label.shape != (batch,) or label.dtype != torch.long:
-            raise ValueError(f"label is {label.dtype} {tuple(label.shape)}; it must be int64 ({batch},)")
-        if label.device.type != "cpu":
-            # To read a value is to wait for the device. A sampler gives the same tensor at every step, which is read
-            # once; a training has checked its labels on the CPU.
-            if self.training or (self._checked is not None and self._checked() is label):
-                return
-            self._checked = weakref.ref(label)
-        low, high = torch.stack(label.aminmax()).tolist() if batch else (0, 0)
-        if low < -1 or high >= self.classes:
-            self._checked = None
-            wrong = low if low < -1 else high
-            raise ValueError(f"label {wrong} is out of range: 0..{self.classes - 1}, or -1 for no class")
-
-
-class Embedding(nn.Module):
-    """Log-SNR (B,) and class (B,) -> the vector (B, width) that modulates every block."""
-
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        # Periods from 125 (the whole clamped range and more) to 1.25 in log-SNR: finer detail in the noise level than
-        # that is not in the optimal denoiser, and would only let the network memorise it.
-        frequencies = torch.logspace(math.log10(0.05), math.log10(5.0), FREQUENCIES)
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.first = nn.Linear(2 * FREQUENCIES, width)
-        self.second = nn.Linear(width, width)
-        self.classes = classes
-        self.label = nn.Embedding(classes + 1, width) if classes else None  # the last row: no class
-
-    def forward(self, log_snr: Tensor, label: Tensor | None) -> Tensor:
-        angle = log_snr.float().clamp(*LOG_SNR_RANGE)[:, None] * self.frequencies
-        features = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.first.weight.dtype)
-        out = self.second(F.silu(self.first(features)))
-        if self.label is not None:
-            if label is None:
-                label = log_snr.new_full(log_snr.shape, -1, dtype=torch.long)
-            label = label.to(log_snr.device, non_blocking=True)
-            out = out + self.label(torch.where(label < 0, self.classes, label))
-        return F.silu(out)
+        if x.ndim != 4 or x.shape[1] != self.channels or 0 in x.shape[2:]:
+            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {self.channels}, H, W)")
+        check_log_snr(log_snr, len(x))
+        self.embedding.check(label, len(x))
+        check_text(self.text, text, text_mask, len(x))

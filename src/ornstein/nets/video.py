@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.nets.blocks import Attention, attend, group_norm, zeroed
+from ornstein.nets.conditions import TEXT, Context
 from ornstein.nets.recorded import Recorded
+from ornstein.nets.sizes import reference
 from ornstein.nets.unet import UNet
 
-__all__ = ["Temporal", "TemporalAttention", "VideoUNet", "folded", "frames_known", "known_masks"]
+__all__ = [
+    "Temporal",
+    "TemporalAttention",
+    "VideoUNet",
+    "check_known",
+    "clean_frames",
+    "folded",
+    "frames_known",
+    "known_masks",
+]
 
 
 class VideoUNet(Recorded):
@@ -31,16 +42,16 @@ class VideoUNet(Recorded):
 
     Args:
         channels: C of the clips.
-        size: H = W of the frames in pixels.
+        size: H = W of the frames in pixels, or (H, W), as of `UNet`.
         frames: the largest number of frames; shorter clips are allowed.
         classes: number of classes; 0 for an unconditional network.
         temporal_attention: the resolutions with attention over frames; None for those of `attention`.
         conditioning: take known frames.
         image: further arguments of the image `UNet`: patch, width, multipliers, depths, attention, dropout,
-            learned_variance.
+            learned_variance, text_width.
 
     Raises:
-        ValueError: an argument is out of range, or `size` is not divisible.
+        ValueError: an argument is out of range.
 
     Source: Ho et al. 2022 (arXiv:2204.03458), section 3, factorised space-time U-Net; Blattmann et al. 2023
     (arXiv:2304.08818), section 3.1, temporal layers in an image model; Shaw et al. 2018 (arXiv:1803.02155), relative
@@ -52,7 +63,7 @@ class VideoUNet(Recorded):
     def __init__(
         self,
         channels: int,
-        size: int,
+        size: int | Sequence[int],
         frames: int,
         classes: int = 0,
         *,
@@ -72,9 +83,10 @@ class VideoUNet(Recorded):
         levels = range(len(widths))
         embedding = 4 * settings["width"]
         patch = self.image.patch
+        side = -(-reference(size) // patch)
 
         def between(level: int) -> nn.ModuleList:
-            attention = frames if size // patch >> level in across else 0
+            attention = frames if -(-side >> level) in across else 0
             layers = (Temporal(widths[level], embedding, attention) for _ in range(settings["depths"][level]))
             return nn.ModuleList(layers)
 
@@ -107,6 +119,11 @@ class VideoUNet(Recorded):
         net.image.load_state_dict(image.state_dict())
         return net
 
+    @property
+    def without(self) -> tuple[str, ...]:
+        """Conditions of `forward` that this network was made without."""
+        return TEXT if self.image.text is None else ()
+
     def forward(
         self,
         x: Tensor,
@@ -114,6 +131,8 @@ class VideoUNet(Recorded):
         label: Tensor | None = None,
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> Tensor:
         """The network's prediction.
 
@@ -123,6 +142,7 @@ class VideoUNet(Recorded):
             label: class indices (B,), as of `UNet`.
             known: clips (B, C, F, H, W) with clean frames where known_mask is true; the other frames are not read.
             known_mask: (B, F) bool. Without `known` and `known_mask` no frame is known.
+            text, text_mask: as of `UNet`.
 
         Returns:
             (B, C, F, H, W), or (B, 2C, F, H, W) with a learned variance, in the dtype of x.
@@ -131,18 +151,20 @@ class VideoUNet(Recorded):
             ValueError: shapes that do not fit the network, more frames than it was made for, a wrong label, one of
                 known and known_mask without the other, or either for a network without conditioning.
         """
-        self.check(x, log_snr, label, known, known_mask)
+        self.check(x, log_snr, label, known, known_mask, text, text_mask)
         image, frames = self.image, x.shape[2]
         dtype = image.stem.weight.dtype
-        embedding = image.embedding(log_snr, label)
-        per_frame = embedding.repeat_interleave(frames, dim=0)
+        embedding, context = image.conditioned(log_snr, label, text, text_mask)
+        per_frame = _Frames(
+            embedding.repeat_interleave(frames, dim=0),
+            None
+            if context is None
+            else (context[0].repeat_interleave(frames, 0), context[1].repeat_interleave(frames, 0)),
+        )
+
         h = image.stem(image.patches(folded(x.to(dtype))))
         if self.given is not None and known is not None and known_mask is not None:
-            mask = known_mask.to(x.device, non_blocking=True)[:, None, :, None, None]
-            # where, not a product: unknown frames may hold anything, even NaN
-            clean = torch.where(mask, known.to(x.device, dtype, non_blocking=True), 0.0)
-            given = folded(torch.cat([clean, mask.to(dtype).expand_as(x[:, :1])], dim=1))
-            h = h + self.given(image.patches(given))
+            h = h + self.given(image.patches(folded(clean_frames(known, known_mask, dtype, x.device))))
         skips = []
         for stage, between in zip(image.encoder, self.encoder, strict=True):
             h = _stage(stage, between, h, per_frame, embedding)
@@ -152,30 +174,26 @@ class VideoUNet(Recorded):
             if i:
                 h = F.interpolate(image.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = _stage(stage, between, h, per_frame, embedding)
-        return image.pixels(image.head(h)).unflatten(0, (-1, frames)).transpose(1, 2).to(x.dtype)
+        return image.pixels(image.head(h), x.shape[-2:]).unflatten(0, (-1, frames)).transpose(1, 2).to(x.dtype)
 
     def check(
-        self, x: Tensor, log_snr: Tensor, label: Tensor | None, known: Tensor | None, known_mask: Tensor | None
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None,
+        known: Tensor | None,
+        known_mask: Tensor | None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> None:
         """Raises ValueError as `forward`."""
-        channels, size = self.image.channels, self.image.size
-        if x.ndim != 5 or (x.shape[1], *x.shape[3:]) != (channels, size, size) or x.shape[2] < 1:
-            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {channels}, F, {size}, {size})")
+        if x.ndim != 5 or x.shape[1] != self.image.channels or 0 in x.shape[2:]:
+            raise ValueError(f"x is {tuple(x.shape)}, but this net takes (B, {self.image.channels}, F, H, W)")
         if x.shape[2] > self.frames:
             raise ValueError(f"a clip of {x.shape[2]} frames, but this net was made for up to {self.frames}")
         if not torch.compiler.is_compiling():
-            self.image.check(x[:, :, 0], log_snr, label)
-        if (known is None) != (known_mask is None):
-            raise ValueError("known and known_mask go together: one was given without the other")
-        if known is None or known_mask is None:
-            return
-        if self.given is None:
-            raise ValueError("known frames were given, but this net was made without conditioning: leave them out")
-        if known.shape != x.shape or known_mask.shape != (len(x), x.shape[2]) or known_mask.dtype != torch.bool:
-            raise ValueError(
-                f"known is {tuple(known.shape)} and known_mask {known_mask.dtype} {tuple(known_mask.shape)}; they must "
-                f"be {tuple(x.shape)} and bool {(len(x), x.shape[2])}"
-            )
+            self.image.check(x[:, :, 0], log_snr, label, text, text_mask)
+        check_known(self.given is not None, x, known, known_mask)
 
 
 class Temporal(nn.Module):
@@ -226,15 +244,45 @@ class TemporalAttention(Attention):
         return x + out.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, x.shape[2:])
 
 
+def clean_frames(known: Tensor, known_mask: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[known * mask, mask] as channels (B, C + 1, F, H, W), from clips (B, C, F, H, W) and a mask (B, F) bool."""
+    mask = known_mask.to(device, non_blocking=True)[:, None, :, None, None]
+    # where, not a product: unknown frames may hold anything, even NaN
+    clean = torch.where(mask, known.to(device, dtype, non_blocking=True), 0.0)
+    return torch.cat([clean, mask.to(dtype).expand_as(clean[:, :1])], dim=1)
+
+
+def check_known(conditioning: bool, x: Tensor, known: Tensor | None, known_mask: Tensor | None) -> None:
+    """Raise ValueError for known frames that a network does not take, or that do not fit x (B, C, F, H, W)."""
+    if (known is None) != (known_mask is None):
+        raise ValueError("known and known_mask go together: one was given without the other")
+    if known is None or known_mask is None:
+        return
+    if not conditioning:
+        raise ValueError("known frames were given, but this net was made without conditioning: leave them out")
+    if known.shape != x.shape or known_mask.shape != (len(x), x.shape[2]) or known_mask.dtype != torch.bool:
+        raise ValueError(
+            f"known is {tuple(known.shape)} and known_mask {known_mask.dtype} {tuple(known_mask.shape)}; they must "
+            f"be {tuple(x.shape)} and bool {(len(x), x.shape[2])}"
+        )
+
+
 def folded(clips: Tensor) -> Tensor:
     """Clips (B, C, F, H, W) as images (B F, C, H, W) in channels-last memory."""
     return clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _stage(stage: nn.Module, between: nn.Module, h: Tensor, per_frame: Tensor, embedding: Tensor) -> Tensor:
+class _Frames(NamedTuple):
+    """The embedding and the tokens of each frame."""
+
+    embedding: Tensor
+    context: Context | None
+
+
+def _stage(stage: nn.Module, between: nn.Module, h: Tensor, per_frame: _Frames, embedding: Tensor) -> Tensor:
     assert isinstance(stage, nn.ModuleList) and isinstance(between, nn.ModuleList)
     for block, temporal in zip(stage, between, strict=True):
-        h = temporal(block(h, per_frame), embedding)
+        h = temporal(block(h, per_frame.embedding, per_frame.context), embedding)
     return h
 
 

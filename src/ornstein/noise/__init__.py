@@ -19,6 +19,7 @@ from ornstein.noise.mixed import Mixed
 from ornstein.noise.spectral import SpectralAR1
 from ornstein.noise.spectrum import Spectrum
 from ornstein.noise.toeplitz import Toeplitz
+from ornstein.noise.warped import Warped
 
 __all__ = [
     "AR1",
@@ -35,6 +36,7 @@ __all__ = [
     "SpectralAR1",
     "Spectrum",
     "Toeplitz",
+    "Warped",
     "fit_ar1",
     "fit_blend",
     "fit_mixed",

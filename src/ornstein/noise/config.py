@@ -17,11 +17,13 @@ from ornstein.noise.mixed import Mixed
 from ornstein.noise.spectral import SpectralAR1
 from ornstein.noise.spectrum import Spectrum
 from ornstein.noise.toeplitz import Toeplitz
+from ornstein.noise.warped import Warped
 
 __all__ = ["from_config", "parse", "to_config"]
 
 TYPES: dict[str, type[Covariance]] = {
-    c.__name__: c for c in (Identity, AR1, OU, Mixed, Toeplitz, LowRank, Kronecker, SpectralAR1, Spectrum, Matrix)
+    c.__name__: c
+    for c in (Identity, AR1, OU, Mixed, Toeplitz, LowRank, Kronecker, SpectralAR1, Spectrum, Matrix, Warped)
 }
 
 

@@ -5,6 +5,7 @@ so the log-SNR at t = 0 is +inf; `time` inverts `log_snr`.
 """
 
 from ornstein.schedules.exploding import EDM, VE
+from ornstein.schedules.named import NAMED, parse
 from ornstein.schedules.preserving import Cosine, Discrete, LinearBeta, VariancePreserving
 from ornstein.schedules.rectified import Rectified
 from ornstein.schedules.schedule import Schedule, Times
@@ -12,6 +13,7 @@ from ornstein.schedules.shifted import Shifted
 
 __all__ = [
     "EDM",
+    "NAMED",
     "VE",
     "Cosine",
     "Discrete",
@@ -22,6 +24,7 @@ __all__ = [
     "Times",
     "VariancePreserving",
     "from_config",
+    "parse",
     "to_config",
 ]
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ornstein.devices import has_float64
+
 __all__ = ["Schedule", "Times"]
 
 Times = float | Tensor
@@ -16,8 +18,8 @@ def _elementwise(f: Callable[[Tensor], Tensor], t: Times) -> Tensor:
     if not isinstance(t, Tensor):
         return f(torch.tensor(t, dtype=torch.float64))
     dtype = t.dtype if t.is_floating_point() else torch.float64
-    if t.device.type == "mps":  # it has no float64
-        return f(t.cpu().double()).to(dtype).to(t.device)
+    if not has_float64(t.device):
+        return f(t.cpu().double()).to(torch.float32 if dtype == torch.float64 else dtype).to(t.device)
     return f(t.double()).to(dtype)
 
 

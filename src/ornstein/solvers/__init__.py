@@ -45,6 +45,7 @@ class Solver(Protocol):
 
 SOLVERS: dict[str, Solver] = {
     "ddpm": ddpm,
+    "ddpm-upper": partial(ddpm, variance="upper"),
     "ddim": ddim,
     "euler": euler,
     "heun": heun,

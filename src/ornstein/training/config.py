@@ -1,5 +1,6 @@
 """The settings of a training and the schedules that follow from them. It imports no torch: the options come from it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,7 +8,10 @@ from ornstein.errors import UserError
 from ornstein.settings import check, precision_setting, setting
 from ornstein.training.tracking import TRACKERS, check_trackers
 
-__all__ = ["OBJECTIVES", "TrainConfig", "check_length", "ema_decay", "ema_exponent"]
+__all__ = [
+    "OBJECTIVES", "POST_HOC", "TIME_SAMPLINGS", "WIDTHS", "TrainConfig", "check_ema", "check_length", "decay_of",
+    "ema_decay", "ema_exponent",
+]  # fmt: skip
 
 STEPS = 20_000  # optimizer steps if neither steps nor minutes are given
 DECAY = 0.3  # the last part of a training, over which the learning rate falls linearly
@@ -19,6 +23,14 @@ OBJECTIVES = (
     "edm",
 )  # fmt: skip
 
+# The keys of `ornstein.training.objective.TIME_SAMPLINGS`.
+TIME_SAMPLINGS = ("uniform", "steps", "logit-normal", "log-normal", "importance")
+
+POST_HOC = "post-hoc"
+WIDTHS = (0.05, 0.10)  # of the averages that are kept for it; the first one is shown
+_WIDEST = 0.28  # a power-function average with gamma = 0
+_LEAST_DECAY = 0.5
+
 _OPTIMIZER = "Optimizer"
 
 
@@ -28,7 +40,7 @@ class TrainConfig:
 
     With `minutes` the learning rate follows the clock, and two runs are equal only in law; with `steps` a run is the
     same bit for bit however often it is interrupted. `accumulate` gives the same steps to rounding. The EMA is that of
-    Karras et al. 2024 (arXiv:2312.02696), section 3.1.
+    Karras et al. 2024 (arXiv:2312.02696), section 3.
 
     Raises:
         UserError: a value of the wrong type or out of range.
@@ -38,6 +50,9 @@ class TrainConfig:
     minutes: float | None = setting(None, "Minutes of training in all, instead of steps.", above=0)
     batch: int = setting(128, "Images or clips per step, over all processes.", names=("-b", "--batch"), minimum=1)
     accumulate: int = setting(1, "Parts to compute a batch in, if it does not fit in memory.", minimum=1)
+    recompute: bool = setting(
+        False, "Compute the blocks again in the backward pass: about a third slower, and a fraction of the memory."
+    )
     optimizer: Literal["muon", "adamw"] = setting(
         "adamw", "Muon for matrices and convolutions and AdamW for the rest, or AdamW for all."
     )
@@ -46,15 +61,20 @@ class TrainConfig:
     objective: str | None = setting(
         None, "Training objective.", choices=OBJECTIVES, by_data="error of the network's output, at uniform times"
     )
+    time_sampling: str | None = setting(
+        None, "Distribution of the training times.", choices=TIME_SAMPLINGS,
+        other="one with its mean and standard deviation, logit-normal:0,1", by_data="that of the objective",
+    )  # fmt: skip
     seed: int = setting(0, "Seed of the data order, the times, the noise and the weights.", random=True)
     checkpoint_every: int = setting(500, "Steps between checkpoints.", minimum=1)
     sample_every: int = setting(0, "Steps between previews of samples, 0 for none.", minimum=0)
     track: str | None = setting(None, f"Log to {' or '.join(TRACKERS)} too (with a comma: both).")
     flip: bool = setting(False, "Mirror images and clips left to right, at random.")
     warmup: int = setting(100, "Steps over which the learning rate rises from 0.", minimum=0, panel=_OPTIMIZER)
-    ema: float = setting(
-        0.05, "Width of the average of the weights, as a share of the training so far; 0 keeps the last weights.",
-        minimum=0, maximum=0.28, panel=_OPTIMIZER,
+    ema: float | str = setting(
+        0.05, "Average of the weights: its width as a share of the training so far, to 0.28; 0 for the last weights; "
+        "a decay rate such as 0.999; or post-hoc, a choice of `ornstein ema` afterwards.",
+        choices=(POST_HOC,), other="a number", minimum=0, maximum=1, panel=_OPTIMIZER,
     )  # fmt: skip
     clip: float = setting(1.0, "Largest norm of the gradient; a larger one is scaled down.", above=0, panel=_OPTIMIZER)
     weight_decay: float = setting(0.01, "Weight decay of matrices and convolutions.", minimum=0, panel=_OPTIMIZER)
@@ -68,6 +88,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        check_ema(self.ema)
         check_trackers(self.track)
         check_length(self.steps, self.minutes)
         if self.steps is None and self.minutes is None:
@@ -92,6 +113,28 @@ def check_length(steps: int | None, minutes: float | None) -> None:
     """Raise UserError if both steps and minutes are given."""
     if steps is not None and minutes is not None:
         raise UserError("steps and minutes were both given: give one of them")
+
+
+def check_ema(ema: float | str | None) -> None:
+    """Raise UserError unless `ema` is a width, a decay rate or "post-hoc"."""
+    if ema is None or ema == POST_HOC:
+        return
+    if isinstance(ema, str) or not (0 <= ema <= _WIDEST or _LEAST_DECAY <= ema < 1):
+        raise UserError(
+            f"ema must be a width from 0 to {_WIDEST:g}, a decay rate from {_LEAST_DECAY:g} to below 1 (0.999), or "
+            f"{POST_HOC}, not {ema}"
+        )
+
+
+def decay_of(ema: float) -> Callable[[int], float]:
+    """The weight of the old average at step 1, 2, ... of an average of that width or decay rate.
+
+    A decay rate d is warmed up, min(d, (1 + step)/(10 + step)), so that the first weights are soon forgotten.
+    """
+    if ema >= _LEAST_DECAY:
+        return lambda step: min(ema, (1 + step) / (10 + step))
+    exponent = ema_exponent(ema)
+    return lambda step: ema_decay(exponent, step) if ema else 0.0
 
 
 def ema_exponent(width: float) -> float:

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ornstein import checkpoint
+from ornstein import checkpoint, processes
 from ornstein.data.rows import RowFile
 from ornstein.denoiser import Denoiser, Distilled
 from ornstein.errors import UserError
 from ornstein.few_steps.distillation import follow, labels_of, leading_to, student_times
 from ornstein.store import atomic_write, make_folder, read_json, refuse_links, write_error
+from ornstein.training.shared_rows import fill
 from ornstein.training.task import Task, on_cpu
 from ornstein.wrapper import network_precision
 
@@ -65,36 +66,48 @@ def follow_teacher(
     """`count` trajectories of the teacher in the folder `run` (see `distillation.follow`), kept in `out`/trajectories.
 
     Those that are there already are kept, where they are of the same teacher and settings: killed, it goes on where it
-    was. Raises RunError where they cannot be written.
+    was. The processes of a launch share them out and all call this; the file is that of one process to the last bit.
+    Raises RunError where they cannot be written.
     """
     assert teacher.data is not None
     folder = out / FOLDER
     key: dict[str, Any] = {"teacher": checkpoint.fingerprint(run), "steps": steps, "count": count}
     key |= {"guidance": guidance, "seed": seed, "precision": str(precision), "batch": _BATCH}
+    shape = (count, steps + 1, *teacher.data.shape)
+    group = processes.current()
+    done = group.agreed(lambda: _begin(folder, key, shape))
+
+    def make(rows: range) -> Tensor:
+        states = next(follow(teacher, steps, rows.stop, guidance, seed, _BATCH, rows.start))
+        if not bool(states.isfinite().all()):
+            raise UserError(f"{run}: its trajectories are not finite with guidance {guidance:g}: take less")
+        return states
+
+    def kept(rows: int) -> None:
+        if group.main:  # after the rows that it counts
+            atomic_write(folder / _ABOUT, json.dumps({"key": key, "done": rows}).encode())
+        progress(rows, count)
+
+    if done < count:
+        with network_precision(teacher, precision):
+            fill(folder / _FILE, shape, _BATCH, make, done, done=kept)
+    return TrajectorySet(folder / _FILE, labels_of(teacher, torch.arange(count)))
+
+
+def _begin(folder: Path, key: dict[str, Any], shape: tuple[int, ...]) -> int:
+    """How many trajectories of `key` are there."""
     about = read_json(folder / _ABOUT) if (folder / _ABOUT).is_file() else {}
     done = int(about.get("done", 0)) if about.get("key") == key and (folder / _FILE).is_file() else 0
-    shape = (count, steps + 1, *teacher.data.shape)
     try:
         make_folder(folder)
         refuse_links(folder / _FILE)
-        if done < count:
+        if done < shape[0]:
             _check_room(folder, 4 * int(np.prod(shape, dtype=np.int64)))
-            if not done:
-                (folder / _ABOUT).unlink(missing_ok=True)  # what it tells of is about to go
-            array = np.lib.format.open_memmap(folder / _FILE, "r+" if done else "w+", np.float32, shape)
-            with network_precision(teacher, precision):
-                for states in follow(teacher, steps, count, guidance, seed, _BATCH, done):
-                    if not bool(states.isfinite().all()):
-                        raise UserError(f"{run}: its trajectories are not finite with guidance {guidance:g}: take less")
-                    array[done : done + len(states)] = states.cpu().numpy()
-                    array.flush()
-                    done += len(states)
-                    # after the rows that it counts
-                    atomic_write(folder / _ABOUT, json.dumps({"key": key, "done": done}).encode())
-                    progress(done, count)
+        if not done:
+            (folder / _ABOUT).unlink(missing_ok=True)  # what it tells of is about to go
     except OSError as error:
         raise write_error(folder / _FILE, error) from error
-    return TrajectorySet(folder / _FILE, labels_of(teacher, torch.arange(count)))
+    return done
 
 
 def _check_room(folder: Path, size: int) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 from ornstein import processes
 from ornstein.autoencoders import AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
-from ornstein.data import Clips, ImageSet, StreamedSet, save_grid, save_sheet
+from ornstein.data import BucketSet, Clips, ImageSet, StreamedSet, save_grid, save_sheet
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
@@ -70,7 +70,7 @@ class Job(Generic[M]):
 
 def new_job(
     settings: Settings,
-    train_set: ImageSet | StreamedSet | Clips,
+    train_set: ImageSet | StreamedSet | BucketSet | Clips,
     held_out: ImageSet | Clips,
     out: Path,
     resume: bool,
@@ -85,7 +85,7 @@ def new_job(
 
 def _diffusion(
     settings: Settings,
-    train_set: ImageSet | StreamedSet | Clips,
+    train_set: ImageSet | StreamedSet | BucketSet | Clips,
     held_out: ImageSet | Clips,
     out: Path,
     resume: bool,
@@ -93,7 +93,7 @@ def _diffusion(
 ) -> Job[Denoiser]:
     config = settings.config()
     if settings.latent is not None and isinstance(train_set, ImageSet | StreamedSet):
-        latents = _encode(Path(settings.latent), train_set, out, resume)
+        latents = _encode(Path(settings.latent), train_set, out, resume, device)
         denoiser = new_denoiser(settings, train_set, latents.space, device)
         states = run_task(LatentDiffusion(denoiser, config), latents, config, out, resume)
     else:
@@ -101,9 +101,10 @@ def _diffusion(
         states = run_task(Diffusion(denoiser, config), train_set, config, out, resume)
 
     def report(plan: ReportPlan) -> list[Score]:
-        if isinstance(train_set, ImageSet | StreamedSet):
+        if isinstance(train_set, ImageSet | StreamedSet | BucketSet):
             assert isinstance(held_out, ImageSet)
-            seen = train_set.drawn() if isinstance(train_set, StreamedSet) else train_set
+            seen = train_set.main if isinstance(train_set, BucketSet) else train_set
+            seen = seen.drawn() if isinstance(seen, StreamedSet) else seen
             return write_run_report(
                 out, denoiser, seen, held_out, plan.title, plan.shown, plan.judged, plan.quality_steps, plan.advance,
                 seconds=plan.budget,
@@ -155,7 +156,7 @@ def _autoencoder(
     return Job(about, loss.model, states, show, report)
 
 
-def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool) -> LatentSet:
+def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool, device: torch.device) -> LatentSet:
     group = processes.current()
     if not resume:
         group.agreed(lambda: check_new(out))  # before minutes of encoding
@@ -166,11 +167,7 @@ def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool)
         LatentSpace.from_config(config["latent"], out)  # refuses another autoencoder
     with progress("images", transient=True) as bar:
         task = bar.add_task("encoding", total=len(images), note="")
-        # one process encodes, the others read its file
-        group.agreed(
-            lambda: encode_images(path, images, out, lambda done, _: bar.update(task, completed=done)) and None
-        )
-        return encode_images(path, images, out)
+        return encode_images(path, images, out, lambda done, _: bar.update(task, completed=done), device)
 
 
 def size_of(model: nn.Module) -> str:

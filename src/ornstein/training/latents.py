@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ornstein import autoencoders
+from ornstein import autoencoders, processes
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import ImageSet, StreamedSet
 from ornstein.data.rows import RowFile
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.store import atomic_write, make_folder, partial_name, read_json, remove_partial, write_error
+from ornstein.training.shared_rows import fill
 from ornstein.training.task import Diffusion
 
 __all__ = ["FOLDER", "LatentDiffusion", "LatentSet", "encode_images"]
@@ -56,17 +58,20 @@ def encode_images(
     images: ImageSet | StreamedSet,
     out: Path,
     progress: Callable[[int, int], object] = lambda done, total: None,
+    device: torch.device | None = None,
 ) -> LatentSet:
     """The latents of `images`, cached in `out`/latents.
 
     They are computed again if the autoencoder or the images have changed. Mean and standard deviation of each channel
-    are those of q(z|x) over all images.
+    are those of q(z|x) over all images. The processes of a launch share the images out and all call this; the latents
+    are those of one process to the last bit.
 
     Args:
         path: the folder of the autoencoder.
         images: the data set.
         out: the run directory.
         progress: called with the number of images done, and of all.
+        device: where to encode.
 
     Raises:
         UserError: the images do not fit the autoencoder, or a channel of the latents is constant.
@@ -80,57 +85,78 @@ def encode_images(
         )
     folder = out / FOLDER
     key = {"autoencoder": fingerprint, "images": images.fingerprint}
-    about = read_json(folder / _ABOUT) if (folder / _ABOUT).is_file() and (folder / _FILE).is_file() else {}
+    group = processes.current()
+    about = group.agreed(lambda: _begin(folder, key))
     if {name: about.get(name) for name in key} != key:
-        try:
-            make_folder(folder)
-            remove_partial(folder)
-            (folder / _ABOUT).unlink(missing_ok=True)
-            mean, std = _write(autoencoder, images, folder / _FILE, progress)
-        except OSError as error:
-            raise write_error(folder / _FILE, error) from error
+        partial = group.agreed(lambda: partial_name(folder / _FILE))
+        mean, std = _write(autoencoder, images, partial, device or choose_device("auto"), progress)
         about = key | {"mean": mean.tolist(), "std": std.tolist()}
-        # last: latents without it are ignored
-        atomic_write(folder / _ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+        group.agreed(lambda: _end(folder, partial, about))
     mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
     return LatentSet(folder / _FILE, LatentSpace(autoencoder, mean, std, path, fingerprint), images.labels)
+
+
+def _begin(folder: Path, key: dict[str, str]) -> dict[str, Any]:
+    """What is said of the latents that are there; {} if there are none, or other ones, which are then of no use."""
+    about = read_json(folder / _ABOUT) if (folder / _ABOUT).is_file() and (folder / _FILE).is_file() else {}
+    if {name: about.get(name) for name in key} == key:
+        return about
+    try:
+        make_folder(folder)
+        remove_partial(folder)
+        (folder / _ABOUT).unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(folder / _FILE, error) from error
+    return {}
+
+
+def _end(folder: Path, partial: Path, about: dict[str, Any]) -> None:
+    try:
+        partial.replace(folder / _FILE)
+    except OSError as error:
+        raise write_error(folder / _FILE, error) from error
+    # last: latents without it are ignored
+    atomic_write(folder / _ABOUT, (json.dumps(about, indent=1) + "\n").encode())
 
 
 def _write(
     autoencoder: autoencoders.Autoencoder,
     images: ImageSet | StreamedSet,
     file: Path,
+    device: torch.device,
     progress: Callable[[int, int], object],
 ) -> tuple[Tensor, Tensor]:
     """Encode into `file`; mean and standard deviation (c,) of the latents by channel."""
-    device = choose_device("auto")
     c = autoencoder.latent_shape[0]
     # not normalised: the statistics are not known yet
     space = LatentSpace(autoencoder.to(device).eval(), torch.zeros(c), torch.ones(c), file, "")
-    partial = partial_name(file)
-    array = np.lib.format.open_memmap(partial, "w+", np.float32, (len(images), 2, *space.latent_shape))
-    total, squares, count = torch.zeros(c).double(), torch.zeros(c).double(), 0
-    for first in range(0, len(images), _BATCH):
-        rows = range(first, min(first + _BATCH, len(images)))
+    shape = (len(images), 2, *space.latent_shape)
+    sums: list[tuple[int, Tensor]] = []  # of the batches of this process, by their first row
+
+    def encode(rows: range) -> Tensor:
         mean, std = (each.float().cpu() for each in space.encode(images.batch(rows)[0].to(device)))
-        array[rows.start : rows.stop] = torch.stack([mean, std], 1).numpy()
-        total += mean.double().sum((0, 2, 3))
-        squares += (mean.double().square() + std.double().square()).sum((0, 2, 3))
-        count += mean[:, 0].numel()
-        progress(rows.stop, len(images))
-    mean = total / count
-    std = (squares / count - mean**2).clamp(min=0).sqrt()
+        squares = (mean.double().square() + std.double().square()).sum((0, 2, 3))
+        sums.append((rows.start, torch.stack([mean.double().sum((0, 2, 3)), squares])))
+        return torch.stack([mean, std], 1)
+
+    fill(file, shape, _BATCH, encode, done=lambda rows: progress(rows, len(images)))
+    total = torch.zeros(2, c).double()
+    for _, each in sorted(processes.current().collected(sums), key=lambda pair: pair[0]):
+        total += each  # in the order of the rows: rounding is that of one process
+    mean, squares = total / (len(images) * shape[3] * shape[4])
+    std = (squares - mean**2).clamp(min=0).sqrt()
     if float(std.min()) == 0:
         raise UserError(
             f"channel {int(std.argmin())} of the latents is the same for all images: the autoencoder has collapsed"
         )
-    by_channel = [each.float().view(-1, 1, 1).numpy() for each in (mean, std)]
-    for first in range(0, len(images), _BATCH):
-        part = array[first : first + _BATCH]
-        part[:, 0] -= by_channel[0]
-        part /= by_channel[1]
-    array.flush()
-    partial.replace(file)
+    array = np.load(file, mmap_mode="r+")
+
+    def normalised(rows: range) -> Tensor:
+        part = torch.from_numpy(array[rows.start : rows.stop].copy())
+        part[:, 0] -= mean.float().view(-1, 1, 1)
+        return part / std.float().view(-1, 1, 1)
+
+    fill(file, shape, _BATCH, normalised, new=False)
     return mean, std
 
 

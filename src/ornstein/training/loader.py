@@ -7,12 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ornstein.data.order import batch_indices
+from ornstein.randomness import generator
 from ornstein.training.task import Part
 
 __all__ = ["AHEAD", "Batch", "Images", "Loader"]
@@ -26,7 +27,9 @@ Batch = tuple[Tensor, Tensor | None]
 class Images(Protocol):
     """A data set for training: `ornstein.data.ImageSet`, or anything with the same two methods.
 
-    With a third method, `order(batch, step, seed)`, int64 (batch,), it chooses the images of a step itself.
+    With a third method, `order(batch, step, seed)`, int64 (batch,), it chooses the images of a step itself. With an
+    attribute `crop` that is "random", `batch` is given a second tensor, float32 (B, 2) in [0, 1]: where to cut each
+    image.
     """
 
     def __len__(self) -> int: ...
@@ -60,7 +63,7 @@ class Loader:
         self.images, self.parts, self.ahead, self.pinned = images, parts, ahead, pinned
         self.waited = 0.0  # seconds in total that the training has waited for data
         order: Callable[..., Tensor] = getattr(images, "order", partial(batch_indices, len(images)))
-        self._order = partial(order, batch, seed=seed)
+        self._order, self._seed = partial(order, batch, seed=seed), seed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._coming: deque[tuple[int, Future[list[Batch]]]] = deque()
 
@@ -90,5 +93,10 @@ class Loader:
 
     def _make(self, step: int) -> list[Batch]:
         order = self._order(step=step)
-        batches = [self.images.batch(order[part.rows]) for part in self.parts]
+        if getattr(self.images, "crop", None) == "random":  # where each image of the whole batch is cut
+            at = torch.rand(len(order), 2, generator=generator(self._seed, "crop", step))
+            batch: Any = self.images.batch
+            batches = [batch(order[part.rows], at[part.rows]) for part in self.parts]
+        else:
+            batches = [self.images.batch(order[part.rows]) for part in self.parts]
         return [(x0.pin_memory(), labels) for x0, labels in batches] if self.pinned else batches

@@ -1,17 +1,15 @@
 """The training loop, as a generator of states."""
 
-import copy
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ornstein import processes, sharding
 from ornstein.denoiser import Denoiser
@@ -20,11 +18,13 @@ from ornstein.errors import RunError, UserError
 from ornstein.metrics import append_metrics, drop_metrics_after
 from ornstein.randomness import generator
 from ornstein.training import failures, lock, state
-from ornstein.training.config import TrainConfig, ema_decay, ema_exponent
+from ornstein.training.averages import Averages, drop_after
+from ornstein.training.config import TrainConfig
 from ornstein.training.interrupts import Interrupts
 from ornstein.training.loader import AHEAD, Images, Loader
 from ornstein.training.optimizer import optimizer_of
 from ornstein.training.precision import LossScale, addressed_dropout, autocast_within, float32_products, wide
+from ornstein.training.recompute import recomputed
 from ornstein.training.task import Diffusion, M, Part, Task
 from ornstein.training.tracking import Trackers
 
@@ -120,15 +120,14 @@ class _Run(Generic[M]):
         self.loader = Loader(images, config.batch, config.seed, self.parts, ahead, pinned)
         self.dtype = choose_precision(config.precision, self.device)
         self.scale = LossScale(self.dtype)
-        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.exponent = ema_exponent(config.ema)
+        self.kept = Averages(self.model, config)
+        self.average = self.kept.shown
         self.criterion: nn.Module = _Criterion(task)
         if self.processes.world > 1:
             self.criterion = self.processes.wrap(self.criterion, task.varying(images.batch([0])[1] is not None))
         if self.processes.split:
-            sharding.split(self.average, self.processes.world)
+            self.kept.split(self.processes.world)
         self.parameters: list[Tensor] = list(self.model.parameters())
-        self.averages: list[Tensor] = list(self.average.parameters())
         self.optimizer = optimizer_of(self.model, config)
         self.step = 0
         self.elapsed = 0.0
@@ -144,9 +143,10 @@ class _Run(Generic[M]):
         """Lock the directory, and load the state of the run in it if `resume`."""
         file = self.processes.agreed(lambda: self.claim(resume))
         if file is not None:
-            record = state.load(file, self.model, self.average, self.optimizer)
+            record = state.load(file, self.model, self.kept.modules, self.optimizer)
             self.step, self.elapsed = record["step"], record["elapsed"]
             self.scale.load_state(record.get("loss_scale"))
+            self.task.load_state(record.get("task"))
 
     def claim(self, resume: bool) -> Path | None:
         """Lock the directory; the state to go on from, None for the beginning. Called in the main process only."""
@@ -160,12 +160,14 @@ class _Run(Generic[M]):
             state.clear(self.out)
             if not state.has_state(self.out):
                 drop_metrics_after(self.out, 0)
+                drop_after(self.out, 0)
                 return None  # killed before the first checkpoint: start again
             file, record = state.sound(self.out)
             state.check_same(self.out, record["run"], self.describe())
             if self.config.steps is not None and self.config.steps < record["step"]:
                 raise UserError(f"{self.out} already has {record['step']} steps: ask for more than {self.config.steps}")
             drop_metrics_after(self.out, record["step"])
+            drop_after(self.out, record["step"])
         except BaseException:
             self.unlock()
             raise
@@ -182,7 +184,7 @@ class _Run(Generic[M]):
             return
         main = self.processes.main
         if main or self.processes.split:
-            tensors = state.tensors_of(self.model, self.average, self.optimizer, main)
+            tensors = state.tensors_of(self.model, self.kept.modules, self.optimizer, main)
             shown = self.refreshed()
         else:
             tensors, shown = {}, self.average
@@ -190,11 +192,21 @@ class _Run(Generic[M]):
             record = {"step": self.step, "elapsed": self.elapsed, "run": self.describe()}
             if self.scale.used:
                 record["loss_scale"] = self.scale.to_state()
+            learned = self.task.to_state()
+            if learned is not None:
+                record["task"] = learned
             state.save(self.out, tensors, record)
             # second: if a kill falls between the two, the resumed run writes this one again
             training = asdict(self.config) | {"step": self.step, "images": len(self.images)}
             self.task.save(shown, self.out, {"training": training})
         self.saved = self.step
+
+    def keep(self) -> None:
+        """Keep the averages of this step for `ornstein ema`."""
+        if self.processes.main or self.processes.split:
+            tensors = self.kept.tensors()
+            if self.processes.main:
+                self.kept.keep(self.out, self.step, tensors)
 
     def refreshed(self) -> M:
         """The model with EMA weights, whole. If it is split, all processes must call this together."""
@@ -212,7 +224,8 @@ class _Run(Generic[M]):
         try:
             trackers = Trackers(config.track if self.processes.main else None, self.out, asdict(config))
             # a split model cannot be saved by one process between steps: it stops after the next step
-            with Interrupts(None if self.processes.split else self.save) as interrupts:
+            memory = recomputed(self.model) if config.recompute else nullcontext()
+            with memory, Interrupts(None if self.processes.split else self.save) as interrupts:
                 while self.progress < 1:
                     began = time.perf_counter()
                     learning_rate = config.learning_rate_at(self.step, self.progress)
@@ -221,6 +234,8 @@ class _Run(Generic[M]):
                     seconds = 0.9 * seconds + 0.1 * took if seconds else took
                     losses.append(figures)
                     spent += took
+                    if self.kept.due(self.step):
+                        self.keep()
                     checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or stop
                     if self.step % LOG_EVERY == 0 or checkpoint_due:
                         timing = {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
@@ -308,11 +323,8 @@ class _Run(Generic[M]):
             raise self.not_finite(figures["loss"], gradient)
         self.optimizer.zero_grad()
         self.step, self.elapsed = self.step + 1, elapsed
-        decay = ema_decay(self.exponent, self.step) if self.config.ema else 0.0
-        get_ema_multi_avg_fn(decay)(sharding.parts(self.averages), sharding.parts(self.parameters), self.step - 1)
-        for old, new in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            old.copy_(new)
-        return figures, stop
+        self.kept.update(self.step)
+        return self.task.learn(figures, len(self.parts) * self.processes.world), stop
 
     def shared(self, stop: bool, elapsed: float) -> list[Tensor]:
         """Over all processes: how many were told to stop, and the time of the main one; empty for one process."""

@@ -14,12 +14,14 @@ from ornstein import checkpoint, schedules
 from ornstein import noise as noises
 from ornstein.autoencoders import AUTOENCODERS, AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
-from ornstein.data import Clips, ImageSet, StreamedSet
+from ornstein.data import BucketSet, Clips, ImageSet, StreamedSet
 from ornstein.denoiser import Data, Denoiser
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
-from ornstein.nets import UNet, VideoUNet
+from ornstein.nets import DiT, UNet, VideoUNet
+from ornstein.nets.recorded import Recorded
 from ornstein.process import Process
+from ornstein.training.diffusion import prediction_of, schedule_of
 from ornstein.training.settings import Settings
 
 __all__ = ["learns_classes", "new_autoencoder", "new_denoiser"]
@@ -47,13 +49,13 @@ _LOSS = {
 
 def new_denoiser(
     settings: Settings,
-    data: ImageSet | StreamedSet | Clips,
+    data: ImageSet | StreamedSet | BucketSet | Clips,
     space: LatentSpace | None = None,
     device: torch.device | None = None,
 ) -> Denoiser:
-    """An untrained denoiser for the data: cosine schedule, v-prediction, the noise of the settings.
+    """An untrained denoiser for the data, with schedule, prediction and noise of the settings.
 
-    With `data_noise` the prediction is preconditioned mode by mode instead; with `centre` the schedule is shifted too.
+    With `data_noise` the prediction is preconditioned mode by mode; with `centre` the schedule is shifted too.
 
     Args:
         settings: those of the run.
@@ -67,15 +69,31 @@ def new_denoiser(
     device = choose_device() if device is None else device
     shape = tuple(data.shape) if space is None else space.latent_shape
     classes = data.classes if learns_classes(settings, data) else []
-    preset = settings.preset(shape[-1], space is not None, device.type == "cpu")
+    preset = settings.preset(max(shape[-2:]), space is not None, device.type == "cpu")
     with _seeded(settings.seed):
         net = _network(settings, preset, shape, len(classes), latent=space is not None)
-    noise, spec = noises.parse(settings.noise, shape[1]), Data(shape, tuple(classes))
-    if settings.data_noise is None:
-        return Denoiser(net, Process(schedules.Cosine(), noise), "v", data=spec, space=space).to(device)
-    covariance = noises.parse(settings.data_noise, shape[1])
-    schedule = _centred(noise, covariance, shape) if settings.centre else schedules.Cosine()
-    return Denoiser(net, Process(schedule, noise), "edm", data=spec, data_covariance=covariance).to(device)
+    noise, spec = noises.parse(settings.noise, shape[1]), Data(shape, tuple(classes), sizes=getattr(data, "sizes", ()))
+    if settings.dropout:
+        _drop(net, settings.dropout)
+    covariance = None if settings.data_noise is None else noises.parse(settings.data_noise, shape[1])
+    schedule = schedule_of(settings)
+    if settings.centre and covariance is not None:
+        schedule = _centred(noise, covariance, shape)
+    std = 1.0 if space is not None else 0.5  # of the data, for --prediction edm: latents are normalised
+    return Denoiser(
+        net, Process(schedule, noise), prediction_of(settings), std, spec, data_covariance=covariance, space=space
+    ).to(device)
+
+
+def _drop(net: nn.Module, share: float) -> None:
+    """Set the dropout of a network, and of its configuration."""
+    layers = [module for module in net.modules() if isinstance(module, nn.Dropout)]
+    if not layers:
+        raise UserError(f"--dropout does nothing here: {type(net).__name__} has no dropout")
+    for layer in layers:
+        layer.p = share
+    if isinstance(net, Recorded):
+        net.config["dropout"] = share
 
 
 @contextmanager
@@ -86,7 +104,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def learns_classes(settings: Settings, data: ImageSet | StreamedSet | Clips) -> bool:
+def learns_classes(settings: Settings, data: ImageSet | StreamedSet | BucketSet | Clips) -> bool:
     """Whether a model of these data is conditional on their classes."""
     if settings.conditional is not None:
         return settings.conditional
@@ -94,23 +112,27 @@ def learns_classes(settings: Settings, data: ImageSet | StreamedSet | Clips) -> 
 
 
 def _network(settings: Settings, preset: str, shape: tuple[int, ...], classes: int, latent: bool) -> nn.Module:
-    learned = settings.objective == "hybrid"
     if settings.init is not None:
-        return _from_image(Path(settings.init), shape, classes, settings.given_frames)
-    if settings.frames is None:
-        patch = 1 if latent else None  # a latent is a patch already
-        return UNet.preset(
-            preset, channels=shape[0], size=shape[-1], classes=classes, patch=patch, learned_variance=learned
-        )
-    return VideoUNet.preset(
-        preset,
-        channels=shape[0],
-        size=shape[-1],
-        frames=settings.frames,
-        classes=classes,
-        conditioning=settings.given_frames,
-        learned_variance=learned,
-    )
+        return _from_image(settings, shape, classes)
+    family, _, name = preset.rpartition(":")
+    about: dict[str, Any] = {
+        "channels": shape[0],
+        "size": _side(shape),
+        "classes": classes,
+        "learned_variance": settings.objective == "hybrid",
+    }
+    if settings.frames is not None:
+        about |= {"frames": settings.frames, "conditioning": settings.given_frames}
+    if family == "dit":
+        return DiT.preset(name, **about)
+    if settings.frames is not None:
+        return VideoUNet.preset(name, **about)
+    return UNet.preset(name, **about, patch=1 if latent else None)  # a latent is a patch already
+
+
+def _side(shape: tuple[int, ...]) -> int | list[int]:
+    """The `size` of a network: the side of a square, or [H, W]."""
+    return shape[-1] if shape[-1] == shape[-2] else list(shape[-2:])
 
 
 def _centred(noise: noises.Covariance, data: noises.Covariance, shape: tuple[int, ...]) -> schedules.Schedule:
@@ -120,18 +142,26 @@ def _centred(noise: noises.Covariance, data: noises.Covariance, shape: tuple[int
     return schedules.Shifted(schedules.Cosine(float(plain.log_snr(1.0)) - shift), shift)
 
 
-def _from_image(run: Path, shape: tuple[int, ...], classes: int, given_frames: bool) -> VideoUNet:
-    """The video net around the image model in `run`."""
-    image = checkpoint.load(run).net
+def _from_image(settings: Settings, shape: tuple[int, ...], classes: int) -> VideoUNet:
+    """The video net around the image model of --init."""
+    run = Path(settings.init or "")
+    model = checkpoint.load(run)
+    image = model.net
     if not isinstance(image, UNet):
         raise UserError(f"{run} is no image model: --init takes a run of images")
     of_image = (image.config["channels"], image.config["size"], image.config["classes"])
-    if of_image != (shape[0], shape[-1], classes):
+    if of_image != (shape[0], _side(shape), classes):
         raise UserError(
             f"{run} has {of_image[0]} channels, {of_image[1]} pixels a side and {of_image[2]} classes; "
-            f"the clips have {shape[0]}, {shape[-1]} and {classes}"
+            f"the clips have {shape[0]}, {_side(shape)} and {classes}"
         )
-    return VideoUNet.from_image(image, shape[1], conditioning=given_frames)
+    theirs, ours = (model.process.schedule, model.prediction), (schedule_of(settings), prediction_of(settings))
+    if settings.data_noise is None and theirs != ours:
+        raise UserError(
+            f"{run} predicts {model.prediction} under {model.process.schedule}: give the same --prediction and "
+            "--schedule, since the clips start from its network"
+        )
+    return VideoUNet.from_image(image, shape[1], conditioning=settings.given_frames)
 
 
 def new_autoencoder(
@@ -145,7 +175,7 @@ def new_autoencoder(
     device = choose_device() if device is None else device
     channels, size, _ = data.shape
     kind = settings.model
-    preset = settings.preset(size, False, device.type == "cpu")
+    preset = settings.preset(size, False, device.type == "cpu").rpartition(":")[2]
     defaults: dict[str, Any] = {
         "reconstruction": _RECONSTRUCTION.get(kind, "nll"),
         "kl_weight": _KL.get(kind, 1.0),

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ornstein.devices import has_float64
+
 __all__ = ["LossScale", "addressed_dropout", "autocast_within", "float32_products", "wide"]
 
 _FIRST_SCALE = 2.0**16
@@ -17,7 +19,7 @@ _GROWTH = 2000  # steps without an overflow, after which the scale is doubled
 
 def wide(device: torch.device) -> torch.dtype:
     """The dtype of sums over steps and processes: float64, but float32 on MPS, which has no other."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float64 if has_float64(device) else torch.float32
 
 
 class LossScale:

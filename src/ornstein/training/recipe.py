@@ -11,10 +11,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from ornstein import autoencoders, processes
-from ornstein.data import Clips, ImageSet, StreamedSet, open_clips, open_images, open_streamed, same_data
+from ornstein.data import (
+    BucketSet,
+    Clips,
+    ImageSet,
+    StreamedSet,
+    open_buckets,
+    open_clips,
+    open_images,
+    open_streamed,
+    same_data,
+)  # fmt: skip
 from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.sets import few_images
 from ornstein.devices import choose_device
@@ -23,9 +34,11 @@ from ornstein.evaluation import Score
 from ornstein.progress import progress, say, warn
 from ornstein.settings import to_json
 from ornstein.store import atomic_write
+from ornstein.training.diffusion import check_diffusion
 from ornstein.training.folder import check_folder
 from ornstein.training.jobs import Job, ReportPlan, new_job
 from ornstein.training.models import learns_classes, new_autoencoder, new_denoiser
+from ornstein.training.plan import Likeness, by_rule, planned
 from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings, resumed
 from ornstein.training.state import read_record
 
@@ -53,14 +66,14 @@ class Run:
     settings: Settings
     scores: list[Score]
     model: nn.Module = field(repr=False)
-    train_set: ImageSet | StreamedSet | Clips = field(repr=False)
+    train_set: ImageSet | StreamedSet | BucketSet | Clips = field(repr=False)
     held_out: ImageSet | Clips = field(repr=False)
 
 
 class Split(NamedTuple):
     """Data to train on, data held out, the fingerprint of the whole, and whether images are decoded as needed."""
 
-    train: ImageSet | StreamedSet | Clips
+    train: ImageSet | StreamedSet | BucketSet | Clips
     held_out: ImageSet | Clips
     fingerprint: str
     stream: bool
@@ -107,19 +120,25 @@ def train(
     check_folder(out)
     asked = _asked(data, out, resume, settings)
     asked.validate()
+    check_diffusion(asked)
     group = processes.current()  # before anything goes to a GPU: each process has its own
     where = choose_device(device)
     if asked.latent is not None:
         asked = _sized(asked)
     split = open_data(asked, show=True)
+    likeness = Likeness.of(split.train)
+    if by_rule(asked, likeness):
+        asked = _planned(asked, likeness, where)
     asked = replace(
         asked,
         data=_absolute(asked.data),
         fingerprint=split.fingerprint,
         stream=split.stream,
         fps=getattr(split.train, "rate", None),  # of clips
-    ).settled(split.train.shape[-1], where.type == "cpu")
-    asked = replace(asked, net=asked.preset(split.train.shape[-1], asked.latent is not None, where.type == "cpu"))
+    )
+    side, cpu = round(math.sqrt(split.train.shape[-2] * split.train.shape[-1])), where.type == "cpu"
+    asked = asked.settled(side, cpu)
+    asked = replace(asked, net=asked.preset(side, asked.latent is not None, cpu))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         job = new_job(asked, split.train, split.held_out, out, resume, where)
@@ -141,6 +160,16 @@ def train(
         plan = {"shown": asked.shown(), "judged": judged or _JUDGED, "quality_steps": quality_steps, "budget": budget}
         scores = _report(job, title=title or f"Run {out.name}", **plan)
     return Run(out, asked, scores, job.model, split.train, split.held_out)
+
+
+def _planned(settings: Settings, data: Likeness, device: torch.device) -> Settings:
+    """The settings with network and batch for their minutes; a resumed run has both, and is not measured again."""
+    choice = planned(settings, data, device)
+    say(
+        f"measured this machine: network {choice.speed.net}, batches of {choice.batch}; about {choice.steps:,} steps, "
+        f"{choice.images:,} images, loss {choice.loss:.3f}"
+    )
+    return replace(settings, net=choice.speed.net, batch=choice.batch)  # pyright: ignore[reportArgumentType]
 
 
 def _asked(data: str | Path | None, out: Path, resume: bool, given: dict[str, Any]) -> Settings:
@@ -168,13 +197,13 @@ def _sized(settings: Settings) -> Settings:
     """The settings with the size and channels of the images of the autoencoder, if these were not given."""
     assert settings.latent is not None
     channels, size, _ = autoencoders.load(settings.latent).shape
-    given = (settings.channels or channels, settings.size or size)
+    given = (settings.channels or channels, (settings.extent or (size, size))[0])  # validated to be square
     if given != (channels, size):
         raise UserError(
             f"{settings.latent} encodes images of {channels} channels and {size} pixels a side, not {given[0]} and "
             f"{given[1]}: leave out --size and --channels"
         )
-    return replace(settings, channels=channels, size=size)  # pyright: ignore[reportArgumentType]  (1 or 3)
+    return replace(settings, channels=channels, size=size)
 
 
 def open_data(settings: Settings, show: bool = False) -> Split:
@@ -195,7 +224,7 @@ def open_data(settings: Settings, show: bool = False) -> Split:
         if few is not None:
             warn(few)
     if settings.conditional and not opened.classes:
-        if isinstance(opened, ImageSet | StreamedSet):
+        if isinstance(opened, ImageSet | StreamedSet | BucketSet):
             opened.require_labels()
         raise UserError(f"{settings.data} has no classes: put the videos of each class in a folder named after it")
     if not same_data(opened, settings.fingerprint):
@@ -212,25 +241,28 @@ def open_data(settings: Settings, show: bool = False) -> Split:
     return Split(*parts, fingerprint, isinstance(opened, StreamedSet))
 
 
-def _open(settings: Settings, advance: Callable[[int, int], None]) -> ImageSet | StreamedSet | Clips:
+def _open(settings: Settings, advance: Callable[[int, int], None]) -> ImageSet | StreamedSet | BucketSet | Clips:
+    data, size, channels, crop = settings.data, settings.extent, settings.channels, settings.crop
     if settings.frames is not None:
-        return open_clips(
-            settings.data, settings.frames, settings.size, settings.channels, stride=settings.stride, progress=advance
-        )
+        return open_clips(data, settings.frames, size, channels, stride=settings.stride, crop=crop, progress=advance)
+    if settings.aspect == "buckets":
+        assert size is not None  # validated
+        return open_buckets(data, size[0], channels, crop=crop, progress=advance)
     streamed = _streamed(settings)
-    if streamed is not None:
-        return streamed
-    return open_images(settings.data, settings.size, settings.channels, progress=advance)
+    return open_images(data, size, channels, crop=crop, progress=advance) if streamed is None else streamed
 
 
 def _streamed(settings: Settings) -> StreamedSet | None:
     """Images that are decoded as needed: if that is asked for, or if they would not fit in the memory budget."""
-    if settings.stream is False:
+    always = settings.stream or settings.crop == "random"
+    if settings.stream is False and not always:
         return None
-    above = 0 if settings.stream else MEMORY_BUDGET
-    streamed = open_streamed(settings.data, settings.size, settings.channels, above=above)
-    if settings.stream and streamed is None:
-        raise UserError(f"{settings.data} holds arrays, which are not decoded: leave out --stream")
+    streamed = open_streamed(
+        settings.data, settings.extent, settings.channels, crop=settings.crop, above=0 if always else MEMORY_BUDGET
+    )
+    if always and streamed is None:
+        option = "--stream" if settings.stream else "--crop random"
+        raise UserError(f"{settings.data} holds arrays, which are not decoded: leave out {option}")
     return streamed
 
 
@@ -281,6 +313,8 @@ def _report(job: Job[Any], **plan: Any) -> list[Score]:
         return job.report(ReportPlan(advance=advance, **plan))
 
 
-def in_memory(images: ImageSet | StreamedSet) -> ImageSet:
-    """The images; of a streamed set a random part that stands for it."""
+def in_memory(images: ImageSet | StreamedSet | BucketSet) -> ImageSet:
+    """The images; of a streamed set a random part that stands for it, of buckets the main one."""
+    if isinstance(images, BucketSet):
+        return images.main
     return images.drawn() if isinstance(images, StreamedSet) else images

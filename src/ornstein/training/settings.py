@@ -8,11 +8,27 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ornstein.errors import UserError
-from ornstein.settings import again, check, field_of, precision_setting, read, read_file, setting, settings_of, to_json
-from ornstein.training.config import TrainConfig, check_length
+from ornstein.settings import (
+    again,
+    check,
+    extent_of,
+    extent_text,
+    field_of,
+    precision_setting,
+    read,
+    read_file,
+    setting,
+    settings_of,
+    size_setting,
+    to_json,
+)  # fmt: skip
+from ornstein.training.config import POST_HOC, TrainConfig, check_ema, check_length
 from ornstein.training.tracking import check_trackers
 
-__all__ = ["AUTOENCODERS", "DIFFUSION", "DISTIL", "SETTINGS", "DataSettings", "DistilSettings", "Settings", "resumed"]
+__all__ = [
+    "AUTOENCODERS", "DIFFUSION", "DISTIL", "PREDICTIONS", "SCHEDULES", "SETTINGS", "DataSettings", "DistilSettings",
+    "Settings", "resumed",
+]  # fmt: skip
 
 T = TypeVar("T", bound=Any)
 
@@ -24,6 +40,12 @@ DIFFUSION = "diffusion"
 AUTOENCODERS = ("ae", "vae", "hvae", "vq", "kl")
 _WITH_RATE = ("vae", "hvae", "kl")
 
+# The keys of `ornstein.schedules.NAMED`, and the kinds of `ornstein.denoiser` that a network is trained to predict.
+SCHEDULES = ("cosine", "cosine-zero", "linear", "ddpm", "ddpm-zero", "ddpm-cosine", "rectified", "edm", "ve")
+PREDICTIONS = ("x0", "eps", "v", "flow", "edm")
+# What the authors of a schedule predict with it; v for the others.
+_PREDICTED = {"ddpm": "eps", "ddpm-cosine": "eps", "rectified": "flow", "edm": "edm", "ve": "edm"}
+
 _CLIPS = "Clips"
 _LATENTS = "Autoencoders and latent diffusion"
 
@@ -34,6 +56,9 @@ _AUTOENCODER_BATCH = 32  # of images above 32 pixels a side: an autoencoder comp
 _LEARNING_RATE = {"muon": 4e-3, "adamw": 1e-3}
 _DISTIL_STEPS = 1500
 _MUON_EMA = 0.02  # a shorter average than the trainer's own
+
+NET_FAMILIES = ("unet", "dit")
+_NET_SIZES = ("xs", "s", "m", "l")
 
 # Settings that only some kinds of model have.
 _MODELS = {
@@ -50,7 +75,8 @@ _MODELS = {
     "adversarial": AUTOENCODERS,
 }
 _DIFFUSION_ONLY = (
-    "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent",
+    "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
+    "prediction", "time_sampling", "dropout",
 )  # fmt: skip
 
 
@@ -59,10 +85,19 @@ class DataSettings:
     """Which images or clips, and how they are read."""
 
     data: str = setting(
-        help="Images or videos: a folder or archive (a sub-folder per class), a file, or a bundled set such as digits."
+        help="Images or videos: a folder or archive (a sub-folder per class), a file, URLs of tar shards, or digits."
     )
-    size: int | None = setting(None, "Side of the square images.", unit="pixels", by_data="their own if all agree")
-    channels: Literal[1, 3] | None = setting(None, "3 for colour, 1 for grey.", by_data="3, or that of the bundled set")
+    size: int | str | None = size_setting(None, by_data="their own if all agree, cut square")
+    crop: Literal["centre", "random", "none"] = setting(
+        "centre", "Part of each image with the aspect ratio of --size: the centre, any part, or all of it, stretched."
+    )
+    aspect: Literal["size", "buckets"] = setting(
+        "size", "One size, or buckets: sizes of about the area of --size, by the aspect ratio of each image."
+    )
+    channels: int | None = setting(
+        None, "3 for colour, 1 for grey, 4 or 2 with alpha, any number of an array.", minimum=1,
+        by_data="3, or those of the array or bundled set",
+    )  # fmt: skip
     stream: bool | None = setting(
         None, "Decode images as they are needed, not all at the start.", by_data="if they would fill over 2 GB"
     )
@@ -83,10 +118,24 @@ class Settings(TrainConfig, DataSettings):
         TrainConfig, "learning_rate", None, by_data=", ".join(f"{v:g} with {k}" for k, v in _LEARNING_RATE.items())
     )
     sample_every: int = again(TrainConfig, "sample_every", 1000)
-    ema: float | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
+    ema: float | str | None = again(  # pyright: ignore[reportIncompatibleVariableOverride]
         TrainConfig, "ema", None, by_data=f"{_MUON_EMA:g} with muon, else {field_of(TrainConfig, 'ema').default:g}"
     )
-    net: Literal["auto", "xs", "s", "m", "l"] = setting("auto", "Size of the network; auto: by data and device.")
+    net: str = setting(
+        "auto",
+        "Network and its size: a U-Net (xs to l) or a diffusion transformer; auto: a U-Net by data and device.",
+        choices=("auto", *_NET_SIZES, *(f"{family}:{size}" for family in NET_FAMILIES for size in _NET_SIZES)),
+    )
+    schedule: str = setting(
+        "cosine", "Noise schedule.", choices=SCHEDULES, other="one with its numbers, rectified:3 or edm:0.002,80,7"
+    )
+    prediction: Literal["x0", "eps", "v", "flow", "edm"] | None = setting(
+        None, "What the network predicts.",
+        by_data="v; eps with ddpm, ddpm-cosine; flow with rectified; edm with edm, ve and --data-noise",
+    )  # fmt: skip
+    dropout: float = setting(
+        0.0, "Share of features dropped inside the network while it trains.", minimum=0, below=1, panel="Optimizer"
+    )
     conditional: bool | None = setting(None, "Learn the classes.", by_data="if there are 10 images per class")
     model: str = setting("diffusion", "Kind of model.", choices=(DIFFUSION, *AUTOENCODERS), panel=_LATENTS)
     latent: str | None = setting(None, "Train on the latents of the autoencoder in this run.", panel=_LATENTS)
@@ -140,9 +189,13 @@ class Settings(TrainConfig, DataSettings):
 
     def __post_init__(self) -> None:
         check(self)
+        check_ema(self.ema)
         check_trackers(self.track)
         if self.data == "":
             raise UserError("data must be a path or a bundled set, not empty")
+        if self.size is not None:  # one form for each size: 64, or "96x64"
+            text = extent_text(extent_of(self.size))
+            object.__setattr__(self, "size", int(text) if text.isdecimal() else text)
 
     @classmethod
     def stored(cls, path: Path) -> Settings:
@@ -162,16 +215,57 @@ class Settings(TrainConfig, DataSettings):
             for name in _DIFFUSION_ONLY:
                 if getattr(self, name) != field_of(Settings, name).default:
                     raise UserError(f"{_option(name)} is for diffusion models, not --model {self.model}")
+            if self.ema == POST_HOC:
+                raise UserError(f"--ema {POST_HOC} is for diffusion models, not --model {self.model}")
+        if self.net.startswith("dit:") and (self.model != DIFFUSION or self.init is not None):
+            raise UserError("--net dit:.. is for diffusion models from scratch, not for autoencoders or --init")
         if self.latent is not None and self.frames is not None:
             raise UserError("--latent is for images: leave out --frames")
         if self.latent is not None and self.flip:
             raise UserError("--flip does nothing for latents, which are computed once: leave it out")
+        self._validate_shape()
         if self.frames is None:
             self._validate_images()
         elif self.stream:
             raise UserError("--stream is for images: leave out --frames")
+        if self.data_noise is not None and self.predicted != "edm":
+            raise UserError("--data-noise preconditions the network, which is --prediction edm: leave out --prediction")
+        if self.centre and self.schedule != "cosine":
+            raise UserError(f"--centre shifts the cosine schedule: leave out --schedule {self.schedule}")
         if self.centre and self.data_noise is None:
             raise UserError("--centre needs the covariance of the data: give --data-noise FILE.json of `fit-noise` too")
+
+    @property
+    def extent(self) -> tuple[int, int] | None:
+        """(height, width) of --size; None if the data decide."""
+        return None if self.size is None else extent_of(self.size)
+
+    def _validate_shape(self) -> None:
+        """Sizes, crops and buckets that do not go together."""
+        squares = self.extent is None or self.extent[0] == self.extent[1]
+        if not squares and (self.model != DIFFUSION or self.latent is not None):
+            raise UserError(f"--size {self.size} is for diffusion on pixels: autoencoders are square, give one side")
+        if self.crop == "random":
+            for other in ("frames", "latent"):
+                if getattr(self, other) is not None:
+                    why = "frames are cut" if other == "frames" else "latents are computed"
+                    raise UserError(f"--crop random does nothing with --{other}: {why} once, at the start")
+            if self.stream is False:
+                raise UserError("--crop random cuts images as they are decoded: leave out --no-stream")
+        if self.aspect == "buckets":
+            self._validate_buckets(squares)
+
+    def _validate_buckets(self, squares: bool) -> None:
+        if self.frames is not None:
+            raise UserError("--aspect buckets is for images: leave out --frames, or give clips one --size")
+        if self.model != DIFFUSION or self.latent is not None:
+            raise UserError("--aspect buckets is for diffusion on pixels: autoencoders are square")
+        if self.size is None or not squares:
+            raise UserError("--aspect buckets needs --size, the side of the square whose area all buckets have")
+        if self.crop == "random":
+            raise UserError("--crop random has nothing to cut with --aspect buckets: leave one of them out")
+        if self.stream:
+            raise UserError("--aspect buckets reads the size of every image at the start: leave out --stream")
 
     def _validate_images(self) -> None:
         for name in ("init", "given_frames", "data_noise", "centre", "stride"):
@@ -180,11 +274,26 @@ class Settings(TrainConfig, DataSettings):
         if self.noise != "white" and not self.noise.endswith(".json"):
             raise UserError(f"noise {self.noise!r} is over the frames of clips: give --frames, or leave it out")
 
+    @property
+    def predicted(self) -> str:
+        """What the network predicts: as given, else what goes with the schedule."""
+        by_data = "edm" if self.data_noise is not None else _PREDICTED.get(self.schedule.partition(":")[0], "v")
+        return self.prediction or by_data
+
+    def _time_sampling(self) -> str | None:
+        """The times that the authors of a schedule draw, with their prediction: steps (DDPM), log-normal (EDM)."""
+        if self.objective is not None:
+            return None
+        name = self.schedule.partition(":")[0]
+        if name in ("ddpm", "ddpm-cosine") and self.predicted == "eps":
+            return "steps"
+        return "log-normal" if name == "edm" and self.predicted == "edm" else None
+
     def settled(self, side: int, cpu: bool) -> Settings:
         """The settings with what the data and the device decide: batch, optimizer, learning rate, EMA.
 
         Args:
-            side: of the images, in pixels.
+            side: of the images, in pixels; of rectangles that of a square of their area.
             cpu: whether the training is on a CPU.
         """
         measured = self.model == DIFFUSION and self.frames is None
@@ -195,6 +304,7 @@ class Settings(TrainConfig, DataSettings):
             batch=self._batch(side, cpu) if self.batch is None else self.batch,
             optimizer=optimizer,
             learning_rate=_LEARNING_RATE[optimizer] if self.learning_rate is None else self.learning_rate,
+            time_sampling=self.time_sampling or self._time_sampling(),
             ema=(_MUON_EMA if optimizer == "muon" else plain) if self.ema is None else self.ema,
         )
 
@@ -207,7 +317,7 @@ class Settings(TrainConfig, DataSettings):
         return _CPU_BATCH if cpu and not tiny else _BATCH
 
     def preset(self, side: int, latent: bool, cpu: bool) -> str:
-        """The size of the network, for images or latents of `side` numbers a side."""
+        """The network and its size, such as "s" or "dit:s", for images or latents of `side` numbers a side."""
         if self.net != "auto":
             return self.net
         small = side <= _TINY if self.model != DIFFUSION else not latent and (side <= _TINY or self.frames is not None)
@@ -216,7 +326,7 @@ class Settings(TrainConfig, DataSettings):
     def config(self) -> TrainConfig:
         """The trainer's settings; what is not `settled` yet is as for small images on a CPU."""
         known = None not in (self.batch, self.optimizer, self.learning_rate, self.ema)
-        return settings_of(TrainConfig, self if known else self.settled(self.size or 0, cpu=True))
+        return settings_of(TrainConfig, self if known else self.settled(max(self.extent or (0,)), cpu=True))
 
     def shown(self) -> dict[str, object]:
         """The settings for people: those that were given or settled."""

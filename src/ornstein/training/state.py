@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ FREE = {
 
 _DEFAULTS = json.loads(json.dumps(asdict(TrainConfig())))
 
+_AVERAGES = ("average.", "average2.")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
@@ -85,15 +87,16 @@ def has_state(out: Path) -> bool:
 
 
 def tensors_of(
-    net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, keep: bool = True
+    net: nn.Module, averages: Sequence[nn.Module], optimizer: torch.optim.Optimizer, keep: bool = True
 ) -> dict[str, Tensor]:
-    """The trainer's state: raw and averaged weights, and AdamW's moments.
+    """The trainer's state: raw and averaged weights, and the optimizer's moments.
 
     Where they are split over processes they are gathered one by one, in main memory, by those that `keep` them; all
     processes must then ask at once.
     """
     tensors = {f"net.{name}": value for name, value in net.state_dict().items()}
-    tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for prefix, average in zip(_AVERAGES, averages, strict=False):
+        tensors |= {f"{prefix}{name}": value for name, value in average.state_dict().items()}
     for name, parameter in net.named_parameters():
         moments = optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.{key}.{name}": moments[key] for key in _MOMENTS if key in moments}
@@ -142,7 +145,7 @@ def sound(out: Path) -> tuple[Path, dict[str, Any]]:
     raise failures[0] if failures else UserError(f"there is no file {out / STATE}")
 
 
-def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load(path: Path, net: nn.Module, averages: Sequence[nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load the state in the file `path` into the networks and the optimizer; its record, as `save` was given it.
 
     Raises:
@@ -150,7 +153,7 @@ def load(path: Path, net: nn.Module, average: nn.Module, optimizer: torch.optim.
     """
     record, tensors = _read(path)
     try:
-        for prefix, module in (("net.", net), ("average.", average)):
+        for prefix, module in (("net.", net), *zip(_AVERAGES, averages, strict=False)):
             load_whole(module, _under(prefix, tensors))
     except RuntimeError as error:
         raise UserError(f"{path} is not of this network: {str(error).splitlines()[-1].strip()}") from error

@@ -18,7 +18,7 @@ from ornstein.errors import UserError
 from ornstein.nets.video import known_masks
 from ornstein.processes import Processes
 from ornstein.training.config import TrainConfig
-from ornstein.training.objective import check_objective, loss_of, times_of
+from ornstein.training.objective import TimeSampling, check_objective, loss_of
 
 __all__ = ["Diffusion", "M", "Part", "Task", "on_cpu"]
 
@@ -95,6 +95,17 @@ class Task(ABC, Generic[M]):
             progress: fraction of the training done.
         """
 
+    def learn(self, figures: dict[str, float], pieces: int) -> dict[str, float]:
+        """Called after a step with its figures, means over so many pieces of the batch; returns those to log."""
+        return figures
+
+    def to_state(self) -> dict[str, Any] | None:
+        """What the task has learned besides the model, in JSON types; None for nothing."""
+        return None
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        """Go on from what `to_state` gave, when a run is resumed."""
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """A description of the model in JSON types; a resumed run must have the same."""
@@ -114,6 +125,7 @@ class Diffusion(Task[Denoiser]):
         check_objective(config.objective, denoiser)
         self.settings = config
         self.objective = loss_of(config.objective)
+        self.times = TimeSampling(config.time_sampling, config.objective, denoiser.process.schedule)
         config_of_net = getattr(denoiser.net, "config", {})
         self.classes: int | None = config_of_net.get("classes")
         self.conditional = "label" in denoiser.conditions and self.classes != 0
@@ -132,7 +144,8 @@ class Diffusion(Task[Denoiser]):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         n, rows = self.whole(x0)
         small = on_cpu(draw)
-        t = times_of(self.settings.objective, n, self.model.process.schedule, small)[rows]
+        t, weight = self.times.draw(n, small)
+        t = t[rows]
         z = torch.randn((n, *x0.shape[1:]), generator=draw, device=x0.device, dtype=x0.dtype)[rows]
         cond: dict[str, Tensor] = {}
         if self.conditional and labels is not None:
@@ -141,7 +154,19 @@ class Diffusion(Task[Denoiser]):
             cond["label"] = labels.masked_fill(dropped, -1)
         if self.conditioning:
             cond |= {"known": x0, "known_mask": known_masks(n, x0.shape[2], small)[rows]}
-        return self.objective(self.model, x0, t, z, **cond).mean(), {}
+        losses = self.objective(self.model, x0, t, z, **cond)
+        if weight is None:
+            return losses.mean(), {}
+        return (losses * weight[rows].to(losses)).mean(), self.times.figures(t, losses)
+
+    def learn(self, figures: dict[str, float], pieces: int) -> dict[str, float]:
+        return self.times.learn(figures, pieces)
+
+    def to_state(self) -> dict[str, Any] | None:
+        return self.times.to_state()
+
+    def load_state(self, state: dict[str, Any] | None) -> None:
+        self.times.load_state(state)
 
     def _check_labels(self, labels: Tensor) -> None:
         """Raises UserError for a label that the network has no class for: it would read beyond its table."""

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from ornstein.faces.nets.placement import Placement
 from ornstein.nets.blocks import Attention, Block, attend, group_norm, zeroed
+from ornstein.nets.conditions import LOG_SNR_RANGE, Embedding
 from ornstein.nets.recorded import Recorded
-from ornstein.nets.unet import LOG_SNR_RANGE, Embedding
 
 __all__ = ["BLUR", "SwapUNet", "TokenAttention", "blurred"]
 

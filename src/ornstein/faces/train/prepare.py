@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from ornstein import processes
 from ornstein.data import identity
 from ornstein.data.entry import BadImage, Entry, nothing_usable
 from ornstein.data.sources import open_source
@@ -99,7 +100,8 @@ def prepare(
     """Detect, align and embed the face of every photograph in a folder or zip archive; write a set for `open_faces`.
 
     The person is the first folder on a file's path; files outside of folders are a person each. Of several faces in a
-    photograph the main subject is kept: large and near the middle. A killed call loses the shards being made.
+    photograph the main subject is kept: large and near the middle. A killed call loses the shards being made. The
+    processes of a launch take turns with the shards, and all have the same summary.
 
     Args:
         source: the photographs.
@@ -107,7 +109,7 @@ def prepare(
         size: side of the aligned crops in pixels, one of `SIZES`.
         part: (i, n), i from 1 to n: make every n-th shard only, so that n calls, also on n machines with the same
             source, share the work; the set is complete when all shards lie in one folder.
-        workers: processes; all cores by default.
+        workers: processes; all cores by default, or the share of each process of a launch.
         resume: go on after the shards that are there.
         progress: called as progress(done, total) with numbers of files.
 
@@ -122,32 +124,46 @@ def prepare(
     if not 1 <= index <= parts:
         raise UserError(f"--shard {index}/{parts}: the first number counts from 1 to the second")
     out = Path(out)
+    group = processes.current()
+    plan, skipped, there = group.agreed(lambda: _begin(source, out, size, part, resume))
+    mine = range(index - 1, plan.shards, parts)
+    todo = sorted(set(mine) - set(there))[group.rank :: group.world]
+    done = sum(_files_in(plan, shard) for shard in there)
+    total = done + sum(_files_in(plan, shard) for shard in todo)
+    if progress is not None:
+        progress(done, total)
+
+    def make() -> None:
+        nonlocal done
+        for shard in _run(plan, todo, workers or max(1, (os.cpu_count() or 1) // group.here)):
+            done += _files_in(plan, shard)
+            if progress is not None:
+                progress(done, total)
+
+    group.each(make)
+    return group.agreed(lambda: _finish(plan, mine, skipped))
+
+
+def _begin(
+    source: str | Path, out: Path, size: int, part: tuple[int, int], resume: bool
+) -> tuple[Plan, list[tuple[str, str]], list[int]]:
+    """The plan, the files that cannot be read, and the shards of this part that are there."""
     with open_source(Path(source)) as listing:
         if not listing.entries:
             raise nothing_usable(source, listing.skipped, listing.ignored, "photo")
         plan = _plan(source, out, size, listing.entries)
         skipped = listing.skipped
     _check_index(out)
-    mine = range(index - 1, plan.shards, parts)
-    there = [shard for shard in mine if _is_there(plan, shard)]
+    there = [shard for shard in range(part[0] - 1, plan.shards, part[1]) if _is_there(plan, shard)]
     if there and not resume:
         raise UserError(
             f"{out} already holds {len(there)} of these shards: go on with --resume or choose another --out"
         )
     require_models(LANDMARKS_5, RECOGNITION)  # said now, in one line, and not by a broken pool of processes
     out.mkdir(parents=True, exist_ok=True)
-    if parts == 1:
+    if part[1] == 1:
         remove_partial(out)
-    todo = sorted(set(mine) - set(there))
-    done = sum(_files_in(plan, shard) for shard in there)
-    total = sum(_files_in(plan, shard) for shard in mine)
-    if progress is not None:
-        progress(done, total)
-    for shard in _run(plan, todo, workers):
-        done += _files_in(plan, shard)
-        if progress is not None:
-            progress(done, total)
-    return _finish(plan, mine, skipped)
+    return plan, skipped, there
 
 
 def _plan(source: str | Path, out: Path, size: int, entries: Sequence[Entry]) -> Plan:
@@ -261,9 +277,9 @@ class _Worker:
         )
 
 
-def _run(plan: Plan, shards: Sequence[int], workers: int | None) -> Iterator[int]:
+def _run(plan: Plan, shards: Sequence[int], workers: int) -> Iterator[int]:
     """Make the shards and yield the number of each as it is done."""
-    count = min(workers or os.cpu_count() or 1, len(shards))
+    count = min(workers, len(shards))
     if count <= 1:
         if shards:
             worker = _Worker(plan, Detector(all_looks=False), Recogniser())

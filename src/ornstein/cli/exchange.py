@@ -1,0 +1,34 @@
+"""`ornstein import` and `ornstein export`: models of diffusers as runs, and runs as models of diffusers."""
+
+from __future__ import annotations
+
+from ornstein import checkpoint
+from ornstein.errors import UserError
+from ornstein.interop.diffusers import load_pipeline
+from ornstein.interop.exchange import export_model, write_model
+from ornstein.interop.pipeline import Pipeline
+from ornstein.interop.settings import Export, Import
+from ornstein.progress import say
+from ornstein.sizes import check_sample
+
+__all__ = ["export", "import_"]
+
+
+def import_(asked: Import, given: frozenset[str]) -> None:
+    """Make a run of a folder."""
+    model = load_pipeline(asked.folder)
+    if model.data is not None:
+        check_sample(model.data.shape, str(asked.folder), asked.trust_sizes)
+    write_model(model, asked.folder, asked.out)
+    kind = "a checked copy of the folder" if isinstance(model, Pipeline) else "a run"
+    say(f"{asked.out}: {kind}; `ornstein sample {asked.out}`")
+
+
+def export(asked: Export, given: frozenset[str]) -> None:
+    """Write a folder of diffusers."""
+    model = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes)
+    try:
+        export_model(model, asked.out)
+    except UserError as error:
+        raise UserError(f"{asked.run}: {error}") from None
+    say(f"{asked.out}: a folder of diffusers; DiffusionPipeline.from_pretrained({str(asked.out)!r}) opens it")

@@ -1,0 +1,107 @@
+"""What else works on a pipeline: prompts as classes, latents, other noise, what is remembered."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import ornstein as orn
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from ornstein.interop.folder import open_pipeline
+from ornstein.interop.memory import peak_activations
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
+Folders = Callable[[str], Path]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "pixart", "flux-distilled"])
+def test_prompts_as_classes_are_the_same_conditions(pipeline: Folders, name: str) -> None:
+    model = open_pipeline(pipeline(name))
+    if name == "flux-distilled":
+        model = model.sized(32, 32)
+    assert model.data is not None
+    scale = {"guidance_scale": 2.0} if model.guided_by_condition else {}
+    classes = model.prompted(["a cat", "dogs"], "bad", **scale)
+    assert classes.data is not None and classes.data.classes == ("a cat", "dogs") and not model.data.classes
+    x = noise(3, *model.data.shape)
+    given = model.encode(["dogs", "a cat", "dogs"], "bad", **scale)
+    one = orn.sample(model, x.shape, "ddim", 2, start=x, cond=given, guidance=3.0)
+    two = orn.sample(classes, x.shape, "ddim", 2, start=x, cond={"label": [1, 0, 1]}, guidance=3.0)
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
+    other = orn.sample(classes, x.shape, "ddim", 2, start=x, cond={"label": [0, 1, 0]}, guidance=3.0)
+    assert float((other - one).abs().max()) > 2e-3
+
+
+def test_latents_of_pictures_come_back_in_their_scale(pipeline: Folders) -> None:
+    """Whatever an autoencoder's config says, encode and decode are those of the library."""
+    for name in ("sd1", "sd3", "wan"):
+        model = open_pipeline(pipeline(name))
+        space, vae = model.space, model.parts["vae"]
+        shape = (1, 3, 5, 32, 32) if name == "wan" else (1, 3, 64, 64)
+        x = noise(*shape, seed=2).clamp(-1, 1)
+        with torch.no_grad():
+            z = vae.encode(x).latent_dist.mode()
+            pixels = vae.decode(z).sample
+        mean, std = space.encode(x)
+        assert mean.shape == std.shape and mean.shape[1] == space.latent_shape[0]
+        torch.testing.assert_close(space.mean_of(mean), pixels, rtol=0, atol=1e-4)
+        assert space.latent_size(*shape[2:]) == tuple(mean.shape[2:])
+
+
+def test_noise_that_frames_share(pipeline: Folders) -> None:
+    model = open_pipeline(pipeline("animatediff"))
+    assert model.data is not None
+    cond = model.encode(["a boat"])
+    made = {}
+    for c in (0.0, 0.9):
+        chosen = model.with_noise(orn.noise.Mixed(16, c))
+        made[c] = orn.sample(chosen, (1, *model.data.shape), "ddim", 3, cond=cond)
+    white = orn.sample(model, (1, *model.data.shape), "ddim", 3, cond=cond)
+    torch.testing.assert_close(made[0.0], white, rtol=1e-4, atol=1e-4)
+    change = {c: float(x.diff(dim=2).square().mean()) for c, x in made.items()}
+    assert change[0.9] < 0.5 * change[0.0]  # the frames share most of their noise
+    with pytest.raises(ValueError):
+        model.with_noise(orn.noise.Mixed(5, 0.5))
+
+
+def test_what_is_remembered_of_the_text_follows_text_and_weights(pipeline: Folders) -> None:
+    model = open_pipeline(pipeline("pixart"))
+    plain = copy.deepcopy(model)
+    x = noise(1, 4, 32, 32)
+    texts = [model.encode([p]) for p in ("a cat", "a dog")]
+
+    def fresh(cond: dict) -> Tensor:
+        with torch.enable_grad():  # nothing is remembered where gradients are wanted
+            return plain(x, 0.5, **cond).eps.detach()
+
+    with torch.no_grad():
+        for cond in (texts[0], texts[1], texts[0], copy.deepcopy(texts[0])):
+            torch.testing.assert_close(model(x, 0.5, **cond).eps, fresh(cond), rtol=0, atol=1e-5)
+        for each in (model, plain):
+            for name, p in each.net.named_parameters():
+                if "to_k" in name or "caption_projection" in name:
+                    p.mul_(1.5)
+        torch.testing.assert_close(model(x, 0.5, **texts[0]).eps, fresh(texts[0]), rtol=0, atol=1e-5)
+        before = model(x, 0.5, **texts[0]).eps
+        texts[0]["text"].mul_(2.0)
+        assert float((model(x, 0.5, **texts[0]).eps - before).abs().max()) > 1e-6
+    assert set(model.net.state_dict()) == set(plain.net.state_dict())
+
+
+def test_peak_memory_is_that_of_a_chain_of_known_sizes() -> None:
+    layers = torch.nn.Sequential(*(torch.nn.Linear(100, 100, bias=False) for _ in range(4))).to("meta")
+    x = torch.empty(7, 100, device="meta")
+    # one output is made while the one before it is still read
+    assert peak_activations(lambda: layers(x), [layers]) in (2 * 7 * 100 * 4, 3 * 7 * 100 * 4)
