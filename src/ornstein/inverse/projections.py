@@ -80,5 +80,9 @@ def repaint(d: Denoises, x: Tensor, times: Tensor, noise: Noise, repeats: int = 
         for again in range(repeats if s > 0 else 1):
             if again:
                 x = p.transition(x, s, t).sample(noise(k, draws + again))
-            (x,) = ddpm(d, x, here, lambda _, draw=0, k=k, again=again: noise(k, 1 + again))
+
+            def of_this_repeat(_: int, draw: int = 0, k: int = k, again: int = again) -> Tensor:
+                return noise(k, 1 + again)
+
+            (x,) = ddpm(d, x, here, of_this_repeat)
         yield x

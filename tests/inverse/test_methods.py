@@ -1,0 +1,108 @@
+"""Denoisers of the posterior against its closed form, that of a Gaussian mixture given a linear measurement (E39)."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import ornstein as orn
+from ornstein.inverse import DDNM, DPS, METHODS, Mask, Matrix, Moments, invert, repaint, twisted
+from ornstein.noise import AR1, Covariance, Identity
+from ornstein.oracles import GaussianMixture
+
+N = 4
+
+
+def spread(seed: int) -> Tensor:
+    root = torch.randn(N, N, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return root @ root.mT / N + 0.1 * torch.eye(N, dtype=torch.float64)
+
+
+ONE = GaussianMixture([1.0], torch.tensor([[0.5, -1.0, 0.3, 0.0]], dtype=torch.float64), spread(1)[None])
+TWO = GaussianMixture(
+    [0.4, 0.6],
+    torch.tensor([[1.5, 1.0, -1.0, 0.5], [-1.0, -1.0, 1.0, 0.5]], dtype=torch.float64),
+    torch.stack([0.1 * spread(1), 0.15 * spread(2)]),
+)
+A = torch.tensor([[1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 1.0, -1.0]], dtype=torch.float64)
+Y = torch.tensor([[0.4, -0.2]], dtype=torch.float64)
+STD = 0.3
+
+
+def process(noise: Covariance) -> orn.Process:
+    return orn.Process(orn.schedules.Cosine(), noise)
+
+
+@pytest.mark.parametrize("noise", [Identity(), AR1(N, 0.7)], ids=["white", "ar1"])
+@pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
+def test_moment_matching_is_exact_for_one_gaussian(noise: Covariance, t: float) -> None:
+    p = process(noise)
+    x = torch.randn(5, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours = Moments(ONE.denoiser(p), Matrix(A, (N,)), Y, STD, iterations=4, tolerance=0.0)(x, t).x0
+    exact = ONE.posterior(A, Y[0], STD).denoiser(p)(x, t).x0
+    torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("noise", [Identity(), AR1(N, 0.7)], ids=["white", "ar1"])
+def test_samples_of_moment_matching_have_the_posterior_and_those_of_dps_have_not(noise: Covariance) -> None:
+    p, count = process(noise), 4000
+    exact = ONE.posterior(A, Y[0], STD)
+    mean, cov = exact.means[0], exact.covs[0]
+
+    def off(method: type, **options: object) -> tuple[float, float]:
+        d = method(ONE.denoiser(p), Matrix(A, (N,)), Y, STD, **options)
+        start = p.prior((count, N), torch.float64).sample(
+            torch.randn(count, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        )
+        x = orn.sample(d, (count, N), steps=50, start=start, batch=count)
+        return float((x.mean(0) - mean).norm() / mean.norm()), float((x.T.cov() - cov).norm() / cov.norm())
+
+    bias, shape = off(Moments, iterations=4, tolerance=0.0)
+    assert bias < 0.04 and shape < 0.08  # 4,000 samples: a standard error is about half of that
+    assert max(off(DPS)) > 0.1
+
+
+def test_a_noiseless_measurement_is_kept() -> None:
+    p = process(Identity())
+    known = torch.tensor([1, 0, 1, 0])
+    for method in ("ddnm", "ddrm", "moments", "pigdm", "diffpir"):
+        d = METHODS[method](TWO.denoiser(p), Mask(known, (N,)), torch.tensor([[1.5, 0.0, -1.0, 0.0]]), 0.0)
+        x = orn.sample(d, (8, N), steps=30)
+        assert float((x[:, [0, 2]] - torch.tensor([1.5, -1.0])).abs().max()) < 0.05, method
+    d = DDNM(TWO.denoiser(p), Mask(known, (N,)), torch.tensor([[1.5, 0.0, -1.0, 0.0]]), 0.0)
+    x = orn.sample(d, (8, N), solver=repaint, steps=10)
+    assert float((x[:, 0] - 1.5).abs().max()) < 0.05
+
+
+def test_particles_correct_what_moments_leave_out() -> None:
+    p, y = process(Identity()), torch.tensor([[0.0, 0.0]], dtype=torch.float64)
+    exact = TWO.posterior(A, y[0], 1.0)
+    mean = (exact.weights[:, None] * exact.means).sum(0)
+    d = Moments(TWO.denoiser(p), Matrix(A, (N,)), y, 1.0, iterations=4)
+    start = torch.randn(400, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = orn.sample(
+        d, (400, N), solver=lambda d, x, times, noise: twisted(d, x, times, noise, 16), steps=40, start=start
+    )
+    error = float((x.mean(0) - mean).norm())
+    assert error < 0.35  # four standard errors of the mean of 400 samples of this spread, and the 40 steps
+
+
+@pytest.mark.parametrize("solver", ["flow-3m", "dpmpp-3m", "ddim"])
+def test_a_solver_is_inverted_to_the_last_digits(solver: str) -> None:
+    d = TWO.denoiser(process(Identity()))
+    x0 = TWO.sample(6, torch.Generator().manual_seed(0)).double()
+    found = invert(d, x0, solver, steps=12)
+    assert float(found.error.max()) <= 1e-6
+    again = orn.sample(d, (6, N), solver=solver, steps=12, start=found.x)
+    assert float((again - x0).abs().max()) < 1e-5
+
+
+def test_bad_measurements_are_refused() -> None:
+    d = ONE.denoiser(process(Identity()))
+    with pytest.raises(ValueError, match="noise_std is a standard deviation"):
+        Moments(d, Matrix(A, (N,)), Y, -1.0)
+    with pytest.raises(ValueError, match="but y has"):
+        Moments(d, Matrix(A, (N,)), torch.zeros(1, 3), 0.1)
+    with pytest.raises(ValueError, match="no measurement"):
+        Moments(d, Matrix(A, (N,)))(torch.zeros(1, N), 0.5)
+    with pytest.raises(ValueError, match="2 measurements for 3"):
+        Moments(d, Matrix(A, (N,)), torch.zeros(2, 2))(torch.zeros(3, N), 0.5)
