@@ -81,7 +81,7 @@ def repaint(d: Denoises, x: Tensor, times: Tensor, noise: Noise, repeats: int = 
             if again:
                 x = p.transition(x, s, t).sample(noise(k, draws + again))
 
-            def of_this_repeat(_: int, draw: int = 0, k: int = k, again: int = again) -> Tensor:
+            def of_this_repeat(step: int, draw: int = 0, k: int = k, again: int = again) -> Tensor:
                 return noise(k, 1 + again)
 
             (x,) = ddpm(d, x, here, of_this_repeat)
