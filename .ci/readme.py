@@ -5,7 +5,8 @@
 
 The blocks run as they are written, with these substitutions:
 
-- `photos.zip` and `clips` are made first: 100 pictures of two classes of coloured discs, 12 clips of moving discs.
+- `photos.zip` and `clips` are made first: 100 pictures of two classes of coloured discs, 12 clips of moving discs; and
+  `models/sd`, a tiny Stable Diffusion pipeline with random weights, and `prompts.txt`.
 - Sizes and durations shrink, as SMALLER lists them. A text that the README no longer has is an error.
 - `pip install` is not run, for it would change the environment that runs this; its extras must exist in
   pyproject.toml. `.ci/wheel` installs into an empty environment.
@@ -27,8 +28,10 @@ import torch
 import ornstein as orn
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
 SMALLER = [
     ("ornstein demo  ", "ornstein demo --quick  "),
+    ("plan --data photos.zip --size 32 --minutes 30", "plan --data photos.zip --size 8 --minutes 1 --net xs"),
     ("--size 32 --minutes 30", "--size 8 --steps 6 --batch 8 --net xs --sample-every 0"),
     ("-n 64 --steps 20", "-n 4 --steps 4"),
     ("evaluate runs/photos", "evaluate runs/photos -n 8 --steps 2 --seeds 1 --images 1"),
@@ -41,6 +44,8 @@ SMALLER = [
     ("fit-noise clips --frames 16 --size 32", "fit-noise clips --frames 4 --size 16"),
     ("--frames 16 --size 32 --noise", "--frames 4 --size 16 --steps 2 --batch 2 --net xs --sample-every 0 --noise"),
     ("runs/clips -n 8", "runs/clips -n 1 --steps 2"),
+    ("--guidance 7.5 -n 4", "--guidance 7.5 -n 1 --steps 2"),
+    ("--guidance 7.5 --steps 5,8", "--guidance 7.5 --steps 2 --trajectories 2 --iterations 1"),
     ("range(500)", "range(5)"),
 ]
 MADE = [
@@ -64,7 +69,11 @@ def disc(size: int, x: float, y: float, channel: int) -> torch.Tensor:
 
 
 def material(folder: Path) -> None:
-    """Write photos.zip (two classes) and clips/ (mp4 files)."""
+    """Write photos.zip (two classes), clips/ (mp4 files), models/sd and prompts.txt."""
+    from interop import tiny
+
+    tiny.build("sd1", folder / "models" / "sd")
+    (folder / "prompts.txt").write_text("a red fox\ntwo owls\n")
     draw = torch.Generator().manual_seed(0)
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         for k in range(100):
