@@ -171,6 +171,7 @@ me.swap_video(*me.parts(stubs, me.Slow), me.order(Path({str(tmp_path)!r})), me.S
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory in use is read from /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(own_key: None, stubs: SimpleNamespace, tmp_path: Path) -> None:
     """2,000 frames of 18 kB: to hold them would take 37 MB, or 147 MB as floats."""
     count = 2000

@@ -103,6 +103,7 @@ def test_a_malformed_request_is_answered_with_a_sentence(client, served, change)
     assert "Traceback" not in text and "show_error" not in text and text.strip() != "None"
 
 
+@pytest.mark.slow
 def test_fifty_requests_of_two_users_are_all_answered_each_with_its_own(client, served) -> None:
     run = str(served.home / "digits")
     other = client_module.Client(served.url, verbose=False, download_files=client.output_dir)
