@@ -76,6 +76,28 @@ def test_pictures_of_a_network() -> None:
         edit.upscale(d, torch.zeros(1, 3, 3, 3))
 
 
+@pytest.mark.parametrize("method", ["moments", "twisted"])
+def test_conditions_and_those_of_the_negative_side_are_those_of_each_answer(method: str) -> None:
+    torch.manual_seed(0)
+    net = orn.nets.UNet(1, 4, classes=3, width=16, multipliers=(1,), depths=(1,))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    names = ("a", "b", "c")
+    d = orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=orn.SampleSpec(SHAPE, names)).eval()
+    label, other = torch.tensor([0, 2]), torch.tensor([1, 1])
+    options = {"method": method, "steps": 2, "particles": 2, "guidance": 2.0}
+    cond = {"label": label, "negative": {"label": other}}
+    both = edit.inpaint(d, PICTURES, HOLE, n=3, cond=cond, **options)
+    second = {"label": label[1:], "negative": {"label": other[1:]}}
+    alone = edit.inpaint(d, PICTURES[1:], HOLE, n=3, cond=second, first=3, **options)
+    torch.testing.assert_close(both[3:], alone, rtol=1e-3, atol=1e-3)
+    changed = edit.inpaint(d, PICTURES, HOLE, n=3, cond=cond | {"negative": {"label": label}}, **options)
+    assert float((changed - both).abs().max()) > 1e-4
+    variations = edit.sdedit(d, PICTURES, 0.5, n=3, cond=cond, guidance=2.0, steps=2)
+    assert variations.shape == (6, *SHAPE)
+
+
 def test_variations_keep_more_at_less_strength() -> None:
     def change(strength: float) -> float:
         made = edit.sdedit(MODEL, PICTURES, strength, n=50)

@@ -23,7 +23,7 @@ from ornstein.noise import SingularCovarianceError
 from ornstein.randomness import normal
 from ornstein.request import SampleRequest
 from ornstein.sampling import State, draw
-from ornstein.wrapper import distilled_of, module_of
+from ornstein.wrapper import distilled_of, module_of, rows_of
 
 __all__ = [
     "METHODS_OF_EDITS", "change", "colourise", "inpaint", "interpolate", "restore", "sdedit", "spread", "upscale",
@@ -131,7 +131,7 @@ def restore(
     kind = METHODS[{"repaint": "ddnm", "twisted": "moments"}.get(method, method)]
     settings = {} if iterations is None or method not in ("moments", "twisted") else {"iterations": iterations}
     posterior = kind(_guided(d, guidance), A, None, noise_std, **settings)
-    options = {k: v for k, v in options.items() if v is not None}
+    options = _given(options)
     if method == "twisted":
         options.setdefault("steps", _GUIDED_STEPS)
         options["solver"] = partial(twisted, particles=particles)
@@ -139,7 +139,7 @@ def restore(
         options["solver"] = repaint
     elif method != "moments":
         options = {"solver": "ddpm", "steps": _GUIDED_STEPS} | options
-    rows = _repeated(cond, n) | {"y": y.repeat_interleave(n, 0)}
+    rows = _repeated(cond, len(y), n) | {"y": y.repeat_interleave(n, 0)}
     return draw(posterior, (len(y) * n, *A.shape), SampleRequest(**options), rows, callback=callback)
 
 
@@ -199,11 +199,11 @@ def sdedit(
     if not 0 < strength <= 1:
         raise ValueError(f"a strength lies in (0, 1], got {strength}")
     _check_pictures(d, x)
-    x = x.repeat_interleave(n, 0)
+    cond, x = _repeated(cond, len(x), n), x.repeat_interleave(n, 0)
     z = normal(tuple(x.shape), seed, torch.arange(len(x)), _START, dtype=x.dtype, device=x.device)
     start = d.process.add_noise(x, strength, z)
     request = SampleRequest(seed=seed, times=(strength, 0.0), guidance=guidance, **_given(options))
-    return draw(d, tuple(x.shape), request, _repeated(cond, n), start, callback)
+    return draw(d, tuple(x.shape), request, cond, start, callback)
 
 
 def interpolate(
@@ -234,10 +234,10 @@ def interpolate(
         _check_pictures(d, x)
     solver = options.pop("solver", None) or "ddim"
     ends = torch.cat([a, b])
-    found = invert(d, ends, solver, steps, cond=_repeated(cond, 2), tolerance=tolerance)
+    found = invert(d, ends, solver, steps, cond=_repeated(cond, 1, 2), tolerance=tolerance)
     path = _slerp(d, found.x, n).to(a.dtype)
     request = SampleRequest(solver=solver, steps=steps, **_given(options))
-    return draw(d, tuple(path.shape), request, _repeated(cond, n), path, callback)
+    return draw(d, tuple(path.shape), request, _repeated(cond, 1, n), path, callback)
 
 
 def change(
@@ -284,13 +284,9 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _repeated(cond: dict[str, Any] | None, n: int) -> dict[str, Any]:
-    """The conditions of n answers each."""
-    out = {}
-    for name, value in (cond or {}).items():
-        value = torch.as_tensor(value) if isinstance(value, list) else value
-        out[name] = value.repeat_interleave(n, 0) if isinstance(value, Tensor) and value.ndim else value
-    return out
+def _repeated(cond: dict[str, Any] | None, count: int, n: int) -> dict[str, Any]:
+    """The conditions of `count` pictures, of n answers each."""
+    return rows_of(cond or {}, torch.arange(count).repeat_interleave(n))
 
 
 def _shape_of(d: Denoises) -> tuple[int, ...]:

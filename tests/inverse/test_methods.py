@@ -1,5 +1,7 @@
 """Denoisers of the posterior against its closed form, that of a Gaussian mixture given a linear measurement (E39)."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -79,9 +81,10 @@ def test_particles_correct_what_moments_leave_out() -> None:
     mean = (exact.weights[:, None] * exact.means).sum(0)
     d = Moments(TWO.denoiser(p), Matrix(A, (N,)), y, 1.0, iterations=4)
     start = torch.randn(400, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = orn.sample(
-        d, (400, N), solver=lambda d, x, times, noise: twisted(d, x, times, noise, 16), steps=40, start=start
-    )
+    x = orn.sample(d, (400, N), solver=partial(twisted, particles=16), steps=40, start=start)
+    d_of_each = Moments(TWO.denoiser(p), Matrix(A, (N,)), y.expand(400, -1), 1.0, iterations=4)
+    again = orn.sample(d_of_each, (400, N), solver=partial(twisted, particles=16), steps=40, start=start, batch=400)
+    torch.testing.assert_close(again, x)  # a measurement for each sample, here the same
     error = float((x.mean(0) - mean).norm())
     assert error < 0.35  # four standard errors of the mean of 400 samples of this spread, and the 40 steps
 

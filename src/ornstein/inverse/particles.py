@@ -15,7 +15,7 @@ from ornstein.inverse.moments import Moments
 from ornstein.inverse.posterior import Linearised
 from ornstein.solvers import Noise
 from ornstein.solvers.stepping import pairs
-from ornstein.wrapper import Conditioned
+from ornstein.wrapper import Conditioned, rows_of
 
 __all__ = ["twisted"]
 
@@ -39,7 +39,7 @@ def twisted(d: Denoises, x: Tensor, times: Tensor, noise: Noise, particles: int 
         particles: of each sample; as many times the evaluations.
 
     Raises:
-        ValueError: d is no `Moments`, fewer than 1 particle, or a singular C.
+        ValueError: d is no `Moments`, or has no measurement; fewer than 1 particle; a singular C.
     """
     method, cond = (d.denoiser, dict(d.cond)) if isinstance(d, Conditioned) else (d, {})
     if not isinstance(method, Moments):
@@ -47,10 +47,11 @@ def twisted(d: Denoises, x: Tensor, times: Tensor, noise: Noise, particles: int 
     if particles < 1:
         raise ValueError(f"a sample has at least one particle, got {particles}")
     p, size = method.process, len(x)
-    y = cond.pop("y", None)
-    cond = {k: v.repeat_interleave(particles, 0) if _of_rows(v, size) else v for k, v in cond.items()}
-    y = method.y if y is None else y.repeat_interleave(particles, 0) if len(y) == size else y
-    assert y is not None
+    y = cond.pop("y", method.y)
+    if y is None:
+        raise ValueError("there is no measurement: give y to the wrapper or as a condition")
+    y = y.repeat_interleave(particles, 0) if len(y) == size else y
+    cond = rows_of(cond, torch.arange(size).repeat_interleave(particles))
     twist = _Twist(method, y.to(x), cond)
 
     def draws(step: int) -> Tensor:
@@ -110,10 +111,6 @@ class _Twist:
         turned = (vectors.mT @ residual.flatten(1).double()[..., None])[..., 0]
         weights = (vectors @ (turned / values)[..., None])[..., 0]
         return weights.to(residual.dtype).reshape(shape), values.log().sum(1)
-
-
-def _of_rows(value: Any, size: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == size
 
 
 def _resampled(log_weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
