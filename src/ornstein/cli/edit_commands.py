@@ -243,7 +243,8 @@ def _cond(asked: EditSettings, model: Denoiser, guidance: float | None) -> dict[
 def _each(asked: EditSettings, editor: Editor, job: Job) -> None:
     """Do the job for each picture of the input, and write its answers."""
     files = pictures_in(asked.input)
-    out = Output(asked.out, [file.stem for file in files], asked.num, False, asked.overwrite)
+    path = isinstance(asked, Interpolate)
+    out = Output(asked.out, [file.stem for file in files], asked.num, False, asked.overwrite, path)
     record, abouts = _record(asked), {}
     for file in files:
         number = editor.number

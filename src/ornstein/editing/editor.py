@@ -28,6 +28,7 @@ ROUNDING = 1 / (127.5 * 12**0.5)
 
 _SAMPLER = ("solver", "steps", "seed", "batch", "precision")
 _WORST_TILES = 4096  # of one picture
+_WHOLE = 8  # times the model's size up to which a picture is filled as a whole
 _LATENT_RIM = 1  # latents around a hole that its pixels reach through the encoder
 
 
@@ -52,7 +53,8 @@ class Editor:
         model: of pictures (C, H, W), in pixels or latents, or of clips (C, F, H, W).
         n: answers for each picture.
         fit: how a picture of another size is edited: "crop", a window about the mask; "resize", the whole of it;
-            "tile", overlapping tiles; "native", the network at that size; "auto", what suits the edit.
+            "tile", overlapping tiles; "native", the network at that size; "auto", what suits the edit: of a mask, the
+            whole up to 8 times the model's size, since a part of a picture may look like none of the training.
         cond: conditions, one row.
         guidance: scale of classifier-free guidance.
         options: of `SampleRequest`, and of `ornstein.edit.restore`: method, particles, iterations.
@@ -130,7 +132,9 @@ class Editor:
         whole = Window(0, 0, hidden.shape[-2], hidden.shape[-1])
         if self.fit == "tile":
             raise UserError("a hole is filled in one window: leave out --fit tile")
-        return whole if self.fit in ("resize", "native") else about(hidden, self.shape[-2:])
+        larger = max(side / own for side, own in zip(hidden.shape[-2:], self.shape[-2:], strict=True))
+        as_a_whole = self.fit in ("resize", "native") or (self.fit == "auto" and larger <= _WHOLE)
+        return whole if as_a_whole else about(hidden, self.shape[-2:])
 
     def _fill(self, model: Denoiser, y: Tensor, hidden: Tensor, n: int, noise_std: float) -> Tensor:
         """Answers (B n, *) for canvases y (B, *) of the model's own shape."""

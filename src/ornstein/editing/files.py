@@ -204,6 +204,7 @@ class Output:
         path: of --out.
         stems: the name of each input, without its ending.
         n: answers for each.
+        of_path: the answers are a path, whose pictures are no draws of one thing.
 
     Raises:
         UserError: a file for more than one answer, or files that are there and that we did not write.
@@ -214,6 +215,7 @@ class Output:
     n: int
     clips: bool = False
     overwrite: bool = False
+    of_path: bool = False
 
     def __post_init__(self) -> None:
         if self.single and (self.n > 1 or len(self.stems) > 1 or self.clips):
@@ -253,7 +255,7 @@ class Output:
 def write_answers(
     out: Output, stem: str, shown: Tensor | None, answers: Tensor, record: dict[str, Any], fps: float = 8.0
 ) -> dict[str, Any]:
-    """Write the answers for one input, and with two or more of them how uncertain each pixel is.
+    """Write the answers for one input, and with two or more draws of them how uncertain each pixel is.
 
     Args:
         stem: the name of the input.
@@ -276,7 +278,7 @@ def write_answers(
             _write_exact(path, answer, comment)
         seal_file(path)
         about["files"].append(path.name)
-    if len(answers) > 1:
+    if len(answers) > 1 and not out.of_path:
         spread = edit.spread(answers, len(answers))[0]
         about |= {"uncertainty": float(spread.mean()), "largest_uncertainty": float(spread.max())}
         frames = spread.transpose(0, 1) if out.clips else spread[None]
@@ -286,6 +288,8 @@ def write_answers(
         seal_file(out.spread(stem))
         if not out.clips:
             _write_sheet(out.sheet(stem), shown, answers, scaled, text)
+    elif out.of_path:
+        _write_sheet(out.sheet(stem), None, answers, None, json.dumps(record))
     return about
 
 
@@ -297,9 +301,11 @@ def _write_exact(path: Path, picture: Tensor, comment: str) -> None:
         atomic_write(path.with_suffix(_ARRAY), file.getvalue())
 
 
-def _write_sheet(path: Path, shown: Tensor | None, answers: Tensor, spread: Tensor, comment: str) -> None:
+def _write_sheet(path: Path, shown: Tensor | None, answers: Tensor, spread: Tensor | None, comment: str) -> None:
     """Input, answers and uncertainty side by side."""
-    cells = [to_uint8(answers), spread.expand(1, answers.shape[1], *spread.shape[-2:])]
+    cells = [to_uint8(answers)]
+    if spread is not None:
+        cells.append(spread.expand(1, answers.shape[1], *spread.shape[-2:]))
     if shown is not None and shown.shape == answers.shape[1:]:
         cells.insert(0, to_uint8(shown[None]))
     each = torch.cat([cell.cpu() for cell in cells])

@@ -74,7 +74,8 @@ class PosteriorSettings(EditSettings):
 class Inpaint(PosteriorSettings):
     """Fill what a mask hides. Outside the mask every pixel stays what it is.
 
-    The window about the mask is brought to the size of the model, filled, and set back. A clip takes one mask for all
+    A picture of another size is brought to that of the model, or a window about the mask is, and what was made is set
+    back. A clip takes one mask for all
     frames or a track of them, a video or a folder of masks: so objects are removed. With --known-frames the other
     frames are made.
 
