@@ -221,9 +221,7 @@ def _editor(asked: EditSettings) -> Iterator[Editor]:
     options: dict[str, Any] = {name: getattr(asked, name) for name in names if hasattr(asked, name)}
     fit = getattr(asked, "fit", "auto")
     with told():
-        yield Editor(
-            model, asked.num, fit, _cond(asked, model, guidance), guidance, options | {"precision": precision}
-        )
+        yield Editor(model, asked.num, fit, _cond(asked, model, guidance), guidance, options | {"precision": precision})
 
 
 def _cond(asked: EditSettings, model: Denoiser, guidance: float | None) -> dict[str, Tensor]:

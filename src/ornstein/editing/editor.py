@@ -146,7 +146,8 @@ class Editor:
         of_frames = self.clips and bool((hidden.flatten(1).all(1) | ~hidden.flatten(1).any(1)).all())
         if of_frames and getattr(model.net, "config", {}).get("conditioning") and noise_std == 0:
             self.note("the network has learned to continue from given frames: it is used for that")
-            cond, options = self._repeated(len(y) * n), self._sampler() | {"guidance": self.guidance}
+            cond = self._repeated(len(y) * n)
+            options: dict[str, Any] = self._sampler() | {"guidance": self.guidance}
             known = ~hidden.flatten(1).any(1)
             return sample_given(
                 model, y.repeat_interleave(n, 0), known, cond=cond, callback=self.callback, first=first, **options
@@ -155,15 +156,12 @@ class Editor:
             model, y, hidden.float(), n, noise_std=noise_std, first=first, cond=self._repeated(len(y)), **self._all()
         )
 
-    def _fill_latents(
-        self, model: Denoiser, y: Tensor, hidden: Tensor, n: int, noise_std: float, first: int
-    ) -> Tensor:
+    def _fill_latents(self, model: Denoiser, y: Tensor, hidden: Tensor, n: int, noise_std: float, first: int) -> Tensor:
         """Answers in latents: by the channels that a network for inpainting has, or by projection."""
         native = _native(model, y, hidden)
         if native is not None:
             rows = native.repeat_interleave(n, 0)
-            cond = self._repeated(len(y) * n) | {"inpaint": rows}
-            cond["negative"] = cond.get("negative", {}) | {"inpaint": rows}
+            cond = self._repeated(len(y) * n) | {"inpaint": rows, "negative": {"inpaint": rows}}
             options = self._sampler() | {"guidance": self.guidance, "first": first, "callback": self.callback}
             self.note("the network has channels for the mask: it is used for that")
             assert model.data is not None
@@ -257,7 +255,7 @@ class Editor:
         measured = A.read(part[None])
         top, left = (height - place.height) // 2, (width - place.width) // 2
         if (height, width) != (place.height, place.width):
-            self.note(f"the model makes {_extent((height, width))}: the picture is a part of that, around it is unknown")
+            self.note(f"the picture is a part of the {_extent(model.shape)} that the model makes: the rest is unknown")
             A = A @ Cut(top, left, place.height, place.width, model.shape)
         sure = torch.ones(measured.shape[-2:])
         if reach:
@@ -359,7 +357,7 @@ class Editor:
         scale = min(x.shape[-2] / height, x.shape[-1] / width)
         h, w = min(x.shape[-2], round(scale * height)), min(x.shape[-1], round(scale * width))
         centre = Window((x.shape[-2] - h) // 2, (x.shape[-1] - w) // 2, h, w)
-        self.note(f"the middle {_extent((h, w))} of {_extent(x.shape)} pixels, at the model's {_extent((height, width))}")
+        self.note(f"the middle {_extent((h, w))} of {_extent(x.shape)} pixels, at the model's {_extent(self.shape)}")
         return self.model, resized(centre.cut(x), height, width)
 
     def _encoded(self, model: Denoiser, x: Tensor) -> Tensor:
@@ -395,7 +393,9 @@ class Editor:
 
     def _no_clips(self, what: str) -> None:
         if self.clips:
-            raise UserError(f"{what} is for models of pictures: of clips, `ornstein edit inpaint` fills masks and frames")
+            raise UserError(
+                f"{what} is for models of pictures: `ornstein edit inpaint` fills masks and frames of clips"
+            )
 
     def _pixels(self, what: str) -> None:
         self._no_clips(what)

@@ -1,4 +1,4 @@
-"""Pictures, masks and clips of edits as files: read with every pixel as it is, and answers written with their spread."""
+"""Pictures, masks and clips of edits as files: read with every pixel as it is; answers, written with their spread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ornstein import edit
@@ -170,7 +169,9 @@ def read_mask(path: Path, frames: int | None = None) -> Tensor:
         array = read_array(path)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UserError(f"{path} has values that are not finite: a mask holds 0 and 1")
-        mask = torch.from_numpy(array.astype(np.float32)) > (127 if array.dtype == np.uint8 and array.max() > 1 else 0.5)
+        mask = torch.from_numpy(array.astype(np.float32)) > (
+            127 if array.dtype == np.uint8 and array.max() > 1 else 0.5
+        )
         mask = mask[0] if mask.ndim > 2 and len(mask) == 1 else mask
     elif frames is not None and (path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES):
         mask = _track(path)

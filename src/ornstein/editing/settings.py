@@ -129,7 +129,9 @@ class Sdedit(EditSettings):
     Example: ornstein edit sdedit runs/photos photo.png --strength 0.5 -n 8 -o variations
     """
 
-    strength: float = setting(0.5, "From near 0, which keeps the picture, to 1, which keeps nothing.", above=0, maximum=1)
+    strength: float = setting(
+        0.5, "From near 0, which keeps the picture, to 1, which keeps nothing.", above=0, maximum=1
+    )
     fit: Literal["auto", "resize", "tile", "native"] = again(PosteriorSettings, "fit", "auto")
 
 

@@ -150,11 +150,11 @@ class _Recorder:
     def run(cls, solver: Solver, times: Tensor, process: Process, size: int) -> tuple[_Recorder, Tensor]:
         """The recorder after a run from the unit vector 0, and the end (size,)."""
         recorder = cls(Process(process.schedule), size)
-        x = torch.zeros(1, size, dtype=torch.float64)
-        x[0, 0] = 1
-        for x in solver(recorder, x, times, _no_noise):
-            pass
-        return recorder, x[0]
+        end = torch.zeros(1, size, dtype=torch.float64)
+        end[0, 0] = 1
+        for state in solver(recorder, end, times, _no_noise):
+            end = state
+        return recorder, end[0]
 
 
 def _no_noise(step: int, draw: int = 0) -> Tensor:
