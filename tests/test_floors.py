@@ -24,7 +24,7 @@ FLOORS = [
     "edit",
     # material: networks, data, pictures as latents, other people's models
     "nets data",
-    "autoencoders video",
+    "autoencoders video text",
     "checkpoint",
     "interop",
     # runs: data in, a model out, evaluated

@@ -26,6 +26,7 @@ from ornstein.data import (
     open_streamed,
     same_data,
 )  # fmt: skip
+from ornstein.data.bundled import CAPTIONED
 from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.sets import few_images
 from ornstein.devices import choose_device
@@ -51,7 +52,7 @@ _JUDGED = 256  # samples that a report scores
 _REPORT_SECONDS, _REPORT_SHARE = 60.0, 0.1  # a report takes the larger of a minute and a tenth of the training
 REPORT = "report.html"
 # Bundled sets, which are no paths.
-_BUNDLED = ("digits", "moving-digits", "bouncing-balls", "drifting-textures")
+_BUNDLED = ("digits", *CAPTIONED, "moving-digits", "bouncing-balls", "drifting-textures")
 
 
 @dataclass(frozen=True)
