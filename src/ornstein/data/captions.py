@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ornstein.data import hugging_face
+from ornstein.data.arrays import is_arrays
 from ornstein.data.bundled import CAPTIONED, is_bundled
 from ornstein.data.entry import BadImage, Entry
 from ornstein.data.names import printable, tidy
@@ -80,6 +81,8 @@ def read_captions(path: str | Path, names: Sequence[str], how: str = "auto") -> 
         captions = CAPTIONED[str(path)].captions
         return Captions([captions(int(name.rpartition("/")[2])) for name in names], f"the set {path}")
     folder = Path(path)
+    if is_bundled(path, ("digits",)) or is_arrays(path):
+        raise UserError(f"no captions in {path}: arrays and digits have none; give a folder or an archive of images")
     if folder.is_dir() and hugging_face.is_dataset(folder):
         column, values = hugging_face.text_column(folder, None if how == "auto" else how)
         given = {f"{i:0{len(str(max(len(values) - 1, 0)))}d}": _texts(value) for i, value in enumerate(values)}

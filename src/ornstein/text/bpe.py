@@ -6,6 +6,7 @@ import gzip
 import html
 import importlib.util
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from ornstein.errors import UserError
 
-__all__ = ["BPE", "clip_merges"]
+__all__ = ["BPE", "clip_merges", "learned_merges"]
 
 _FILE = "bpe_simple_vocab_16e6.txt.gz"
 _MERGES = 49152 - 256 - 2  # of the file's 262,145, those that CLIP uses
@@ -82,12 +83,7 @@ class BPE:
             pair = min(pairwise(symbols), key=lambda each: self._rank.get(each, len(self._rank)))
             if pair not in self._rank:
                 break
-            joined, i = [], 0
-            while i < len(symbols):
-                both = tuple(symbols[i : i + 2]) == pair
-                joined.append(symbols[i] + symbols[i + 1] if both else symbols[i])
-                i += 2 if both else 1
-            symbols = joined
+            symbols = _joined(symbols, pair)
             if made is not None:
                 made.add(pair[0] + pair[1])
         return symbols
@@ -97,19 +93,46 @@ def _words(text: str) -> list[str]:
     return _WORDS.findall(html.unescape(html.unescape(text)).lower())
 
 
+def learned_merges(texts: Iterable[str], most: int = 2000) -> list[tuple[str, str]]:
+    """Merges that join the words of these texts, the most frequent pair first; of equal ones the first in the alphabet.
+
+    Source: Sennrich et al. 2016 (arXiv:1508.07909), section 3.2.
+    """
+    words = Counter(word for text in texts for word in _words(text))
+    divided = {word: BPE([])._merged(word) for word in words}
+    merges: list[tuple[str, str]] = []
+    while len(merges) < most:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, symbols in divided.items():
+            for pair in pairwise(symbols):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        divided = {word: _joined(symbols, merges[-1]) for word, symbols in divided.items()}
+    return merges
+
+
+def _joined(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """The symbols of a word with each occurrence of a pair joined, from left to right."""
+    joined, i = [], 0
+    while i < len(symbols):
+        both = tuple(symbols[i : i + 2]) == pair
+        joined.append(symbols[i] + symbols[i + 1] if both else symbols[i])
+        i += 2 if both else 1
+    return joined
+
+
 @lru_cache(1)
-def clip_merges() -> tuple[tuple[str, str], ...]:
-    """CLIP's merges.
+def clip_merges() -> tuple[tuple[str, str], ...] | None:
+    """CLIP's merges; None where open_clip_torch is not installed.
 
     Raises:
-        UserError: open_clip_torch is not installed.
+        UserError: its file is damaged.
     """
     found = importlib.util.find_spec("open_clip")  # it is not imported: that would import torchvision
     if found is None or found.origin is None:
-        raise UserError(
-            "a text encoder of one's own reads captions with CLIP's byte-pair encoding, a file in the wheel of "
-            "open_clip_torch, which is not installed: pip install --no-deps open_clip_torch"
-        )
+        return None
     file = Path(found.origin).with_name(_FILE)
     try:
         lines = gzip.decompress(file.read_bytes()).decode().splitlines()

@@ -15,8 +15,9 @@ from ornstein.data import BucketSet, ImageSet, StreamedSet
 from ornstein.data.captions import Captions, read_captions
 from ornstein.data.rows import RowFile
 from ornstein.errors import UserError
+from ornstein.progress import warn
 from ornstein.text import BPE, FrozenEncoder, TextEncoder, open_encoder
-from ornstein.text.bpe import clip_merges
+from ornstein.text.bpe import clip_merges, learned_merges
 from ornstein.training.shared_rows import fill, find_cache, keep_cache
 
 __all__ = ["CaptionTable", "Captioned", "captions_of", "encoder_of", "tabled"]
@@ -89,7 +90,11 @@ def encoder_of(settings: Any, captions: Captions) -> TextEncoder | FrozenEncoder
         return open_encoder(settings.text_encoder)
     with torch.random.fork_rng([]):
         torch.default_generator.manual_seed(settings.seed)
-        return TextEncoder.over(captions.different, BPE(clip_merges()))
+        merges = clip_merges()
+        if merges is None:
+            warn("open_clip_torch has CLIP's division of words and is not installed: one is learned from the captions")
+            merges = learned_merges(text for texts in captions.texts for text in texts)
+        return TextEncoder.over(captions.different, BPE(merges))
 
 
 def tabled(

@@ -237,7 +237,7 @@ def open_data(settings: Settings, show: bool = False) -> Split:
     every_class = learns_classes(settings, opened) and fingerprint != opened.names_fingerprint
     parts = opened.split(settings.held_out, settings.seed, every_class)
     unused = len(opened.classes) > 1 and settings.conditional is None and not learns_classes(settings, parts[0])
-    if show and unused and settings.model == "diffusion":
+    if show and unused and settings.model == "diffusion" and settings.captions is None:
         say("too few images per class: training without classes; --conditional uses them")
     return Split(*parts, fingerprint, isinstance(opened, StreamedSet))
 
