@@ -29,7 +29,7 @@ from ornstein.errors import UserError
 from ornstein.interop.lora_names import dotted, flat, known_names
 from ornstein.interop.pipeline import Pipeline
 from ornstein.nets.lora import Lora, LoraLayer, attach, base_hash, detach, merge
-from ornstein.store import atomic_save_tensors, load_tensors, read_json
+from ornstein.store import CONFIG, atomic_save_tensors, load_tensors, read_json
 
 __all__ = [
     "TARGETS",
@@ -176,7 +176,8 @@ def _file(path: Path) -> Path:
         )
     if not path.is_dir():
         return path
-    found = [path / name for name in _NAMES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+    named = [path / name for name in _NAMES if (path / name).is_file()]
+    found = named[:1] if (path / CONFIG).is_file() else named or sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         raise UserError(f"{path} holds {len(found)} files that may be a LoRA: name one of them")
     return found[0]
