@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     )
     from ornstein.checkpoint import load
     from ornstein.denoiser import Data, Denoiser, SampleSpec
-    from ornstein.personalize.recipe import personalize
+    from ornstein.personalization.recipe import personalize
     from ornstein.process import Gaussian, Prediction, Process
     from ornstein.request import SampleRequest
     from ornstein.sampling import invert, sample
@@ -111,7 +111,7 @@ _MODULE_OF = {
     "SampleSpec": "denoiser",
     "invert": "sampling",
     "load": "checkpoint",
-    "personalize": "personalize.recipe",
+    "personalize": "personalization.recipe",
     "sample": "sampling",
     "train": "training.recipe",
 }

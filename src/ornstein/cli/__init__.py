@@ -20,7 +20,7 @@ COMMANDS = {
     "sample": Lazy("Draw samples from a trained model.", f"{_OPTIONS}:Sample", "ornstein.cli.sample:sample"),
     "personalize": Lazy(
         "Teach a model of text what a few pictures show.",
-        "ornstein.personalize.settings:Personalize",
+        "ornstein.personalization.settings:Personalize",
         "ornstein.cli.personalize:personalise",
     ),
     "tune": Lazy("Learn a solver of few steps for a model.", f"{_OPTIONS}:Tune", "ornstein.cli.tune:tune"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ornstein.errors import UserError
-from ornstein.personalize.recipe import REPORT, personalize
-from ornstein.personalize.settings import Personalize, PersonalizeSettings
+from ornstein.personalization.recipe import REPORT, personalize
+from ornstein.personalization.settings import Personalize, PersonalizeSettings
 from ornstein.progress import say
 
 __all__ = ["personalise"]

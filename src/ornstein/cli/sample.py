@@ -15,10 +15,9 @@ from torch import Tensor
 from ornstein import autoencoders, checkpoint, processes
 from ornstein.cli.clips import sample_clips
 from ornstein.cli.commands import Sample
-from ornstein.cli.models import lora_of, open_model
+from ornstein.cli.models import compile_model, lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
-from ornstein.compiling import cache_folder, compile_network
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
@@ -106,7 +105,6 @@ def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tupl
     if not clips:
         refuse(Sample, given, ("frames", "overlap", "given", "first", "last", "fps"), "this is a model of images")
         return
-    refuse(Sample, given, ("compile",), "clips are sampled without compiling")
     if asked.given is None:
         refuse(Sample, given, ("first", "last"), "it needs videos: --given")
     else:
@@ -232,9 +230,7 @@ def _images(
             if compile_first:
                 compile_first = False
                 bar.update(task, note="compiling the network: a minute, or seconds if it has been done before")
-                once = replace(of_rows, solver="ddim", steps=1, grid=GRID)
-                seconds = compile_network(denoiser, lambda: draw(denoiser, (count, *shape), once, cond))
-                say(f"compiled in {seconds:.1f} s; the compiled code is kept in {cache_folder()}")
+                compile_model(denoiser, (count, *shape), of_rows, cond)
             samples = draw(denoiser, (count, *shape), of_rows, cond, callback=advance)
             before += steps
             return denoiser.decode(samples[: len(rows)])

@@ -49,7 +49,7 @@ def add_word(
 
     Args:
         word: one word of the prompts.
-        rows: its embeddings (count, D) by the name of the encoder; None starts them from the mean of those of `initial`.
+        rows: its embeddings (count, D) by the name of the encoder; None: those of `initial` at the start.
         initial: a known word.
         count: how many tokens the word becomes: itself, word_1, word_2, ...
 

@@ -15,7 +15,7 @@ from ornstein.interop.lora import parts_of
 from ornstein.interop.pipeline import Pipeline
 from ornstein.interop.words import add_word, words_on
 from ornstein.nets.lora import Lora, LoraLayer, LoraWeight, adapted, base_hash, trainable
-from ornstein.personalize.settings import TARGETS, TEXT_TARGETS, PersonalizeSettings
+from ornstein.personalization.settings import TARGETS, TEXT_TARGETS, PersonalizeSettings
 from ornstein.randomness import generator
 
 __all__ = ["Learned", "begin", "frozen", "lora_of"]

@@ -19,7 +19,7 @@ from ornstein.data.pixels import to_unit
 from ornstein.data.sets import split_rows
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.personalize.settings import PersonalizeSettings
+from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.settings import extent_of
 
 __all__ = ["PictureSet", "Pictures", "open_pictures", "split"]

@@ -21,14 +21,14 @@ from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.interop.pipeline import Pipeline
-from ornstein.personalize.class_pictures import class_pictures, sampled
-from ornstein.personalize.files import about_run, restore, write_run
-from ornstein.personalize.learned import Learned, begin
-from ornstein.personalize.pictures import Pictures, PictureSet, open_pictures, split
-from ornstein.personalize.report import write_personal_report
-from ornstein.personalize.settings import SETTINGS, PersonalizeSettings
-from ornstein.personalize.task import Check, Personalisation
-from ornstein.personalize.texts import check_words
+from ornstein.personalization.class_pictures import class_pictures, sampled
+from ornstein.personalization.files import about_run, restore, write_run
+from ornstein.personalization.learned import Learned, begin
+from ornstein.personalization.pictures import Pictures, PictureSet, open_pictures, split
+from ornstein.personalization.report import write_personal_report
+from ornstein.personalization.settings import SETTINGS, PersonalizeSettings
+from ornstein.personalization.task import Check, Personalisation
+from ornstein.personalization.texts import check_words
 from ornstein.progress import progress, say, warn
 from ornstein.settings import read, read_file, to_json
 from ornstein.store import atomic_write
@@ -84,7 +84,7 @@ def personalize(
         resume: continue the run in `out` with its stored settings; `settings` may extend it (steps, minutes).
         report: write report.html at the end.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        **settings: the fields of `ornstein.personalize.settings.PersonalizeSettings`: method, rank, prior, steps, ...
+        **settings: the fields of `ornstein.personalization.settings.PersonalizeSettings`: method, rank, prior, steps, ...
 
     Returns:
         The run, with the model in memory.

@@ -13,8 +13,8 @@ from ornstein.evaluation.charts import Axis, Line, chart, linear_ticks
 from ornstein.evaluation.panels import Panel
 from ornstein.evaluation.report import Charts, Curve, Report, Skipped, write_report
 from ornstein.metrics import read_metrics
-from ornstein.personalize.pictures import Pictures
-from ornstein.personalize.task import Personalisation
+from ornstein.personalization.pictures import Pictures
+from ornstein.personalization.task import Personalisation
 
 __all__ = ["write_personal_report"]
 

@@ -13,8 +13,8 @@ from ornstein.data import open_images
 from ornstein.data.pixels import to_uint8
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.personalize.pictures import Pictures
-from ornstein.personalize.settings import PersonalizeSettings
+from ornstein.personalization.pictures import Pictures
+from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.progress import progress, say
 from ornstein.sampling import sample
 from ornstein.store import atomic_write, make_folder

@@ -14,10 +14,10 @@ from torch import Tensor
 from ornstein import processes
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.objectives import edm
-from ornstein.personalize.learned import Learned, frozen
-from ornstein.personalize.pictures import PictureSet
-from ornstein.personalize.settings import PersonalizeSettings
-from ornstein.personalize.texts import Texts
+from ornstein.personalization.learned import Learned, frozen
+from ornstein.personalization.pictures import PictureSet
+from ornstein.personalization.settings import PersonalizeSettings
+from ornstein.personalization.texts import Texts
 from ornstein.process import Prediction
 from ornstein.randomness import normal
 from ornstein.schedules import Discrete, Rectified

@@ -12,7 +12,7 @@ from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.interop.pipeline import Pipeline
 from ornstein.interop.words import known_words
-from ornstein.personalize.settings import PersonalizeSettings
+from ornstein.personalization.settings import PersonalizeSettings
 
 __all__ = ["Texts", "check_words"]
 
@@ -36,8 +36,8 @@ def check_words(d: Denoiser, settings: PersonalizeSettings) -> list[str]:
     known = [] if word is None else known_words(d, word)
     if known:
         lines.append(
-            f"the placeholder {word} is a word of the tokenizer of {', '.join(known)} already: what the model knows of it "
-            "mixes with what is new; a word that it does not know, such as <new>, starts afresh"
+            f"the placeholder {word} is a word of the tokenizer of {', '.join(known)} already: what the model knows of "
+            "it mixes with what is new; a word that it does not know, such as <new>, starts afresh"
         )
     return lines
 

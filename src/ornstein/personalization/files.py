@@ -12,8 +12,8 @@ from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.interop.lora import write_lora
 from ornstein.interop.personal import write_weights, write_words
-from ornstein.personalize.learned import Learned, lora_of
-from ornstein.personalize.settings import PersonalizeSettings
+from ornstein.personalization.learned import Learned, lora_of
+from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.settings import to_json
 from ornstein.store import CONFIG, FORMAT, MODEL, atomic_write, json_bytes, load_tensors, make_folder
 
