@@ -35,6 +35,7 @@ __all__ = [
     "TARGETS",
     "FileKind",
     "load_lora",
+    "lora_file",
     "merge_lora",
     "parts_of",
     "read_lora",
@@ -131,7 +132,7 @@ def read_lora(path: str | Path, parts: nn.Module | None = None) -> Lora:
     Raises:
         UserError: it is not a LoRA, is damaged, or is a pickle.
     """
-    file = _file(Path(path))
+    file = lora_file(path)
     tensors, metadata = load_tensors(file)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -168,7 +169,9 @@ def read_lora(path: str | Path, parts: nn.Module | None = None) -> Lora:
     return Lora(layers, own.get("base"), facts)
 
 
-def _file(path: Path) -> Path:
+def lora_file(path: str | Path) -> Path:
+    """The file of a LoRA: `path` itself, or the one in that folder. Raises UserError for a pickle, or if none is."""
+    path = Path(path)
     if path.suffix in _PICKLES:
         raise UserError(
             f"{path} is a pickle, which can run code and is not loaded: convert it where you trust it, with "

@@ -84,7 +84,7 @@ def personalize(
         resume: continue the run in `out` with its stored settings; `settings` may extend it (steps, minutes).
         report: write report.html at the end.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
-        **settings: the fields of `ornstein.personalization.settings.PersonalizeSettings`: method, rank, prior, steps, ...
+        **settings: the fields of `personalization.settings.PersonalizeSettings`: method, rank, prior, steps, ...
 
     Returns:
         The run, with the model in memory.
