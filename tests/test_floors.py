@@ -30,7 +30,7 @@ FLOORS = [
     # runs: data in, a model out, evaluated
     "evaluation",
     "training",
-    "faces contrast",
+    "faces contrast personalization",
     "cli studio",
     "__init__ __main__",
 ]

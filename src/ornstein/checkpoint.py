@@ -130,6 +130,8 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
         raise UserError(
             f"{folder} holds an autoencoder: `ornstein.autoencoders.load` reads it, `train --latent` uses it"
         )
+    if "personal" in config:
+        return import_module("ornstein.interop.personal").open_run(folder, config, trust_sizes)
     check_numbers(config, where)
     try:
         denoiser = _from_config(config, folder, net, trust_sizes)
@@ -196,6 +198,8 @@ def fingerprint(path: str | Path) -> str:
         UserError: there is no model.
     """
     folder = Path(path)
+    if folder.is_file():
+        return file_hash(folder).hexdigest()
     if is_pipeline(folder):
         return _pipeline_hash(folder)
     config = read_config(path)

@@ -54,6 +54,8 @@ class Task(ABC, Generic[M]):
     """
 
     by_rows: ClassVar[bool] = False
+    done: bool = False
+    """Whether the training is over before its steps are; a task may say so in `watch`, and from `load_state` on."""
 
     def __init__(self, model: M, networks: Sequence[nn.Module]) -> None:
         self.model = model
@@ -99,6 +101,13 @@ class Task(ABC, Generic[M]):
     def learn(self, figures: dict[str, float], pieces: int) -> dict[str, float]:
         """Called after a step with its figures, means over so many pieces of the batch; returns those to log."""
         return figures
+
+    def watch(self, average: M, step: int) -> None:
+        """Called at every checkpoint that the settings ask for, and at the end, before it is written.
+
+        Args:
+            average: the model with EMA weights. All processes call this together, and must come to the same.
+        """
 
     def to_state(self) -> dict[str, Any] | None:
         """What the task has learned besides the model, in JSON types; None for nothing."""
