@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo demo-swap studio test test-slow test-all wheel readme check bench bench-train board evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
+.PHONY: setup demo demo-swap studio test test-slow test-all wheel readme check bench bench-train board gpu evidence evidence-noise evidence-likelihood evidence-latent evidence-faults evidence-features docs clean
 
 setup: $(STAMP)
 
@@ -95,6 +95,11 @@ board: setup
 	@test -n "$(CIFAR)" || { echo "give CIFAR=train.zip, the CIFAR-10 training images as a zip of pictures"; exit 2; }
 	$(BIN)/python benchmarks/board.py --data $(CIFAR) --size 32 --minutes 10 $(ARGS)
 	$(BIN)/python benchmarks/board.py --data $(CIFAR) --size 32 --minutes 40 $(ARGS)
+
+# On a machine with a GPU: the quick tests, training, sampling, memory, and with CIFAR=train.zip a training of 20 minutes;
+# the tables go into docs/gpu.md. It can be stopped and continued.
+gpu: setup
+	$(BIN)/python benchmarks/gpu.py --write docs/gpu.md $(if $(CIFAR),--data $(CIFAR)) $(ARGS)
 
 clean:
 	rm -rf $(VENV) site dist .pytest_cache .ruff_cache .hypothesis

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from ornstein.denoiser import Denoises
 from ornstein.errors import RunError
 from ornstein.wrapper import device_of, module_of
 
-__all__ = ["cache_folder", "compile_network"]
+__all__ = ["cache_folder", "compile_network", "compiled", "is_of_compiler"]
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -24,6 +27,27 @@ def cache_folder() -> Path:
     """
     given = os.environ.get(_FOLDER)
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ornstein"
+
+
+@contextmanager
+def compiled(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """The networks compiled in place, forwards and backwards, within the block: at their next call, each shape anew.
+
+    CUDA graphs are left out: gradients accumulate over the calls of a step, and graphs reuse their memory.
+    """
+    os.environ[_FOLDER] = str(cache_folder())
+    for net in networks:
+        net.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for net in networks:
+            net._compiled_call_impl = None
+
+
+def is_of_compiler(error: BaseException) -> bool:
+    """Whether an error came from `torch.compile`, not from what was compiled."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def compile_network(d: Denoises, once: Callable[[], object]) -> float:

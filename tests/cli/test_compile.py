@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
+from torch._inductor.exc import InductorError
+from typer.testing import CliRunner
 
 from ornstein import Data, Denoiser, Process
-from ornstein.compiling import cache_folder, compile_network
+from ornstein.cli import app
+from ornstein.compiling import cache_folder, compile_network, compiled
+from ornstein.data import open_images
 from ornstein.data.decode import to_array
 from ornstein.errors import RunError
-from ornstein.nets import UNet
+from ornstein.nets import UNet, VideoUNet
 from ornstein.oracles import GaussianMixture
 from ornstein.schedules import Cosine
+from ornstein.training import TrainConfig, recipe, train
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
@@ -87,3 +93,57 @@ def test_what_cannot_be_compiled_is_told_in_a_line(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(RunError, match=r"^torch.compile does not work here: no compiler$"):
         compile_network(Denoiser(nn.Identity(), Process(Cosine())), broken)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_training_learns_the_same_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    images = open_images("digits")
+
+    def trained(name: str, until: int = 4, resume: bool = False, compile: bool = True) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = Denoiser(UNet(1, 8, 10, width=16, multipliers=(1,), depths=(1,), attention=()), Process(Cosine()))
+        settings = {"batch": 16, "precision": "float32", "compile": compile, "checkpoint_every": 2}
+        states = train(model, images, TrainConfig(steps=4, **settings), tmp_path / name, resume)
+        for state in states:
+            if state.step == until < 4:
+                break
+        states.close()
+        assert model.net._compiled_call_impl is None  # the result is an ordinary network
+        return load_file(tmp_path / name / "model.safetensors")
+
+    plain, whole = trained("plain", compile=False), trained("whole")
+    for name, value in whole.items():
+        torch.testing.assert_close(value, plain[name], rtol=1e-3, atol=1e-4)
+    trained("cut", until=2)
+    resumed = trained("cut", resume=True)
+    for name, value in resumed.items():
+        assert torch.equal(value, whole[name]), name
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_clips_of_compiled_code(tmp_path: Path) -> None:
+    net = VideoUNet(1, 8, 4, width=8, multipliers=(1,), depths=(1,), attention=())
+    Denoiser(net, Process(Cosine()), "v", data=Data((1, 4, 8, 8))).save(tmp_path / "run")
+    result = CliRunner().invoke(
+        app, ["sample", str(tmp_path / "run"), "-n", "2", "--steps", "2", "--compile", "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0 and "compiled in" in result.output, result.output
+    assert (tmp_path / "out" / "sheet.png").is_file()
+
+
+def test_networks_are_compiled_within_the_block_alone() -> None:
+    nets = [nn.Linear(1, 1), nn.Linear(1, 1)]
+    with compiled(nets):
+        assert all(net._compiled_call_impl is not None for net in nets)
+    assert all(net._compiled_call_impl is None for net in nets)
+
+
+def test_a_step_that_cannot_be_compiled_says_to_leave_it_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: nn.Module, *_: object, **__: object) -> None:
+        raise InductorError(RuntimeError("no compiler here\nand a long trace"), None)
+
+    monkeypatch.setattr(UNet, "forward", broken)
+    with pytest.raises(RunError, match=r"torch.compile does not work here: .*no compiler here; no checkpoint. Leave"):
+        recipe.train("digits", tmp_path / "run", steps=2, net="xs", report=False, precision="float32")

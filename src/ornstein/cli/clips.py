@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ornstein.cli.commands import Sample
+from ornstein.cli.models import compile_model
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.errors import UserError
@@ -36,6 +37,11 @@ def sample_clips(
     assert denoiser.data is not None
     sheet = folder / "sheet.png"
     check_replaceable([*(p for i in range(n) for p in _files(folder, i)), sheet], asked.overwrite)
+    if asked.compile:
+        say("compiling the network: a minute, or seconds if it has been done before")
+        first = min(n, request.batch or n)
+        cond = {"label": None if labels is None else labels[:first]}
+        compile_model(denoiser, (first, *denoiser.data.shape), request, cond)
     if asked.given is not None:
         samples = _continued(asked, denoiser, n, labels, request)
     elif asked.frames is not None and asked.frames > denoiser.data.shape[1]:

@@ -10,6 +10,7 @@ from ornstein.few_steps.settings import TuneSettings
 from ornstein.interop.settings import Prompts
 from ornstein.request import SampleRequest
 from ornstein.settings import (
+    PRECISIONS,
     again,
     check,
     device_setting,
@@ -70,6 +71,7 @@ class Demo:
     out: Path = setting(Path("runs/demo"), "The run directory to write.", names=("-o", "--out"))
     quick: bool = setting(False, "A short training, to see that all works.")
     resume: bool = again(Train, "resume", False)
+    precision: str = again(Settings, "precision", "auto")
     device: str = device_setting()
 
 
@@ -109,7 +111,7 @@ class Sample:
     precision: str = precision_setting()
     device: str = device_setting()
     trust_sizes: bool = trust_sizes_setting()
-    compile: bool = setting(False, "Compile the network first, and say how long that took; for images.")
+    compile: bool = setting(False, "Compile the network first, and say how long that took.")
     frames: int | None = setting(None, "Clips of so many frames, by overlapping windows.", minimum=1, panel="Clips")
     overlap: int | None = setting(
         None, "Frames that two windows share.", by_data="half a window", minimum=1, panel="Clips"
@@ -143,6 +145,7 @@ class Tune(TuneSettings):
     prompt: str | None = again(Prompts, "prompt", None)
     prompts: Path | None = again(Prompts, "prompts", None)
     negative: str | None = again(Prompts, "negative", None)
+    precision: str = again(Sample, "precision", "float32")
     device: str = device_setting()
     trust_sizes: bool = trust_sizes_setting()
 
@@ -184,6 +187,10 @@ class FitNoise:
     clips: int = setting(2000, "At most so many clips, spread over the data.", minimum=2)
     batch: int = setting(16, "Clips in memory at once.", names=("-b", "--batch"), minimum=1)
     plot: Path | None = setting(None, "A picture of the correlations to write.")
+    precision: str = setting(
+        "auto", "Precision of the Fourier transforms; auto is float64 where the device has it.", choices=PRECISIONS[:2]
+    )
+    device: str = device_setting()
     overwrite: bool = again(Sample, "overwrite", False)
 
     def __post_init__(self) -> None:

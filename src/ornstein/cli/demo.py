@@ -21,6 +21,7 @@ def demo(asked: Demo, given: frozenset[str]) -> None:
         asked.out,
         resume=asked.resume,
         device=asked.device,
+        precision=asked.precision,
         title="Digits, made by a diffusion model",
         judged=200 if asked.quick else 1000,
         quality_steps=(5, 20) if asked.quick else (2, 5, 10, 20, 50),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ornstein.cli.commands import KINDS, FitNoise
 from ornstein.data import open_clips
+from ornstein.devices import choose_device, has_float64
 from ornstein.errors import UserError
 from ornstein.extras import require
 from ornstein.noise import ClipStatistics, Covariance, FrameCovariance, from_config, to_config
@@ -113,7 +114,9 @@ def _read(asked: FitNoise) -> ClipStatistics:
     if len(source.skipped) > _NAMED:
         say(f"and {len(source.skipped) - _NAMED} more files skipped")
     used = torch.linspace(0, len(source) - 1, min(asked.clips, len(source))).long()
-    statistics = ClipStatistics()
+    device = choose_device(asked.device)
+    narrow = asked.precision == "float32" or not has_float64(device)
+    statistics = ClipStatistics(device=device, dtype=torch.float32 if narrow else torch.float64)
     with progress("clips") as bar:
         task = bar.add_task("estimating", total=len(used), note="")
         for part in used.split(asked.batch):

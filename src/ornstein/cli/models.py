@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ornstein import checkpoint
+from ornstein.compiling import cache_folder, compile_network
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.interop.lora import load_lora, merge_lora
 from ornstein.progress import say, warn
+from ornstein.request import GRID, SampleRequest
+from ornstein.sampling import draw
 from ornstein.store import read_bytes
 
-__all__ = ["add_loras", "lora_of", "open_model", "prompts_of", "told"]
+__all__ = ["add_loras", "compile_model", "lora_of", "open_model", "prompts_of", "told"]
 
 _LARGEST = 2**24  # bytes of a file of prompts
 _OPTIONS = ("prompt", "prompts", "negative")
@@ -103,3 +107,10 @@ def prompts_of(prompt: str | None, file: Path | None) -> list[str]:
     if not lines:
         raise UserError(f"{file} has no prompts: write one a line")
     return lines
+
+
+def compile_model(denoiser: Denoiser, shape: Sequence[int], request: SampleRequest, cond: dict[str, Any]) -> None:
+    """Compile the network for samples of this shape, (B, *), and these conditions, and say how long that took."""
+    once = replace(request, solver="ddim", steps=1, grid=GRID)
+    seconds = compile_network(denoiser, lambda: draw(denoiser, shape, once, cond))
+    say(f"compiled in {seconds:.1f} s; the compiled code is kept in {cache_folder()}")

@@ -15,14 +15,14 @@ from torch import Tensor
 from ornstein import autoencoders, checkpoint, processes
 from ornstein.cli.clips import sample_clips
 from ornstein.cli.commands import Sample
-from ornstein.cli.models import lora_of, open_model
+from ornstein.cli.models import compile_model, lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
-from ornstein.compiling import cache_folder, compile_network
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.samples import choose_solver, class_number, guidance_rule, record_of
+from ornstein.interop.lora import lora_file
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
@@ -106,7 +106,6 @@ def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tupl
     if not clips:
         refuse(Sample, given, ("frames", "overlap", "given", "first", "last", "fps"), "this is a model of images")
         return
-    refuse(Sample, given, ("compile",), "clips are sampled without compiling")
     if asked.given is None:
         refuse(Sample, given, ("first", "last"), "it needs videos: --given")
     else:
@@ -210,7 +209,7 @@ def _images(
     if getattr(denoiser, "takes_text", False):
         settings |= {"prompts": denoiser.data.classes, "negative": asked.negative, "guidance": asked.guidance}
     if asked.lora:
-        settings["lora"] = [[text, file_hash(lora_of(text)[0]).hexdigest()] for text in asked.lora]
+        settings["lora"] = [[text, file_hash(lora_file(lora_of(text)[0])).hexdigest()] for text in asked.lora]
     record = record_of(asked.run, settings)
     batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"
@@ -232,9 +231,7 @@ def _images(
             if compile_first:
                 compile_first = False
                 bar.update(task, note="compiling the network: a minute, or seconds if it has been done before")
-                once = replace(of_rows, solver="ddim", steps=1, grid=GRID)
-                seconds = compile_network(denoiser, lambda: draw(denoiser, (count, *shape), once, cond))
-                say(f"compiled in {seconds:.1f} s; the compiled code is kept in {cache_folder()}")
+                compile_model(denoiser, (count, *shape), of_rows, cond)
             samples = draw(denoiser, (count, *shape), of_rows, cond, callback=advance)
             before += steps
             return denoiser.decode(samples[: len(rows)])

@@ -15,6 +15,7 @@ from ornstein.cli.options import resolve
 from ornstein.errors import UserError
 from ornstein.progress import say
 from ornstein.runs import describe
+from ornstein.settings import PRECISIONS
 
 __all__ = ["studio"]
 
@@ -39,6 +40,10 @@ def studio(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further host name of the studio, such as a reverse proxy's; repeatable.")
     ] = None,
+    device: Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:1, ... or mps.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help=f"Precision of convolutions and matrix products: {', '.join(PRECISIONS)}.")
+    ] = "auto",
     browse: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
 ) -> None:
     """Open the studio: train, generate, video and noise, face swap, likelihood and evaluation, in the browser.
@@ -52,11 +57,14 @@ def studio(
         if not sys.stdin.isatty():
             raise UserError(f"give the password of {user} in a file: --password-file")
         password = typer.prompt(f"password of {user}", hide_input=True)
+    devices = resolve("ornstein.devices")  # it imports torch
+    where = devices.choose_device(device)
+    devices.choose_precision(precision, where)
     launch = resolve("ornstein.studio.launch")  # it needs Gradio, which no other command does
     address = launch.Address(host, port, user, password, tuple(allow_host or ()))
     for run in runs or []:
         describe(run)  # an error belongs here, not on a page
-    with launch.serving(home, runs or [], address) as url:
+    with launch.serving(home, runs or [], address, device=where, precision=precision) as url:
         say(f"the studio is at {url}; Ctrl-C ends it, trainings continue")
         if browse:
             webbrowser.open(url)

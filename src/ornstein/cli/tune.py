@@ -11,7 +11,7 @@ import torch
 from ornstein import checkpoint
 from ornstein.cli.commands import Tune
 from ornstein.cli.models import open_model
-from ornstein.devices import choose_device
+from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.few_steps.tuning import judged, trajectories
 from ornstein.few_steps.tuning import tune as learn
@@ -29,7 +29,9 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
     asked = replace(asked, run=checkpoint.locate(asked.run))
     run, counts = asked.run, sorted(set(asked.steps))
     model, guidance = open_model(asked, asked.guidance)
-    model, guidance = model.to(choose_device(asked.device)), 1.0 if guidance is None else guidance
+    device = choose_device(asked.device)
+    model, guidance = model.to(device), 1.0 if guidance is None else guidance
+    model.precision = choose_precision(asked.precision, device)
     if model.data is None:
         raise UserError(f"{run} does not say what its samples look like; train it with `ornstein train`")
     if model.distilled is not None:

@@ -46,8 +46,8 @@ class Contrast:
 
     Writes one report: modes covered, share of good samples, reverse KL, Frechet distance, bits/dim, time a sample, and
     an animation of the samples over training, in which mode collapse is seen. Every model gets the same processor time
-    on one thread and, within 10 %, the same number of parameters. Started again with the same --out, it keeps the
-    models that are finished.
+    on one thread of the CPU and, within 10 %, the same number of parameters. Started again with the same --out, it
+    keeps the models that are finished.
 
     Example: ornstein contrast --data gaussians-25 --out runs/contrast
     """

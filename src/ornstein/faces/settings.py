@@ -283,7 +283,7 @@ class SwapCommand(VideoSettings, SwapSettings, _SwapFiles):
 
 @dataclass(frozen=True)
 class PrepareCommand:
-    """Detect, align and embed the face in each of your photos.
+    """Detect, align and embed the face in each of your photos; by dlib, on the CPU.
 
     Example: ornstein faces prepare photos.zip --out faces --size 64
     """

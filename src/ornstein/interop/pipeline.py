@@ -85,11 +85,12 @@ class Pipeline(Denoiser):
         if not texts or (negative is not None and len(others) != len(texts)):
             raise ValueError(f"{len(texts)} prompts and {len(others)} negative prompts: give one of each a sample")
         self.family.check_encoders(self._pipe, [*texts, *others])
-        cond: dict[str, Any] = self._encoded(texts)
-        if others:
-            cond["negative"] = self._encoded(others)
-        elif not self.guided_by_condition:
-            cond["negative"] = self._nothing(len(texts))
+        with torch.no_grad():
+            cond: dict[str, Any] = self._encoded(texts)
+            if others:
+                cond["negative"] = self._encoded(others)
+        if not others and not self.guided_by_condition:
+            cond["negative"] = self.nothing(len(texts))
         for name, value in shared.items():
             if name not in self.family.conditions or (name == "guidance_scale" and not self.guided_by_condition):
                 takes = ", ".join(n for n in self.family.conditions if n != "text")
@@ -110,11 +111,16 @@ class Pipeline(Denoiser):
             ValueError: the model is not one for inpainting.
         """
         space = self.space
-        if not isinstance(space, Latents) or getattr(self._model.config, "in_channels", 0) != 2 * self._shape[0] + 1:
+        if not isinstance(space, Latents) or not self.has_mask_channels:
             raise ValueError("this model has no channels for a mask: inpaint by projection, which any model can")
         kept = space.encode(image * (mask < 0.5))[0]
         small = nn.functional.interpolate(mask.to(kept), size=kept.shape[-2:])  # nearest, as in training
         return torch.cat([small, kept], dim=1)
+
+    @property
+    def has_mask_channels(self) -> bool:
+        """Whether the network is one for inpainting: it takes a mask and the latents of what it leaves."""
+        return getattr(self._model.config, "in_channels", 0) == 2 * self._shape[0] + 1
 
     @property
     def _encoder_device(self) -> torch.device:
@@ -136,6 +142,17 @@ class Pipeline(Denoiser):
         """Whether the model has text encoders."""
         return bool(self.family.encoders)
 
+    @property
+    def pipe(self) -> Any:
+        """The pipeline of diffusers."""
+        return self._pipe
+
+    @property
+    def encoders(self) -> list[tuple[str, Any, Any]]:
+        """The text encoders that are there: name, module and tokenizer."""
+        found = [(n, getattr(self._pipe, n, None), getattr(self._pipe, t, None)) for n, t in self.family.encoders]
+        return [(name, encoder, tokenizer) for name, encoder, tokenizer in found if None not in (encoder, tokenizer)]
+
     def prompted(
         self, prompts: Sequence[str], negative: str | None = None, guidance_scale: float | None = None
     ) -> Pipeline:
@@ -146,7 +163,7 @@ class Pipeline(Denoiser):
         Raises as `encode`.
         """
         cond = self.encode(prompts, negative, **({} if guidance_scale is None else {"guidance_scale": guidance_scale}))
-        other = cond.pop("negative", None) or self._nothing(1)
+        other = cond.pop("negative", None) or self.nothing(1)
         if guidance_scale is not None:
             other = other | {"guidance_scale": cond["guidance_scale"]}
         made = copy.copy(self)
@@ -202,10 +219,10 @@ class Pipeline(Denoiser):
             label = torch.full((len(x_t),), -1) if label is None else torch.as_tensor(label)
             cond |= {name: value.to(x_t.device)[label.to(x_t.device)] for name, value in self._rows.items()}
         elif self.family.encoders and "text" not in cond:
-            cond = self._nothing(len(x_t)) | cond
+            cond = self.nothing(len(x_t)) | cond
         return super()._output(x_t, t, cond)
 
-    def _nothing(self, count: int) -> dict[str, Tensor]:
+    def nothing(self, count: int) -> dict[str, Tensor]:
         """The conditions of samples without a prompt."""
         if not self._empty:
             self.family.check_encoders(self._pipe, [])
@@ -213,11 +230,16 @@ class Pipeline(Denoiser):
                 self._empty = self.family.encode_nothing(self._pipe, self._shape, self._encoder_device)
         return {name: value.expand(count, *value.shape[1:]) for name, value in self._empty.items()}
 
+    def encode_trained(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The conditions of prompts, one row each, with gradients to text encoders that are being trained."""
+        with torch.enable_grad():
+            return self._encoded(list(prompts))
+
     def _encoded(self, texts: list[str]) -> dict[str, Tensor]:
         """The conditions of texts, each different one encoded once."""
         different = list(dict.fromkeys(texts))
         device = self._encoder_device
-        with torch.no_grad(), quiet():
+        with quiet():
             cond = self.family.encode(self._pipe, different, self._shape, device)
         rows = torch.tensor([different.index(text) for text in texts], device=device)
         return {name: value.index_select(0, rows) for name, value in cond.items()}

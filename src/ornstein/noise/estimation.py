@@ -51,12 +51,21 @@ class ClipStatistics:
 
     Args:
         bands: radial bands of equal width, by default min(H, W)/2 and at most 16.
+        device: where clips are transformed and multiplied; sums are float64 on the CPU.
+        dtype: of the transforms, float64 or float32.
     """
 
-    def __init__(self, bands: int | None = None) -> None:
+    def __init__(
+        self,
+        bands: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         if bands is not None and bands < 1:
             raise ValueError(f"at least one band of spatial frequency is needed, got {bands}")
         self.bands = bands or 0
+        self.device = device or torch.device("cpu")
+        self.dtype = dtype
         self.clips = 0
         self._shape: tuple[int, ...] = ()
         self._products = torch.zeros(0, dtype=torch.float64)
@@ -97,17 +106,18 @@ class ClipStatistics:
             self._products = torch.zeros(self.bands, frames, frames, dtype=torch.float64)
             self._sum = torch.zeros(channels, frames, height, width // 2 + 1, dtype=torch.complex128)
         for part in clips.split(_CHUNK) if len(clips) else ():
-            f = torch.fft.rfft2(part.double().cpu(), norm="ortho")
-            self._sum += f.sum(0)
+            f = torch.fft.rfft2(part.to(self.device, self.dtype), norm="ortho")
+            self._sum += f.sum(0).cpu()
             self._products += self._by_band(f)
         self.clips += len(clips)
 
     def _by_band(self, f: Tensor) -> Tensor:
         """Products of frames summed over the modes of a band and all else: (*, C, F, H, W//2+1) -> (bands, F, F)."""
         band = radial_bands(*self.size, self.bands).flatten()
-        f = (f * conjugates(*self.size).sqrt()).flatten(-2)
-        modes = [torch.view_as_real(f[..., band == b]).flatten(-2).flatten(0, -3) for b in range(self.bands)]
-        return torch.stack([(m @ m.mT).sum(0) for m in modes])
+        f = (f * conjugates(*self.size).sqrt().to(f.device, f.real.dtype)).flatten(-2)
+        members = [(band == b).nonzero().flatten().to(f.device) for b in range(self.bands)]
+        modes = [torch.view_as_real(f[..., each]).flatten(-2).flatten(0, -3) for each in members]
+        return torch.stack([(m @ m.mT).sum(0) for m in modes]).cpu()
 
     @property
     def frames(self) -> int:

@@ -18,7 +18,6 @@ from torch import Tensor
 import ornstein as orn
 from ornstein.data import clip_grid, grid, save_grid, save_mp4, to_uint8
 from ornstein.denoiser import Denoiser
-from ornstein.devices import choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
 from ornstein.request import SOLVERS, STEPS, SampleRequest
@@ -28,7 +27,6 @@ from ornstein.studio import charts, forms
 from ornstein.studio.sessions import Session
 from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.work import Tell, Work, errors_shown, note
-from ornstein.wrapper import device_of
 
 __all__ = ["MOST", "Draw", "checked", "page", "write_samples"]
 
@@ -88,13 +86,20 @@ class Draw:
             return denoiser.data.labels(self.n)
         return torch.full((self.n,), class_number(self.label, denoiser.data, self.run))
 
-    def samples(self, denoiser: Denoiser, tell: Tell, states: list[tuple[float, Tensor]] | None = None) -> Tensor:
+    def samples(
+        self,
+        denoiser: Denoiser,
+        tell: Tell,
+        states: list[tuple[float, Tensor]] | None = None,
+        precision: torch.dtype | None = None,
+    ) -> Tensor:
         """Draw the samples.
 
         Args:
             denoiser: the model.
             tell: called with the progress.
             states: gets (t, state) of every step, uint8, of the first samples.
+            precision: of the network, None for float32.
 
         Returns:
             (N, C, H, W) or (N, C, F, H, W) in [-1, 1].
@@ -122,7 +127,7 @@ class Draw:
             cond={"label": labels},
             callback=advance,
             batch=batch,
-            precision=choose_precision("auto", device_of(denoiser)),
+            precision=precision,
         )
         return denoiser.decode(samples)
 
@@ -200,7 +205,7 @@ class _Page:
         denoiser = self.studio.runs.model(draw.run)
         states: list[tuple[float, Tensor]] = []
         folder, seen = session.new_folder(), 0
-        work = Work(session, "steps", lambda tell: draw.samples(denoiser, tell, states))
+        work = Work(session, "steps", lambda tell: draw.samples(denoiser, tell, states, self.studio.dtype))
         for line in work:
             preview = _preview(states, folder) if len(states) > seen else gr.skip()
             seen = len(states)
@@ -256,7 +261,7 @@ class _Page:
                 def advance(what: str, step: int, total: int | None, before: int = done) -> None:
                     tell("comparing", before + step, sum(counts))
 
-                out.append(draw.samples(denoiser, advance))
+                out.append(draw.samples(denoiser, advance, precision=self.studio.dtype))
                 done += draw.steps
             return out
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gradio
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -86,6 +87,8 @@ def serving(
     *,
     detector: FaceDetector | None = None,
     recogniser: FaceRecogniser | None = None,
+    device: torch.device | None = None,
+    precision: str = "auto",
     max_file_size: int = MAX_FILE_SIZE,
 ) -> Iterator[str]:
     """Serve the studio within the block; afterwards everything that pages uploaded is deleted.
@@ -95,6 +98,7 @@ def serving(
         given: further runs.
         address: where it listens; None is this computer's own address.
         detector, recogniser: of faces; None is dlib's.
+        device, precision: of all networks, see `Studio`.
         max_file_size: bytes of one upload.
 
     Yields:
@@ -108,7 +112,7 @@ def serving(
     with tempfile.TemporaryDirectory(prefix="ornstein-studio-", ignore_cleanup_errors=True) as cache:
         os.environ["GRADIO_TEMP_DIR"] = cache
         listening = _listen(address.host, address.port)
-        studio = Studio(home, Path(cache), given, detector, recogniser)
+        studio = Studio(home, Path(cache), given, detector, recogniser, device, precision)
         blocks = build(studio)
         blocks.queue(max_size=None, default_concurrency_limit=8)
         # Mounted, not launched: launching asks the page from itself, which fails behind a proxy and on a busy machine.

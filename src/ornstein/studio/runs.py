@@ -8,6 +8,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device
@@ -34,10 +36,10 @@ def checked_name(name: str) -> str:
 
 
 class Runs:
-    """Runs given by name, and those in the folder `home`, where new ones are written."""
+    """Runs given by name, and those in the folder `home`, where new ones are written; their models go to `device`."""
 
-    def __init__(self, home: Path, given: Sequence[Path] = ()) -> None:
-        self.home, self.given = home, list(given)
+    def __init__(self, home: Path, given: Sequence[Path] = (), device: torch.device | None = None) -> None:
+        self.home, self.given, self.device = home, list(given), device or choose_device()
         self._models: dict[tuple[Path, int], Denoiser] = {}
         self._lock = threading.Lock()
 
@@ -116,7 +118,7 @@ class Runs:
         with self._lock:
             if key not in self._models:
                 self._models = {k: v for k, v in self._models.items() if k[0] != run}
-                self._models[key] = checkpoint.load(run).to(choose_device())
+                self._models[key] = checkpoint.load(run).to(self.device)
             denoiser = self._models[key]
         if denoiser.data is None:
             raise UserError(f"{run.name} has no sample spec: train it with `ornstein train`")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import torch
 
+from ornstein.devices import choose_precision
 from ornstein.studio.runs import CLIPS, FACES, Runs
 from ornstein.studio.sessions import Sessions
 from ornstein.studio.trainings import Trainings
@@ -51,6 +53,8 @@ class Studio:
         cache: the folder of uploads and results of open pages.
         given: further runs.
         detector, recogniser: of faces; None is dlib's.
+        device: where models go; None is the best there is.
+        precision: of networks, one of `ornstein.devices.PRECISIONS`.
     """
 
     # Long work: one at a time; the others wait in order, and none is refused.
@@ -63,9 +67,13 @@ class Studio:
         given: Sequence[Path] = (),
         detector: FaceDetector | None = None,
         recogniser: FaceRecogniser | None = None,
+        device: torch.device | None = None,
+        precision: str = "auto",
     ) -> None:
-        self.runs = Runs(home, given)
-        self.trainings = Trainings(home)
+        self.runs = Runs(home, given, device)
+        self.precision = precision
+        self.dtype = choose_precision(precision, self.runs.device)
+        self.trainings = Trainings(home, str(self.runs.device))
         self.sessions = Sessions(cache)
         self.detector, self.recogniser = detector, recogniser
         self._loads: list[tuple[Callable[..., Any], gr.Dropdown, list[Any]]] = []

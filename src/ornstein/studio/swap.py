@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,7 @@ class _Page:
         self.studio.sessions.send(request, [*(sources or []), target])
         statement = Consent(consent or "")
         path = self.studio.runs.find(run)
-        settings = _settings(steps, identity, guidance, seed, label)
+        settings = replace(_settings(steps, identity, guidance, seed, label), precision=self.studio.precision)
         if not sources:
             raise UserError("choose a photo of the person whose face is put in")
         there = self.target(target, request)
@@ -162,7 +162,7 @@ class _Page:
         picked = [face for face, name in zip(there.faces, there.names, strict=True) if name in (chosen or [])]
 
         def job(tell: Tell) -> str:
-            loaded = load_model(path)
+            loaded = load_model(path, self.studio.runs.device)
             swapper = Swapper(loaded.model, settings, self.studio.detector, self.studio.recogniser)
             photos = [Path(each) for each in sources]
             choice, references = _choice(swapper, photos, there, picked, folder)

@@ -62,10 +62,15 @@ class Progress:
 
 
 class Trainings:
-    """The trainings in the folder `home`, also those started by earlier studios and by the command line."""
+    """The trainings in the folder `home`, also those started by earlier studios and by the command line.
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    Args:
+        home: the folder.
+        device: where a training computes.
+    """
+
+    def __init__(self, home: Path, device: str = "auto") -> None:
+        self.home, self.device = home, device
         self._own: dict[Path, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, data: str, options: Sequence[str], upload: Path | None = None) -> Path:
@@ -108,7 +113,7 @@ class Trainings:
     def _begin(self, run: Path, arguments: list[str]) -> None:
         with (run / LOG).open("wb") as log:
             self._own[run] = subprocess.Popen(
-                [sys.executable, "-m", "ornstein", "train", *arguments, "--out", str(run)],
+                [*(sys.executable, "-m", "ornstein", "train"), *arguments, "--out", str(run), "--device", self.device],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

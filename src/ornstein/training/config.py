@@ -53,6 +53,9 @@ class TrainConfig:
     recompute: bool = setting(
         False, "Compute the blocks again in the backward pass: about a third slower, and a fraction of the memory."
     )
+    compile: bool = setting(
+        False, "Compile the networks first: minutes once, then faster steps on a GPU; other rounding than without it."
+    )
     optimizer: Literal["muon", "adamw"] = setting(
         "adamw", "Muon for matrices and convolutions and AdamW for the rest, or AdamW for all."
     )
@@ -82,7 +85,7 @@ class TrainConfig:
         (0.9, 0.99), "Decay rates of AdamW's moments.", minimum=0, below=1, panel=_OPTIMIZER
     )
     condition_dropout: float = setting(
-        0.1, "Share of samples that are trained without their class, for guidance.", minimum=0, maximum=1,
+        0.1, "Share of samples that are trained without their class or caption, for guidance.", minimum=0, maximum=1,
         panel=_OPTIMIZER,
     )  # fmt: skip
 

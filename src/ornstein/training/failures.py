@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ornstein.compiling import is_of_compiler
 from ornstein.errors import RunError
 from ornstein.processes import Processes
 from ornstein.training.config import TrainConfig
@@ -27,10 +28,13 @@ def kept(out: Path) -> str:
 def of_step(
     error: RuntimeError | MemoryError, step: int, config: TrainConfig, processes: Processes, out: Path
 ) -> RunError | None:
-    """The one-line error of a step that ran out of memory or lost another process; None for any other failure."""
+    """The one-line error of a step: out of memory, not compiled, or without another process; None for any other."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in text.lower() for word in _NO_MEMORY):
         return _memory(text, step, config, processes, out)
+    if is_of_compiler(error):
+        why = text.strip().splitlines() or [type(error).__name__]
+        return RunError(f"step {step}: torch.compile does not work here: {why[0]}; {kept(out)}. Leave out --compile")
     if processes.lost(error):
         return RunError(
             f"step {step}: another of the {processes.world} processes has ended, see what it said; {kept(out)}. Go on "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ornstein import processes, sharding
+from ornstein.compiling import compiled
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_precision
 from ornstein.errors import RunError, UserError
@@ -127,6 +128,8 @@ class _Run(Generic[M]):
             self.criterion = self.processes.wrap(self.criterion, task.varying(images.batch([0])[1] is not None))
         if self.processes.split:
             self.kept.split(self.processes.world)
+        if config.compile and self.processes.split:
+            raise UserError("--compile does not work on a model that is split over processes: leave it out")
         self.parameters: list[Tensor] = list(self.model.parameters())
         self.optimizer = optimizer_of(self.model, config)
         self.step = 0
@@ -225,8 +228,10 @@ class _Run(Generic[M]):
             trackers = Trackers(config.track if self.processes.main else None, self.out, asdict(config))
             # a split model cannot be saved by one process between steps: it stops after the next step
             memory = recomputed(self.model) if config.recompute else nullcontext()
-            with memory, Interrupts(None if self.processes.split else self.save) as interrupts:
-                while self.progress < 1:
+            # not the averages, which previews call at other shapes
+            code = compiled(self.task.networks) if config.compile else nullcontext()
+            with memory, code, Interrupts(None if self.processes.split else self.save) as interrupts:
+                while self.progress < 1 and not self.task.done:
                     began = time.perf_counter()
                     learning_rate = config.learning_rate_at(self.step, self.progress)
                     figures, stop = self.take_step(learning_rate, start, interrupts)
@@ -236,7 +241,10 @@ class _Run(Generic[M]):
                     spent += took
                     if self.kept.due(self.step):
                         self.keep()
-                    checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or stop
+                    due = self.step % config.checkpoint_every == 0 or self.progress >= 1
+                    if due:
+                        self.task.watch(self.average, self.step)
+                    checkpoint_due = due or stop
                     if self.step % LOG_EVERY == 0 or checkpoint_due:
                         timing = {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
                         timing |= {"data_wait": (self.loader.waited - waited) / spent}
