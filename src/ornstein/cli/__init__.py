@@ -43,6 +43,7 @@ COMMANDS = {
     "swap": Lazy("Swap faces in photos and videos.", "ornstein.faces.settings:SwapCommand", "ornstein.cli.swap:swap"),
     "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),
     "faces": Lazy("Prepare, train and evaluate models of faces.", "ornstein.cli.faces:faces"),
+    "edit": Lazy("Fill, restore, enlarge, colour and vary pictures and clips.", "ornstein.cli.edit:edit"),
     "lora": Lazy("Show, convert, merge and scale LoRA files.", "ornstein.cli.lora:lora"),
     "import": Lazy(
         "Make a run of a diffusers folder.", "ornstein.interop.settings:Import", "ornstein.cli.exchange:import_"

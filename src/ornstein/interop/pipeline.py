@@ -111,11 +111,16 @@ class Pipeline(Denoiser):
             ValueError: the model is not one for inpainting.
         """
         space = self.space
-        if not isinstance(space, Latents) or getattr(self._model.config, "in_channels", 0) != 2 * self._shape[0] + 1:
+        if not isinstance(space, Latents) or not self.has_mask_channels:
             raise ValueError("this model has no channels for a mask: inpaint by projection, which any model can")
         kept = space.encode(image * (mask < 0.5))[0]
         small = nn.functional.interpolate(mask.to(kept), size=kept.shape[-2:])  # nearest, as in training
         return torch.cat([small, kept], dim=1)
+
+    @property
+    def has_mask_channels(self) -> bool:
+        """Whether the network is one for inpainting: it takes a mask and the latents of what it leaves."""
+        return getattr(self._model.config, "in_channels", 0) == 2 * self._shape[0] + 1
 
     @property
     def _encoder_device(self) -> torch.device:
