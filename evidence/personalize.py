@@ -13,9 +13,7 @@ the nearest state, rendered of the person that was learned.
 from __future__ import annotations
 
 import itertools
-import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,8 @@ import torch
 from torch import Tensor
 
 import ornstein as orn
-from ornstein.data import save_grid, to_uint8
-from ornstein.faces.world import attributes, identities, render
+from ornstein.data import save_grid
+from ornstein.faces.world import identities, render
 from ornstein.faces.world.parameters import ATTRIBUTES
 
 SIZE, PEOPLE, PICTURES = 32, 2000, 8000
