@@ -1,13 +1,13 @@
 """A new person from four pictures, on our own text-to-image model of the face world, whose answers are exact.
 
-    python evidence/personalize.py data DIR       # captioned pictures of many people, 32 pixels; four of a new one
-    python evidence/personalize.py base DIR       # `ornstein train --captions auto`: the base
-    python evidence/personalize.py people DIR     # methods, ranks and priors at equal processor time, and the plain recipe
-    python evidence/personalize.py table DIR      # the table and the curves of docs/personalize.md
+    python evidence/personalize.py data DIR     # captioned pictures of many people, 32 pixels; four of a new one
+    python evidence/personalize.py base DIR     # `ornstein train --captions auto`: the base
+    python evidence/personalize.py people DIR   # methods, ranks and priors at equal processor time, and a plain recipe
+    python evidence/personalize.py table DIR    # the table and the curves of docs/personalize.md
 
-A state is a pose, an expression, a background and a light of `STATES`; the prompt says all of it, so that what a picture
-should be is known: who it shows is the nearest of 100 people rendered in the state that was asked for, and what it shows
-the nearest state, rendered of the person that was learned.
+A state is a pose, an expression, a background and a light of `STATES`; the prompt says all of it, so that what a
+picture should be is known: who it shows is the nearest of 100 people rendered in the state that was asked for, and what
+it shows the nearest state, rendered of the person that was learned.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STATES = list(itertools.product(*(range(len(part)) for part in PARTS)))
 PLAIN = {"light_y": 0.4, "light_power": 1.0, "ambient": 0.32, "scale": 1.0, "cloth_red": 0.35, "cloth_green": 0.35,
          "cloth_blue": 0.4}  # fmt: skip
 NEW, OTHERS = 7_000, 8_000  # seeds of people that no training has
-BASE = {"captions": "auto", "size": SIZE, "net": "s", "patch": 2, "batch": 32, "steps": 1600, "checkpoint_every": 200}
+BASE = {"captions": "auto", "size": SIZE, "net": "s", "patch": 2, "batch": 32, "steps": 1400, "checkpoint_every": 200}
 
 
 def prompt(state: tuple[int, ...], who: str = "person") -> str:
