@@ -56,7 +56,10 @@ class SampleRequest:
     """
 
     solver: str | Solver | None = setting(
-        None, "Solver.", choices=(*SOLVERS, "tuned"), by_data=f"the tuned or distilled one of the run, else {SOLVER}"
+        None,
+        "Solver.",
+        choices=(*SOLVERS, "tuned"),
+        by_data=f"the tuned, distilled or chosen one of the run, else {SOLVER}",
     )
     steps: int | None = setting(None, "Steps of the solver.", by_data=f"{STEPS}, or those of a distilled model")
     grid: str | Sequence[float] | torch.Tensor | None = setting(

@@ -37,6 +37,9 @@ class Train(Settings):
     out: Path = setting(help="The run directory to write.", names=("-o", "--out"))
     resume: bool = setting(False, "Continue the run in --out with its stored settings.")
     report: bool = setting(True, "Evaluate the model at the end and write a report, within a tenth of the training.")
+    choose_solver: bool = setting(
+        True, "With the report, choose the default solver of the model from its own trajectories."
+    )
     device: str = device_setting()
 
 

@@ -156,8 +156,8 @@ def _chosen(
         steps = STEPS if steps is None else steps
         chosen = choose_solver(run, asked.solver, steps, grid, guidance, from_noise)
         if isinstance(chosen, Tuned):
-            share = chosen.error / chosen.untuned
-            say(f"tuned solver: {steps} steps, {share:.0%} of the untuned error where it was tuned")
+            share, kind = chosen.error / chosen.untuned, "tuned" if chosen.learned else "chosen"
+            say(f"{kind} solver: {steps} steps, {share:.0%} of the default one's error where it was {kind}")
         name = chosen if isinstance(chosen, str) else "tuned"
         return chosen, steps, grid or default_grid(name, denoiser.process.schedule, steps)
     if guidance != 1:

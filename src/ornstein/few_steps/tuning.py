@@ -27,10 +27,12 @@ from ornstein.solvers.multistep import interpolated, multistep
 from ornstein.solvers.tuned import PAST, Step, Tuned
 from ornstein.wrapper import Conditioned, device_of
 
-__all__ = ["Trajectories", "fine", "judged", "trajectories", "tune"]
+__all__ = ["Start", "Trajectories", "best_start", "fine", "judged", "trajectories", "tune", "untuned_solver"]
 
 _FINE_STEPS = 100
-_SLOPES = (0.25, 0.3, 0.35, 0.42)  # the default grid's is 0.35
+# Time schedules to choose from: slope (the default's is 0.35) and floor. A small slope with a floor is near equal steps
+# in the log-SNR, which suits pictures whose smallest scales matter.
+_GRIDS = ((0.25, 0.0), (0.3, 0.0), (0.35, 0.0), (0.42, 0.0), (0.1, 0.02), (0.2, 0.02), (0.2, 0.05))
 _HISTORY = 30
 _QUARTER = 4
 
@@ -96,7 +98,7 @@ def tune(
 ) -> Tuned:
     """The solver of `steps` evaluations whose ends are nearest to the fine solutions, found by L-BFGS.
 
-    It starts from the best of three untuned solvers on four time schedules.
+    It starts from the best of the untuned solvers (`best_start`).
 
     Args:
         parts: the result of `trajectories`; the network is in evaluation mode.
@@ -114,7 +116,7 @@ def tune(
         raise ValueError("a solver is tuned on trajectories of the model, but none were given")
     few = parts[: -(-len(parts) // _QUARTER)]
     schedule = parts[0][0].process.schedule
-    guess = min((_Guess(schedule, steps, start) for start in _STARTS), key=lambda g: _loss(g, few))
+    guess = _Guess(schedule, steps, best_start(few, steps))
     early = iterations * 2 // 3 if len(few) < len(parts) else 0
     untuned = _untuned(parts, steps)
     if early > 0:
@@ -199,24 +201,50 @@ def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """An untuned solver to start from: `multistep` of a form and an order, on a logistic time schedule of a slope."""
+class Start:
+    """An untuned solver: `multistep` of a form and an order, on a logistic time schedule.
+
+    Attributes:
+        slope: of the schedule, equal steps in sigmoid(-slope lambda).
+        floor: the level s/a at which the step into the data starts; 0 for the schedule's own.
+    """
 
     form: Form
     order: int
     slope: float
+    floor: float = 0.0
 
 
-_KINDS: tuple[tuple[Form, int], ...] = (("flow", 3), ("flow", 4), ("x0", 3))
-_STARTS = [_Start(form, order, slope) for form, order in _KINDS for slope in _SLOPES]
+_KINDS: tuple[tuple[Form, int], ...] = (("flow", 3), ("x0", 3), ("flow", 4), ("x0", 2))
+
+
+def best_start(parts: Trajectories, steps: int) -> Start:
+    """The untuned solver whose ends are nearest to the fine solutions.
+
+    All time schedules with two kinds of solvers, then the other kinds on the best schedule.
+    """
+    schedule = parts[0][0].process.schedule
+
+    def error(start: Start) -> float:
+        return _loss(_Guess(schedule, steps, start), parts)
+
+    errors = {start: error(start) for start in (Start(*kind, *grid) for grid in _GRIDS for kind in _KINDS[:2])}
+    best = min(errors, key=lambda start: errors[start])
+    errors |= {start: error(start) for start in (replace(best, form=f, order=n) for f, n in _KINDS[2:])}
+    return min(errors, key=lambda start: errors[start])
+
+
+def untuned_solver(schedule: Schedule, steps: int, start: Start) -> Tuned:
+    """`start` in so many steps, 2 or more, as a solver with time steps of its own."""
+    return _Guess(schedule, steps, start).freeze()
 
 
 class _Guess:
     """The fitted numbers, as differences from a start: its time steps, and its coefficients at the current ones."""
 
-    def __init__(self, schedule: Schedule, steps: int, start: _Start) -> None:
+    def __init__(self, schedule: Schedule, steps: int, start: Start) -> None:
         self.schedule, self.count, self.start = schedule, steps, start
-        self.spacing = _shares(schedule, steps, start.slope).log().requires_grad_()
+        self.spacing = _shares(schedule, steps, start).log().requires_grad_()
         self.scale = torch.zeros(steps, 2, dtype=torch.float64, requires_grad=True)
         self.past = [torch.zeros(min(k, PAST), dtype=torch.float64, requires_grad=True) for k in range(1, steps)]
         self.parameters = [self.spacing, self.scale, *self.past]
@@ -254,10 +282,15 @@ class _Guess:
         return Tuned(tuple(times.tolist()), steps, form=self.start.form)
 
 
-def _shares(schedule: Schedule, steps: int, slope: float) -> Tensor:
-    """How far each step of a logistic schedule of this slope goes, as a share of the default schedule's variable."""
-    first = schedule.log_snr(torch.ones((), dtype=torch.float64))
-    at = grids.position(first, slope) * torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1]
+def _shares(schedule: Schedule, steps: int, start: Start) -> Tensor:
+    """How far each step of the schedule goes, as a share of the default schedule's variable."""
+    first, slope = schedule.log_snr(torch.ones((), dtype=torch.float64)), start.slope
+    begin = grids.position(first, slope)
+    if start.floor:
+        least = torch.maximum(torch.tensor(-2 * math.log(start.floor), dtype=torch.float64), first + 1)
+        at = torch.lerp(begin, grids.position(least, slope), torch.linspace(0, 1, steps, dtype=torch.float64)[1:])
+    else:
+        at = begin * torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1]
     inner = grids.position(grids.log_snr_at(at, slope))
     return -torch.cat([grids.position(first)[None], inner, torch.zeros(1)]).diff()
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Value:
 
 def level(p: Process, t: float) -> float:
     """rho = s/a, from 0 at the data to infinity at zero SNR."""
-    return math.exp(-float(p.schedule.log_snr(t)) / 2)
+    return math.exp(-p.at(t)[2] / 2)
 
 
 def interpolated(prediction: Prediction, form: Form) -> Tensor:
@@ -62,9 +63,16 @@ def _with_value(p: Process, x: Tensor, t: float, form: Form, m: Tensor) -> Predi
 
 
 def combine(
-    base: Prediction, s: Times, here: Tensor, values: Sequence[tuple[Level, Tensor]], eta: float = 0.0
+    base: Prediction,
+    s: Times,
+    here: Tensor,
+    values: Sequence[tuple[Level, Tensor]],
+    eta: float = 0.0,
+    scale: tuple[Level, Level] = (0.0, 0.0),
 ) -> Tensor:
     """The step from base.t to s: DDIM plus a_s sum_j w_j (m_j - here).
+
+    With numbers for all coefficients it is one pass over the samples for each term, into one tensor.
 
     Args:
         base: the prediction that the step starts from.
@@ -72,15 +80,31 @@ def combine(
         here: the interpolated quantity m of `base`.
         values: (w_j, m_j).
         eta: 1 keeps the share r of eps, for the mean of the ancestral step; 0 keeps all of it.
+        scale: learned parts of the factors of x0 and eps, 1 + scale.
     """
     p, x = base.process, base.x_t
-    a, std = p.coefficients(s, x)
     keep = level(p, float(s)) / level(p, float(base.t)) if eta else 1.0
-    out = a * base.x0 + keep * std * base.eps
-    for w, m in values:
-        if m is not here:
+    past = [(w, m) for w, m in values if m is not here]
+    if isinstance(s, Tensor) or any(isinstance(w, Tensor) for w in (*scale, *(w for w, _ in past))):
+        a, std = p.coefficients(s, x)
+        out = (a * (1 + scale[0])) * base.x0 + (keep * std * (1 + scale[1])) * base.eps
+        for w, m in past:
             out = out + (a * w) * (m - here)
-    return out
+        return out
+    a, std, _ = p.at(s)
+    out = torch.add((a * (1 + scale[0])) * base.x0, base.eps, alpha=keep * std * (1 + scale[1]))
+    for w, m in past:
+        out.add_(m, alpha=a * w)
+    return out.sub_(here, alpha=a * sum(w for w, _ in past)) if past else out
+
+
+@lru_cache(4096)
+def _weights(
+    rho_from: float, rho_to: float, known: tuple[float, ...], form: Form, power: int, equal: bool
+) -> list[float]:
+    """`weights`, or those of `adams`, as numbers: every batch on the same times has the same."""
+    w = adams(rho_from, rho_to, known) if equal else weights(rho_from, rho_to, known, form, power)
+    return w.tolist()
 
 
 def multistep(
@@ -125,10 +149,8 @@ def multistep(
         start, end = rho[float(base.t)], rho[s]
         if form == "eps" and math.isinf(start):
             return combine(base, s, here, [])  # no integral over rho begins there
-        levels = [v.rho for v in values]
-        power = 2 if stochastic else 1
-        w = adams(start, end, levels) if equal else weights(start, end, levels, form, power)
-        return combine(base, s, here, list(zip(w.tolist(), [v.m for v in values], strict=True)), float(stochastic))
+        w = _weights(start, end, tuple(v.rho for v in values), form, 2 if stochastic else 1, equal)
+        return combine(base, s, here, list(zip(w, [v.m for v in values], strict=True)), float(stochastic))
 
     for k, (t, s) in enumerate(pairs(times, down=True)):
         now = d(x, t)
