@@ -96,17 +96,18 @@ def test_sample_takes_it_unless_told_otherwise(tmp_path: Path) -> None:
     assert checkpoint.load_chosen(run, 5, 1.0) is None
 
 
+_GOOD = {"steps": 5, "guidance": 1, "error": 1, "untuned": 1, "start": {"form": "x0", "order": 2, "slope": 1}}
+_BAD = [
+    {"untuned": 0},
+    {"steps": 1},
+    {"start": {"form": "y", "order": 2, "slope": 1}},
+    {"start": {"form": "x0", "order": 2, "slope": "1"}},
+]
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"choices": 3},
-        {"format": 99},
-        {"choices": [{"steps": 5}]},
-        {"choices": [{"steps": 5, "guidance": 1, "error": 1, "untuned": 0, "start": {"form": "x0", "order": 2, "slope": 1}}]},
-        {"choices": [{"steps": 5, "guidance": 1, "error": 1, "untuned": 1, "start": {"form": "y", "order": 2, "slope": 1}}]},
-        {"choices": [{"steps": 5, "guidance": 1, "error": 1, "untuned": 1, "start": {"form": "x0", "order": 2, "slope": "1"}}]},
-    ],
-)  # fmt: skip
+    "change", [{"choices": 3}, {"format": 99}, {"choices": [{"steps": 5}]}, *({"choices": [_GOOD | b]} for b in _BAD)]
+)
 def test_a_damaged_file_is_named(tmp_path: Path, change: dict) -> None:
     run = tmp_path / "run"
     model().save(run)
