@@ -76,19 +76,7 @@ def compare(title: str, test: Trajectories, tuned_of: Find, chosen_of: Find, cou
     schedule = test[0][0].process.schedule
     against = Table(
         title,
-        [
-            "evaluations",
-            "best of diffusers",
-            "",
-            "best of azula",
-            "",
-            SOLVER,
-            "ratio",
-            "chosen",
-            "ratio",
-            "tuned",
-            "ratio",
-        ],
+        ["evaluations", "best of diffusers", "", "best of azula", "", *_with_ratios(SOLVER, "chosen", "tuned")],
         note="The error of the best of all their samplers and grids, of our default, of the solver chosen for the "
         "model and of the tuned one; the ratios are to the best of both libraries.",
     )
@@ -112,6 +100,10 @@ def compare(title: str, test: Trajectories, tuned_of: Find, chosen_of: Find, cou
             errors = [rms([(ours(name, grid, n)(d, x), end) for d, x, end in test]) for n in counts]
         own.add(name, grid, *map(number, errors))
     return [against, own]
+
+
+def _with_ratios(*names: str) -> list[str]:
+    return [column for name in names for column in (name, "ratio")]
 
 
 def _none(step: int, draw: int = 0) -> Tensor:
@@ -149,7 +141,7 @@ def mixtures(counts: list[int], trajectories: int, iterations: int) -> list[Tabl
     return tables
 
 
-def of_model(path: Path, counts: list[int], trajectories: int, few: int) -> list[Table]:
+def of_model(path: Path, counts: list[int], trajectories: int, few: int = _FEW) -> list[Table]:
     model = orn.load(path)
     test = tuning.trajectories(model, few, first=1 << 20)
     test += tuning.trajectories(model, trajectories, first=(1 << 20) + few, batch=min(64, trajectories))
