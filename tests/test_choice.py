@@ -39,8 +39,9 @@ def test_a_choice_is_the_multistep_solver_of_its_kind(form, order, schedule) -> 
     if form == "x0" and isinstance(schedule, Rectified):
         pytest.skip("with pure noise as a node the tuned form keeps another start")
     p = Process(schedule, AR1(4, 0.5))
-    d = GaussianMixture(torch.tensor([0.4, 0.6]), torch.randn(2, 4).double(), torch.eye(4).double() * 0.1).denoiser(p)
-    x = p.prior((5, 4), dtype=torch.float64).sample(torch.randn(5, 4, dtype=torch.float64))
+    covs = 0.1 * torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
+    d = GaussianMixture([0.4, 0.6], [[1.0, -0.5, 0.2, 0.0], [-1.0, 0.3, 0.4, 0.9]], covs).denoiser(p)
+    x = p.prior((5, 4), dtype=torch.float64).sample(torch.linspace(-2, 2, 20, dtype=torch.float64).reshape(5, 4))
     chosen = untuned_solver(schedule, 7, Start(form, order, 0.35))
     times = make("logistic", schedule, (1.0, 0.0), 7)
     torch.testing.assert_close(torch.tensor(chosen.times, dtype=torch.float64), times, atol=1e-9, rtol=0)
