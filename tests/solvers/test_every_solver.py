@@ -20,7 +20,7 @@ STOCHASTIC = {
         name: [(0, 0), (1, 0), (2, 0)]
         for name in ("ddpm", "ddpm-upper", "euler-maruyama", "langevin", "dpmpp-2m-sde", "sa-3m")
     },
-    "restart": [],  # its levels have fewer than two of so few times
+    "restart": [(3, 0)],  # the last time above its low level
     "heun-churn": [(1, 0), (2, 0), (3, 0)],
 }
 ZERO: list[Schedule] = [Cosine(None), Rectified(), Discrete.linear(1000).zero_terminal()]
