@@ -90,7 +90,7 @@ class Pipeline(Denoiser):
             if others:
                 cond["negative"] = self._encoded(others)
         if not others and not self.guided_by_condition:
-            cond["negative"] = self.nothing(len(texts))
+            cond["negative"] = self._nothing(len(texts))
         for name, value in shared.items():
             if name not in self.family.conditions or (name == "guidance_scale" and not self.guided_by_condition):
                 takes = ", ".join(n for n in self.family.conditions if n != "text")
@@ -163,7 +163,7 @@ class Pipeline(Denoiser):
         Raises as `encode`.
         """
         cond = self.encode(prompts, negative, **({} if guidance_scale is None else {"guidance_scale": guidance_scale}))
-        other = cond.pop("negative", None) or self.nothing(1)
+        other = cond.pop("negative", None) or self._nothing(1)
         if guidance_scale is not None:
             other = other | {"guidance_scale": cond["guidance_scale"]}
         made = copy.copy(self)
@@ -219,10 +219,10 @@ class Pipeline(Denoiser):
             label = torch.full((len(x_t),), -1) if label is None else torch.as_tensor(label)
             cond |= {name: value.to(x_t.device)[label.to(x_t.device)] for name, value in self._rows.items()}
         elif self.family.encoders and "text" not in cond:
-            cond = self.nothing(len(x_t)) | cond
+            cond = self._nothing(len(x_t)) | cond
         return super()._output(x_t, t, cond)
 
-    def nothing(self, count: int) -> dict[str, Tensor]:
+    def _nothing(self, count: int) -> dict[str, Tensor]:
         """The conditions of samples without a prompt."""
         if not self._empty:
             self.family.check_encoders(self._pipe, [])
