@@ -135,11 +135,11 @@ def train(folder: Path) -> None:
         both = [torch.stack(space.encode(to_unit(part)), 1) for part in pictures.split(500)]
     mean, std = torch.cat(both).unbind(1)
     own: Any = model._pipe
-    read = lambda texts: (
-        own.tokenizer(  # noqa: E731
-            texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
-        ).input_ids
-    )
+
+    def read(texts: list[str]) -> Tensor:
+        length = {"padding": "max_length", "max_length": LENGTH, "truncation": True}
+        return own.tokenizer(texts, return_tensors="pt", **length).input_ids
+
     tokens = [[read([text])[0] for text in texts] for texts in captions]
     nothing = read([""])[0]
     modules = torch.nn.ModuleDict({"net": own.unet, "text": own.text_encoder})

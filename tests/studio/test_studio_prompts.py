@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from running import done
 
 import ornstein as orn
 from ornstein.denoiser import SampleSpec
 from ornstein.nets import UNet
 from ornstein.text import BPE, TextDenoiser, TextEncoder
 from ornstein.text.bpe import learned_merges
+from running import done
 
 client_module = pytest.importorskip("gradio_client", reason="the extra `studio` is not installed")
 TEXTS = ("a red square", "a blue circle")
