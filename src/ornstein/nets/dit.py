@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from ornstein.nets.conditions import TEXT, Context, Embedding, TextTokens, check
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import padded, reference, sides
 from ornstein.nets.video import check_known, clean_frames
+from ornstein.nets.widths import Widths
 
 __all__ = ["DIT_PRESETS", "DiT"]
 
@@ -51,6 +52,8 @@ class DiT(Recorded):
         dropout: probability of dropping a feature of the MLPs.
         learned_variance: return 2C channels, as `UNet`.
         text_width: D of the token states of a text; 0 for a network without text.
+        widths: of parts that were pruned, by name (`ornstein.compress`): "blocks.0.heads" and "across.0.heads", the
+            heads of a block, and "blocks.0.mlp", the hidden features of its MLP.
 
     Raises:
         ValueError: an argument is out of range; `heads` does not divide `width` into even parts.
@@ -79,6 +82,7 @@ class DiT(Recorded):
         dropout: float = 0.0,
         learned_variance: bool = False,
         text_width: int = 0,
+        widths: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         positive = min(channels, *sides(size), patch, width, depth, heads)
@@ -101,8 +105,21 @@ class DiT(Recorded):
         given = zeroed(nn.Linear((channels + 1) * patch**2, width, bias=False)) if conditioning else None
         self.given = given
         self.registers = nn.Parameter(torch.randn(registers, width) * width**-0.5)
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, dropout) for _ in range(depth))
-        self.across = nn.ModuleList(DiTBlock(width, heads, dropout, mlp=False) for _ in range(depth * self.factorised))
+        if widths is None:
+            self.config.pop("widths", None)  # a network that is not pruned is described as before there were such
+        kept, each = Widths(widths), width // heads
+        self.blocks = nn.ModuleList(
+            DiTBlock(
+                width, kept.of(f"blocks.{i}.heads", heads), dropout, each=each,
+                hidden=kept.of(f"blocks.{i}.mlp", 4 * width),
+            )
+            for i in range(depth)
+        )  # fmt: skip
+        self.across = nn.ModuleList(
+            DiTBlock(width, kept.of(f"across.{i}.heads", heads), dropout, mlp=False, each=each)
+            for i in range(depth * self.factorised)
+        )
+        kept.check()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         outputs = (2 * channels if learned_variance else channels) * patch**2
@@ -276,19 +293,33 @@ class Rotation(NamedTuple):
 
 
 class DiTBlock(nn.Module):
-    """Self-attention and an MLP, each with scale, shift and gate from the embedding; the gates start at zero."""
+    """Self-attention and an MLP, each with scale, shift and gate from the embedding; the gates start at zero.
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, mlp: bool = True) -> None:
+    `each` is the width of a head, by default `width` / `heads`; `hidden` that of the MLP, by default 4 `width`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        mlp: bool = True,
+        *,
+        each: int | None = None,
+        hidden: int | None = None,
+    ) -> None:
         super().__init__()
+        each = width // heads if each is None else each
+        hidden = 4 * width if hidden is None else hidden
         self.heads = heads
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, (6 if mlp else 3) * width))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.temperature = nn.Parameter(torch.ones(2, heads, 1, width // heads))  # of queries and keys
-        self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, 4 * width) if mlp else None
+        self.qkv = nn.Linear(width, 3 * heads * each)
+        self.temperature = nn.Parameter(torch.ones(2, heads, 1, each))  # of queries and keys
+        self.out = nn.Linear(heads * each, width)
+        self.up = nn.Linear(width, hidden) if mlp else None
         self.dropout = nn.Dropout(dropout)
-        self.down = nn.Linear(4 * width, width) if mlp else None
+        self.down = nn.Linear(hidden, width) if mlp else None
 
     def forward(self, x: Tensor, embedding: Tensor, rotation: Rotation, bias: Tensor | None = None) -> Tensor:
         """x (B, N, width), embedding (B, E), bias (B, 1, 1, N) of the scores."""
