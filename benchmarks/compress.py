@@ -1,6 +1,6 @@
 """Quality of compressed models against their multiply-adds and milliseconds, beside random pruning and from scratch.
 
-    python benchmarks/compress.py --data digits --net s --steps 1500 --batch 64 --seeds 0,1,2 --work runs/compress-digits
+    python benchmarks/compress.py --data digits --net s --steps 1500 --batch 64 --work runs/compress-digits
     python benchmarks/compress.py --data CIFAR.zip --teacher runs/cifar --seeds 0 --work runs/compress-cifar
     python benchmarks/compress.py --plot docs/images/compress.png --work runs/compress-digits,runs/compress-cifar
 
@@ -205,7 +205,9 @@ def means(work: Path) -> list[dict[str, Any]]:
 
 def show(work: Path) -> None:
     """Print the table."""
-    table = Table("model", "multiply-adds", "parameters", "ms of a step", "training steps", "Fréchet", "of the teacher's")
+    table = Table(
+        "model", "multiply-adds", "parameters", "ms of a step", "training steps", "Fréchet", "of the teacher's"
+    )
     for row in means(work):
         spread = f" ({row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f})" if len(row["ratios"]) > 1 else ""
         table.add_row(

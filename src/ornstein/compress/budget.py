@@ -96,9 +96,14 @@ def widths_for(
         UserError: the budget cannot be met; the least and the nearest share are named.
     """
 
+    known: dict[tuple[int, ...], int] = {}
+
     def cost(widths: Mapping[str, int]) -> int:
-        with torch.device("meta"):
-            return network_macs(build(widths).eval(), shape)
+        key = tuple(widths.values())
+        if key not in known:
+            with torch.device("meta"):
+                known[key] = network_macs(build(widths).eval(), shape)
+        return known[key]
 
     whole = cost({})
     target = budget * whole

@@ -109,4 +109,3 @@ def narrowed(groups: Iterable[Group], state: State, kept: Mapping[str, Tensor]) 
     for name, (count, factor) in scales.items():
         out[name] = torch.cat([out[name][:count] * factor, out[name][count:]])
     return out
-

@@ -209,9 +209,7 @@ def _tuning(asked: CompressSettings, run: Path, out: Path, resume: bool) -> Sett
         if own.minutes is not None and not has_state(run):
             length = {"steps": None, "minutes": _SHARE * own.minutes}
     changed = {
-        name: getattr(asked, name)
-        for name in ("data", "batch", "learning_rate")
-        if getattr(asked, name) is not None
+        name: getattr(asked, name) for name in ("data", "batch", "learning_rate") if getattr(asked, name) is not None
     }
     if asked.data is not None:
         changed |= {"data": str(Path(asked.data).resolve()) if Path(asked.data).exists() else asked.data}
@@ -219,8 +217,8 @@ def _tuning(asked: CompressSettings, run: Path, out: Path, resume: bool) -> Sett
     # a warm-up is to be over in the first tenth, and a tenth of some minutes is not known in steps
     warmup = own.warmup if length["steps"] is None else min(own.warmup, length["steps"] // 10)
     return replace(
-        own, **length, **changed, warmup=warmup, precision=asked.precision, checkpoint_every=asked.checkpoint_every, sample_every=0,
-        objective=None, init=None, track=None, compile=False,
+        own, **length, **changed, warmup=warmup, precision=asked.precision, checkpoint_every=asked.checkpoint_every,
+        sample_every=0, objective=None, init=None, track=None, compile=False,
     )  # fmt: skip
 
 

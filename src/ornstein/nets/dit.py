@@ -185,7 +185,7 @@ class DiT(Recorded):
         h = self.stem(h)
         if self.given is not None and known is not None and known_mask is not None:
             h = h + self.given(self._tokens(clean_frames(known, known_mask, dtype, x.device))[0])
-        context, pooled = (None, None) if self.text is None else self.text(text, text_mask, len(x))
+        context, pooled = (None, None) if self.text is None else self.text(text, text_mask, x.shape[0])
         embedding = self.embedding(log_snr, label, pooled)
         h = (
             self._factorised(h, grid, embedding, context)
@@ -194,18 +194,19 @@ class DiT(Recorded):
         )
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         out = self.head(self.norm(h) * (1 + scale) + shift)
-        frames, rows, columns = grid
         out = out.unflatten(1, grid).unflatten(-1, (-1, self.patch, self.patch))  # (B, F, h, w, C, p, p)
-        out = out.permute(0, 4, 1, 2, 5, 3, 6).reshape(len(x), -1, frames, rows * self.patch, columns * self.patch)
+        out = out.permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
         out = out[..., :height, :width].to(x.dtype)
         return out if self.frames else out[:, :, 0]
 
     def _tokens(self, clips: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """Patches (B, F h w, C p^2) of clips (B, C, F, H, W), and (F, h, w)."""
-        images = padded(clips.transpose(1, 2).flatten(0, 1), self.patch)
+        images = clips.transpose(1, 2)
+        if any(side % self.patch for side in clips.shape[-2:]):
+            images = padded(images.flatten(0, 1), self.patch).unflatten(0, (-1, clips.shape[2]))
         patches = F.pixel_unshuffle(images, self.patch)
-        grid = (clips.shape[2], patches.shape[2], patches.shape[3])
-        return patches.unflatten(0, (len(clips), -1)).permute(0, 1, 3, 4, 2).flatten(1, 3), grid
+        grid = (clips.shape[2], patches.shape[3], patches.shape[4])
+        return patches.permute(0, 1, 3, 4, 2).flatten(1, 3), grid
 
     def _beside(self, batch: int, context: Context | None) -> tuple[Tensor, Tensor | None]:
         """The tokens without a place (B, N, width), registers and text, and the bias of attention to them."""
@@ -216,7 +217,7 @@ class DiT(Recorded):
         return torch.cat([registers, tokens], 1), F.pad(bias, (registers.shape[1], 0))
 
     def _full(self, h: Tensor, grid: tuple[int, int, int], embedding: Tensor, context: Context | None) -> Tensor:
-        beside, bias = self._beside(len(h), context)
+        beside, bias = self._beside(h.shape[0], context)
         n = beside.shape[1]
         rotation = self._rotation(grid, (0, 1, 2) if self.frames else (1, 2), n, h)
         bias = None if bias is None else F.pad(bias, (0, h.shape[1]))
@@ -226,7 +227,7 @@ class DiT(Recorded):
         return h[:, n:]
 
     def _factorised(self, h: Tensor, grid: tuple[int, int, int], embedding: Tensor, context: Context | None) -> Tensor:
-        batch, (frames, rows, columns) = len(h), grid
+        batch, (frames, rows, columns) = h.shape[0], grid
         beside, bias = self._beside(batch, context)
         n = beside.shape[1]
         space = self._rotation((1, rows, columns), (1, 2), n, h)

@@ -259,7 +259,7 @@ class UNet(Recorded):
         """The embedding (B, E), and for a network with text the tokens that attention reads."""
         if self.text is None:
             return self.embedding(log_snr, label), None
-        context, pooled = self.text(text, text_mask, len(log_snr))
+        context, pooled = self.text(text, text_mask, log_snr.shape[0])
         return self.embedding(log_snr, label, pooled), context
 
     def patches(self, x: Tensor) -> Tensor:
