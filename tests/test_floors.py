@@ -24,13 +24,13 @@ FLOORS = [
     "edit",
     # material: networks, data, pictures as latents, other people's models
     "nets data",
-    "autoencoders video",
+    "autoencoders video text",
     "checkpoint",
     "interop",
     # runs: data in, a model out, evaluated
     "evaluation",
     "training",
-    "faces contrast compress",
+    "faces contrast editing personalization compress",
     "cli studio",
     "__init__ __main__",
 ]

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from ornstein.checkpoint import load
     from ornstein.compress.run import compress
     from ornstein.denoiser import Data, Denoiser, SampleSpec
+    from ornstein.personalization.recipe import personalize
     from ornstein.process import Gaussian, Prediction, Process
     from ornstein.request import SampleRequest
     from ornstein.sampling import invert, sample
@@ -84,6 +85,7 @@ __all__ = [
     "noise",
     "objectives",
     "oracles",
+    "personalize",
     "preconditioning",
     "process",
     "randomness",
@@ -111,6 +113,7 @@ _MODULE_OF = {
     "SampleSpec": "denoiser",
     "invert": "sampling",
     "load": "checkpoint",
+    "personalize": "personalization.recipe",
     "sample": "sampling",
     "train": "training.recipe",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ornstein.store import (
     read_config,
     read_json,
 )
+from ornstein.text import FrozenEncoder, TextDenoiser, TextEncoder, open_encoder
 
 __all__ = [
     "INDEX",
@@ -128,6 +130,8 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
         raise UserError(
             f"{folder} holds an autoencoder: `ornstein.autoencoders.load` reads it, `train --latent` uses it"
         )
+    if "personal" in config:
+        return import_module("ornstein.interop.personal").open_run(folder, config, trust_sizes)
     check_numbers(config, where)
     try:
         denoiser = _from_config(config, folder, net, trust_sizes)
@@ -136,7 +140,7 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
     except Exception as e:  # a network with nonsensical arguments fails in many ways, some of them PyTorch's
         what = f"{e} is missing" if isinstance(e, KeyError) else " ".join(str(e).split()) or type(e).__name__
         raise UserError(f"{where} does not describe a model: {what[:300]}") from e
-    load_weights(denoiser.net, folder / MODEL)
+    load_weights(denoiser.weights, folder / MODEL)
     return denoiser.eval()
 
 
@@ -153,7 +157,11 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
     if data is not None:
         for each in (process.noise, *([] if covariance is None else [covariance])):
             each.color(torch.zeros(1, *data.shape))  # raises ValueError if it was made for other shapes
-    return Denoiser(
+    make_model: Any = Denoiser
+    if "text" in config:
+        encoder = _text_encoder(config["text"], folder, trust)
+        make_model = partial(TextDenoiser, encoder=encoder, examples=tuple(map(str, config["text"]["examples"])))
+    return make_model(
         net,
         process,
         config["prediction"],
@@ -165,6 +173,24 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
     )
 
 
+def _text_encoder(config: dict[str, Any], folder: Path, trust: bool) -> TextEncoder | FrozenEncoder:
+    """The text encoder of the model in `folder`. Raises UserError if a frozen one is missing or has changed."""
+    kind = config["kind"]
+    if kind == TextEncoder.kind:
+        arguments = {name: value for name, value in config.items() if name not in ("kind", "examples")}
+        return build_network(lambda: TextEncoder(**arguments), folder / MODEL, trust)
+    path = Path(config["folder"])
+    if kind != "minilm" and not path.is_dir():
+        path = folder.resolve().parent / path.name  # both folders were moved
+    encoder = open_encoder(kind if kind == "minilm" else f"{kind}:{path}")
+    if encoder.fingerprint != config["fingerprint"]:
+        raise UserError(
+            f"the text encoder in {encoder.path} has changed since {folder} was trained with it (its hash differs): "
+            "put the old one back, or train again"
+        )
+    return encoder
+
+
 def fingerprint(path: str | Path) -> str:
     """A hash of the model at `path`: of its weights and of everything that decides its trajectories.
 
@@ -172,10 +198,14 @@ def fingerprint(path: str | Path) -> str:
         UserError: there is no model.
     """
     folder = Path(path)
+    if folder.is_file():
+        return file_hash(folder).hexdigest()
     if is_pipeline(folder):
         return _pipeline_hash(folder)
     config = read_config(path)
-    described = json.dumps({k: config.get(k) for k in _TRAJECTORY}, sort_keys=True)
+    described = json.dumps(
+        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text",) if k in config}, sort_keys=True
+    )
     digest = file_hash(folder / MODEL)
     digest.update(described.encode())
     return digest.hexdigest()

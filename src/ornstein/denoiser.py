@@ -304,6 +304,11 @@ class Denoiser(nn.Module):
         without = getattr(self.net, "without", ())
         return tuple(name for name in list(inspect.signature(self.net.forward).parameters)[2:] if name not in without)
 
+    @property
+    def weights(self) -> nn.Module:
+        """The module whose tensors `save` stores: the network."""
+        return self.net
+
     def to_config(self) -> dict[str, Any]:
         """Everything needed to rebuild the model except the weights, in JSON types."""
         config: dict[str, Any] = {
@@ -334,7 +339,7 @@ class Denoiser(nn.Module):
             RunError: the folder cannot be written.
         """
         folder = make_folder(path)
-        atomic_save_tensors(folder / MODEL, self.net.state_dict(), {})
+        atomic_save_tensors(folder / MODEL, self.weights.state_dict(), {})
         atomic_write(folder / CONFIG, json_bytes(self.to_config() | (extra or {})))
 
     def __repr__(self) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import ornstein as orn
@@ -17,6 +21,7 @@ pytest.importorskip("transformers")
 
 from ornstein.interop.folder import open_pipeline
 from ornstein.interop.memory import peak_activations
+from running import done, ornstein, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 Folders = Callable[[str], Path]
@@ -105,3 +110,32 @@ def test_peak_memory_is_that_of_a_chain_of_known_sizes() -> None:
     x = torch.empty(7, 100, device="meta")
     # one output is made while the one before it is still read
     assert peak_activations(lambda: layers(x), [layers]) in (2 * 7 * 100 * 4, 3 * 7 * 100 * 4)
+
+
+@pytest.mark.parametrize("name", ["sd1", "inpaint"])
+def test_a_hole_is_filled_in_latents_and_the_rest_kept_to_the_bit(pipeline: Folders, tmp_path: Path, name: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (70, 64, 3), dtype=np.uint8)
+    mask = np.zeros((70, 64), np.uint8)
+    mask[20:40, 10:50] = 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    words = ["edit", "inpaint", pipeline(name), tmp_path / "a.png", "--mask", tmp_path / "m.png", "--prompt", "a cat"]
+    said = done(*words, "--guidance", 2, "--negative", "dog", "--steps", 2, "-n", 2, "-o", tmp_path / "o")
+    made = [np.asarray(Image.open(tmp_path / "o" / f"a-00{i}.png")) for i in range(2)]
+    assert all(np.array_equal(each[mask == 0], picture[mask == 0]) for each in made)
+    assert not np.array_equal(*made) and ("channels for the mask" in said) == (name == "inpaint")
+    if name == "sd1":
+        done("edit", "sdedit", *words[2:4], "--prompt", "a cat", "--steps", 2, "-o", tmp_path / "v.png")
+        refused(ornstein("edit", "restore", *words[2:4], "--prompt", "a", "-o", tmp_path / "r"), "latents", "inpaint")
+        refused(ornstein("edit", "sdedit", *words[2:4], "-o", tmp_path / "r"), "takes text")
+
+
+def test_latents_without_a_decoder_are_refused(pipeline: Folders, tmp_path: Path) -> None:
+    folder = tmp_path / "sd1"
+    shutil.copytree(pipeline("sd1"), folder)
+    shutil.rmtree(folder / "vae")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"vae": [None, None]}))
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    result = ornstein("edit", "sdedit", folder, tmp_path / "a.png", "--prompt", "a cat", "-o", tmp_path / "o")
+    refused(result, "decoder", "vae")

@@ -89,14 +89,26 @@ def test_particles_correct_what_moments_leave_out() -> None:
     assert error < 0.35  # four standard errors of the mean of 400 samples of this spread, and the 40 steps
 
 
-@pytest.mark.parametrize("solver", ["flow-3m", "dpmpp-3m", "ddim"])
-def test_a_solver_is_inverted_to_the_last_digits(solver: str) -> None:
-    d = TWO.denoiser(process(Identity()))
+@pytest.mark.parametrize("solver", ["flow-3m", "dpmpp-3m", "unipc", "deis", "ipndm", "heun", "rk4", "ddim"])
+@pytest.mark.parametrize("noise", [Identity(), AR1(N, 0.7)])
+def test_a_solver_is_inverted_to_the_last_digits(solver: str, noise: Covariance) -> None:
+    d = TWO.denoiser(process(noise))
     x0 = TWO.sample(6, torch.Generator().manual_seed(0)).double()
     found = invert(d, x0, solver, steps=12)
     assert float(found.error.max()) <= 1e-6
     again = orn.sample(d, (6, N), solver=solver, steps=12, start=found.x)
     assert float((again - x0).abs().max()) < 1e-5
+    torch.testing.assert_close((again - x0).square().mean(1).sqrt(), found.error, rtol=1e-3, atol=1e-12)
+
+
+def test_inversion_at_zero_snr_and_without_one_trajectory() -> None:
+    d = TWO.denoiser(orn.Process(orn.schedules.Rectified()))
+    x0 = TWO.sample(3, torch.Generator().manual_seed(0)).double()
+    assert float(invert(d, x0, "dpmpp-2m", steps=12).error.max()) <= 1e-6
+    with pytest.raises(ValueError, match="draws noise"):
+        invert(d, x0, "ddpm", steps=5)
+    with pytest.raises(ValueError, match="chooses its steps"):
+        invert(d, x0, "rk45")
 
 
 def test_bad_measurements_are_refused() -> None:

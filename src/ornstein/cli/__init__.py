@@ -18,6 +18,11 @@ COMMANDS = {
     "train": Lazy("Train a model on your images or videos.", f"{_OPTIONS}:Train", "ornstein.cli.train:train"),
     "plan": Lazy("Say what a training would choose and reach.", f"{_OPTIONS}:Plan", "ornstein.cli.plan:plan"),
     "sample": Lazy("Draw samples from a trained model.", f"{_OPTIONS}:Sample", "ornstein.cli.sample:sample"),
+    "personalize": Lazy(
+        "Teach a model of text what a few pictures show.",
+        "ornstein.personalization.settings:Personalize",
+        "ornstein.cli.personalize:personalise",
+    ),
     "tune": Lazy("Learn a solver of few steps for a model.", f"{_OPTIONS}:Tune", "ornstein.cli.tune:tune"),
     "distil": Lazy("Train a student that samples in few steps.", f"{_OPTIONS}:Distil", "ornstein.cli.distil:distil"),
     "compress": Lazy(
@@ -41,6 +46,7 @@ COMMANDS = {
     "swap": Lazy("Swap faces in photos and videos.", "ornstein.faces.settings:SwapCommand", "ornstein.cli.swap:swap"),
     "studio": Lazy("Work in the browser.", "ornstein.cli.studio:studio"),
     "faces": Lazy("Prepare, train and evaluate models of faces.", "ornstein.cli.faces:faces"),
+    "edit": Lazy("Fill, restore, enlarge, colour and vary pictures and clips.", "ornstein.cli.edit:edit"),
     "lora": Lazy("Show, convert, merge and scale LoRA files.", "ornstein.cli.lora:lora"),
     "import": Lazy(
         "Make a run of a diffusers folder.", "ornstein.interop.settings:Import", "ornstein.cli.exchange:import_"

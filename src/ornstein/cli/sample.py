@@ -22,6 +22,7 @@ from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.samples import choose_solver, class_number, guidance_rule, record_of
+from ornstein.interop.lora import lora_file
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
@@ -208,7 +209,7 @@ def _images(
     if getattr(denoiser, "takes_text", False):
         settings |= {"prompts": denoiser.data.classes, "negative": asked.negative, "guidance": asked.guidance}
     if asked.lora:
-        settings["lora"] = [[text, file_hash(lora_of(text)[0]).hexdigest()] for text in asked.lora]
+        settings["lora"] = [[text, file_hash(lora_file(lora_of(text)[0])).hexdigest()] for text in asked.lora]
     record = record_of(asked.run, settings)
     batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"

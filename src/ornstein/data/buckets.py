@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ornstein.data import identity, sets
 from ornstein.data.arrays import is_arrays
+from ornstein.data.bundled import CAPTIONED
 from ornstein.data.decode import LIMIT_PIXELS, check_form, check_picture, stored_size, strict_pillow
 from ornstein.data.entry import BadImage, Entry, nothing_usable
 from ornstein.data.framing import Crop, Framing
@@ -67,7 +68,7 @@ def open_buckets(
     """
     check_form(side, channels)
     check_picture(channels or 3)
-    if str(path) == "digits" or is_arrays(path):
+    if str(path) in ("digits", *CAPTIONED) or is_arrays(path):
         raise UserError(f"{path} holds images of one size: leave out --aspect buckets")
     with open_source(path) as listing:
         if not listing.entries:

@@ -14,7 +14,7 @@ from ornstein.data.names import tidy
 from ornstein.errors import UserError
 from ornstein.extras import require
 
-__all__ = ["is_dataset", "list_dataset"]
+__all__ = ["is_dataset", "list_dataset", "text_column"]
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _STATE_BYTES = 2**24
@@ -34,6 +34,44 @@ def list_dataset(path: Path, limit_bytes: int) -> Listing:
     Raises:
         UserError: `datasets` is not installed, the set cannot be read, or it has no column of images.
     """
+    datasets, table = _opened(path)
+    pictures = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
+    kinds = {name: kind for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
+    if not pictures:
+        raise UserError(f"{path} has no column of images; it has {tidy(', '.join(table.features))}")
+    column, labels = pictures[0], next(iter(kinds), None)
+    table = table.select_columns([column] + ([labels] if labels else [])).cast_column(
+        column, datasets.Image(decode=False)
+    )
+    names = kinds[labels].names if labels else []
+    numbers: list[int | None] = list(table[labels]) if labels else []
+    return _listing(table, column, names, numbers, limit_bytes)
+
+
+def text_column(path: Path, wanted: str | None) -> tuple[str, list[Any]]:
+    """The name and the values of a column of texts: the wanted one, or the first that is usual for captions.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    datasets, table = _opened(path)
+    texts = [name for name, kind in table.features.items() if _is_text(datasets, kind)]
+    usual = [name for name in ("caption", "captions", "text", "prompt", "description") if name in texts]
+    name = wanted if wanted is not None else next(iter([*usual, *texts]), None)
+    if name not in texts:
+        which, listed = "" if wanted is None else f" {wanted!r}", tidy(", ".join(texts)) or "none"
+        raise UserError(f"no captions in {path}: it has no column of texts{which}; columns of texts: {listed}")
+    return name, list(table.select_columns([name])[name])
+
+
+def _is_text(datasets: Any, kind: Any) -> bool:
+    """Whether a column holds texts, or lists of them."""
+    kind = getattr(kind, "feature", kind[0] if isinstance(kind, list) else kind)
+    return isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string")
+
+
+def _opened(path: Path) -> tuple[Any, Any]:
+    """The module `datasets`, and the set, or its split "train". Raises as `list_dataset`."""
     datasets = require("datasets", "datasets", f"{path}, a Hugging Face data set,")
     datasets.disable_progress_bars()
     folder = path
@@ -48,17 +86,7 @@ def list_dataset(path: Path, limit_bytes: int) -> Listing:
         table: Any = datasets.load_from_disk(str(folder))
     except Exception as error:  # it raises those of Arrow, of JSON and its own
         raise UserError(f"{path} cannot be read as a data set: {reason_of(error)}") from None
-    pictures = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]
-    kinds = {name: kind for name, kind in table.features.items() if isinstance(kind, datasets.ClassLabel)}
-    if not pictures:
-        raise UserError(f"{path} has no column of images; it has {tidy(', '.join(table.features))}")
-    column, labels = pictures[0], next(iter(kinds), None)
-    table = table.select_columns([column] + ([labels] if labels else [])).cast_column(
-        column, datasets.Image(decode=False)
-    )
-    names = kinds[labels].names if labels else []
-    numbers: list[int | None] = list(table[labels]) if labels else []
-    return _listing(table, column, names, numbers, limit_bytes)
+    return datasets, table
 
 
 def _listing(table: Any, column: str, names: list[str], numbers: list[int | None], limit_bytes: int) -> Listing:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from ornstein.data.arrays import is_arrays, open_arrays
+from ornstein.data.bundled import CAPTIONED, is_bundled, open_captioned
 from ornstein.data.colour import CHANNEL_MODES, flatten
 from ornstein.data.decode import (
     LIMIT_PIXELS,
@@ -48,7 +49,8 @@ def open_images(
 
     `path` is a folder; an archive, read in place: .zip, or .tar as WebDataset makes them, of which a folder may hold
     several; a .npy or .npz file (see `arrays`); a data set that Hugging Face's `datasets` saved on disk; or "digits",
-    scikit-learn's 1,797 scans of 8x8 (a folder of that name is given as "./digits").
+    scikit-learn's 1,797 scans of 8x8 (a folder of that name is given as "./digits"), or "shapes",
+    coloured shapes with captions.
 
     If the images lie in sub-folders, the first folder on the path is the class; folders called train, val and test
     divide the set, and only train is read (see `classes.group`). An archive wrapped in one single folder is read as
@@ -72,6 +74,8 @@ def open_images(
     frame = framing(size, crop)
     if str(path) == "digits" and (isinstance(path, str) or not path.exists()):
         return _open_digits(frame, 1 if channels is None else channels)
+    if is_bundled(path, CAPTIONED):
+        return open_captioned(str(path), frame, channels)
     if is_arrays(path):
         return _from_arrays(Path(path), frame, channels, progress)
     check_picture(channels or 3)
@@ -104,7 +108,7 @@ def open_streamed(
         UserError: there is no such source, nothing usable in it, or the sizes differ and size=None.
     """
     check_form(size, channels)
-    if str(path) == "digits" or is_arrays(path):
+    if str(path) == "digits" or is_bundled(path, CAPTIONED) or is_arrays(path):
         return None
     check_picture(channels or 3)
     frame = framing(size, crop)

@@ -26,6 +26,7 @@ from ornstein.evaluation.report import Curve, Images, Pairs, Report, Score, Skip
 from ornstein.metrics import read_metrics
 from ornstein.sampling import State, sample
 from ornstein.solvers import SOLVER
+from ornstein.text import TextDenoiser
 
 __all__ = ["RESERVE", "SHORT_STEPS", "STEPS", "Advance", "affordable", "draw", "loss_curve", "write_run_report"]
 
@@ -59,7 +60,7 @@ def draw(
 
     Args:
         denoiser: the model; a distilled one always takes its own steps.
-        labels: classes (N,), None for a model without classes.
+        labels: classes (N,), None for a model without classes; one of captions is given its examples in turn.
         count: N.
         solver, steps: how to sample; the default solver and 20 steps if not given.
         seed, callback, batch: as in `ornstein.sample`.
@@ -72,7 +73,7 @@ def draw(
         solver=None if few else solver or SOLVER,
         steps=None if few else steps or STEPS,
         seed=seed,
-        cond={"label": labels},
+        cond={"label": labels} | (denoiser.in_turn(count) if isinstance(denoiser, TextDenoiser) else {}),
         callback=callback,
         batch=batch,
     )

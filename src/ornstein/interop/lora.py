@@ -29,12 +29,13 @@ from ornstein.errors import UserError
 from ornstein.interop.lora_names import dotted, flat, known_names
 from ornstein.interop.pipeline import Pipeline
 from ornstein.nets.lora import Lora, LoraLayer, attach, base_hash, detach, merge
-from ornstein.store import atomic_save_tensors, load_tensors, read_json
+from ornstein.store import CONFIG, atomic_save_tensors, load_tensors, read_json
 
 __all__ = [
     "TARGETS",
     "FileKind",
     "load_lora",
+    "lora_file",
     "merge_lora",
     "parts_of",
     "read_lora",
@@ -131,7 +132,7 @@ def read_lora(path: str | Path, parts: nn.Module | None = None) -> Lora:
     Raises:
         UserError: it is not a LoRA, is damaged, or is a pickle.
     """
-    file = _file(Path(path))
+    file = lora_file(path)
     tensors, metadata = load_tensors(file)
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -168,7 +169,9 @@ def read_lora(path: str | Path, parts: nn.Module | None = None) -> Lora:
     return Lora(layers, own.get("base"), facts)
 
 
-def _file(path: Path) -> Path:
+def lora_file(path: str | Path) -> Path:
+    """The file of a LoRA: `path` itself, or the one in that folder. Raises UserError for a pickle, or if none is."""
+    path = Path(path)
     if path.suffix in _PICKLES:
         raise UserError(
             f"{path} is a pickle, which can run code and is not loaded: convert it where you trust it, with "
@@ -176,7 +179,8 @@ def _file(path: Path) -> Path:
         )
     if not path.is_dir():
         return path
-    found = [path / name for name in _NAMES if (path / name).is_file()] or sorted(path.glob("*.safetensors"))
+    named = [path / name for name in _NAMES if (path / name).is_file()]
+    found = named[:1] if (path / CONFIG).is_file() else named or sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         raise UserError(f"{path} holds {len(found)} files that may be a LoRA: name one of them")
     return found[0]

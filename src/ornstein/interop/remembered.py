@@ -25,6 +25,7 @@ class _Remembers:
             return plain(x)
         key = (x.shape, x.stride(), x.dtype, torch.is_autocast_enabled(x.device.type))
         key += tuple((t.data_ptr(), t._version) for t in tensors)
+        key += tuple(getattr(m, "strength", None) for m in self.modules())  # pyright: ignore[reportAttributeAccessIssue]
         kept = self.__dict__.get("_kept")
         if kept is None or kept[0] != key:
             # holding the input keeps its memory from being given to another tensor

@@ -4,9 +4,11 @@ from ornstein.inverse.gradients import DPS, PiGDM
 from ornstein.inverse.inversion import Inversion, invert
 from ornstein.inverse.jpeg import JPEG
 from ornstein.inverse.moments import Moments
+from ornstein.inverse.named import named_operator
 from ornstein.inverse.operators import (
     Blur,
     Chain,
+    Cut,
     Grey,
     Mask,
     Matrix,
@@ -22,9 +24,9 @@ from ornstein.inverse.posterior import Posterior
 from ornstein.inverse.projections import DDNM, DDRM, DiffPIR, repaint
 
 __all__ = [
-    "DDNM", "DDRM", "DPS", "JPEG", "METHODS", "Blur", "Chain", "DiffPIR", "Grey", "Inversion", "Mask", "Matrix",
-    "Moments", "Operator", "PiGDM", "Posterior", "Resized", "downsampling", "invert", "known_frames", "radon",
-    "repaint", "sensing", "twisted",
+    "DDNM", "DDRM", "DPS", "JPEG", "METHODS", "Blur", "Chain", "Cut", "DiffPIR", "Grey", "Inversion", "Mask", "Matrix",
+    "Moments", "Operator", "PiGDM", "Posterior", "Resized", "downsampling", "invert", "known_frames",
+    "named_operator", "radon", "repaint", "sensing", "twisted",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Posterior]] = {

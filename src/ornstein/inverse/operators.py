@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ornstein.noise.covariance import cast_like
 
 __all__ = [
-    "Blur", "Chain", "Grey", "Mask", "Matrix", "Operator", "Resized", "downsampling", "known_frames", "radon",
+    "Blur", "Chain", "Cut", "Grey", "Mask", "Matrix", "Operator", "Resized", "downsampling", "known_frames", "radon",
     "reciprocal", "sensing",
 ]  # fmt: skip
 
@@ -179,27 +179,66 @@ def known_frames(frames: Sequence[int], shape: Sequence[int]) -> Mask:
     return Mask(known, shape)
 
 
+class Cut(Operator):
+    """The rows and columns from (top, left) on: a picture that is a part of a sample.
+
+    Args:
+        top, left, height, width: of the part.
+        shape: of a sample, (*, H, W).
+
+    Raises:
+        ValueError: the part is not inside.
+    """
+
+    def __init__(self, top: int, left: int, height: int, width: int, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        below, beside = self.shape[-2] - top - height, self.shape[-1] - left - width
+        if min(top, left, below, beside) < 0 or min(height, width) < 1:
+            raise ValueError(f"{height}x{width} pixels from ({top}, {left}) on are no part of {self.shape}")
+        self.rows, self.columns = slice(top, top + height), slice(left, left + width)
+        self._around = (left, beside, top, below)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return x[..., self.rows, self.columns]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return F.pad(y, self._around)
+
+    def gram(self, y: Tensor, f: Function) -> Tensor:
+        return y * f(torch.ones_like(y))
+
+
 class Blur(Operator):
-    """Convolution of each channel with a kernel, over the last two axes; the picture goes on periodically.
+    """Convolution of each channel with a kernel, over the last two axes.
 
     Args:
         kernel: (h, w), of any values; its middle is at (h // 2, w // 2).
         shape: of a sample, (*, H, W).
+        edge: how the picture goes on beyond its edges: "periodic", which is diagonalisable, or "replicate", the pixels
+            at the edge again, as image programs have it.
 
     Raises:
-        ValueError: the kernel is no finite matrix, or is larger than the picture.
+        ValueError: the kernel is no finite matrix, or is larger than the picture; an unknown edge.
     """
 
-    def __init__(self, kernel: Tensor, shape: Sequence[int]) -> None:
+    def __init__(self, kernel: Tensor, shape: Sequence[int], edge: str = "periodic") -> None:
         self.shape = tuple(shape)
+        if edge not in ("periodic", "replicate"):
+            raise ValueError(f"a picture goes on periodic or replicate, not {edge!r}")
+        self.edge = edge
         kernel = torch.as_tensor(kernel).double()
         if kernel.ndim != 2 or not bool(kernel.isfinite().all()) or len(self.shape) < 2:
             raise ValueError(f"a kernel is a matrix of finite numbers over the last two axes, got {kernel.shape}")
         (h, w), (height, width) = kernel.shape, self.shape[-2:]
         if h > height or w > width:
             raise ValueError(f"the kernel, {h}x{w}, is larger than the picture, {height}x{width}")
+        self.kernel = kernel
         padded = F.pad(kernel, (0, width - w, 0, height - h)).roll((-(h // 2), -(w // 2)), (0, 1))
         self.spectrum = torch.fft.rfft2(padded)
+
+    @property
+    def diagonalisable(self) -> bool:
+        return self.edge == "periodic"
 
     def _filtered(self, x: Tensor, response: Tensor) -> Tensor:
         complex_ = torch.complex64 if x.dtype != torch.float64 else torch.complex128
@@ -207,12 +246,20 @@ class Blur(Operator):
         return torch.fft.irfft2(out, s=self.shape[-2:])
 
     def linear(self, x: Tensor) -> Tensor:
-        return self._filtered(x, self.spectrum)
+        if self.edge == "periodic":
+            return self._filtered(x, self.spectrum)
+        h, w = self.kernel.shape
+        flat = x.reshape(-1, 1, *self.shape[-2:])
+        beyond = (w - 1 - w // 2, w // 2, h - 1 - h // 2, h // 2)  # a convolution turns its kernel round
+        out = F.conv2d(F.pad(flat, beyond, mode="replicate"), cast_like(self.kernel, x).flip(0, 1)[None, None])
+        return out.reshape(x.shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._filtered(y, self.spectrum.conj())
+        return self._filtered(y, self.spectrum.conj()) if self.edge == "periodic" else super().adjoint(y)
 
     def gram(self, y: Tensor, f: Function) -> Tensor:
+        if not self.diagonalisable:
+            return super().gram(y, f)
         return self._filtered(y, f(self.spectrum.abs() ** 2))
 
 

@@ -143,6 +143,8 @@ class LoraWeight(nn.Module):
         return LoraLayer(self.down.detach().clone(), self.up.detach().clone(), self.alpha, magnitude)
 
     def forward(self, weight: Tensor) -> Tensor:
+        if not self.strength:
+            return weight
         change = LoraLayer(self.down, self.up, self.alpha).delta().reshape(weight.shape)
         if self.magnitude is None:
             return (weight + self.strength * change).to(weight.dtype)

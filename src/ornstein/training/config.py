@@ -85,7 +85,7 @@ class TrainConfig:
         (0.9, 0.99), "Decay rates of AdamW's moments.", minimum=0, below=1, panel=_OPTIMIZER
     )
     condition_dropout: float = setting(
-        0.1, "Share of samples that are trained without their class, for guidance.", minimum=0, maximum=1,
+        0.1, "Share of samples that are trained without their class or caption, for guidance.", minimum=0, maximum=1,
         panel=_OPTIMIZER,
     )  # fmt: skip
 

@@ -24,10 +24,11 @@ from ornstein.evaluation.run import Advance, draw, write_run_report
 from ornstein.evaluation.run_autoencoder import reconstruct, write_autoencoder_report
 from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.objectives import Objective
-from ornstein.progress import progress, warn
+from ornstein.progress import progress, say, warn
 from ornstein.store import CONFIG, read_config
 from ornstein.training import TrainState, run_task
 from ornstein.training.autoencoder import Autoencoding
+from ornstein.training.captions import Captioned, CaptionTable, captions_of, encoder_of, tabled
 from ornstein.training.latents import LatentDiffusion, LatentSet, encode_images
 from ornstein.training.models import new_autoencoder, new_denoiser
 from ornstein.training.settings import DIFFUSION, Settings
@@ -38,6 +39,7 @@ __all__ = ["Job", "ReportPlan", "encode", "new_job", "preview", "size_of"]
 
 # A preview is worth fewer samples and steps than a result.
 _PREVIEW_IMAGES, _PREVIEW_CLIPS, _PREVIEW_STEPS, _PREVIEW_PAIRS = 64, 4, 10, 8
+_EXAMPLES = 64  # captions of held-out images that previews and the report are made with
 _MEASURED = 8  # samples that the time of a sample is measured with
 
 
@@ -100,15 +102,20 @@ def _diffusion(
     objective: Objective | None,
 ) -> Job[Denoiser]:
     config = settings.config()
+    captions, texts = None, {}
+    if settings.captions is not None:
+        assert isinstance(train_set, ImageSet | StreamedSet | BucketSet)
+        captions, texts = _captions(settings, train_set, held_out, out, resume, device)
+    images: Any = train_set
     if settings.latent is not None and isinstance(train_set, ImageSet | StreamedSet):
-        latents = encode(Path(settings.latent), train_set, out, resume, device)
-        denoiser = made or new_denoiser(settings, train_set, latents.space, device)
-        task, rows = LatentDiffusion(denoiser, config), latents
+        images = encode(Path(settings.latent), train_set, out, resume, device)
+        denoiser = made or new_denoiser(settings, train_set, images.space, device, **texts)
+        task = LatentDiffusion(denoiser, config, captions)
     else:
-        denoiser = made or new_denoiser(settings, train_set, None, device)
-        task, rows = Diffusion(denoiser, config), train_set
+        denoiser = made or new_denoiser(settings, train_set, None, device, **texts)
+        task = Diffusion(denoiser, config, captions)
     task.objective = objective or task.objective
-    states = run_task(task, rows, config, out, resume)
+    states = run_task(task, images if captions is None else Captioned(images), config, out, resume)
 
     def report(plan: ReportPlan) -> list[Score]:
         if isinstance(train_set, ImageSet | StreamedSet | BucketSet):
@@ -179,6 +186,33 @@ def encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool, 
     with progress("images", transient=True) as bar:
         task = bar.add_task("encoding", total=len(images), note="")
         return encode_images(path, images, out, lambda done, _: bar.update(task, completed=done), device)
+
+
+def _captions(
+    settings: Settings,
+    train_set: ImageSet | StreamedSet | BucketSet,
+    held_out: ImageSet | Clips,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+) -> tuple[CaptionTable, dict[str, Any]]:
+    """The captions of the images to train on, and what `new_denoiser` is told of them."""
+    if not resume:
+        processes.current().agreed(lambda: check_new(out))  # before minutes of encoding
+    captions = captions_of(settings, train_set)
+    encoder = encoder_of(settings, captions)
+    with progress("captions", transient=True) as bar:
+        task = bar.add_task("encoding", total=None, note="", visible=settings.text_encoder not in (None, encoder.kind))
+        table, line = tabled(
+            captions, encoder, out, device, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    say(f"{captions.summary}; {line}")
+    if settings.flip:
+        warn("--flip mirrors the images and not their captions: left and right will be learned as one")
+    assert isinstance(held_out, ImageSet)
+    unseen = captions_of(settings, held_out).texts
+    examples = list(dict.fromkeys(text for texts in unseen for text in texts[:1] if text)) or captions.different
+    return table, {"encoder": encoder, "examples": tuple(examples[:_EXAMPLES])}
 
 
 def size_of(model: nn.Module) -> str:

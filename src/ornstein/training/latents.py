@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +15,13 @@ from ornstein.data import ImageSet, StreamedSet
 from ornstein.data.rows import RowFile
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
-from ornstein.store import atomic_write, make_folder, partial_name, read_json, remove_partial, write_error
-from ornstein.training.shared_rows import fill
+from ornstein.training.shared_rows import fill, find_cache, keep_cache
 from ornstein.training.task import Diffusion
 
 __all__ = ["FOLDER", "LatentDiffusion", "LatentSet", "encode_images"]
 
 FOLDER = "latents"
 _FILE = "latents.npy"
-_ABOUT = "about.json"
 _BATCH = 64
 
 
@@ -83,40 +79,15 @@ def encode_images(
             f"{path} encodes images of {tuple(autoencoder.shape)}, but {images.source} gives {tuple(images.shape)} "
             "(channels, height, width): give the --size it was trained with"
         )
-    folder = out / FOLDER
+    file = out / FOLDER / _FILE
     key = {"autoencoder": fingerprint, "images": images.fingerprint}
-    group = processes.current()
-    about = group.agreed(lambda: _begin(folder, key))
-    if {name: about.get(name) for name in key} != key:
-        partial = group.agreed(lambda: partial_name(folder / _FILE))
+    about, partial = find_cache(file, key)
+    if partial is not None:
         mean, std = _write(autoencoder, images, partial, device or choose_device("auto"), progress)
         about = key | {"mean": mean.tolist(), "std": std.tolist()}
-        group.agreed(lambda: _end(folder, partial, about))
+        keep_cache(file, partial, about)
     mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
-    return LatentSet(folder / _FILE, LatentSpace(autoencoder, mean, std, path, fingerprint), images.labels)
-
-
-def _begin(folder: Path, key: dict[str, str]) -> dict[str, Any]:
-    """What is said of the latents that are there; {} if there are none, or other ones, which are then of no use."""
-    about = read_json(folder / _ABOUT) if (folder / _ABOUT).is_file() and (folder / _FILE).is_file() else {}
-    if {name: about.get(name) for name in key} == key:
-        return about
-    try:
-        make_folder(folder)
-        remove_partial(folder)
-        (folder / _ABOUT).unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(folder / _FILE, error) from error
-    return {}
-
-
-def _end(folder: Path, partial: Path, about: dict[str, Any]) -> None:
-    try:
-        partial.replace(folder / _FILE)
-    except OSError as error:
-        raise write_error(folder / _FILE, error) from error
-    # last: latents without it are ignored
-    atomic_write(folder / _ABOUT, (json.dumps(about, indent=1) + "\n").encode())
+    return LatentSet(file, LatentSpace(autoencoder, mean, std, path, fingerprint), images.labels)
 
 
 def _write(

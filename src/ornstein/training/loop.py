@@ -231,7 +231,7 @@ class _Run(Generic[M]):
             # not the averages, which previews call at other shapes
             code = compiled(self.task.networks) if config.compile else nullcontext()
             with memory, code, Interrupts(None if self.processes.split else self.save) as interrupts:
-                while self.progress < 1:
+                while self.progress < 1 and not self.task.done:
                     began = time.perf_counter()
                     learning_rate = config.learning_rate_at(self.step, self.progress)
                     figures, stop = self.take_step(learning_rate, start, interrupts)
@@ -241,7 +241,10 @@ class _Run(Generic[M]):
                     spent += took
                     if self.kept.due(self.step):
                         self.keep()
-                    checkpoint_due = self.step % config.checkpoint_every == 0 or self.progress >= 1 or stop
+                    due = self.step % config.checkpoint_every == 0 or self.progress >= 1
+                    if due:
+                        self.task.watch(self.average, self.step)
+                    checkpoint_due = due or stop
                     if self.step % LOG_EVERY == 0 or checkpoint_due:
                         timing = {"images_per_second": config.batch / seconds, "elapsed": self.elapsed}
                         timing |= {"data_wait": (self.loader.waited - waited) / spent}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ornstein.errors import UserError
 from ornstein.nets import DiT, UNet, VideoUNet
 from ornstein.nets.recorded import Recorded
 from ornstein.process import Process
+from ornstein.text import FrozenEncoder, TextDenoiser, TextEncoder
 from ornstein.training.diffusion import prediction_of, schedule_of
 from ornstein.training.settings import Settings
 
@@ -52,6 +54,8 @@ def new_denoiser(
     data: ImageSet | StreamedSet | BucketSet | Clips,
     space: LatentSpace | None = None,
     device: torch.device | None = None,
+    encoder: TextEncoder | FrozenEncoder | None = None,
+    examples: tuple[str, ...] = (),
 ) -> Denoiser:
     """An untrained denoiser for the data, with schedule, prediction and noise of the settings.
 
@@ -62,6 +66,7 @@ def new_denoiser(
         data: what it will be trained on; gives the shape and the classes.
         space: the latent space, for a model of the data's latents.
         device: where to put it; by default a GPU if there is one.
+        encoder: of the captions, for a model that takes text; with some of them as examples.
 
     Raises:
         UserError: the settings do not fit the data.
@@ -71,7 +76,9 @@ def new_denoiser(
     classes = data.classes if learns_classes(settings, data) else []
     preset = settings.preset(max(shape[-2:]), space is not None, device.type == "cpu")
     with _seeded(settings.seed):
-        net = _network(settings, preset, shape, len(classes), latent=space is not None)
+        net = _network(
+            settings, preset, shape, len(classes), space is not None, 0 if encoder is None else encoder.width
+        )
     noise, spec = noises.parse(settings.noise, shape[1]), Data(shape, tuple(classes), sizes=getattr(data, "sizes", ()))
     if settings.dropout:
         _drop(net, settings.dropout)
@@ -80,7 +87,8 @@ def new_denoiser(
     if settings.centre and covariance is not None:
         schedule = _centred(noise, covariance, shape)
     std = 1.0 if space is not None else 0.5  # of the data, for --prediction edm: latents are normalised
-    return Denoiser(
+    make: Any = Denoiser if encoder is None else partial(TextDenoiser, encoder=encoder, examples=examples)
+    return make(
         net, Process(schedule, noise), prediction_of(settings), std, spec, data_covariance=covariance, space=space
     ).to(device)
 
@@ -106,12 +114,16 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def learns_classes(settings: Settings, data: ImageSet | StreamedSet | BucketSet | Clips) -> bool:
     """Whether a model of these data is conditional on their classes."""
+    if settings.captions is not None:
+        return False
     if settings.conditional is not None:
         return settings.conditional
     return 1 < len(data.classes) <= len(data) / _IMAGES_PER_CLASS
 
 
-def _network(settings: Settings, preset: str, shape: tuple[int, ...], classes: int, latent: bool) -> nn.Module:
+def _network(
+    settings: Settings, preset: str, shape: tuple[int, ...], classes: int, latent: bool, text_width: int
+) -> nn.Module:
     if settings.init is not None:
         return _from_image(settings, shape, classes)
     family, _, name = preset.rpartition(":")
@@ -120,6 +132,7 @@ def _network(settings: Settings, preset: str, shape: tuple[int, ...], classes: i
         "size": _side(shape),
         "classes": classes,
         "learned_variance": settings.objective == "hybrid",
+        "text_width": text_width,
     }
     if settings.frames is not None:
         about |= {"frames": settings.frames, "conditioning": settings.given_frames}
@@ -127,7 +140,7 @@ def _network(settings: Settings, preset: str, shape: tuple[int, ...], classes: i
         return DiT.preset(name, **about)
     if settings.frames is not None:
         return VideoUNet.preset(name, **about)
-    return UNet.preset(name, **about, patch=1 if latent else None)  # a latent is a patch already
+    return UNet.preset(name, **about, patch=1 if latent else settings.patch)  # a latent is a patch already
 
 
 def _side(shape: tuple[int, ...]) -> int | list[int]:

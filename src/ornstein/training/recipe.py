@@ -26,6 +26,7 @@ from ornstein.data import (
     open_streamed,
     same_data,
 )  # fmt: skip
+from ornstein.data.bundled import CAPTIONED
 from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.sets import few_images
 from ornstein.devices import choose_device
@@ -51,7 +52,7 @@ _JUDGED = 256  # samples that a report scores
 _REPORT_SECONDS, _REPORT_SHARE = 60.0, 0.1  # a report takes the larger of a minute and a tenth of the training
 REPORT = "report.html"
 # Bundled sets, which are no paths.
-_BUNDLED = ("digits", "moving-digits", "bouncing-balls", "drifting-textures")
+_BUNDLED = ("digits", *CAPTIONED, "moving-digits", "bouncing-balls", "drifting-textures")
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def open_data(settings: Settings, show: bool = False) -> Split:
     every_class = learns_classes(settings, opened) and fingerprint != opened.names_fingerprint
     parts = opened.split(settings.held_out, settings.seed, every_class)
     unused = len(opened.classes) > 1 and settings.conditional is None and not learns_classes(settings, parts[0])
-    if show and unused and settings.model == "diffusion":
+    if show and unused and settings.model == "diffusion" and settings.captions is None:
         say("too few images per class: training without classes; --conditional uses them")
     return Split(*parts, fingerprint, isinstance(opened, StreamedSet))
 

@@ -77,7 +77,7 @@ _MODELS = {
 }
 _DIFFUSION_ONLY = (
     "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
-    "prediction", "time_sampling", "dropout",
+    "prediction", "time_sampling", "dropout", "captions", "text_encoder", "patch",
 )  # fmt: skip
 
 
@@ -101,6 +101,9 @@ class DataSettings:
     )  # fmt: skip
     stream: bool | None = setting(
         None, "Decode images as they are needed, not all at the start.", by_data="if they would fill over 2 GB"
+    )
+    captions: str | None = setting(
+        None, "Learn captions: auto, txt or json beside the images, metadata.jsonl or .csv, or the name of a column."
     )
     held_out: float = setting(0.1, "Share of the data that is kept for the evaluation.", above=0, below=1)
     frames: int | None = setting(None, "Train on clips of so many frames.", minimum=1, panel=_CLIPS)
@@ -127,6 +130,10 @@ class Settings(TrainConfig, DataSettings):
         "Network and its size: a U-Net (xs to l) or a diffusion transformer; auto: a U-Net by data and device.",
         choices=("auto", *_NET_SIZES, *(f"{family}:{size}" for family in NET_FAMILIES for size in _NET_SIZES)),
     )
+    patch: int | None = setting(
+        None, "Side of the patches of a U-Net of images: 2 takes a third of the time at 32 pixels.", minimum=1,
+        by_data="1 below 64 pixels, 2 below 128, else 4",
+    )  # fmt: skip
     schedule: str = setting(
         "cosine", "Noise schedule.", choices=SCHEDULES, other="one with its numbers, rectified:3 or edm:0.002,80,7"
     )
@@ -138,6 +145,10 @@ class Settings(TrainConfig, DataSettings):
         0.0, "Share of features dropped inside the network while it trains.", minimum=0, below=1, panel="Optimizer"
     )
     conditional: bool | None = setting(None, "Learn the classes.", by_data="if there are 10 images per class")
+    text_encoder: str | None = setting(
+        None, "What reads the captions: own, trained along; or frozen, minilm, clip:FOLDER, t5:FOLDER, folder:FOLDER.",
+        by_data="own",
+    )  # fmt: skip
     model: str = setting("diffusion", "Kind of model.", choices=(DIFFUSION, *AUTOENCODERS), panel=_LATENTS)
     latent: str | None = setting(None, "Train on the latents of the autoencoder in this run.", panel=_LATENTS)
     factor: int | None = setting(
@@ -224,6 +235,11 @@ class Settings(TrainConfig, DataSettings):
             raise UserError("--latent is for images: leave out --frames")
         if self.latent is not None and self.flip:
             raise UserError("--flip does nothing for latents, which are computed once: leave it out")
+        self._validate_captions()
+        if self.patch is not None and (
+            self.net.startswith("dit:") or self.frames is not None or self.latent is not None
+        ):
+            raise UserError("--patch is for a U-Net of images in pixels: leave it out")
         self._validate_shape()
         if self.frames is None:
             self._validate_images()
@@ -240,6 +256,17 @@ class Settings(TrainConfig, DataSettings):
     def extent(self) -> tuple[int, int] | None:
         """(height, width) of --size; None if the data decide."""
         return None if self.size is None else extent_of(self.size)
+
+    def _validate_captions(self) -> None:
+        """Captions beside what they do not go with."""
+        if self.captions is None:
+            if self.text_encoder is not None:
+                raise UserError("--text-encoder reads captions: give --captions too, auto for those beside the images")
+            return
+        if self.frames is not None or self.init is not None:
+            raise UserError("--captions is for images: leave out --frames and --init")
+        if self.conditional:
+            raise UserError("--captions takes the place of classes: leave out --conditional")
 
     def _validate_shape(self) -> None:
         """Sizes, crops and buckets that do not go together."""

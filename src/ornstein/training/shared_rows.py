@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from ornstein import processes
-from ornstein.store import write_error
+from ornstein.store import atomic_write, make_folder, partial_name, read_json, remove_partial, write_error
 
-__all__ = ["fill"]
+__all__ = ["fill", "find_cache", "keep_cache"]
+
+_ABOUT = "about.json"
+
+
+def find_cache(file: Path, key: dict[str, str]) -> tuple[dict[str, Any], Path | None]:
+    """What is said of the rows in `file`, and None, if they are those of `key`; else {}, and a path to write them to.
+
+    Other rows that are there are of no use from then on. All processes call this.
+    """
+    group = processes.current()
+    about = group.agreed(lambda: _begin(file, key))
+    return about, None if about else group.agreed(lambda: partial_name(file))
+
+
+def keep_cache(file: Path, partial: Path, about: dict[str, Any]) -> None:
+    """Put finished rows in place, with what is said of them: the key, and more. All processes call this."""
+    processes.current().agreed(lambda: _end(file, partial, about))
+
+
+def _begin(file: Path, key: dict[str, str]) -> dict[str, Any]:
+    note = file.with_name(_ABOUT)
+    about = read_json(note) if note.is_file() and file.is_file() else {}
+    if about and {name: about.get(name) for name in key} == key:
+        return about
+    try:
+        make_folder(file.parent)
+        remove_partial(file.parent)
+        note.unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(file, error) from error
+    return {}
+
+
+def _end(file: Path, partial: Path, about: dict[str, Any]) -> None:
+    try:
+        partial.replace(file)
+    except OSError as error:
+        raise write_error(file, error) from error
+    # last: rows without it are ignored
+    atomic_write(file.with_name(_ABOUT), (json.dumps(about, indent=1) + "\n").encode())
 
 
 def fill(

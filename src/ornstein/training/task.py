@@ -17,6 +17,7 @@ from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.nets.video import known_masks
 from ornstein.processes import Processes
+from ornstein.training.captions import CaptionTable
 from ornstein.training.config import TrainConfig
 from ornstein.training.objective import TimeSampling, check_objective, loss_of
 
@@ -53,6 +54,8 @@ class Task(ABC, Generic[M]):
     """
 
     by_rows: ClassVar[bool] = False
+    done: bool = False
+    """Whether the training is over before its steps are; a task may say so in `watch`, and from `load_state` on."""
 
     def __init__(self, model: M, networks: Sequence[nn.Module]) -> None:
         self.model = model
@@ -99,6 +102,13 @@ class Task(ABC, Generic[M]):
         """Called after a step with its figures, means over so many pieces of the batch; returns those to log."""
         return figures
 
+    def watch(self, average: M, step: int) -> None:
+        """Called at every checkpoint that the settings ask for, and at the end, before it is written.
+
+        Args:
+            average: the model with EMA weights. All processes call this together, and must come to the same.
+        """
+
     def to_state(self) -> dict[str, Any] | None:
         """What the task has learned besides the model, in JSON types; None for nothing."""
         return None
@@ -116,12 +126,16 @@ class Task(ABC, Generic[M]):
 
 
 class Diffusion(Task[Denoiser]):
-    """Training of a denoiser by the objective of the configuration (E10-E17)."""
+    """Training of a denoiser by the objective of the configuration (E10-E17).
+
+    With `captions` the labels of a batch are the numbers of its rows in that table (`training.captions.Captioned`).
+    """
 
     by_rows = True
 
-    def __init__(self, denoiser: Denoiser, config: TrainConfig) -> None:
+    def __init__(self, denoiser: Denoiser, config: TrainConfig, captions: CaptionTable | None = None) -> None:
         super().__init__(denoiser, [denoiser.net])
+        self.captions = captions
         check_objective(config.objective, denoiser)
         self.settings = config
         self.objective = loss_of(config.objective)
@@ -148,7 +162,11 @@ class Diffusion(Task[Denoiser]):
         t = t[rows]
         z = torch.randn((n, *x0.shape[1:]), generator=draw, device=x0.device, dtype=x0.dtype)[rows]
         cond: dict[str, Tensor] = {}
-        if self.conditional and labels is not None:
+        if self.captions is not None and labels is not None:
+            chosen = torch.rand(n, generator=small)[rows]
+            dropped = torch.rand(n, generator=small)[rows] < self.settings.condition_dropout
+            cond |= self.captions.conditions(labels, chosen, dropped)
+        elif self.conditional and labels is not None:
             self._check_labels(labels)
             dropped = torch.rand(n, generator=small)[rows] < self.settings.condition_dropout
             cond["label"] = labels.masked_fill(dropped, -1)
@@ -174,7 +192,8 @@ class Diffusion(Task[Denoiser]):
             raise UserError(f"the data have the label {int(labels.max())}, but the network has {self.classes} classes")
 
     def config(self) -> dict[str, Any]:
-        return self.model.to_config()
+        captions = {} if self.captions is None else {"captions": self.captions.digest}
+        return self.model.to_config() | captions
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
         checkpoint.save(model, out, extra)

@@ -1,0 +1,127 @@
+"""What a personalisation learns: the numbers of a LoRA, of a whole network, or of a new word, on their base."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ornstein.denoiser import Denoiser
+from ornstein.errors import UserError
+from ornstein.interop.lora import parts_of
+from ornstein.interop.pipeline import Pipeline
+from ornstein.interop.words import add_word, words_on
+from ornstein.nets.lora import Lora, LoraLayer, LoraWeight, adapted, base_hash, trainable
+from ornstein.personalization.settings import TARGETS, TEXT_TARGETS, PersonalizeSettings
+from ornstein.randomness import generator
+
+__all__ = ["Learned", "begin", "frozen", "lora_of"]
+
+_SEPARATOR = "/"  # names of parameters hold no dots
+
+
+class Learned(nn.Module):
+    """The parameters that are trained, and no others: those of the base itself, which computes with them.
+
+    The trainer averages and stores this alone: its copies hold copies of the numbers, and `shown` computes with them.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.numbers = nn.ParameterDict({k.replace(".", _SEPARATOR): p for k, p in parameters.items()})
+
+    def named(self) -> dict[str, Tensor]:
+        """The numbers by name."""
+        return {name.replace(_SEPARATOR, "."): value.detach() for name, value in self.numbers.items()}
+
+    @contextmanager
+    def shown(self, other: Learned) -> Iterator[None]:
+        """Within it the base computes with the numbers of a copy; afterwards with its own, bit for bit."""
+        mine, theirs = list(self.parameters()), list(other.parameters())
+        before = [value.detach().clone() for value in mine]
+        with torch.no_grad():
+            torch._foreach_copy_(mine, theirs)
+            try:
+                yield
+            finally:
+                torch._foreach_copy_(mine, before)
+
+
+def begin(d: Denoiser, settings: PersonalizeSettings) -> Learned:
+    """Put what is to be learned on a base, and freeze all else.
+
+    Raises:
+        UserError: a base that takes no text, or layers that it does not have; a rank above the size of a layer.
+    """
+    for parameter in d.parameters():
+        parameter.requires_grad_(False)
+    parts = parts_of(d)
+    main = next(iter(parts))
+    if settings.train_text and len(parts) == 1:
+        raise UserError(f"{settings.base} has no text encoder of its own that could be trained: leave out --train-text")
+    chosen = parts if settings.train_text else nn.ModuleDict({main: parts[main]})
+    if settings.method == "textual-inversion":
+        assert settings.word is not None
+        initial = settings.initial or (settings.of_class.split() or ["a"])[-1]
+        add_word(d, settings.word, initial=initial, count=settings.vectors)
+        return Learned({f"{encoder}.{settings.word}": words.rows for encoder, words in words_on(d).items()})
+    if settings.method == "dreambooth":
+        return Learned({name: p.requires_grad_(True) for name, p in chosen.named_parameters()})
+    layers = trainable(
+        chosen,
+        settings.targets or (*TARGETS, *TEXT_TARGETS),
+        settings.rank,
+        settings.alpha,
+        generator(settings.seed, "lora"),
+        settings.dora,
+    )
+    named = {name: dict(layer.named_parameters()) for name, layer in layers.items()}
+    return Learned({f"{name}.{key}": p for name, own in named.items() for key, p in own.items()})
+
+
+def lora_of(learned: Learned, d: Denoiser, alpha: float, facts: Mapping[str, str]) -> Lora:
+    """The LoRA whose numbers `learned` holds, of its base."""
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for name, value in learned.named().items():
+        layer, _, key = name.rpartition(".")
+        grouped.setdefault(layer, {})[key] = value.cpu().clone()
+    layers = {name: LoraLayer(g["down"], g["up"], alpha, g.get("magnitude")) for name, g in grouped.items()}
+    return Lora(layers, base_hash(parts_of(d), layers), facts)
+
+
+class frozen:
+    """The base as it was before the training: `with kept as d` gives a denoiser that computes without what is learned.
+
+    Of a LoRA it is the same network with strength 0; of a network that is trained itself, a copy.
+    """
+
+    def __init__(self, d: Denoiser, settings: PersonalizeSettings) -> None:
+        self.denoiser = d
+        self.layers: list[LoraWeight] = []
+        self.copy: Denoiser | None = None
+        if settings.method == "lora":
+            self.layers = list(adapted(parts_of(d)).values())
+        elif settings.method == "dreambooth":
+            self.copy = _copied(d)
+
+    def __enter__(self) -> Denoiser:
+        for layer in self.layers:
+            layer.strength = 0.0
+        return self.denoiser if self.copy is None else self.copy
+
+    def __exit__(self, *error: object) -> None:
+        for layer in self.layers:
+            layer.strength = 1.0
+
+
+def _copied(d: Denoiser) -> Denoiser:
+    """A denoiser with a copy of the network; decoder and text encoders are shared."""
+    made = copy.copy(d)
+    made._modules = dict(d._modules)
+    made.net = copy.deepcopy(d.net).requires_grad_(False)
+    if isinstance(made, Pipeline):
+        made._rows = {}
+    return made

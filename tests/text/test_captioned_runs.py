@@ -1,0 +1,232 @@
+"""A run on captions: what is trained and stored, prompts for its samples, both kinds of encoder, and bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ornstein as orn
+from ornstein.data.captions import Captions
+from ornstein.errors import UserError
+from ornstein.text import BPE, FrozenEncoder, TextDenoiser, TextEncoder
+from ornstein.text.bpe import learned_merges
+from ornstein.training.captions import tabled
+from running import done, ornstein, refused
+from text.captioned import SETTINGS
+
+
+def opened(run: Path) -> TextDenoiser:
+    model = orn.load(run)
+    assert isinstance(model, TextDenoiser)
+    return model
+
+
+def samples(model: orn.Denoiser, **how: object) -> torch.Tensor:
+    assert model.data is not None
+    return orn.sample(model, (2, *model.data.shape), steps=2, **how)  # pyright: ignore[reportArgumentType]
+
+
+def clip_folder(folder: Path, seed: int = 0) -> Path:
+    pytest.importorskip("transformers")
+    from interop.tiny import clip_text, clip_tokenizer
+
+    torch.manual_seed(seed)
+    clip_text(max_position_embeddings=20).save_pretrained(folder)
+    clip_tokenizer(20).save_pretrained(folder)
+    return folder
+
+
+def test_the_encoder_is_a_part_of_the_run(run: Path) -> None:
+    stored = load_file(run / "model.safetensors")
+    model = opened(run)
+    assert isinstance(model.encoder, TextEncoder)
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(stored[f"text.{name}"], value)
+    config = json.loads((run / "config.json").read_text())
+    assert config["text"]["kind"] == "own" and config["text"]["examples"]
+    text, mask = model.encoder.encode(["a red picture", ""])
+    assert mask.sum(1).tolist() == [5, 0] and text.shape == (2, 5, model.encoder.width)
+    assert torch.isfinite(text).all()
+
+
+def test_training_reads_the_captions(run: Path) -> None:
+    """Gradients reach the words of the captions, through the network, and no others."""
+    model = opened(run).train()
+    assert isinstance(model.encoder, TextEncoder)
+    with torch.no_grad():
+        model.net.head[-1].weight.normal_()  # it starts at zero, and lets no gradient through
+    tokens, _ = model.encoder.tokenized(["a red picture", ""])
+    x0, t = torch.rand(2, 3, 8, 8), torch.tensor([0.4, 0.6])
+    model.loss(x0, t, torch.randn_like(x0), tokens=tokens).sum().backward()
+    gradient = model.encoder.tokens.weight.grad
+    assert gradient is not None
+    moved = set(gradient.abs().sum(1).nonzero().flatten().tolist())
+    assert moved == set(tokens[tokens >= 0].tolist())
+
+
+def test_a_killed_run_ends_in_the_same_bits(run: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "resumed"
+    with pytest.MonkeyPatch.context() as patch:
+        from ornstein.training import loop
+
+        steps = loop._Run.take_step
+        patch.setattr(loop._Run, "take_step", lambda self, *a: _fails(steps, self, *a))
+        with pytest.raises(ZeroDivisionError):
+            orn.train(pictures, out, **SETTINGS)
+    orn.train(None, out, resume=True, report=False, device="cpu")
+    one, other = load_file(run / "model.safetensors"), load_file(out / "model.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def _fails(steps: object, self: object, *arguments: object) -> object:
+    if self.step == 2:  # pyright: ignore[reportAttributeAccessIssue]
+        raise ZeroDivisionError
+    return steps(self, *arguments)  # pyright: ignore[reportCallIssue]
+
+
+def test_prompts_negative_and_guidance(run: Path) -> None:
+    model = opened(run)
+    with torch.no_grad():  # an untrained network returns 0
+        torch.manual_seed(0)
+        for parameter in model.net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    red, blue = model.encode(["a red picture"] * 2), model.encode(["a blue picture"] * 2)
+    assert "negative" not in red
+    plain, other, nothing = (samples(model, cond=cond) for cond in (red, blue, {}))
+    assert not torch.equal(plain, other) and not torch.equal(plain, nothing)
+    # the empty prompt is no prompt
+    assert torch.allclose(samples(model, cond=model.encode(["", ""])), nothing, atol=1e-6)
+    # guidance by definition: x0 = u + scale (c - u), u with the negative prompt
+    x, t = torch.randn(2, *model.data.shape), 0.5  # pyright: ignore[reportOptionalMemberAccess]
+    with torch.no_grad():
+        c, u = model(x, t, **red).x0, model(x, t, **blue).x0
+        cond = model.encode(["a red picture"] * 2, negative="a blue picture")
+        guided = orn.guidance.ClassifierFree(model, 3.0)(x, t, **cond).x0
+    assert torch.allclose(guided, u + 3 * (c - u), atol=1e-5)
+    # prompts as classes are the same model
+    prompted = model.prompted(["a red picture", "blue"], negative="green")
+    assert prompted.data is not None and prompted.data.classes == ("a red picture", "blue")
+    by_label = samples(prompted, cond={"label": torch.tensor([0, 0])})
+    assert torch.allclose(by_label, plain, atol=1e-6)
+    assert torch.allclose(samples(prompted), samples(model, cond=model.encode(["green"] * 2)), atol=1e-6)
+
+
+def test_a_frozen_encoder_is_cached_and_checked(pictures: Path, tmp_path: Path) -> None:
+    folder, out = clip_folder(tmp_path / "clip"), tmp_path / "run"
+    orn.train(pictures, out, **SETTINGS | {"text_encoder": f"clip:{folder}"})
+    stored = load_file(out / "model.safetensors")
+    assert not any(name.startswith("text.tokens") for name in stored)  # it is not a part of the run
+    states = out / "captions" / "states.npy"
+    before = states.stat().st_mtime_ns
+    orn.train(None, out, resume=True, report=False, device="cpu", steps=6)
+    assert states.stat().st_mtime_ns == before
+    model = opened(out)
+    assert isinstance(model.encoder, FrozenEncoder)
+    with pytest.warns(UserWarning, match="cut to 20 tokens"):
+        cond = model.encode(["red", "a text of very many letters, each of them a token"])
+    assert cond["text_mask"].sum(1).tolist() == [5, 20]
+    clip_folder(folder, seed=1)
+    with pytest.raises(UserError, match="has changed since"):
+        orn.load(out)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="no text encoder"):
+        orn.load(out)
+
+
+def test_states_are_those_of_the_encoder(tmp_path: Path) -> None:
+    encoder = FrozenEncoder("clip", clip_folder(tmp_path / "clip"))
+    captions = Captions([("a", "b c"), ("",), (), ("b c",)], "here")
+    table, line = tabled(captions, encoder, tmp_path / "run", torch.device("cpu"))
+    assert line == "2 different captions, 4 tokens at most"
+    rows, half = torch.arange(4), torch.full((4,), 0.7)
+    cond = table.conditions(rows, half, torch.zeros(4, dtype=torch.bool))
+    text, _ = encoder.encode(["b c"])
+    assert cond["text_mask"].tolist() == [[True] * 4, [False] * 4, [False] * 4, [True] * 4]
+    assert torch.allclose(cond["text"][0], text[0], atol=1e-5) and torch.allclose(cond["text"][3], text[0], atol=1e-5)
+    first = table.conditions(rows[:1], torch.zeros(1), torch.zeros(1, dtype=torch.bool))
+    assert torch.allclose(first["text"][0, :3], encoder.encode(["a"])[0][0], atol=1e-5)
+    dropped = table.conditions(rows, half, torch.ones(4, dtype=torch.bool))
+    assert not dropped["text_mask"].any()
+
+
+def test_each_caption_of_a_picture_is_chosen_alike(tmp_path: Path) -> None:
+    texts = ["one", "two", "three"]
+    encoder = TextEncoder.over(texts, BPE(learned_merges(texts)), width=8, layers=1, heads=2, length=3)
+    captions = Captions([tuple(texts), (), ("one two three four",)], "here")
+    table, line = tabled(captions, encoder, tmp_path, torch.device("cpu"))
+    assert "1 cut to the 3 that are read" in line
+    chosen, kept = torch.arange(9) / 9, torch.zeros(9, dtype=torch.bool)
+    tokens = table.conditions(torch.zeros(9, dtype=torch.long), chosen, kept)["tokens"]
+    expected = encoder.tokenized([text for text in texts for _ in range(3)])[0]
+    assert torch.equal(tokens, expected)
+    assert (table.conditions(torch.ones(9, dtype=torch.long), chosen, kept)["tokens"] == -1).all()
+
+
+def test_encoder_folders_that_cannot_be_used(pictures: Path, tmp_path: Path) -> None:
+    def train(encoder: str) -> object:
+        return ornstein(
+            "train", "--data", pictures, "--captions", "auto", "--text-encoder", encoder, "--out", tmp_path / "r",
+            "--size", 8, "--steps", 1, "--net", "xs",
+        )  # fmt: skip
+
+    refused(train("bert"), "bert", "minilm", "clip:FOLDER")
+    refused(train(f"clip:{tmp_path / 'none'}"), "no folder")
+    folder = clip_folder(tmp_path / "clip")
+    refused(train(f"t5:{folder}"), "clip", "not t5")
+    tokenizers = tmp_path / "bare"
+    shutil.copytree(folder, tokenizers)
+    for file in tokenizers.glob("*"):
+        if file.name not in ("config.json", "model.safetensors"):
+            file.unlink()
+    refused(train(f"clip:{tokenizers}"), "no tokenizer")
+    (tokenizers / "model.safetensors").rename(tokenizers / "pytorch_model.bin")
+    refused(train(f"clip:{tokenizers}"), "pickle", "save_pretrained")
+
+
+def test_commands(run: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples"
+    done(
+        "sample",
+        run,
+        "--prompt",
+        "a red picture",
+        "--negative",
+        "blue",
+        "--guidance",
+        2,
+        "-n",
+        2,
+        "--steps",
+        2,
+        "--out",
+        out,
+    )
+    assert len(list(out.glob("*.png"))) == 3
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red picture\nall blue\n")
+    done("sample", run, "--prompts", prompts, "--steps", 2, "--out", tmp_path / "two")
+    assert len(list((tmp_path / "two").glob("0*.png"))) == 2
+    refused(ornstein("sample", run, "--out", tmp_path / "no"), "takes text", "--prompt")
+    train = ("train", "--data", pictures, "--out", tmp_path / "r", "--size", 8, "--steps", 1)
+    refused(ornstein(*train, "--text-encoder", "own"), "--captions")
+    refused(ornstein(*train, "--captions", "auto", "--conditional"), "--conditional")
+    refused(ornstein(*train, "--captions", "title"), "no captions", "metadata.jsonl", "title")
+    refused(ornstein(*train, "--captions", "auto", "--model", "kl"), "--captions is for diffusion")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for file in pictures.glob("*.png"):
+        shutil.copy(file, bare)
+    refused(
+        ornstein("train", "--data", bare, "--captions", "auto", "--out", tmp_path / "r"), "no captions", ".txt files"
+    )
+
+
+def test_an_unconditional_run_takes_no_prompt(tmp_path: Path, pictures: Path) -> None:
+    orn.train(pictures, tmp_path / "plain", **SETTINGS | {"captions": None, "steps": 1})
+    refused(ornstein("sample", tmp_path / "plain", "--prompt", "red"), "without text", "--prompt")
