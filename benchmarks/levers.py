@@ -56,7 +56,7 @@ ROWS: dict[str, tuple[dict[str, Any], float]] = {  # of `Settings` and `TrainCon
     "net xs": ({"net": "xs"}, 2.5),
     "net m": ({"net": "m"}, 0.35),
     "net dit:xs": ({"net": "dit:xs"}, 0.45),
-    "net dit:xs, AdamW at 0.001": ({"net": "dit:xs", "optimizer": "adamw", "learning_rate": 0.001}, 0.45),
+    "net dit:xs with AdamW at 0.001": ({"net": "dit:xs", "optimizer": "adamw", "learning_rate": 0.001}, 0.45),
     "net dit:s": ({"net": "dit:s"}, 0.21),
     "objective simple": ({"objective": "simple"}, 1.0),
     "objective continuous": ({"objective": "continuous"}, 1.0),
