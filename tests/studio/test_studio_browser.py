@@ -268,7 +268,7 @@ def test_a_dog_is_learned_and_its_lora_taken_home(browser, served, tmp_path) -> 
     with opened(browser, served.url) as page:
         turn_to(page, "Personalise")
         field(page, "Name of the personalised run").fill("my dog")
-        box = field(page, "Base")
+        box = page.locator("#personal-base input")
         box.fill(str(base))
         box.press("Enter")
         page.locator("#personal-pictures input[type=file]").set_input_files(
@@ -280,6 +280,7 @@ def test_a_dog_is_learned_and_its_lora_taken_home(browser, served, tmp_path) -> 
         press(page, "Personalise")
         good(page, "#personal-status", "Finished")
         page.locator("#personal-previews img").first.wait_for()
+        page.screenshot(path=tmp_path / "personalise.png", full_page=True)
         press(page, "LoRA files")
         page.locator("#lora-files", has_text="lora_kohya").wait_for()
         assert fits_a_phone(page)

@@ -110,6 +110,7 @@ def _form(studio: Studio) -> tuple[list[Any], gr.File, gr.Dropdown, gr.Button]:
         label="Base",
         info="A run that takes text, or the path of a pipeline of diffusers.",
         allow_custom_value=True,
+        elem_id="personal-base",
     )
     upload = gr.File(
         label="Pictures", file_count="multiple", file_types=["image"], height=160, elem_id="personal-pictures"
