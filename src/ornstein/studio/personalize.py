@@ -83,11 +83,11 @@ def page(studio: Studio) -> None:
             with gr.Row():
                 stop, resume, files = gr.Button("Stop"), gr.Button("Resume"), gr.Button("LoRA files")
             status = gr.HTML(note("No run chosen."), elem_id="personal-status")
+            loras = gr.File(label="For diffusers and ComfyUI", file_count="multiple", height=120, elem_id="lora-files")
             loss = gr.Plot(label="Training loss by step", elem_id="personal-loss")
             samples = gallery("Samples by prompt, always of the same noise", 1, "personal-previews", download=True)
             report = gr.File(label="Report", visible=False, elem_id="personal-report")
             shown = gr.HTML(elem_id="personal-page")
-            loras = gr.File(label="For diffusers and ComfyUI", file_count="multiple", elem_id="lora-files")
     watched = [status, loss, samples, report, shown]
     quick: dict[str, Any] = {"concurrency_limit": 8, "show_progress": "hidden"}
     silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
