@@ -13,7 +13,7 @@ COMMANDS = {
     name: Lazy(help, f"{_SETTINGS}{name.title()}Command", f"{_BODIES}{name}")
     for name, help in {
         "prepare": "Detect, align and embed the face in each of your photos.",
-        "train": "Train a face swap on your prepared photographs.",
+        "train": "Train a face swap on your photographs.",
         "evaluate": "Evaluate swaps of people that the model has not seen.",
         "demo": "Train and evaluate a swap on rendered faces.",
         "verify": "Read the provenance of a photo or a video.",
