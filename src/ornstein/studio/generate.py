@@ -28,7 +28,7 @@ from ornstein.studio.sessions import Session
 from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.work import Tell, Work, errors_shown, note
 
-__all__ = ["MOST", "Draw", "checked", "page", "write_samples"]
+__all__ = ["MOST", "Draw", "checked", "checked_seed", "page", "write_samples"]
 
 AUTOMATIC, EACH, TUNED = "automatic", "each in turn", "tuned"
 MOST = 64  # samples at a time: one batch, as `ornstein sample` makes it
@@ -143,12 +143,18 @@ def checked(
     for name, value, low, high in (("samples", n, 1, most), ("steps", steps, 1, 1000), ("guidance", guidance, 0, 20)):
         if value is None or not low <= value <= high:
             raise UserError(f"{name} must lie between {low} and {high}, not {value}")
-    if seed is None or not 0 <= seed < 2**53 or seed != int(seed):
-        raise UserError(f"a seed is a whole number from 0 on, not {seed}")
+    seed = checked_seed(seed)
     chosen = None if solver in (None, "", AUTOMATIC) else solver
     if denoiser.distilled is not None and chosen is None:
         steps = denoiser.distilled.steps  # those it was distilled to
-    return Draw(path, int(n), chosen, int(steps), None if label in (None, "", EACH) else label, guidance, int(seed))
+    return Draw(path, int(n), chosen, int(steps), None if label in (None, "", EACH) else label, guidance, seed)
+
+
+def checked_seed(seed: float | None) -> int:
+    """The seed of a form. Raises UserError if it is none."""
+    if seed is None or not 0 <= seed < 2**53 or seed != int(seed):
+        raise UserError(f"a seed is a whole number from 0 on, not {seed}")
+    return int(seed)
 
 
 def write_samples(draw: Draw, samples: Tensor, folder: Path, fps: float = 8.0) -> list[Path]:
