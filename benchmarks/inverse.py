@@ -3,6 +3,8 @@
     python benchmarks/inverse.py bias [-n 4000]
     python benchmarks/inverse.py peers [-n 4000]        # pip install --no-deps azula einops
 
+Results are kept in --out, and not measured again: it can be stopped and continued.
+
 The data are signals of 16 numbers: one Gaussian, or a mixture of three, both smooth along the signal. For
 y = A x + noise their posterior is a mixture in closed form, and samples of a method are compared with it: the distance
 of the means over the norm of the exact one, and that of the covariances (Frobenius) over the norm of the exact one.
@@ -20,11 +22,14 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +43,7 @@ from ornstein.noise import AR1, Identity
 from ornstein.oracles import GaussianMixture
 from ornstein.process import Prediction
 from ornstein.schedules import Times
+from ornstein.store import atomic_write
 from ornstein.wrapper import Wrapper
 
 N, STEPS = 16, (20, 100)
@@ -126,7 +132,23 @@ def sampled(method: str, d: Any, task: Task, steps: int, x: Tensor, iterations: 
     return orn.sample(posterior, x.shape, solver=solver, steps=steps, start=x, batch=len(x))
 
 
-def bias(n: int, most: int) -> list[Table]:
+class Kept:
+    """Results by name, in a JSON file; after so many processor seconds the next one ends the program."""
+
+    def __init__(self, path: Path, seconds: float | None) -> None:
+        self.path, self.seconds = path, seconds
+        self.values: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def __call__(self, name: str, measure: Callable[[], Any]) -> Any:
+        if name not in self.values:
+            if self.seconds is not None and time.process_time() > self.seconds:
+                sys.exit(f"{len(self.values)} results in {self.path}: call again to continue")
+            self.values[name] = measure()
+            atomic_write(self.path, json.dumps(self.values, indent=1).encode())
+        return self.values[name]
+
+
+def bias(n: int, most: int, kept: Kept) -> list[Table]:
     """Each method at 20 and 100 steps, under white and AR(1) noise."""
     data = priors()
     tasks = [
@@ -146,9 +168,11 @@ def bias(n: int, most: int) -> list[Table]:
             cells = []
             for task, steps in itertools.product(tasks, STEPS):
                 d = task.prior.denoiser(p)
-                x = sampled(method, d, task, steps, start(p, count, task.A.shape))
-                cells.append(cell(off(x, task.posterior)))
-            print(title, method, *cells, file=sys.stderr, flush=True)
+
+                def measure(d: Any = d, task: Task = task, steps: int = steps, m: str = method, k: int = count) -> Any:
+                    return off(sampled(m, d, task, steps, start(d.process, k, task.A.shape)), task.posterior)
+
+                cells.append(cell(kept(f"{title}, {method}, {task.name}, {steps} steps, {count}", measure)))
             table.add(method, *cells)
         out.append(table)
     return out
@@ -277,7 +301,7 @@ def theirs() -> Iterator[tuple[str, Run]]:
             )
 
 
-def peers(n: int, work: int) -> Table:
+def peers(n: int, work: int, kept: Kept) -> Table:
     """Six tasks, one run: ours beside the best of azula's, and its best of each method."""
     data = priors()
     kernel = torch.tensor([[0.1, 0.2, 0.4, 0.2, 0.1]])
@@ -298,18 +322,18 @@ def peers(n: int, work: int) -> Table:
         if task.A.shape != (N,):
             task = replace(task, prior=shaped(task.prior, task.A.shape))
         d, x = task.prior.denoiser(p), start(p, n, task.A.shape)
-        own = run_at(partial(ours), d, task, work, x)
+        key = f"{task.name}, {work} evaluations"
+        own = kept(f"{key}, ours, {n}", partial(run_at, ours, d, task, work, x))
         few, found = start(p, n // 12, task.A.shape), []
         for name, run in theirs():
-            errors, _ = run_at(run, d, task, work, few)
+            errors, _ = kept(f"{key}, {name}, {len(few)}", partial(run_at, run, d, task, work, few))
             if math.isfinite(sum(errors)):
                 found.append((sum(errors), name, run))
         _, name, run = min(found, key=lambda each: each[0])
-        best = run_at(run, d, task, work, x)
+        best = kept(f"{key}, {name}, {n}", partial(run_at, run, d, task, work, x))
         won += sum(own[0]) < sum(best[0])
         row = [task.name, cell(own[0]), own[1], cell(best[0]), name, best[1]]
         table.add(*row, cell(off(draws(task, n), task.posterior)))
-        print(*table.rows[-1], file=sys.stderr, flush=True)
     table.note = f"Ours is nearer in {won} of {len(tasks)} tasks."
     return table
 
@@ -347,8 +371,13 @@ def main() -> None:
         "--most", type=int, default=1000, help="samples of twisted, which has as many times 16 particles"
     )
     parser.add_argument("--work", type=int, default=300, help="evaluations a sample, for peers")
+    parser.add_argument("--out", type=Path, default=Path("runs/inverse.json"), help="file of the results")
+    parser.add_argument("--seconds", type=float, help="processor seconds after which to stop")
     asked = parser.parse_args()
-    for table in bias(asked.n, asked.most) if asked.what == "bias" else [peers(asked.n, asked.work)]:
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    kept = Kept(asked.out, asked.seconds)
+    tables = bias(asked.n, asked.most, kept) if asked.what == "bias" else [peers(asked.n, asked.work, kept)]
+    for table in tables:
         print(table.markdown())
 
 
