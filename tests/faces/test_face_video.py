@@ -356,21 +356,6 @@ def test_what_is_not_as_it_was_is_in_the_report_and_the_log(
     assert json.loads((tmp_path / "ornstein-swaps.jsonl").read_text())["notes"] == report.notes
 
 
-def test_sound_that_the_format_cannot_hold(stubs: SimpleNamespace, tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "t.avi"), "w") as container:
-        video = container.add_stream("mpeg4", 8, width=32, height=32, pix_fmt="yuv420p")
-        audio = container.add_stream("wmav2", 44100, layout="mono", bit_rate=64000)
-        for _ in range(3):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
-        container.mux(video.encode())
-        part = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), format="fltp", layout="mono")
-        part.rate = 44100
-        container.mux(audio.encode(part))
-        container.mux(audio.encode())
-    with pytest.raises(UserError, match=r"the sound of .*t\.avi \(wmav2\) does not go into \.mp4.*-c:a aac"):
-        film.check_sound(Film.open(tmp_path / "t.avi"), tmp_path / "out.mp4")
-
-
 def test_odd_sides_and_uneven_times(stubs: SimpleNamespace, tmp_path: Path) -> None:
     """Frames come at the times they had, and odd sides are made even by repeating the last row and column."""
     picture = torch.zeros(3, 31, 45, dtype=torch.uint8)

@@ -19,7 +19,7 @@ client_module = pytest.importorskip("gradio_client", reason="the extra `studio` 
 NAMES = {
     "/train_start", "/train_stop", "/train_resume", "/train_status", "/generate", "/compare_steps", "/noise",
     "/fit_noise", "/clip_samples", "/find_faces", "/swap", "/likelihood", "/rank", "/evaluate",
-    "/rename_run", "/delete_run", "/edit",
+    "/rename_run", "/delete_run", "/personalize_start", "/personalize_files", "/edit",
 }  # fmt: skip
 
 
@@ -346,3 +346,44 @@ def test_what_cannot_be_edited_is_said_in_a_line(client, served, tmp_path: Path,
     with pytest.raises(Exception, match=message) as told:
         edited(client, served, tmp_path, **change)
     assert "Traceback" not in str(told.value)
+
+
+def personalised(client, served, **changed) -> str:
+    """Press Personalise; the values of the form are its defaults but for those given."""
+    asked = {"name": "dog", "base": str(served.home / "words"), "folder": str(served.pictures), "upload": None}
+    asked |= {"prompt": "a photo of sks dog"} | changed
+    names = [
+        p["parameter_name"]
+        for p in client.view_api(return_format="dict")["named_endpoints"]["/personalize_start"]["parameters"]
+    ]
+    assert names[:5] == list(asked)[:5]
+    return client.predict(*asked.values(), api_name="/personalize_start")
+
+
+def test_a_personalisation_is_the_command_of_its_form(client, served, monkeypatch) -> None:
+    from ornstein.studio.trainings import Trainings
+
+    begun = []
+    monkeypatch.setattr(Trainings, "_begin", lambda self, run, command, words: begun.append((run, command, words)))
+    send = client_module.handle_file
+    personalised(client, served, name="cat", upload=[send(str(served.pictures / "grey.png"))])
+    run, command, words = begun[0]
+    assert command == "personalize" and words[0] == str(served.home / "words")
+    assert words[words.index("--images") + 1] == str(run / "pictures") and len(list((run / "pictures").iterdir())) == 1
+    assert words[words.index("--prompt") + 1] == "a photo of sks dog"
+    for changed, message in (
+        ({"prompt": " "}, "give a prompt with a word"),
+        ({"base": ""}, "say what to personalise"),
+        ({"folder": ""}, "give pictures"),
+        ({"name": "../x"}, "cannot be the name"),
+        ({"name": "cat"}, "there is a run 'cat' already"),
+    ):
+        with pytest.raises(Exception, match=message):
+            personalised(client, served, **{"name": "fox"} | changed)
+    with pytest.raises(Exception, match="has no files for other programs"):
+        client.predict(str(served.home / "digits"), api_name="/personalize_files")
+    (run / "config.json").write_text("{}")
+    (run / "lora_kohya.safetensors").write_bytes(b"numbers")
+    files = client.predict(str(run), api_name="/personalize_files")
+    assert [Path(f).name for f in files] == ["cat-lora_kohya.safetensors"]
+    client.predict(str(run), "cat", api_name="/delete_run")

@@ -104,6 +104,7 @@ def test_every_page_says_what_it_is_for_and_fits_a_phone(page) -> None:
         ("Train", "goes on when this page is closed"),
         ("Generate", "The same seed and settings"),
         ("Edit", "the picture does not say"),
+        ("Personalise", "Teach a model of text"),
         ("Video & noise lab", "Choose a covariance"),
         ("Face swap", "needs the agreement of the people shown"),
         ("Likelihood & evaluation", "Fewer is likelier"),
@@ -256,6 +257,33 @@ def test_a_training_outlives_the_tab_stops_and_goes_on(browser, served) -> None:
         good(page, "#train-status", f"Finished · step {step + 10:,} of {step + 10:,}")
         page.locator("#report", has_text="report").wait_for()
         page.frame_locator("#report-page iframe").locator("h1").wait_for()
+        assert fits_a_phone(page)
+
+
+@pytest.mark.slow
+def test_a_dog_is_learned_and_its_lora_taken_home(browser, served, tmp_path) -> None:
+    pytest.importorskip("peft")
+    from interop import tiny
+
+    base = tiny.build("sd1", tmp_path / "sd")
+    with opened(browser, served.url) as page:
+        turn_to(page, "Personalise")
+        field(page, "Name of the personalised run").fill("my dog")
+        box = page.locator("#personal-base input")
+        box.fill(str(base))
+        box.press("Enter")
+        page.locator("#personal-pictures input[type=file]").set_input_files(
+            [str(served.pictures / name) for name in ("two.png", "source.png")]
+        )
+        field(page, "Prompt of the pictures").fill("a photo of sks dog")
+        field(page, "Steps").fill("51")
+        page.wait_for_timeout(1000)
+        press(page, "Personalise")
+        good(page, "#personal-status", "Finished")
+        page.locator("#personal-previews img").first.wait_for()
+        page.screenshot(path=tmp_path / "personalise.png", full_page=True)
+        press(page, "LoRA files")
+        page.locator("#lora-files", has_text="lora_kohya").wait_for()
         assert fits_a_phone(page)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "FaceDetector",
     "find_faces",
     "largest",
+    "merged",
     "nearest",
     "subject",
 ]
@@ -127,7 +128,7 @@ class Detector:
                         faces.append(face)
             if faces and not self.all_looks:
                 break
-        return _merged(faces)
+        return merged(faces)
 
     def _looks(self, longest: int) -> Iterator[list[tuple[float, float, float]]]:
         """Groups of looks (zoom, degrees, rim) at a picture whose longer side is `longest` pixels, in their order."""
@@ -175,6 +176,10 @@ class Detector:
             found.append((float(score), look.then(placed)))
         return found
 
+    def five(self, image: Tensor, about: Tensor) -> Tensor:
+        """The landmarks (5, 2) of the face near the points `about` (5, 2) of the picture."""
+        return self._five(image, alignment(about, _PATCH))
+
     def _five(self, image: Tensor, placed: Similarity) -> Tensor:
         first = self._predict(image, placed, (0.0,))
         return self._predict(image, alignment(first, _PATCH), (0.0, _JITTER))
@@ -204,7 +209,7 @@ class DenseLandmarks:
         return placed.inverse()(_mean_points(self._dlib, self._landmarks, patch, (0.0, _JITTER)))
 
 
-def _merged(faces: Sequence[Face]) -> list[Face]:
+def merged(faces: Sequence[Face]) -> list[Face]:
     """The faces without those that overlap one of a better score, best score first."""
     kept: list[tuple[Face, tuple[float, float, float]]] = []
     for face in sorted(faces, key=lambda face: -face.score):

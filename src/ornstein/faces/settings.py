@@ -10,9 +10,15 @@ from ornstein.errors import UserError
 from ornstein.settings import check, setting
 
 __all__ = [
+    "FACE",
+    "ORDERS",
+    "REGIONS",
+    "BenchmarkCommand",
     "CardCommand",
+    "CostsCommand",
     "DemoCommand",
     "EvaluateCommand",
+    "FinishCommand",
     "PrepareCommand",
     "ProtectCommand",
     "SwapCommand",
@@ -20,10 +26,22 @@ __all__ = [
     "TrainCommand",
     "VerifyCommand",
     "VideoSettings",
+    "parse_indices",
     "parse_noise",
+    "parse_padding",
+    "parse_regions",
+    "parse_time",
 ]
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
+FACE = ("eyes", "brows", "nose", "mouth", "skin")
+"""The regions inside the mask of a face; all of them unless others are asked for."""
+REGIONS = (*FACE, "hair")
+ORDERS = (
+    "left-right", "right-left", "top-bottom", "bottom-top", "large-small", "small-large", "best-worst", "worst-best",
+)  # fmt: skip
+_LARGEST_PADDING = 40
+
 _PRECISION = "Precision of the networks' convolutions and matrix products."
 _DEVICE = "Where to compute."
 _DEVICES, _OTHERS = ("auto", "cpu", "cuda", "mps"), "cuda:0, cuda:1, ..."
@@ -52,12 +70,32 @@ class SwapSettings:
     blend: Literal["feather", "laplacian", "poisson"] = setting(
         "laplacian", "How the face is blended into the picture."
     )
+    regions: str = setting(
+        "all", "What is repainted, with commas between: " + ", ".join(REGIONS) + "; all is without hair."
+    )
+    padding: str = setting(
+        "0", "Widen the mask: one number, or TOP,RIGHT,BOTTOM,LEFT; negative narrows it.", unit="percent of the crop"
+    )
+    occlusion: Literal["none", "net", "colour"] = setting(
+        "none", "Keep what stands before a face: found by a network, or by colours that the skin does not have."
+    )
+    colour: Literal["moments", "light", "none"] = setting(
+        "moments", "Match the target's colours: mean and contrast; or its light, place by place; or not."
+    )
+    detail: float = setting(
+        0.0,
+        "Share of a network of finer detail, for faces larger than the model's.",
+        minimum=0,
+        maximum=1,
+    )
     label: bool = setting(True, "The visible badge; the manifest says if it is missing.")
     seed: int = setting(0, "The same seed gives the same picture.", minimum=0, maximum=2**63 - 1, random=True)
     precision: Precision = setting("auto", _PRECISION)
 
     def __post_init__(self) -> None:
         check(self)
+        parse_regions(self.regions)
+        parse_padding(self.padding)
 
 
 @dataclass(frozen=True)
@@ -76,12 +114,88 @@ class VideoSettings:
     )
     gap: int = setting(5, "Video: longest run of frames without a face that is filled in.", minimum=0)
     every: int = setting(1, "Video: detect faces in every n-th frame.", names=("--detect-every",), minimum=1)
+    fade: int = setting(
+        3, "Video: frames that a face is held and faded out for, where it is lost within a shot.", minimum=0, maximum=50
+    )
+    begin: str | None = setting(None, "Video: where to begin, in seconds or H:MM:SS.", names=("--from",), by_data="0")
+    end: str | None = setting(
+        None, "Video: where to end, in seconds or H:MM:SS.", names=("--to",), by_data="the end of the video"
+    )
+    codec: Literal["h264", "hevc", "av1", "vp9"] | None = setting(
+        None, "Video: how the pictures are coded.", by_data="h264, and vp9 in a .webm"
+    )
+    quality: int | None = setting(
+        None,
+        "Of a video, or of a photo as JPEG: 100 loses least.",
+        by_data="68 for videos, 95 for JPEG",
+        minimum=1,
+        maximum=100,
+    )
     segment: int = setting(50, "Video: frames that are lost at most if the work is killed.", stored=True, minimum=1)
     batch: int = setting(8, "Video: frames in memory at a time.", stored=True, minimum=1)
 
     def __post_init__(self) -> None:
         check(self)
         parse_noise(self.noise)
+        begin, end = parse_time(self.begin, "--from"), parse_time(self.end, "--to")
+        if end is not None and end <= (begin or 0):
+            raise UserError(f"--to {self.end} is not after --from {self.begin or 0}")
+
+
+def parse_regions(text: str) -> frozenset[str]:
+    """The regions of a text such as "eyes,mouth"; "all" is `FACE`. Raises UserError for another text."""
+    names = [name.strip() for name in text.split(",")]
+    if names == ["all"]:
+        return frozenset(FACE)
+    for name in names:
+        if name not in REGIONS:
+            raise UserError(f"regions {text!r}: {name!r} is none of all, {', '.join(REGIONS)}")
+    return frozenset(names)
+
+
+def parse_padding(text: str) -> tuple[float, float, float, float]:
+    """Shares of the crop's side (top, right, bottom, left) of a text: one number of percent, or four."""
+    try:
+        numbers = [float(each) for each in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 4) or not all(abs(each) <= _LARGEST_PADDING for each in numbers):
+        raise UserError(
+            f"padding {text!r}: one number of percent, or four as TOP,RIGHT,BOTTOM,LEFT, each from "
+            f"-{_LARGEST_PADDING} to {_LARGEST_PADDING}"
+        )
+    top, right, bottom, left = (each / 100 for each in (numbers * 4 if len(numbers) == 1 else numbers))
+    if top + bottom <= -0.7 or left + right <= -0.55:
+        raise UserError(f"padding {text!r} leaves nothing of the mask")
+    return top, right, bottom, left
+
+
+def parse_time(text: str | None, name: str) -> float | None:
+    """Seconds of a text: seconds, MM:SS or H:MM:SS, each with decimals; None if there is none."""
+    if text is None:
+        return None
+    parts = text.split(":")
+    try:
+        numbers = [float(each) for each in parts]
+    except ValueError:
+        numbers = []
+    whole = all(each.isdecimal() for each in parts[:-1])
+    if (
+        not 1 <= len(numbers) <= 3
+        or not whole
+        or not all(0 <= each < 1e9 for each in numbers)
+        or any(each >= 60 for each in numbers[1:])
+    ):
+        raise UserError(f"{name} {text!r}: write seconds, MM:SS or H:MM:SS, for example 1:02.5")
+    return sum(each * 60**power for power, each in enumerate(reversed(numbers)))
+
+
+def parse_indices(text: str) -> tuple[int, ...]:
+    """The numbers of a text such as "1,3", each from 1 on and given once."""
+    parts = [each.strip() for each in text.split(",")]
+    if not all(each.isdecimal() and 0 < int(each) < 10_000 for each in parts) or len(set(parts)) != len(parts):
+        raise UserError(f"index {text!r}: numbers of faces from 1 on, with commas between, for example 1,3")
+    return tuple(int(each) for each in parts)
 
 
 def parse_noise(text: str) -> tuple[str, float]:
@@ -115,7 +229,9 @@ class _SwapFiles:
         argument=True,
         repeated=True,
     )
-    out: Path | None = setting(None, "The file to write: .png .jpg .webp, .mp4 .mov", names=("--out", "-o"))
+    out: Path | None = setting(
+        None, "The file to write: .png .jpg .webp; of a video .mp4 .mov .webm .mkv.", names=("--out", "-o")
+    )
     consent: str | None = setting(
         None,
         'Who agreed, and to what: "WHO, WHY", at least two letters each. Nothing runs without it.',
@@ -123,13 +239,36 @@ class _SwapFiles:
     )
     model: Path = setting(Path("runs/faces"), "The run directory of a face-swap model.")
     face: str = setting("all", "Whose face is replaced.", choices=("all", "largest"), other="a photo of that person")
+    reference: list[Path] | None = setting(
+        None, "A photo of a person whose face is replaced; may be repeated.", repeated=True
+    )
+    distance: float | None = setting(
+        None, "How far a face may be from its reference.", by_data="0.6, dlib's for one person", above=0, maximum=2
+    )
+    order: Literal[ORDERS] | None = setting(  # pyright: ignore[reportInvalidTypeForm]
+        None, "Replace the first face in this order, or those of --index.", by_data="left-right with --index"
+    )
+    index: str | None = setting(None, "Replace the faces with these numbers in the order: 1, or 1,3.")
     map: list[str] | None = setting(
         None, "Give the person in REF the face of SOURCE: REF=SOURCE; may be repeated.", repeated=True
     )
-    pairs: Path | None = setting(None, "A CSV file with the columns source,target,out.", names=("--batch",))
+    pairs: Path | None = setting(
+        None,
+        "Many swaps: a CSV or JSONL file with source,target,out and, if wanted, other settings of a row.",
+        names=("--batch",),
+    )
+    preview: str | None = setting(
+        None, "Video: swap one frame alone into a picture: its number from 1 on, or a time such as 0:12."
+    )
+    detector: Literal["blaze", "dlib"] = setting(
+        "blaze", "What finds faces: BlazeFace (fast, sees profiles and small faces), or dlib's (upright faces, slow)."
+    )
+    score: float | None = setting(
+        None, "The least score of a face that is found.", by_data="0.6 for blaze, 0.5 for dlib", minimum=0, maximum=10
+    )
     block_list: Path | None = setting(None, "Faces to refuse, of `ornstein faces protect`.")
     log: Path | None = setting(None, "The log of swaps.", by_data="ornstein-swaps.jsonl beside --out")
-    resume: bool = setting(False, "Video: go on with a swap that was stopped.")
+    resume: bool = setting(False, "Go on with a video, or with a --batch, that was stopped.")
     overwrite: bool = setting(False, "Replace an --out that this command did not write.")
     device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
 
@@ -162,17 +301,32 @@ class PrepareCommand:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train a face swap on your prepared photographs: first a recogniser after dlib's, then the swap.
+    """Train a face swap on your photographs: they are prepared, then it learns from rendered faces, then from them.
 
     A tenth of the people is held out, for `faces evaluate`.
 
-    Example: ornstein faces train runs/prepared --minutes 120 --out runs/faces
+    Example: ornstein faces train photos.zip --minutes 180 --out runs/faces
     """
 
-    data: Path = setting(help="What `ornstein faces prepare` wrote.", argument=True)
+    data: Path = setting(
+        help="Photos, a folder or a zip archive, best with a folder per person; or what `faces prepare` wrote.",
+        argument=True,
+    )
     out: Path = setting(help="The run directory to write.")
-    minutes: float = setting(120.0, "Training time of the swap.", unit="minutes", above=0)
-    recogniser: float = setting(10.0, "Training time of the recogniser before it.", unit="minutes", above=0)
+    minutes: float = setting(120.0, "Training time, after the preparation.", unit="minutes", above=0)
+    size: Literal[64, 128, 256] | None = setting(
+        None, "Side of the aligned faces.", by_data="64, or that of the prepared faces", unit="pixels"
+    )
+    world: float = setting(
+        0.15, "Share of the training time on rendered faces, whose true swaps are known.", minimum=0, below=1
+    )
+    recogniser: float | None = setting(
+        None,
+        "Train a small recogniser after dlib's for so long first, and use it instead: it needs no file of dlib's.",
+        by_data="dlib's own, with a gradient",
+        unit="minutes",
+        above=0,
+    )
     net: Literal["xs", "s", "m", "l"] = setting("s", "Size of the network.")
     batch: int = setting(32, "Faces a step.", minimum=1)
     seed: int = setting(0, "Seed of everything random.", minimum=0, maximum=2**63 - 1, random=True)
@@ -248,6 +402,62 @@ class ProtectCommand:
 
     photos: list[Path] = setting(help="Photos of the people.", argument=True, repeated=True)
     out: Path = setting(help="The list to write, or to add to.")
+
+
+@dataclass(frozen=True)
+class CostsCommand:
+    """Measure what a swap costs on this machine, by the resolution of the picture.
+
+    Example: ornstein faces costs runs/faces
+    """
+
+    run: Path = setting(help="The run directory of a face-swap model.", argument=True)
+    steps: int = setting(20, "Steps of the sampler.", minimum=1)
+    detector: Literal["blaze", "dlib"] = setting("blaze", "What finds faces.")
+    repeats: int = setting(1, "Swaps of each size, of which the fastest counts.", minimum=1, maximum=100)
+    device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
+    precision: Precision = setting("auto", _PRECISION)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class FinishCommand:
+    """Train the two small networks that finish a swap, on rendered faces: what covers a face, and finer detail.
+
+    A swap uses those of RUN instead of the shipped ones.
+
+    Example: ornstein faces finish runs/faces --minutes 20
+    """
+
+    run: Path = setting(help="The run directory of a face-swap model.", argument=True)
+    minutes: float = setting(8.0, "Processor time in all.", unit="minutes", above=0)
+    only: Literal["occlusion", "detail"] | None = setting(None, "Train this one alone.")
+    seed: int = setting(0, "Seed of everything random.", minimum=0, maximum=2**63 - 1, random=True)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class BenchmarkCommand:
+    """Evaluate a model on the CASIA FaceSwapping protocol, for who has its pictures.
+
+    Example: ornstein faces benchmark casia/ --run runs/faces
+    """
+
+    folder: Path = setting(help="The folder with the pictures, faces/, and image_pairs_*.txt.", argument=True)
+    run: Path = setting(help="The run directory of a face-swap model.")
+    out: Path | None = setting(None, "Where to keep swaps and scores.", by_data="RUN/benchmark")
+    num: int | None = setting(None, "Pairs, the first ones.", names=("-n", "--num"), by_data="all", minimum=1)
+    steps: int = setting(20, "Steps of the sampler.", minimum=1)
+    resume: bool = setting(False, "Keep the swaps that are in --out already.")
+    device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
+    precision: Precision = setting("auto", _PRECISION)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,9 +99,16 @@ def words_on(d: Denoiser) -> dict[str, Words]:
 
 
 def known_words(d: Denoiser, word: str) -> list[str]:
-    """The text encoders of a pipeline for which `word` is one token already."""
+    """The text encoders of a model for which `word` is one token already."""
+    if not isinstance(d, Pipeline):
+        encoder: Any = getattr(d, "encoder", None)
+        if encoder is None:
+            return []
+        bpe = getattr(encoder, "bpe", None)
+        counts = [len(bpe.encode(t)) if bpe else encoder.count([t])[0] for t in (word, "")]
+        return ["the run"] if counts[0] - counts[1] == 1 else []
     found = []
-    for name, _, tokenizer in d.encoders if isinstance(d, Pipeline) else []:
+    for name, _, tokenizer in d.encoders:
         tokens = tokenizer.tokenize(word)
         if len(tokens) == 1 and tokens[0] != tokenizer.unk_token:
             found.append(name)

@@ -17,7 +17,7 @@ from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.settings import to_json
 from ornstein.store import CONFIG, FORMAT, MODEL, atomic_write, json_bytes, load_tensors, make_folder
 
-__all__ = ["about_run", "restore", "write_run"]
+__all__ = ["DIFFUSERS", "KOHYA", "about_run", "restore", "write_run"]
 
 DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "lora_kohya.safetensors"
 

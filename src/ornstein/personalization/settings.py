@@ -15,10 +15,10 @@ __all__ = ["SETTINGS", "TARGETS", "TEXT_TARGETS", "Personalize", "PersonalizeSet
 
 SETTINGS = "personalize.json"
 
-TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "qkv", "out")
+TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "qkv", "out", "reading.q", "reading.kv")
 """Layers of the network that a LoRA adapts: those of attention, of diffusers and of Ornstein."""
 
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2")
 """Layers of the text encoders, with `train_text`."""
 
 _STEPS = 400

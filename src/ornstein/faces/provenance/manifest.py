@@ -15,7 +15,7 @@ from typing import IO, Any
 from ornstein.data.kinds import kind_of_file, open_regular
 from ornstein.errors import RunError, UserError
 from ornstein.extras import require
-from ornstein.faces.provenance import signing
+from ornstein.faces.provenance import sidecar, signing
 
 __all__ = ["CHANGED", "INTACT", "MIME", "SOURCE_TYPE", "SWAP", "UNSIGNED", "Provenance", "read", "sign"]
 
@@ -106,9 +106,11 @@ def read(path: str | Path) -> Provenance:
         UserError: the file cannot be read, is of a kind that has no manifests, or c2pa is not installed.
     """
     c2pa, path = require("c2pa", "faces", "a signature"), Path(path)
+    if path.suffix.lower() in sidecar.SIDECARS:
+        return _beside(path)
     mime = MIME.get(path.suffix.lower())
     if mime is None:
-        raise UserError(f"{path} is of no kind that carries provenance: one of {', '.join(MIME)}")
+        raise UserError(f"{path} is of no kind that carries provenance: one of {', '.join((*MIME, *sidecar.SIDECARS))}")
     owner = signing.existing()
     try:
         with open_regular(path) as file:
@@ -122,6 +124,15 @@ def read(path: str | Path) -> Provenance:
         # A manifest so damaged that it is none: not the same as none at all.
         return Provenance(CHANGED, reasons=[" ".join(str(error).split())])
     return _validated(store, owner)
+
+
+def _beside(path: Path) -> Provenance:
+    with open_regular(path):
+        stated = sidecar.verified(path)
+    if stated is None:
+        return Provenance(UNSIGNED)
+    statement, signer, ours, wrong = stated
+    return Provenance(CHANGED if wrong else INTACT, signer, ours, statement, SOURCE_TYPE, wrong)
 
 
 def _validated(store: dict[str, Any], owner: signing.Credentials | None) -> Provenance:

@@ -19,9 +19,9 @@ from ornstein.data.video_colour import SDR, Colour
 from ornstein.data.video_read import VIDEO_SUFFIXES, Video, open_video
 from ornstein.data.video_write import MAX_RATE, Encoder
 from ornstein.errors import UserError
-from ornstein.faces.swap.remux import SUFFIXES, check_sound, join
+from ornstein.faces.swap.remux import SUFFIXES, check_codec, join
 
-__all__ = ["SUFFIXES", "Encoder", "Film", "FilmFrame", "check_sound", "is_video", "join"]
+__all__ = ["SUFFIXES", "Encoder", "Film", "FilmFrame", "check_codec", "is_video", "join"]
 
 _FINEST = Fraction(1, 1_000_000)  # seconds a tick: the times in an mp4 are 32-bit numbers
 _LONGEST_SIDE = 16_384  # of what H.264 encodes
@@ -38,9 +38,10 @@ class FilmFrame(NamedTuple):
 
 @dataclass(frozen=True)
 class Film:
-    """A video file. rate: frames a second; time_base: seconds a tick; sound: the codecs of its sound, if any.
+    """A video file, or the part of it from `begin` to `end` in seconds, whose times begin at 0.
 
-    colour: how the frames are coded when they are written again.
+    rate: frames a second; time_base: seconds a tick; sound: the codecs of its sound, if any. colour: how the frames are
+    coded when they are written again.
     """
 
     path: Path
@@ -50,9 +51,11 @@ class Film:
     time_base: Fraction
     sound: tuple[str, ...]
     colour: Colour = SDR
+    begin: Fraction = Fraction(0)
+    end: Fraction | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Film:
+    def open(cls, path: str | Path, begin: float | None = None, end: float | None = None) -> Film:
         """Look into the file. Raises UserError if it is no video that can be read, or is cut short."""
         path = Path(path)
         with _opened(path) as video, closing(video.frames) as frames:
@@ -63,7 +66,14 @@ class Film:
             if max(width, height) > _LONGEST_SIDE:
                 raise BadImage(f"{width}x{height} pixels: H.264 takes at most {_LONGEST_SIDE} a side")
             rate = min(max(video.rate, Fraction(1, MAX_RATE)), Fraction(MAX_RATE))
-            return cls(path, width, height, rate, max(video.time_base, _FINEST), video.sound, video.colour.shown)
+            base = max(video.time_base, _FINEST)
+            part = (_seconds(begin or 0), None if end is None else _seconds(end))
+            return cls(path, width, height, rate, base, video.sound, video.colour.shown, *part)
+
+    @property
+    def trimmed(self) -> bool:
+        """Whether it is a part of the file."""
+        return self.begin > 0 or self.end is not None
 
     def shown(self, start: int = 0, notes: list[str] | None = None) -> Iterator[FilmFrame]:
         """Each frame from number `start` on.
@@ -73,9 +83,20 @@ class Film:
         changes its size.
         """
         with _opened(self.path) as video:
-            scale, last = video.time_base / self.time_base, -1 << 62
-            for number, frame in enumerate(video.frames):
-                begin = max(round(frame.start * scale), last + 1)
+            scale, last, number = video.time_base / self.time_base, -1 << 62, -1
+            least = round(self.begin / self.time_base) if self.trimmed else None
+            stop = None if self.end is None else round(self.end / self.time_base) - (least or 0)
+            for frame in video.frames:
+                begin, end = round(frame.start * scale), round((frame.start + frame.length) * scale)
+                if least is not None:  # times of the part; the frame that is shown at its beginning begins there
+                    if end <= least:
+                        continue
+                    begin, end = max(begin - least, 0), end - least
+                    if stop is not None and begin >= stop:
+                        break
+                    end = end if stop is None else min(end, stop)
+                number += 1
+                begin = max(begin, last + 1)
                 last = begin
                 if number < start:
                     continue
@@ -83,7 +104,7 @@ class Film:
                 if array.shape[:2] != (self.height, self.width):
                     size = f"{array.shape[1]}x{array.shape[0]}"
                     raise BadImage(f"frame {number + 1} is {size} pixels, not {self.width}x{self.height} as the first")
-                end = max(round((frame.start + frame.length) * scale), begin + 1)
+                end = max(end, begin + 1)
                 yield FilmFrame(number, begin, end, torch.from_numpy(array.copy()).permute(2, 0, 1).contiguous())
             if notes is not None:
                 notes += video.notes
@@ -92,6 +113,10 @@ class Film:
         """Each frame from number `start` on: its number, its start in ticks, its pixels; see `shown`."""
         for frame in self.shown(start):
             yield frame.number, frame.start, frame.pixels
+
+
+def _seconds(value: float) -> Fraction:
+    return Fraction(value).limit_denominator(1_000_000)
 
 
 def is_video(path: Path) -> bool:

@@ -30,6 +30,8 @@ class Looker:
     upright faces of a usual size; and each face of the frame before that it does not see is looked for in its
     surroundings, turned upright and scaled. What is found depends on the frames since the last fresh one alone.
 
+    `cut`: whether the last frame begins another shot.
+
     Args:
         quick: the detector of every frame.
         full: the detector of full looks; the same as `quick`: then there are no looks of any other kind.
@@ -40,16 +42,17 @@ class Looker:
         self._faces: list[Face] = []
         self._thumb: Tensor | None = None
         self._since = 0
+        self.cut = False
 
     def __call__(self, image: Tensor, fresh: bool = False) -> list[Face]:
         """The faces of a frame uint8 (3, H, W). `fresh`: forget the frames before."""
-        if self._quick is self._full:
-            return self._quick(image)
         thumb = F.adaptive_avg_pool2d(image.float().mean(0, keepdim=True)[None], _THUMB)
         before, self._since = self._thumb, self._since + 1
-        cut = before is not None and float((thumb - before).abs().mean()) > _CUT
+        self.cut = before is not None and float((thumb - before).abs().mean()) > _CUT
         self._thumb = thumb
-        if fresh or before is None or (cut and self._since >= _WAIT_CUT):
+        if self._quick is self._full:
+            return self._quick(image)
+        if fresh or before is None or (self.cut and self._since >= _WAIT_CUT):
             return self._looked(image)
         faces = self._quick(image)
         missing = [face for face in self._faces if not _is_among(face, faces)]

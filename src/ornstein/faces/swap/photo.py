@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -19,24 +18,21 @@ from ornstein.faces.detect import Face
 from ornstein.faces.provenance import log, manifest
 from ornstein.faces.provenance.consent import Consent
 from ornstein.faces.provenance.label import labelled
-from ornstein.faces.swap.picture import SUFFIXES, encode, read_picture
-from ornstein.faces.swap.swapper import Choice, SwapModel, Swapper
+from ornstein.faces.swap.choose import Choice
+from ornstein.faces.swap.picture import SUFFIXES, Picture, encode, read_picture
+from ornstein.faces.swap.swapper import SwapModel, Swapper
 from ornstein.store import atomic_write, write_error
 
 __all__ = [
-    "COLUMNS",
     "SUFFIXES",
     "Order",
     "check_inputs",
     "check_output",
     "check_replaceable",
     "photos_in",
-    "read_pairs",
+    "stated",
     "swap_photo",
 ]
-
-COLUMNS = ("source", "target", "out")
-"""The columns of a list of swaps."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,11 @@ class Order:
         check_inputs([*used, self.target, *self.references], self.out)
         check_replaceable(self.out, self.overwrite)
 
-    def described(self, choice: Choice) -> str | list[str]:
-        """Which faces are swapped: "all", "largest", or those of reference photos, by their hashes."""
-        return choice.every if choice.references is None else [log.sha256(path) for path in self.references]
+    def described(self, every: str, order: str, indices: Sequence[int]) -> dict[str, Any] | str | list[str]:
+        """Which faces are swapped: "all", "largest", those of reference photos, by their hashes, or numbers."""
+        if self.references:
+            return [log.sha256(path) for path in self.references]
+        return {"order": order, "index": list(indices)} if indices else every
 
     def statement(self, model: SwapModel, settings: dict[str, Any]) -> dict[str, Any]:
         """What the manifest of the output states: consent, model, settings and the hashes of the inputs."""
@@ -118,10 +116,31 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} exists and is no swap made here: write to another file, or add --overwrite")
 
 
-def swap_photo(swapper: Swapper, model: SwapModel, choice: Choice, order: Order) -> int:
+def stated(swapper: Swapper, order: Order, faces: Any, quality: int | None = None) -> dict[str, Any]:
+    """The settings of a swap of a photo, for its statement. `faces`: see `Order.described`."""
+    settings = asdict(swapper.settings) | {"faces": faces}
+    return settings if quality is None else settings | {"quality": quality}
+
+
+def swap_photo(
+    swapper: Swapper,
+    model: SwapModel,
+    choice: Choice,
+    order: Order,
+    quality: int | None = None,
+    frame: tuple[int, Tensor] | None = None,
+) -> int:
     """Swap the faces of the photo `order.target` and write `order.out`; return how many were swapped.
 
     The output is labelled unless the settings say otherwise, signed, and complete or absent.
+
+    Args:
+        swapper: the model, and what finds faces.
+        model: what is stated about the model in the manifest.
+        choice: which faces become whose.
+        order: the files, and the consent.
+        quality: of a JPEG, from 1 to 100.
+        frame: the number and the pixels uint8 (3, H, W) of a frame of `order.target`, which is a video.
 
     Raises:
         UserError: a file cannot be used, has no face or a protected one.
@@ -129,16 +148,22 @@ def swap_photo(swapper: Swapper, model: SwapModel, choice: Choice, order: Order)
     """
     out, suffix = order.out, order.out.suffix.lower()
     check_output(out, SUFFIXES, order.target)
-    picture = read_picture(order.target)
-    chosen = swapper.choose(picture.shown, choice, str(order.target))
+    name = str(order.target)
+    if frame is None:
+        picture = read_picture(order.target)
+    else:
+        picture, name = Picture(frame[1], frame[1]), f"frame {frame[0] + 1} of {name}"
+    chosen = swapper.choose(picture.shown, choice, name)
     pixels, alpha = swapper.picture(picture.pixels, picture.shown, chosen, choice), picture.alpha
-    settings = asdict(swapper.settings) | {"faces": order.described(choice)}
+    settings = stated(swapper, order, order.described(choice.every, choice.order, choice.indices), quality)
+    if frame is not None:
+        settings["frame"] = frame[0] + 1
     if swapper.settings.label:
         pixels, (left, top, right, bottom) = labelled(pixels, _covered([face for face, _ in chosen]))
         if alpha is not None:
             alpha = alpha.clone()
             alpha[:, top:bottom, left:right] = 255
-    data = encode(picture.painted(pixels, alpha), suffix)
+    data = encode(picture.painted(pixels, alpha), suffix, quality)
     statement = order.statement(model, settings)
     signed = BytesIO()
     manifest.sign(BytesIO(data), signed, suffix, out.name, order.target, statement)
@@ -168,23 +193,3 @@ def photos_in(path: Path) -> list[Path]:
     if not photos:
         raise UserError(f"there is no photo in the folder {path}")
     return photos
-
-
-def read_pairs(path: Path) -> Iterator[tuple[int, list[Path | None]]]:
-    """The rows of a CSV file with the columns source, target, out: the line, and the three paths, None if empty.
-
-    Paths are relative to the file's folder. Raises UserError if it cannot be read or a column is missing.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path} has no column {missing[0]!r}: its first line must be {','.join(COLUMNS)}")
-            for row in rows:
-                cells = [(row[name] or "").strip() for name in COLUMNS]
-                yield rows.line_num, [path.parent / cell if cell else None for cell in cells]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no CSV file: {error}") from None

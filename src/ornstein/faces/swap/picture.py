@@ -73,8 +73,8 @@ def read_picture(path: str | Path, limit_pixels: int = LIMIT_PIXELS) -> Picture:
     return Picture(pixels, shown, alpha, grey, keep, dpi)
 
 
-def encode(picture: Picture, suffix: str) -> bytes:
-    """The picture as a file of that kind: PNG and WebP to the last bit, JPEG at quality 95.
+def encode(picture: Picture, suffix: str, quality: int | None = None) -> bytes:
+    """The picture as a file of that kind: PNG and WebP to the last bit, JPEG at `quality`, by default 95.
 
     Raises:
         UserError: JPEG would lose the transparency.
@@ -90,7 +90,8 @@ def encode(picture: Picture, suffix: str) -> bytes:
     out = BytesIO()
     image = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
     try:
-        image.save(out, form, icc_profile=picture.profile, **_OPTIONS[form], **_resolution(picture, form))
+        options = _OPTIONS[form] | ({"quality": quality} if quality is not None and form == "JPEG" else {})
+        image.save(out, form, icc_profile=picture.profile, **options, **_resolution(picture, form))
     except (OSError, ValueError) as error:
         height, width = array.shape[:2]
         raise RunError(f"cannot write {width}x{height} pixels as {form}: {error}; a .png takes any size") from None

@@ -1,7 +1,8 @@
-"""The swapped pictures put together with all that the video has beside them, without encoding any of it anew.
+"""The swapped pictures put together with all that the video has beside them.
 
-Copied: sound, subtitles as text, chapters, cover art, titles, languages, and what players show of a stream. What
-cannot be copied is named. The place where it was filmed is left out, as EXIF data are from photos.
+Copied: sound (encoded anew where the output's kind of file does not take it), subtitles as text, chapters, cover art,
+titles, languages, and what players show of a stream. What cannot be copied is named. The place where it was filmed is
+left out, as EXIF data are from photos.
 """
 
 from __future__ import annotations
@@ -28,9 +29,20 @@ if TYPE_CHECKING:
 else:
     av = deferred("av", "video", "a video")
 
-__all__ = ["SUFFIXES", "check_sound", "join"]
+__all__ = ["SUFFIXES", "check_codec", "join"]
 
-SUFFIXES = (".mp4", ".m4v", ".mov")  # that are written
+_MP4 = ("h264", "hevc", "av1", "vp9")
+# Of each kind of file its name in libav, the codecs of pictures that it takes here, and that of sound made anew.
+_KINDS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    ".mp4": ("mp4", _MP4, "aac"),
+    ".m4v": ("mp4", _MP4, "aac"),
+    ".mov": ("mov", ("h264", "hevc"), "aac"),
+    ".webm": ("webm", ("vp9", "av1"), "libopus"),
+    ".mkv": ("matroska", _MP4, "aac"),
+}
+SUFFIXES = tuple(_KINDS)
+"""The kinds of files that are written."""
+_OPUS_RATE, _USUAL_RATE = 48_000, 44_100
 _TEXT = ("subrip", "srt", "ass", "ssa", "webvtt", "text", "mov_text")  # subtitles that become mov_text
 _COVERS = ("mjpeg", "png", "bmp")
 # Facts about the file that it was, not about the film.
@@ -55,33 +67,24 @@ class Film(Protocol):
     def time_base(self) -> Fraction: ...
 
     @property
-    def sound(self) -> tuple[str, ...]: ...
+    def begin(self) -> Fraction: ...
+
+    @property
+    def end(self) -> Fraction | None: ...
 
 
-def check_sound(film: Film, out: Path) -> None:
-    """Raises UserError if the sound of the film cannot be copied into a file of the output's kind."""
-    if not film.sound:
-        return
-    try:
-        with ExitStack() as stack:
-            source = _source(film.path, stack)
-            assert source is not None
-            to = stack.enter_context(av.open(io.BytesIO(), "w", format=_kind(out)))
-            for stream in source.streams.audio:
-                to.add_stream_from_template(stream)
-            to.start_encoding()
-    except (av.error.FFmpegError, ValueError) as error:
-        name, target = film.sound[0], film.path
-        raise UserError(
-            f"the sound of {target} ({name}) does not go into {out.suffix} ({error}): convert it first, for example "
-            f"ffmpeg -i {target.name} -c:v copy -c:a aac converted.mp4"
-        ) from None
+def check_codec(codec: str | None, out: Path) -> str:
+    """The codec of the pictures in the file `out`. Raises UserError if it does not go into that kind of file."""
+    known = _KINDS[out.suffix.lower()][1]
+    if codec is not None and codec not in known:
+        raise UserError(f"{out.suffix} does not take {codec}: it takes {', '.join(known)}")
+    return codec or known[0]
 
 
 def join(segments: Sequence[Path], times: Iterator[int], film: Film, out: Path, end: int | None = None) -> list[str]:
     """Write the segments, one behind another, with all that `film` has beside its pictures, packet by packet.
 
-    Nothing is encoded anew, and nothing is held but the packets at hand.
+    No picture is encoded anew, and nothing is held but the packets at hand.
 
     Args:
         segments: encoded parts of the film.
@@ -91,30 +94,35 @@ def join(segments: Sequence[Path], times: Iterator[int], film: Film, out: Path, 
         end: the end of the last frame, in ticks; None: it is as long as the film's rate says.
 
     Returns:
-        What could not be copied, for people.
+        What could not be copied, and what was encoded anew, for people.
 
     Raises:
         RunError: that fails.
     """
     dropped: list[str] = []
+    anew: list[str] = []
     try:
         with ExitStack() as stack:
             to = stack.enter_context(av.open(str(out), "w", format=_kind(out)))
             with av.open(str(segments[0])) as first:
-                video = to.add_stream_from_template(first.streams.video[0])
+                # opaque: the decoder of AV1 has another name than its encoder
+                video = to.add_stream_from_template(first.streams.video[0], opaque=True)
+                if first.streams.video[0].codec_context.name == "hevc" and _kind(out) in ("mp4", "mov"):
+                    video.codec_context.codec_tag = "hvc1"
             video.time_base = film.time_base
             parts = [_pictures(segments, times, film, video, end)]
             source = _source(film.path, stack)
             copied: list[int] = []
             if source is not None:
-                parts.append(_beside(source, to, video, out, dropped, copied))
+                parts.append(_beside(source, to, video, film, out, (dropped, anew, copied)))
             for _, packet in heapq.merge(*parts, key=lambda item: item[0]):
                 to.mux(packet)
         if source is not None:
             dropped += _lost_facts(film.path, out, copied)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise RunError(f"cannot put {out.name} together: {getattr(error, 'strerror', None) or error}") from error
-    return [f"not copied: {', '.join(dropped)}"] if dropped else []
+    told = [("not copied", dropped), ("sound encoded anew", anew)]
+    return [f"{what}: {', '.join(names)}" for what, names in told if names]
 
 
 def _pictures(
@@ -144,23 +152,30 @@ def _beside(
     source: InputContainer,
     to: OutputContainer,
     video: Any,
+    film: Film,
     out: Path,
-    dropped: list[str],
-    copied: list[int],
+    told: tuple[list[str], list[str], list[int]],
 ) -> Iterator[tuple[Fraction, Any]]:
     """Prepare the output's streams, titles and chapters, and give the packets of all streams but the pictures.
 
-    `copied` is filled with the numbers of the source's streams that go into the output, in order.
+    `told` is filled: with what is dropped, what is encoded anew, and the numbers of the source's streams that go into
+    the output, in order.
     """
+    dropped, anew, copied = told
     picture = picture_stream(source)
     _describe(picture, video)
     copied.append(picture.index)
     streams: dict[int, Any] = {}
+    sounds: dict[int, _Sound] = {}
     chapters = source.chapters()
     for stream in source.streams:
         if stream.index == picture.index or _is_chapters(stream, bool(chapters)):
             continue
         copy = _copied(stream, to, out)
+        if copy is None and stream.type == "audio" and stream.codec_context is not None:
+            sounds[stream.index] = _Sound(stream, to, _KINDS[out.suffix.lower()][2])
+            copy = sounds[stream.index].stream
+            anew.append(f"{_codec(stream)} as {copy.codec_context.name}")
         if copy is None:
             dropped.append(_named(stream))
         else:
@@ -168,9 +183,66 @@ def _beside(
             streams[stream.index] = copy
             copied.append(stream.index)
     to.metadata.update({k: v for k, v in _facts(source).items() if not _is_place(k)})
-    to.set_chapters(chapters)
+    to.set_chapters(_within(chapters, film))
     to.start_encoding()
-    return _packets(source, streams)
+    return _trimmed(_packets(source, streams, sounds), film)
+
+
+class _Sound:
+    """A stream of sound that is decoded and encoded anew."""
+
+    def __init__(self, stream: Any, to: OutputContainer, codec: str) -> None:
+        rate = _OPUS_RATE if codec == "libopus" else stream.codec_context.sample_rate or _USUAL_RATE
+        # the encoders here take these
+        layout = {1: "mono", 2: "stereo", 6: "5.1"}.get(stream.codec_context.channels, "stereo")
+        self.stream: Any = to.add_stream(codec, rate=rate, layout=layout)
+        self._resampler: Any = None
+        self._layout, self._rate, self._next = layout, rate, 0
+
+    def encoded(self, packet: Any) -> list[Any]:
+        """The packets that a packet of the source becomes; an empty one ends the stream."""
+        coder = self.stream.codec_context
+        if self._resampler is None:  # the size of the encoder's frames is known once it is open
+            self._resampler = av.AudioResampler(coder.format, self._layout, self._rate, coder.frame_size or None)
+        frames = [each for frame in packet.decode() for each in self._resampler.resample(frame)]
+        if packet.size == 0:
+            frames += self._resampler.resample(None)
+        for frame in frames:
+            if frame.pts is None:  # one that states no time follows the one before
+                frame.pts, frame.time_base = self._next, Fraction(1, self._rate)
+            self._next = round((frame.pts * frame.time_base) * self._rate) + frame.samples
+        out = [made for frame in frames for made in self.stream.encode(frame)]
+        return out + (self.stream.encode(None) if packet.size == 0 else [])
+
+
+def _trimmed(packets: Iterator[tuple[Fraction, Any]], film: Film) -> Iterator[tuple[Fraction, Any]]:
+    """The packets of the part of the film, with its times."""
+    for at, packet in packets:
+        begin = packet.pts * packet.time_base
+        is_cover = packet.stream.type == "video"
+        if film.begin and not is_cover:
+            length = (packet.duration or 0) * packet.time_base
+            if begin + length <= film.begin:
+                continue
+            shift = round(film.begin / packet.time_base)
+            packet.pts, packet.dts, at = packet.pts - shift, packet.dts - shift, at - film.begin
+        if film.end is not None and not is_cover and begin >= film.end:
+            continue
+        yield at, packet
+
+
+def _within(chapters: list[Any], film: Film) -> list[Any]:
+    """The chapters of the part of the film, with its times."""
+    if not film.begin and film.end is None:
+        return chapters
+    kept = []
+    for chapter in chapters:
+        base = Fraction(chapter["time_base"])
+        start, end = (chapter[name] * base - film.begin for name in ("start", "end"))
+        stop = end if film.end is None else min(end, film.end - film.begin)
+        if stop > max(start, 0):
+            kept.append(dict(chapter) | {"start": round(max(start, 0) / base), "end": round(stop / base)})
+    return kept
 
 
 def _copied(stream: Any, to: OutputContainer, out: Path) -> Any | None:
@@ -178,7 +250,9 @@ def _copied(stream: Any, to: OutputContainer, out: Path) -> Any | None:
     name = _codec(stream)
     try:
         if stream.type == "audio":
-            return to.add_stream_from_template(stream)
+            return to.add_stream_from_template(stream) if _takes(stream, out) else None
+        if stream.type == "subtitle" and _kind(out) in ("webm", "matroska"):
+            return to.add_stream_from_template(stream) if name != "mov_text" and _takes(stream, out) else None
         if stream.type == "subtitle" and name in _TEXT:
             if name == "mov_text":
                 return to.add_stream_from_template(stream)
@@ -196,19 +270,37 @@ def _copied(stream: Any, to: OutputContainer, out: Path) -> Any | None:
     return None
 
 
-def _packets(source: InputContainer, streams: dict[int, Any]) -> Iterator[tuple[Fraction, Any]]:
+def _takes(stream: Any, out: Path) -> bool:
+    """Whether the output's kind of file takes a stream as it is."""
+    try:
+        with av.open(io.BytesIO(), "w", format=_kind(out)) as probe:
+            probe.add_stream_from_template(stream)
+            probe.start_encoding()
+    except (av.error.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def _packets(
+    source: InputContainer, streams: dict[int, Any], sounds: dict[int, _Sound]
+) -> Iterator[tuple[Fraction, Any]]:
     wanted = [stream for stream in source.streams if stream.index in streams]
     if not wanted:
         return
     packet: Any
     for packet in source.demux(*wanted):
         stream, copy = packet.stream, streams[packet.stream.index]
+        if stream.index in sounds:
+            for made in sounds[stream.index].encoded(packet):
+                made.stream = copy
+                yield made.dts * made.time_base, made
+            continue
         if packet.dts is None and stream.disposition & av.stream.Disposition.attached_pic:
             packet.pts = packet.dts = 0
         # an empty subtitle ends the one before; the muxer writes its own
         if packet.dts is None or packet.size == 0 or (stream.type == "subtitle" and bytes(packet) == b"\0\0"):
             continue
-        if stream.type == "subtitle" and _codec(stream) != "mov_text":
+        if stream.type == "subtitle" and _codec(stream) != "mov_text" and copy.codec_context.name == "mov_text":
             packet = _as_mov_text(packet, copy)
             if packet is None:
                 continue
@@ -294,4 +386,4 @@ def _source(path: Path, stack: ExitStack) -> InputContainer | None:
 
 
 def _kind(out: Path) -> str:
-    return "mov" if out.suffix.lower() == ".mov" else "mp4"
+    return _KINDS[out.suffix.lower()][0]

@@ -9,29 +9,36 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ornstein import checkpoint
 from ornstein.data import to_unit
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.faces.align import Similarity, alignment, crop, mask
-from ornstein.faces.detect import Detector, Face, FaceDetector, find_faces, subject
+from ornstein.faces.blaze import BlazeDetector
+from ornstein.faces.detect import Face, FaceDetector, find_faces, subject
 from ornstein.faces.nets import FaceUNet, RelitUNet
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import ModelCard, read_card
 from ornstein.faces.read import read_photo
-from ornstein.faces.recognise import SAME_PERSON, FaceRecogniser, Recogniser
-from ornstein.faces.settings import SwapSettings
+from ornstein.faces.recognise import FaceRecogniser, Recogniser
+from ornstein.faces.settings import FACE, SwapSettings, parse_padding, parse_regions
 from ornstein.faces.swap.blend import paste
-from ornstein.faces.swap.colour import match_colour
+from ornstein.faces.swap.choose import LARGEST, Choice, Source
+from ornstein.faces.swap.colour import match_colour, match_light
+from ornstein.faces.swap.cover import Uncovered
+from ornstein.faces.swap.detail import enlarged
+from ornstein.faces.swap.finishing import SIDE, load
+from ornstein.faces.swap.regions import head, hull, region_weights
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 
-__all__ = ["ALL", "LARGEST", "Aligned", "Choice", "Source", "SwapModel", "SwapSettings", "Swapper", "load_model"]
+__all__ = ["SMALLEST", "Aligned", "SwapModel", "SwapSettings", "Swapper", "load_model"]
 
-ALL, LARGEST = "all", "largest"
 _PARTS = ("crop", "mask", "landmarks")
-_SMALLEST = 60  # pixels: the side of the smallest faces that the quick look at a video's frame finds
+SMALLEST = 60  # pixels: the side of the smallest faces that the quick look at a video's frame finds
+_LARGEST_PASTE, _LARGER = 4, 1.25  # times the crop's side; a face that is shown larger than this is enlarged
 
 
 @dataclass(frozen=True)
@@ -74,66 +81,19 @@ def load_model(run: str | Path, device: str | torch.device = "auto") -> SwapMode
     return SwapModel(model, read_card(run), digest.hexdigest())
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Source:
-    """A person whose face is put in: the mean embedding (D,) of some photos, and the faces in them for the model.
-
-    The identity of each face is that of all photos together.
-    """
-
-    names: tuple[str, ...]
-    embedding: Tensor
-    faces: SourceFaces
-
-    def facing(self, landmarks: Tensor) -> SourceFaces:
-        """The photo's face whose pose is nearest to that of an aligned crop with these landmarks (K, 2)."""
-        nearest = (self.faces.landmarks - landmarks).square().sum((1, 2)).argmin()
-        return self.faces.select(nearest[None])
-
-    def __repr__(self) -> str:
-        return f"Source({', '.join(self.names)})"  # embeddings of real people belong in no log
-
-
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """A face as a model sees it: crop uint8 (3, S, S), mask (1, S, S), landmarks (5, 2) in crop pixels."""
+    """A face as a model sees it: crop uint8 (3, S, S), mask (1, S, S), landmarks (5, 2) in crop pixels.
+
+    transform: from the picture to the crop. pasted: (1, P, P), what is put back of it, P a multiple of S; the mask,
+    unless there is another one.
+    """
 
     crop: Tensor
     mask: Tensor
     landmarks: Tensor
     transform: Similarity
-
-
-class Choice:
-    """Which faces of a target are replaced, and by whom.
-
-    Args:
-        sources: the people whose faces are put in.
-        every: "all" or "largest": these faces become `sources[0]`.
-        references: embeddings (R, D), instead of `every`: the face most like reference r, within the distance that
-            photos of one person have, becomes `sources[r]`.
-
-    Raises:
-        ValueError: the numbers of sources and references do not fit.
-    """
-
-    def __init__(self, sources: Sequence[Source], every: str = ALL, references: Tensor | None = None) -> None:
-        if references is None and (len(sources) != 1 or every not in (ALL, LARGEST)):
-            raise ValueError(f"one source for the faces {ALL!r} or {LARGEST!r}, not {len(sources)} for {every!r}")
-        if references is not None and len(references) != len(sources):
-            raise ValueError(f"{len(references)} references for {len(sources)} sources")
-        self.sources, self.every, self.references = list(sources), every, references
-
-    def who(self, embeddings: Tensor) -> list[int]:
-        """The number of the source for each of the faces (N, D) by `references`, -1 for none; each is given once."""
-        assert self.references is not None
-        out = [-1] * len(embeddings)
-        distances = torch.cdist(embeddings.double(), self.references.double())
-        for flat in distances.flatten().argsort().tolist():
-            face, reference = divmod(flat, len(self.references))
-            if float(distances[face, reference]) < SAME_PERSON and out[face] < 0 and reference not in out:
-                out[face] = reference
-        return out
+    pasted: Tensor | None = None
 
 
 class Swapper:
@@ -142,10 +102,12 @@ class Swapper:
     Args:
         model: the swap model; its networks may be on any device.
         settings: how faces are painted.
-        detector: finds faces in photos; dlib's by default. In videos it makes the full looks, and `scanner` the quick
-            ones; a given detector is both.
+        detector: finds faces in photos; BlazeFace by default. In videos it makes the full looks, and `scanner` the
+            quick ones; a given detector is both, unless a `scanner` is given too.
         recogniser: tells people apart; dlib's by default.
         protected: faces that are refused.
+        run: the directory of the model, which may have its own networks of `finishing`.
+        scanner: see `detector`.
 
     Raises:
         UserError: the model's device does not have the precision of the settings.
@@ -158,14 +120,20 @@ class Swapper:
         detector: FaceDetector | None = None,
         recogniser: FaceRecogniser | None = None,
         protected: BlockList | None = None,
+        run: Path | None = None,
+        scanner: FaceDetector | None = None,
     ) -> None:
         self.model, self.settings, self.protected = model, settings or SwapSettings(), protected
         if self.settings.guidance is None:
             self.settings = replace(self.settings, guidance=model.guidance)
         self._precision = choose_precision(self.settings.precision, model.device)
-        self.detector = detector or Detector()
-        self.scanner = detector or Detector(smallest=_SMALLEST, thorough=False)
+        self.detector = detector or BlazeDetector()
+        self.scanner = scanner or detector or BlazeDetector(thorough=False)
         self.recogniser = recogniser or Recogniser()
+        self._regions, self._padding = parse_regions(self.settings.regions), parse_padding(self.settings.padding)
+        occlusion, detail = self.settings.occlusion, self.settings.detail
+        self._uncovered = None if occlusion == "none" else Uncovered(occlusion, run)
+        self._detail = load("detail", run) if detail > 0 else None
 
     def source(self, photos: Sequence[str | Path]) -> Source:
         """A source from one or more photos of a person: the mean over the photos.
@@ -175,17 +143,23 @@ class Swapper:
         Raises:
             UserError: naming the file, if there is no face or no photo, or the person is protected.
         """
-        embeddings, seen = [], []
+        shown = []
         for path in photos:
             image = read_photo(path)
-            face = subject(find_faces(self.detector, image, str(path)), image)
+            shown.append((image, subject(find_faces(self.detector, image, str(path)), image), str(path)))
+        if not shown:
+            raise UserError("no photo of the source was given")
+        return self.source_of(shown)
+
+    def source_of(self, shown: Sequence[tuple[Tensor, Face, str]]) -> Source:
+        """A source from pictures uint8 (3, H, W), its face in each, and their names. Raises UserError as `source`."""
+        embeddings, seen = [], []
+        for image, face, name in shown:
             embedding = self.recogniser(image, [face])
             if self.protected is not None:
-                self.protected.check(embedding, str(path))
+                self.protected.check(embedding, name)
             embeddings.append(embedding[0])
             seen.append(self.aligned(image, face))
-        if not embeddings:
-            raise UserError("no photo of the source was given")
         mean = torch.stack(embeddings).mean(0)
         net = self.model.recogniser
         # the model's recogniser was distilled from dlib's embeddings; those of another one say nothing to it
@@ -193,7 +167,7 @@ class Swapper:
         crops, masks, landmarks = (torch.stack([getattr(each, part) for each in seen]) for part in _PARTS)
         identity = net.normalised(mean) if distilled else net.embed(to_unit(crops)).mean(0).cpu()
         faces = SourceFaces(identity.expand(len(seen), -1), to_unit(crops), masks, landmarks)
-        return Source(tuple(Path(path).name for path in photos), mean, faces)
+        return Source(tuple(Path(name).name for _, _, name in shown), mean, faces)
 
     def reference(self, photo: str | Path) -> Tensor:
         """The embedding (D,) of the main subject of a photo. Raises UserError as `source` does."""
@@ -215,6 +189,11 @@ class Swapper:
         faces = find_faces(self.detector, image, name)
         if choice.references is None:
             chosen = [max(faces, key=lambda face: face.side)] if choice.every == LARGEST else faces
+            if choice.indices:
+                picked = choice.picked(faces)
+                if picked is None:
+                    raise UserError(f"--index {max(choice.indices)}: {name} has {len(faces)} faces")
+                chosen = picked
             pairs = [(face, 0) for face in chosen]
             embeddings = self.recogniser(image, chosen) if self.protected is not None else None
         else:
@@ -223,8 +202,9 @@ class Swapper:
             kept = [i for i, number in enumerate(who) if number >= 0]
             if not kept:
                 raise UserError(
-                    f"none of the {len(faces)} faces in {name} is that of a reference photo: give another photo of "
-                    "that person"
+                    f"none of the {len(faces)} faces in {name} is that of a reference photo (the nearest is "
+                    f"{float(choice.distances(embeddings).min()):.2f} away, the limit is {choice.distance:g}): give "
+                    "another photo of that person"
                 )
             pairs, embeddings = [(faces[i], who[i]) for i in kept], embeddings[kept]
         if self.protected is not None and embeddings is not None:
@@ -237,6 +217,44 @@ class Swapper:
         transform = alignment(face.landmarks, size)
         points = transform(face.landmarks)
         return Aligned(crop(image, transform, size), mask(points[None], size)[0], points.float(), transform)
+
+    def placed(self, image: Tensor, face: Face, share: float = 1.0) -> Aligned:
+        """A face that is swapped, with what is put back of it: its regions, without what stands before it.
+
+        Args:
+            image: uint8 (3, H, W).
+            face: in it.
+            share: weight of the swap; below 1 the target's face shows through.
+        """
+        seen, size = self.aligned(image, face), self.model.size
+        times = self._times(seen.transform)
+        points = seen.landmarks[None]
+        if any(self._padding):
+            padded = hull(points, size, self._padding)
+            seen = replace(seen, mask=torch.maximum(seen.mask, padded[0]))
+        if "hair" in self._regions:
+            seen = replace(seen, mask=torch.maximum(seen.mask, head(points, size)[0]))
+        fine = (points + 0.5) * times - 0.5
+        pasted = hull(fine, times * size, self._padding)
+        pasted = pasted * region_weights(fine, times * size, self._regions)
+        if "hair" in self._regions:
+            pasted = torch.maximum(pasted, head(fine, times * size))
+        if self._uncovered is not None:
+            place = alignment(face.landmarks, SIDE)
+            around = (hull(place(face.landmarks)[None], SIDE) > 0).float()
+            left = self._uncovered(crop(image, place, SIDE)[None], around)
+            pasted = pasted * F.interpolate(left, pasted.shape[-2:], mode="bilinear", antialias=True)
+        return replace(seen, pasted=share * pasted[0])
+
+    def _times(self, transform: Similarity) -> int:
+        """How many times larger than the crop the pasted face is; 1 unless that shows."""
+        if not (self._uncovered or self._detail) and self._regions == set(FACE):
+            return 1
+        shown = 1 / transform.scale  # pixels of the picture for one of the crop
+        times = 1
+        while times < _LARGEST_PASTE and shown > _LARGER * times:
+            times *= 2
+        return times
 
     def painted(
         self, faces: Sequence[Aligned], sources: Sequence[Source], start: Tensor | None = None, first: int = 0
@@ -272,18 +290,23 @@ class Swapper:
         ).cpu()
         out = []
         for new, old, weight in zip((made + 1) / 2, crops.float() / 255, masks, strict=True):
-            matched = match_colour(new, old, weight).clamp(0, 1)
-            out.append(torch.where(weight > 0, matched, old))
+            if s.colour != "none":
+                new = (match_colour if s.colour == "moments" else match_light)(new, old, weight).clamp(0, 1)
+            out.append(torch.where(weight > 0, new, old))
         return out
 
     def put_back(self, pixels: Tensor, faces: Sequence[Aligned], made: Sequence[Tensor]) -> Tensor:
         """The picture uint8 (3, H, W) with the faces pasted back; outside their masks not a bit changes."""
         for face, new in zip(faces, made, strict=True):
-            pixels = paste(pixels, new, face.mask, face.transform, self.settings.blend)
+            weight = face.mask if face.pasted is None else face.pasted
+            times = weight.shape[-1] // new.shape[-1]
+            new = enlarged(new, times, self.settings.detail, self._detail)
+            place = face.transform.then(Similarity(times, complex(times - 1, times - 1) / 2))
+            pixels = paste(pixels, new, weight, place, self.settings.blend)
         return pixels
 
     def picture(self, pixels: Tensor, shown: Tensor, chosen: Sequence[tuple[Face, int]], choice: Choice) -> Tensor:
         """`pixels` uint8 (3, H, W) with the chosen faces, cut out of `shown`, swapped."""
-        faces = [self.aligned(shown, face) for face, _ in chosen]
+        faces = [self.placed(shown, face) for face, _ in chosen]
         sources = [choice.sources[number] for _, number in chosen]
         return self.put_back(pixels, faces, self.painted(faces, sources))

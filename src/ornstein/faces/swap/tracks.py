@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Seen", "Track", "by_frame", "link", "smooth"]
+__all__ = ["Seen", "Track", "by_frame", "hold", "identify", "link", "smooth"]
 
 _REACH = 0.5  # of a face's box: a face that moves further in one frame is another one, or in another shot
 _STAY = 1.3  # ratio of sizes: another face must be larger by this to become the largest
@@ -23,13 +23,14 @@ _FLOOR = 1e-6  # least weight: across a long gap the line goes through the landm
 class Seen:
     """A detected face.
 
-    source: the number of the source that replaces it. side: of its box, in pixels. points: its five landmarks as x, y,
-    x, y, ... in pixels.
+    source: the number of the source that replaces it, -1 while it is not known. side: of its box, in pixels. points:
+    its five landmarks as x, y, x, y, ... in pixels. distances: from each reference, if it was compared.
     """
 
     source: int
     side: float
     points: tuple[float, ...]
+    distances: tuple[float, ...] = ()
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -38,7 +39,10 @@ class Seen:
 
 @dataclass(eq=False)
 class Track:
-    """One face through consecutive frames, in compact arrays: a long video has a row of landmarks for each frame."""
+    """One face through consecutive frames, in compact arrays: a long video has a row of landmarks for each frame.
+
+    before, after: frames that it is held for beyond the first and the last one, fading.
+    """
 
     number: int
     source: int
@@ -47,6 +51,9 @@ class Track:
     side: float = 0.0
     centre: tuple[float, float] = (0.0, 0.0)
     points: np.ndarray = field(default_factory=lambda: np.empty((0, 5, 2)))
+    distances: list[tuple[float, ...]] = field(default_factory=list)
+    before: int = 0
+    after: int = 0
 
     @property
     def first(self) -> int:
@@ -60,6 +67,24 @@ class Track:
         self.frames.append(frame)
         self.rows.extend(seen.points)
         self.side, self.centre = seen.side, seen.centre
+        if seen.distances:
+            self.distances.append(seen.distances)
+
+    @property
+    def filled(self) -> int:
+        """Frames between the first and the last one in which the face was not seen."""
+        return self.last - self.first + 1 - len(self.frames)
+
+    def at(self, frame: int) -> tuple[np.ndarray, float]:
+        """The landmarks (5, 2) in a frame, and the share of the swap there: below 1 where the face is only held."""
+        beyond = max(self.first - frame, frame - self.last, 0)
+        if not beyond:
+            return self.points[frame - self.first], 1.0
+        # it moves on as it did over the last frames
+        ends = self.points[:_NEIGHBOURS] if frame < self.first else self.points[::-1][:_NEIGHBOURS]
+        speed = (ends[0] - ends[-1]) / max(len(ends) - 1, 1)
+        held = self.before if frame < self.first else self.after
+        return ends[0] + beyond * speed, 1 - beyond / (held + 1)
 
     def finish(self) -> None:
         """Smooth the landmarks and fill the gaps: float32 (last - first + 1, 5, 2)."""
@@ -101,15 +126,23 @@ def smooth(frames: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return out
 
 
-def link(frames: Iterable[Sequence[Seen]], gap: int, largest: bool = False) -> list[Track]:
+def link(
+    frames: Iterable[Sequence[Seen]],
+    gap: int,
+    largest: bool = False,
+    cuts: Collection[int] = (),
+    distance: float = math.inf,
+) -> list[Track]:
     """Link the faces of consecutive frames into tracks.
 
-    A track ends if its face is missing in more than `gap` frames, or jumps.
+    A track ends if its face is missing in more than `gap` frames, or jumps, or another shot begins.
 
     Args:
         frames: the faces of each frame.
         gap: frames.
         largest: of each frame take the largest face alone; the same one as before unless another is a good deal larger.
+        cuts: the frames that begin another shot.
+        distance: a face that is nearer than this to another reference than the track's is another person's.
 
     Returns:
         The tracks, smoothed, in order of their first frame.
@@ -120,6 +153,8 @@ def link(frames: Iterable[Sequence[Seen]], gap: int, largest: bool = False) -> l
     for frame, seen in enumerate(frames):
         done += [track for track in open_ if frame - track.last > gap + 1]
         open_ = [track for track in open_ if frame - track.last <= gap + 1]
+        if frame in cuts:
+            done, open_ = done + open_, []
         faces = list(seen)
         if largest and len(faces) > 1:
             faces = [_largest(faces, open_)]
@@ -128,6 +163,7 @@ def link(frames: Iterable[Sequence[Seen]], gap: int, largest: bool = False) -> l
             for t, track in enumerate(open_)
             for f, face in enumerate(faces)
             if track.source == face.source
+            and not _differ(track, face, distance)
             and math.dist(track.centre, face.centre)
             < _REACH * max(track.side, face.side) * math.sqrt(frame - track.last)
         )
@@ -153,17 +189,65 @@ def link(frames: Iterable[Sequence[Seen]], gap: int, largest: bool = False) -> l
     return tracks
 
 
+def identify(tracks: Sequence[Track], distance: float) -> list[Track]:
+    """The tracks of people who are replaced, each with the number of its reference.
+
+    A track is of the reference whose median distance from its faces is least, if that is below `distance`. In no frame
+    two tracks have one reference: the nearer one has it.
+    """
+    pairs = []
+    for track in tracks:
+        for reference, values in enumerate(zip(*track.distances, strict=True)):
+            pairs.append((sorted(values)[len(values) // 2], track.number, reference, track))
+    kept: list[Track] = []
+    for value, _, reference, track in sorted(pairs, key=lambda pair: pair[:3]):
+        rivals = (other for other in kept if other.source == reference)
+        apart = all(other.last < track.first or track.last < other.first for other in rivals)
+        if value < distance and track not in kept and apart:
+            track.source = reference
+            kept.append(track)
+    return sorted(kept, key=lambda track: (track.first, track.number))
+
+
+def hold(tracks: Sequence[Track], fade: int, frames: int, cuts: Collection[int]) -> None:
+    """Hold each track for up to `fade` frames beyond its ends, but not into another shot or another of its source."""
+    for track in tracks:
+        others = [each for each in tracks if each is not track and each.source == track.source]
+
+        def free(frame: int, others: list[Track] = others) -> bool:
+            return 0 <= frame < frames and not any(each.first <= frame <= each.last for each in others)
+
+        while track.before < fade and free(track.first - track.before - 1):
+            if track.first - track.before in cuts:
+                break
+            track.before += 1
+        while track.after < fade and free(track.last + track.after + 1):
+            if track.last + track.after + 1 in cuts:
+                break
+            track.after += 1
+
+
 def by_frame(tracks: Sequence[Track], start: int, stop: int) -> Iterator[tuple[int, list[Track]]]:
-    """Each frame from `start` to `stop` - 1 with its tracks. `tracks` is in order of first frames."""
+    """Each frame from `start` to `stop` - 1 with its tracks, held ones too."""
+    tracks = sorted(tracks, key=lambda track: (track.first - track.before, track.number))
     waiting = iter(tracks)
     coming = next(waiting, None)
     active: list[Track] = []
     for frame in range(start, stop):
-        while coming is not None and coming.first <= frame:
+        while coming is not None and coming.first - coming.before <= frame:
             active.append(coming)
             coming = next(waiting, None)
-        active = [track for track in active if track.last >= frame]
+        active = [track for track in active if track.last + track.after >= frame]
         yield frame, list(active)
+
+
+def _differ(track: Track, face: Seen, distance: float) -> bool:
+    """Whether track and face are both surely of a reference, and not of the same."""
+    if not (track.distances and face.distances):
+        return False
+    before, now = track.distances[-1], face.distances
+    one, other = (min(range(len(each)), key=each.__getitem__) for each in (before, now))
+    return one != other and before[one] < distance and now[other] < distance
 
 
 def _largest(faces: list[Seen], open_: list[Track]) -> Seen:

@@ -7,8 +7,10 @@ but for the landmarks, 44 bytes for each face of a frame.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,23 @@ from torch import Tensor
 from ornstein.errors import RunError, UserError
 from ornstein.faces import provenance
 from ornstein.faces.detect import Face
+from ornstein.faces.provenance import sidecar
 from ornstein.faces.provenance.label import labelled
-from ornstein.faces.settings import VideoSettings
+from ornstein.faces.settings import VideoSettings, parse_time
 from ornstein.faces.swap import film
+from ornstein.faces.swap.choose import LARGEST, Choice
 from ornstein.faces.swap.film import Encoder, Film
 from ornstein.faces.swap.look import Looker
 from ornstein.faces.swap.noise import FaceNoise
 from ornstein.faces.swap.photo import Order, check_output
-from ornstein.faces.swap.swapper import LARGEST, Aligned, Choice, SwapModel, Swapper
-from ornstein.faces.swap.tracks import Seen, Track, by_frame, link
+from ornstein.faces.swap.swapper import Aligned, SwapModel, Swapper
+from ornstein.faces.swap.tracks import Seen, Track, by_frame, hold, identify, link
 from ornstein.faces.swap.video_work import Work
 
-__all__ = ["VideoReport", "VideoSettings", "swap_video"]
+__all__ = ["VideoReport", "VideoSettings", "frame_at", "opened", "resolved", "stated", "swap_video"]
+
+_COMPARE = 10  # frames between two comparisons of one face with the references
+_NEAR = 0.5  # of a face's box: what is further away than in the frame before is another face
 
 Tell = Callable[[str, int, int | None], object]
 
@@ -39,12 +46,17 @@ class VideoReport:
     """The result of a video swap.
 
     frames: their number. without: the stretches (first, last) of frames without a swapped face. notes: what of the
-    video is not in the output as it was, for people.
+    video is not in the output as it was, for people. held: faces of frames in which they were not seen, between two in
+    which they were; faded: those beyond. shots: between cuts. people: tracks of faces.
     """
 
     frames: int
     without: list[tuple[int, int]]
     notes: list[str] = field(default_factory=list)
+    held: int = field(default=0, compare=False)
+    faded: int = field(default=0, compare=False)
+    shots: int = field(default=1, compare=False)
+    people: int = field(default=0, compare=False)
 
     @property
     def frames_without(self) -> int:
@@ -78,27 +90,99 @@ def swap_video(
     """
     settings = settings or VideoSettings()
     check_output(order.out, film.SUFFIXES, order.target)
-    source = Film.open(order.target)
-    film.check_sound(source, order.out)
-    chosen = asdict(swapper.settings) | {"video": asdict(settings), "faces": order.described(choice)}
-    statement = order.statement(model, chosen)
+    codec = film.check_codec(settings.codec, order.out)
+    source = opened(order.target, settings)
+    whom = choice.every, choice.order, choice.indices
+    choice = resolved(swapper, choice, source)
+    statement = order.statement(model, stated(swapper, order, order.described(*whom), settings))
     work = Work(order.out.with_name(order.out.name + ".swap"), settings.segment)
     work.begin({k: v for k, v in statement.items() if k not in ("time", "consent")}, resume)
     try:
         _find(swapper, choice, source, work, settings, tell)
-        tracks = link(work.seen(), max(settings.gap, settings.every - 1), choice.every == LARGEST)
+        tracks = _tracks(choice, work, settings)
         if not tracks:
             raise UserError(f"no face to swap found in {order.target}, in none of its {work.frames} frames")
-        _paint(swapper, choice, source, work, tracks, settings, tell)
+        _paint(swapper, choice, source, work, tracks, replace(settings, codec=codec), tell)
     except UserError:
         work.remove()  # there is nothing to go on with
         raise
     tell("writing", work.frames, work.frames)
     notes = [*work.notes, *_finish(source, work, order, statement)]
-    report = VideoReport(work.frames, _without(tracks, work.frames), notes)
-    order.record(statement, frames=report.frames, frames_without_a_face=report.without, notes=notes)
+    report = VideoReport(
+        work.frames,
+        _without(tracks, work.frames),
+        notes,
+        held=sum(track.filled for track in tracks),
+        faded=sum(track.before + track.after for track in tracks),
+        shots=1 + len(work.cuts),
+        people=len(tracks),
+    )
+    order.record(
+        statement,
+        frames=report.frames,
+        frames_without_a_face=report.without,
+        faces_held=report.held,
+        faces_faded=report.faded,
+        notes=notes,
+    )
     work.remove()
     return report
+
+
+def stated(swapper: Swapper, order: Order, faces: Any, settings: VideoSettings) -> dict[str, Any]:
+    """The settings of a swap of a video, for its statement. `faces`: see `Order.described`."""
+    return asdict(swapper.settings) | {"video": asdict(settings), "faces": faces}
+
+
+def frame_at(source: Film, text: str) -> tuple[int, Tensor]:
+    """A frame of a film by its number from 1 on, or by a time with a colon or a point in it: its number from 0, pixels.
+
+    Raises:
+        UserError: it is neither, or the film has no such frame.
+    """
+    by_time = ":" in text or "." in text
+    if not by_time and not (text.isdecimal() and int(text) > 0):
+        raise UserError(f"--preview {text!r}: the number of a frame from 1 on, or a time such as 0:12")
+    wanted = parse_time(text, "--preview") if by_time else int(text)
+    last = 0
+    for frame in source.shown():
+        last = frame.number + 1
+        if last == wanted if not by_time else frame.end * source.time_base > Fraction(wanted or 0):
+            return frame.number, frame.pixels
+    raise UserError(f"--preview {text}: {source.path} has {last} frames")
+
+
+def opened(target: Path, settings: VideoSettings) -> Film:
+    """The part of a video that the settings name. Raises UserError as `Film.open`."""
+    return Film.open(target, parse_time(settings.begin, "--from"), parse_time(settings.end, "--to"))
+
+
+def resolved(swapper: Swapper, choice: Choice, source: Film) -> Choice:
+    """A choice by numbers as one by references: the faces of the first frame that has so many.
+
+    Raises:
+        UserError: no frame has so many faces.
+    """
+    if not choice.indices:
+        return choice
+    most, looker = 0, Looker(swapper.scanner, swapper.detector)
+    for number, _, image in source.frames():
+        faces = looker(image, fresh=number == 0)
+        most = max(most, len(faces))
+        picked = choice.picked(faces)
+        if picked is not None:
+            return choice.of_these(swapper.recogniser(image, picked))
+    raise UserError(f"--index {max(choice.indices)}: no frame of {source.path} has more than {most} faces")
+
+
+def _tracks(choice: Choice, work: Work, settings: VideoSettings) -> list[Track]:
+    """The faces that are swapped, through the frames."""
+    gap = max(settings.gap, settings.every - 1)
+    tracks = link(work.seen(), gap, choice.every == LARGEST, set(work.cuts), choice.distance)
+    if choice.references is not None:
+        tracks = identify(tracks, choice.distance)
+    hold(tracks, settings.fade, work.frames, set(work.cuts))
+    return tracks
 
 
 def _finish(source: Film, work: Work, order: Order, statement: dict[str, Any]) -> list[str]:
@@ -108,6 +192,10 @@ def _finish(source: Film, work: Work, order: Order, statement: dict[str, Any]) -
     dropped = film.join(segments, work.times(), source, joined, work.end)
     signed = work.folder / f"signed{order.out.suffix}"
     signed.unlink(missing_ok=True)
+    if order.out.suffix.lower() in sidecar.SIDECARS:
+        sidecar.write(joined, order.out, statement)
+        joined.replace(order.out)
+        return dropped
     with joined.open("rb") as plain, signed.open("x+b") as out:
         provenance.sign(plain, out, order.out.suffix.lower(), order.out.name, order.target, statement)
     signed.replace(order.out)
@@ -122,23 +210,31 @@ def _find(swapper: Swapper, choice: Choice, source: Film, work: Work, settings: 
     count = sum(len(work.stored_times(number)) for number, _ in enumerate(stored))
     times: list[int] = []
     seen: list[list[Any]] = []
+    cuts: list[int] = []
     notes: list[str] = []
+    compared: list[tuple[int, Face]] = []  # the faces of the frame before, and when they were last compared
     looker = Looker(swapper.scanner, swapper.detector)
     segment, frame = -1, None
 
     def look(number: int, image: Tensor) -> list[Any]:
         nonlocal segment
         # Each segment begins with a full look that forgets what was before: a swap that goes on finds the same faces.
-        faces = looker(image, fresh=number // work.length != segment)
+        fresh = number // work.length != segment
+        faces = looker(image, fresh)
+        if looker.cut:
+            cuts.append(number)
+        if fresh or looker.cut:
+            compared.clear()
         segment = number // work.length
-        chosen = _chosen(swapper, choice, image, faces, f"frame {number + 1} of {source.path}")
-        return [[face.source, face.side, face.points] for face in chosen]
+        chosen = _chosen(swapper, choice, image, faces, (number, compared), f"frame {number + 1} of {source.path}")
+        return [[face.source, face.side, face.points, face.distances] for face in chosen]
 
     def store() -> None:
         if times:
-            work.store_faces((count - 1) // work.length, times, seen)
+            work.store_faces((count - 1) // work.length, times, seen, cuts)
             times.clear()
             seen.clear()
+            cuts.clear()
 
     for frame in source.shown(count, notes):
         if len(times) == work.length:
@@ -150,24 +246,54 @@ def _find(swapper: Swapper, choice: Choice, source: Film, work: Work, settings: 
     if frame is not None and (count - 1) % settings.every:
         seen[-1] = look(count - 1, frame.pixels)  # otherwise the last frames would have no face after them
     store()
+    if not count:
+        raise UserError(f"{source.path} ends before {float(source.begin):g} s: there is nothing from --from on")
     work.finish_faces(count, None if frame is None else frame.end, notes)
 
 
-def _chosen(swapper: Swapper, choice: Choice, image: Tensor, faces: list[Face], name: str) -> list[Seen]:
-    """Those of a frame's faces that are to be swapped. Raises UserError if one of them is protected."""
-    if not faces:
-        return []
-    who = [0] * len(faces)
-    if choice.references is not None or swapper.protected is not None:
-        embeddings = swapper.recogniser(image, faces)
+def _chosen(
+    swapper: Swapper,
+    choice: Choice,
+    image: Tensor,
+    faces: list[Face],
+    before: tuple[int, list[tuple[int, Face]]],
+    name: str,
+) -> list[Seen]:
+    """A frame's faces. A face is compared with the references, and with the protected ones, when it is first seen and
+    every `_COMPARE` frames; its track tells who it is in between.
+
+    `before`: the number of the frame, and the faces of the one before with the frame in which each was last compared;
+    the list is replaced by this frame's.
+
+    Raises:
+        UserError: one of them is protected.
+    """
+    number, compared = before
+    last = [
+        next((when for when, other in compared if math.dist(face.centre, other.centre) < _NEAR * face.side), None)
+        for face in faces
+    ]
+    asked = choice.references is not None or swapper.protected is not None
+    due = [i for i, when in enumerate(last) if asked and (when is None or number - when >= _COMPARE)]
+    away: dict[int, tuple[float, ...]] = {}
+    if due:
+        embeddings = swapper.recogniser(image, [faces[i] for i in due])
+        wanted = torch.ones(len(due), dtype=torch.bool)
         if choice.references is not None:
-            who = choice.who(embeddings)
+            distances = choice.distances(embeddings)
+            away = {i: tuple(round(each, 4) for each in row) for i, row in zip(due, distances.tolist(), strict=True)}
+            wanted = distances.amin(1) < choice.distance
         if swapper.protected is not None:
-            swapper.protected.check(embeddings[torch.tensor([number >= 0 for number in who])], name)
+            swapper.protected.check(embeddings[wanted], name)
+    compared[:] = [(number if i in due else last[i] or 0, face) for i, face in enumerate(faces)]
     return [
-        Seen(source, round(face.side, 2), tuple(round(value, 3) for value in face.landmarks.flatten().tolist()))
-        for source, face in zip(who, faces, strict=True)
-        if source >= 0
+        Seen(
+            -1 if choice.references is not None else 0,
+            round(face.side, 2),
+            tuple(round(value, 3) for value in face.landmarks.flatten().tolist()),
+            away.get(i, ()),
+        )
+        for i, face in enumerate(faces)
     ]
 
 
@@ -193,7 +319,8 @@ def _paint(
     for number in range(done, work.segments):
         length = min(work.length, work.frames - number * work.length)
         partial = work.folder / f".{work.segment(number).name}.partial"
-        encoder = Encoder(partial, source.width, source.height, source.rate, source.colour)
+        coding = {"codec": settings.codec or "h264", "quality": settings.quality}
+        encoder = Encoder(partial, source.width, source.height, source.rate, source.colour, **coding)
         for low in range(0, length, settings.batch):
             size = min(settings.batch, length - low)
             images = [image for _, _, image in itertools.islice(frames, size)]
@@ -232,8 +359,8 @@ def _swapped(
         z = noise(track.number, frames, swapper.model.size, previous.get(str(track.number)))
         state[str(track.number)] = z[-1].clone()
         for i, frame in zip(rows, frames, strict=True):
-            points = torch.from_numpy(track.points[frame - track.first]).double()
-            faces.append(swapper.aligned(images[i], Face(points, 1.0)))
+            points, share = track.at(frame)
+            faces.append(swapper.placed(images[i], Face(torch.from_numpy(points).double(), 1.0), share))
             places.append(i)
             sources.append(track.source)
         starts.append(z)
@@ -253,7 +380,7 @@ def _without(tracks: list[Track], frames: int) -> list[tuple[int, int]]:
     """The stretches (first, last) of frames without a track."""
     out: list[tuple[int, int]] = []
     for frame, there in by_frame(tracks, 0, frames):
-        if there:
+        if any(track.first <= frame <= track.last for track in there):
             continue
         if out and out[-1][1] == frame - 1:
             out[-1] = (out[-1][0], frame)

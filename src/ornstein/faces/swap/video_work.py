@@ -19,7 +19,7 @@ from ornstein.store import atomic_save_tensors, atomic_write, read_json, remove_
 __all__ = ["Work"]
 
 _PLAN, _FOUND = "plan.json", "found.json"
-_FORMAT = 2  # of the files in the folder
+_FORMAT = 3  # of the files in the folder
 
 
 class Work:
@@ -35,6 +35,7 @@ class Work:
         self.frames = 0
         self.end: int | None = None
         self.notes: list[str] = []
+        self.cuts: list[int] = []
 
     @property
     def segments(self) -> int:
@@ -82,14 +83,16 @@ class Work:
     def faces(self, number: int) -> Path:
         return self.folder / f"faces-{number:05d}.json"
 
-    def store_faces(self, number: int, times: list[int], seen: list[list[Any]]) -> None:
-        """Store the start of each frame of a segment, in ticks, and its faces as lists."""
-        atomic_write(self.faces(number), json.dumps({"times": times, "seen": seen}).encode())
+    def store_faces(self, number: int, times: list[int], seen: list[list[Any]], cuts: list[int]) -> None:
+        """Store the start of each frame of a segment, in ticks, its faces as lists, and where another shot begins."""
+        atomic_write(self.faces(number), json.dumps({"times": times, "seen": seen, "cuts": cuts}).encode())
 
     def finish_faces(self, frames: int, end: int | None, notes: list[str]) -> None:
         """Store that the faces of all frames were found, and when the last one ends, in ticks."""
         self.frames, self.end, self.notes = frames, end, notes
-        atomic_write(self.folder / _FOUND, json.dumps({"frames": frames, "end": end, "notes": notes}).encode())
+        self.cuts = [cut for number in range(self.segments) for cut in read_json(self.faces(number))["cuts"]]
+        facts = {"frames": frames, "end": end, "notes": notes, "cuts": self.cuts}
+        atomic_write(self.folder / _FOUND, json.dumps(facts).encode())
 
     def found(self) -> bool:
         """Whether all faces were found already; then what `finish_faces` stored is read."""
@@ -97,6 +100,7 @@ class Work:
             return False
         stored = read_json(self.folder / _FOUND)
         self.frames, self.end, self.notes = stored["frames"], stored["end"], stored["notes"]
+        self.cuts = stored["cuts"]
         return True
 
     def stored_times(self, number: int) -> list[int]:
@@ -112,7 +116,7 @@ class Work:
         """The faces of each frame."""
         for number in range(self.segments):
             for frame in read_json(self.faces(number))["seen"]:
-                yield [Seen(who, side, tuple(points)) for who, side, points in frame]
+                yield [Seen(who, side, tuple(points), tuple(away)) for who, side, points, away in frame]
 
     def store_state(self, number: int, state: dict[str, Tensor]) -> None:
         """Store what segment `number` + 1 begins from."""
