@@ -56,17 +56,17 @@ PLAIN = {"light_y": 0.4, "light_power": 1.0, "ambient": 0.32, "scale": 1.0, "clo
 NEW, OTHERS = 7_000, 8_000  # seeds of people that no training has
 BASE = {"captions": "auto", "size": SIZE, "net": "s", "patch": 2, "batch": 32, "steps": 1400, "checkpoint_every": 200}
 SHOWN = (0, 15, 26, 41)  # the states of the four pictures of the new person
-UNSEEN, EACH = [i for i in range(48) if i not in SHOWN][::2][:20], 5  # states that are asked for, and pictures of each
+UNSEEN, EACH = [i for i in range(48) if i not in SHOWN][::2][:20], 3  # states that are asked for, and pictures of each
 REAL, CLASS, CLASS_IMAGES = 1000, 256, 48
-GUIDANCE, SECONDS, RECIPE_RATE = 2.0, 90.0, 1e-3
+GUIDANCE, SECONDS, RECIPE_RATE = 2.0, 50.0, 5e-3
 METHODS: dict[str, dict[str, Any]] = {
     "lora 4": {"rank": 4, "learning_rate": 5e-3},
-    "lora 4, prior frozen": {"rank": 4, "learning_rate": 5e-3, "prior": "frozen"},
     "lora 4, prior images": {"rank": 4, "learning_rate": 5e-3, "prior": "images"},
-    "lora 16": {"rank": 16, "alpha": 16.0, "learning_rate": 5e-3},
-    "lora 1": {"rank": 1, "alpha": 1.0, "learning_rate": 5e-3},
+    "lora 4, prior frozen": {"rank": 4, "learning_rate": 5e-3, "prior": "frozen"},
     "dreambooth": {"method": "dreambooth", "learning_rate": 3e-4},
     "dreambooth, prior images": {"method": "dreambooth", "learning_rate": 3e-4, "prior": "images"},
+    "lora 16": {"rank": 16, "alpha": 16.0, "learning_rate": 5e-3},
+    "lora 1": {"rank": 1, "alpha": 1.0, "learning_rate": 5e-3},
 }
 
 
@@ -234,8 +234,12 @@ def people(folder: Path) -> None:
 
     if "base" not in results:
         keep("base", judged(judge, base_model, "person", folder / "base.png"))
-    sure: dict[str, Any] = {"prior": "images"}
-    learned(folder, folder / "warm", sure | {"steps": 1})  # the pictures of the class, once for all
+    if not (folder / "warm").exists():  # the pictures of the class, once for all
+        learned(folder, folder / "warm", {"prior": "images", "steps": 1})
+    for name, prior in (("recipe", False), ("recipe, prior images", True)):
+        if name not in results:
+            model, steps = recipe(folder, SECONDS, prior)
+            keep(name, judged(judge, model, "sks person", folder / f"{name}.png") | {"steps": steps})
     for name, settings in METHODS.items():
         if name in results:
             continue
@@ -246,10 +250,6 @@ def people(folder: Path) -> None:
         )
         scores = judged(judge, orn.load(run.path), "sks person", folder / f"{name}.png")
         keep(name, scores | {"steps": steps, "drift": run.checks[-1].drift, "numbers": numbers_of(run)})
-    for name, prior in (("recipe", False), ("recipe, prior images", True)):
-        if name not in results:
-            model, steps = recipe(folder, SECONDS, prior)
-            keep(name, judged(judge, model, "sks person", folder / f"{name}.png") | {"steps": steps})
 
 
 def numbers_of(run: Any) -> int:

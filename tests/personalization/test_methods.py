@@ -9,15 +9,18 @@ import torch
 from PIL import Image
 
 import ornstein as orn
-from ornstein.interop.lora import parts_of
+from ornstein.errors import UserError
+from ornstein.interop.lora import load_lora, merge_lora, parts_of
 from ornstein.interop.words import read_words, words_on
+from ornstein.nets import UNet
 from ornstein.personalization import task as tasks
-from ornstein.personalization.files import restore
 from ornstein.personalization.learned import begin, frozen
 from ornstein.personalization.pictures import Pictures, PictureSet
 from ornstein.personalization.recipe import Run
 from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.personalization.task import Personalisation
+from ornstein.text import BPE, TextDenoiser, TextEncoder
+from ornstein.text.bpe import learned_merges
 
 PROMPT = "a photo of sks dog"
 FAST = {
@@ -227,13 +230,43 @@ def test_other_families_learn(photos, tmp_path, family):
     run = learn(base, photos, tmp_path / "run", train_text=family == "sdxl", condition_dropout=0.5, batch=2)
     assert (image(orn.load(run.path)) - image(before)).abs().max() > 1e-4
     assert (image(orn.load(run.path)) - image(run.model)).abs().max() < 2e-3
-    restore(run_learned(run), run.path)
 
 
-def run_learned(run: Run):
-    """What a finished run has on its model, once more from its files."""
-    from ornstein.nets.lora import adapted
-    from ornstein.personalization.learned import Learned
+@pytest.fixture(scope="module")
+def our_own(tmp_path_factory) -> Path:
+    """A run of ours that takes text, with an encoder of its own, not trained."""
+    texts = ["a photo of a dog", "a photo of a cat on grass"]
+    torch.manual_seed(0)
+    encoder = TextEncoder.over(texts, BPE(learned_merges(texts)), width=32, layers=1)
+    net = UNet(3, 16, width=16, multipliers=(1, 2), depths=(1, 1), attention=(8,), text_width=32)
+    torch.nn.init.normal_(net.head[2].weight, std=0.1)
+    d = TextDenoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=orn.SampleSpec((3, 16, 16)), encoder=encoder)
+    for module in d.modules():
+        for name in ("reading", "attention"):
+            out = getattr(getattr(module, name, None), "out", None)
+            if out is not None:
+                torch.nn.init.normal_(out.weight, std=0.1)
+    folder = tmp_path_factory.mktemp("own") / "run"
+    d.save(folder)
+    return folder
 
-    layers = adapted(parts_of(run.model))
-    return Learned({f"{n}.{k}": p for n, layer in layers.items() for k, p in layer.named_parameters()})
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_a_run_of_our_own_is_a_base(our_own, photos, tmp_path, capsys, method):
+    run = learn(
+        our_own, photos, tmp_path / "run", method=method, train_text=True, prior="frozen", batch=4, steps=3,
+        condition_dropout=0.5, prompt="a photo of a sks dog", learning_rate=1e-2 if method == "lora" else 1e-4,
+    )  # fmt: skip
+    plain, d, text = orn.load(our_own), orn.load(run.path), "a photo of a sks dog"
+    assert (image(d, text) - image(plain, text)).abs().max() > 1e-4
+    assert (image(d, text) - image(run.model, text)).abs().max() < 1e-4
+    moved = parts_of(d)["text_encoder"].state_dict()
+    assert any(not torch.equal(v, parts_of(plain)["text_encoder"].state_dict()[k]) for k, v in moved.items())
+    assert "is a word of the tokenizer" not in capsys.readouterr().out
+    if method == "lora":
+        d = orn.load(our_own)
+        load_lora(d, run.path / "lora_kohya.safetensors")
+        merge_lora(d)
+        assert torch.equal(image(d, text), image(orn.load(run.path), text))
+        with pytest.raises(UserError, match="needs a pipeline with text encoders"):
+            learn(our_own, photos, tmp_path / "word", method="textual-inversion")
