@@ -18,7 +18,7 @@ client_module = pytest.importorskip("gradio_client", reason="the extra `studio` 
 
 NAMES = {
     "/train_start", "/train_stop", "/train_resume", "/train_status", "/generate", "/compare_steps", "/noise",
-    "/fit_noise", "/clip_samples", "/find_faces", "/swap", "/likelihood", "/rank", "/evaluate",
+    "/fit_noise", "/clip_samples", "/find_faces", "/swap", "/preview", "/likelihood", "/rank", "/evaluate",
     "/rename_run", "/delete_run", "/personalize_start", "/personalize_files", "/edit",
 }  # fmt: skip
 
@@ -167,6 +167,41 @@ def test_a_swap_changes_the_face_that_was_chosen_and_says_who_agreed(client, ser
     assert not changed[:, :80].any() and changed[50:110, 150:210].mean() > 0.1
     assert "signed; not changed since" in provenance and "Ann Lee, a test" in provenance
     assert "removed when it was made" in provenance
+
+
+def test_regions_and_a_frame_before_the_whole(client, served, films, tmp_path) -> None:
+    whole = pixels(file_of(swapped(client, served, "Ann Lee, a test", ["face 2"], label=False)[3])).astype(int)
+    mouth = pixels(
+        file_of(swapped(client, served, "Ann Lee, a test", ["face 2"], label=False, regions=["mouth"])[3])
+    ).astype(int)
+    before = pixels(served.pictures / "two.png").astype(int)
+    area = [int((np.abs(each - before).max(2) > 4).sum()) for each in (whole, mouth)]
+    assert 0 < area[1] < 0.4 * area[0]
+    with pytest.raises(Exception, match="padding 'wide'"):
+        swapped(client, served, "Ann Lee, a test", [], padding="wide")
+    with pytest.raises(Exception, match="choose at least one region"):
+        swapped(client, served, "Ann Lee, a test", [], regions=[])
+    film = films.write(tmp_path / "two.mp4", [before.astype(np.uint8)] * 6)
+    send = client_module.handle_file
+    asked = {
+        "run": str(served.home / "faces"),
+        "sources": [send(str(served.pictures / "source.png"))],
+        "target": send(str(film)),
+        "consent": "Ann Lee, a test",
+        "chosen": [],
+        "steps": 1,
+        "identity": 1.0,
+        "guidance": "1",
+        "seed": 0,
+        "label": True,
+    }
+    said, slider = client.predict(**asked, frame="3", api_name="/preview")
+    assert "Previewed frame 3 with 2 faces" in said
+    assert len(slider["value"] if isinstance(slider, dict) else slider) == 2
+    with pytest.raises(Exception, match="has 6 frames"):
+        client.predict(**asked, frame="9", api_name="/preview")
+    said, *_ = client.predict(**asked, begin="0.1", api_name="/swap")
+    assert "Swapped 4 frames" in said
 
 
 def test_nothing_is_swapped_without_consent_or_faces(client, served) -> None:
