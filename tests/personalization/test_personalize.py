@@ -185,5 +185,8 @@ def test_two_processes_learn_what_one_does(base, photos, tmp_path):
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
     pictures = [sorted((tmp_path / name).glob("*.png")) for name in ("class", "class2")]
-    apart = [np.abs(np.subtract(*(np.asarray(Image.open(f), int) for f in pair))).max() for pair in zip(*pictures)]
+    apart = [
+        np.abs(np.subtract(*(np.asarray(Image.open(f), int) for f in pair))).max()
+        for pair in zip(*pictures, strict=True)
+    ]
     assert len(apart) == 2 and max(apart) <= 1  # another batch: to rounding
