@@ -108,6 +108,16 @@ def captioned() -> None:
     sheet.quantize(64, dither=Image.Dither.NONE).save(FOLDER / "shapes.png", optimize=True)
 
 
+def portraits() -> None:
+    """Six thousand procedural portraits to train on, in runs/portraits; a minute and a half on one core."""
+    folder = Path("runs/portraits")
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, 6000, 100):
+        made = to_uint8(render(identities(100, 7, first), attributes(100, 7, first), 96).image)
+        for i, picture in enumerate(made, first):
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(folder / f"{i:05d}.png")
+
+
 PICTURES: dict[str, Callable[[], None]] = {
     "hero": hero, "faces": faces, "swaps": swaps, "talk": talk, "noise": noise, "forward": denoising,
     "shapes": captioned,
@@ -117,10 +127,10 @@ PICTURES: dict[str, Callable[[], None]] = {
 def main() -> None:
     """Make the pictures named, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*PICTURES, portraits.__name__]))
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name in parser.parse_args().names or PICTURES:
-        PICTURES[name]()
+        (PICTURES | {portraits.__name__: portraits})[name]()
         print(name)
 
 

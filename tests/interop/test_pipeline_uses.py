@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from ornstein.interop.folder import open_pipeline
-from ornstein.interop.memory import peak_activations
+from ornstein.interop.memory import peak_activations, samples_at_once
 from running import done, ornstein, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -139,3 +140,24 @@ def test_latents_without_a_decoder_are_refused(pipeline: Folders, tmp_path: Path
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     result = ornstein("edit", "sdedit", folder, tmp_path / "a.png", "--prompt", "a cat", "-o", tmp_path / "o")
     refused(result, "decoder", "vae")
+
+
+@pytest.mark.parametrize(
+    "name", ["sd1", "inpaint", "sdxl", "sd3", "flux-distilled", "pixart", "dit", "ldm", "animatediff", "wan"]
+)
+def test_samples_at_once_follow_the_memory_that_is_free(pipeline: Folders, name: str) -> None:
+    model = open_pipeline(pipeline(name))
+    one = samples_at_once(model, 0, guided=False)
+    assert one == 1  # of less than one sample there is no fewer
+    many = samples_at_once(model, 2**30, guided=False)
+    assert 1 < many < 2**30 / (4 * math.prod(model.data.shape))  # a sample itself is the least that it holds
+    assert samples_at_once(model, 2**31, guided=True) == pytest.approx(many, abs=1)
+    if model.has_mask_channels:
+        return  # it needs a picture
+    # nothing of it is remembered: a sample after it is the one before it
+    cond = model.encode(["a cat"]) if model.takes_text else {}
+    x = noise(1, *model.data.shape)
+    again = open_pipeline(pipeline(name))
+    other = again.encode(["a cat"]) if again.takes_text else {}
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, 0.5, **cond).eps, again(x, 0.5, **other).eps, rtol=0, atol=1e-6)
