@@ -26,7 +26,8 @@ from ornstein.sampling import State, draw
 from ornstein.wrapper import distilled_of, module_of, rows_of
 
 __all__ = [
-    "METHODS_OF_EDITS", "change", "colourise", "inpaint", "interpolate", "restore", "sdedit", "spread", "upscale",
+    "METHODS_OF_EDITS", "change", "colourise", "coverage", "inpaint", "interpolate", "restore", "sdedit", "spread",
+    "upscale",
 ]  # fmt: skip
 
 METHODS_OF_EDITS = (*METHODS, "repaint", "twisted")
@@ -274,6 +275,29 @@ def spread(answers: Tensor, n: int) -> Tensor:
         raise ValueError(f"a spread is that of two answers or more, got {len(answers)} in sets of {n}")
     each = answers.reshape(-1, n, *answers.shape[1:])
     return each.var(1).mean(1, keepdim=True).sqrt()
+
+
+def coverage(answers: Tensor, truth: Tensor) -> Tensor:
+    """Whether the truth lies between the least and the greatest of its n answers, for each value: 0 to 1.
+
+    If the answers are draws from p(x_0 | y) the truth is one more draw, so that the mean is (n - 1)/(n + 1): 0.9 for 19
+    answers. The truth may be equal to answers, as 8-bit pixels are: its rank among them then counts as drawn at random.
+
+    Args:
+        answers: (n, *).
+        truth: (*).
+
+    Raises:
+        ValueError: fewer than two answers, or shapes that differ.
+    """
+    n = len(answers)
+    if n < 2 or answers.shape[1:] != truth.shape:
+        raise ValueError(
+            f"two answers or more of the truth's shape, got {tuple(answers.shape)} and {tuple(truth.shape)}"
+        )
+    below, equal = (answers < truth).sum(0), (answers == truth).sum(0)
+    first, last = below.clamp(min=1), (below + equal).clamp(max=n - 1)  # ranks inside, of those from below on
+    return (last - first + 1).clamp(min=0).to(torch.float64) / (equal + 1)
 
 
 def _guided(d: Denoises, scale: float | None) -> Denoises:

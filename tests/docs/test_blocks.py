@@ -83,6 +83,15 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ('"ddim", 50', '"ddim", 2'),
         ("steps=12", "steps=2"),
     ],
+    "tutorials/editing.md": [
+        ("--minutes 2", "--steps 4 --batch 8 --net xs --sample-every 0"),
+        ("-n 8", "-n 2 --steps 2"),
+        ("-n 19", "-n 2 --steps 2"),
+        ("-n 9", "-n 3 --steps 2 --tolerance 0.1"),
+        ("n=8, seed=1", "n=2, seed=1, steps=2"),
+        ("spread(answers, 8)", "spread(answers, 2)"),
+        ("n=19)", "n=2, steps=2)"),
+    ],
     "tutorials/personalize.md": [
         ("--steps 400", "--steps 2 --previews 1 --size 16"),
         ("--guidance 5 --steps 20 -n 4", "--guidance 5 --steps 2 -n 1"),
