@@ -102,7 +102,9 @@ def personalize(
     where = choose_device(device)
     group.agreed(lambda: _claim(out, resume))
     place = checkpoint.locate(asked.base)
-    asked = replace(asked, base=str(place.resolve()), images=_absolute(asked.images))
+    folders = {name: getattr(asked, name) for name in ("class_folder", "masks", "held_out_images")}
+    folders = {name: None if path is None else path.resolve() for name, path in folders.items()}
+    asked = replace(asked, base=str(place.resolve()), images=_absolute(asked.images), **folders)
     d = checkpoint.load(place).to(where)
     if asked.size is not None and isinstance(d, Pipeline):
         d = d.sized(*extent_of(asked.size))
