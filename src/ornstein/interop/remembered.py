@@ -18,7 +18,7 @@ class _Remembers:
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
         plain = super().forward  # pyright: ignore[reportAttributeAccessIssue]
-        if more or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_inference():
+        if more or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_inference() or x.is_meta:
             return plain(x, *more)
         tensors = (x, *self.parameters())  # pyright: ignore[reportAttributeAccessIssue]
         if any(t.is_inference() for t in tensors):
