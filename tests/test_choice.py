@@ -12,11 +12,7 @@ from ornstein import Data, Denoiser, Process, checkpoint, sample
 from ornstein.few_steps.choice import Choice, choose, nearest
 from ornstein.few_steps.tuning import Start, untuned_solver
 from ornstein.nets import UNet
-from ornstein.noise import AR1
-from ornstein.oracles import GaussianMixture
-from ornstein.schedules import VE, Cosine, Rectified
-from ornstein.solvers import multistep
-from ornstein.solvers.grids import make
+from ornstein.schedules import Cosine
 from running import ornstein, refused
 
 
@@ -31,23 +27,6 @@ def model(classes: int = 2) -> Denoiser:
 
 def no_noise(step: int, draw: int = 0) -> torch.Tensor:
     raise AssertionError
-
-
-@pytest.mark.parametrize(("form", "order"), [("flow", 3), ("flow", 4), ("x0", 2), ("x0", 3)])
-@pytest.mark.parametrize("schedule", [Cosine(), Rectified(), VE()])
-def test_a_choice_is_the_multistep_solver_of_its_kind(form, order, schedule) -> None:
-    if form == "x0" and isinstance(schedule, Rectified):
-        pytest.skip("with pure noise as a node the tuned form keeps another start")
-    p = Process(schedule, AR1(4, 0.5))
-    covs = 0.1 * torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
-    d = GaussianMixture([0.4, 0.6], [[1.0, -0.5, 0.2, 0.0], [-1.0, 0.3, 0.4, 0.9]], covs).denoiser(p)
-    x = p.prior((5, 4), dtype=torch.float64).sample(torch.linspace(-2, 2, 20, dtype=torch.float64).reshape(5, 4))
-    chosen = untuned_solver(schedule, 7, Start(form, order, 0.35))
-    times = make("logistic", schedule, (1.0, 0.0), 7)
-    torch.testing.assert_close(torch.tensor(chosen.times, dtype=torch.float64), times, atol=1e-9, rtol=0)
-    *_, a = chosen(d, x, torch.tensor(chosen.times), no_noise)
-    *_, b = multistep(d, x, times, no_noise, order=order, form=form)
-    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
 def test_a_floor_is_where_the_last_step_starts() -> None:
