@@ -170,6 +170,7 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
         covariance,
         LatentSpace.from_config(config["latent"], folder, trust) if "latent" in config else None,
         Distilled.from_config(config["distilled"]) if "distilled" in config else None,
+        bool(config.get("whitened", False)),
     )
 
 
@@ -204,7 +205,7 @@ def fingerprint(path: str | Path) -> str:
         return _pipeline_hash(folder)
     config = read_config(path)
     described = json.dumps(
-        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text",) if k in config}, sort_keys=True
+        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text", "whitened") if k in config}, sort_keys=True
     )
     digest = file_hash(folder / MODEL)
     digest.update(described.encode())

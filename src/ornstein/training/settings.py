@@ -76,7 +76,7 @@ _MODELS = {
 }
 _DIFFUSION_ONLY = (
     "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
-    "prediction", "time_sampling", "dropout", "captions", "text_encoder", "patch",
+    "prediction", "time_sampling", "dropout", "captions", "text_encoder", "patch", "loss_space", "net_space",
 )  # fmt: skip
 
 
@@ -187,6 +187,10 @@ class Settings(TrainConfig, DataSettings):
         None, "Weight of a patch discriminator.", by_data="none", minimum=0, panel=_LATENTS
     )
     noise: str = setting("white", "Noise of the process: white, ar1:0.9, or a file of `fit-noise`.", panel=_CLIPS)
+    net_space: Literal["pixel", "whitened"] = setting(
+        "pixel", "Coordinates that the network computes in: whitened, it sees R^-1 x and R times its output counts.",
+        panel=_CLIPS,
+    )  # fmt: skip
     data_noise: str | None = setting(
         None, "Covariance of the data over frames, written as for --noise: preconditions by it.", panel=_CLIPS
     )
@@ -246,6 +250,10 @@ class Settings(TrainConfig, DataSettings):
             raise UserError("--stream is for images: leave out --frames")
         if self.data_noise is not None and self.predicted != "edm":
             raise UserError("--data-noise preconditions the network, which is --prediction edm: leave out --prediction")
+        for name in ("loss_space", "net_space"):
+            if getattr(self, name) != "pixel" and self.noise == "white":
+                value = f"{_option(name)} {getattr(self, name)}"
+                raise UserError(f"{value} does nothing with white noise: give --noise too, or leave it out")
         if self.centre and self.schedule != "cosine":
             raise UserError(f"--centre shifts the cosine schedule: leave out --schedule {self.schedule}")
         if self.centre and self.data_noise is None:

@@ -19,6 +19,7 @@ from ornstein.nets.video import known_masks
 from ornstein.processes import Processes
 from ornstein.training.captions import CaptionTable
 from ornstein.training.config import TrainConfig
+from ornstein.training.loss_space import LossSpace
 from ornstein.training.objective import TimeSampling, check_objective, loss_of
 
 __all__ = ["Diffusion", "M", "Part", "Task", "on_cpu"]
@@ -139,6 +140,7 @@ class Diffusion(Task[Denoiser]):
         check_objective(config.objective, denoiser)
         self.settings = config
         self.objective = loss_of(config.objective)
+        self.space = LossSpace(config.loss_space, config.objective, denoiser.process.noise)
         self.times = TimeSampling(config.time_sampling, config.objective, denoiser.process.schedule)
         config_of_net = getattr(denoiser.net, "config", {})
         self.classes: int | None = config_of_net.get("classes")
@@ -161,7 +163,7 @@ class Diffusion(Task[Denoiser]):
         t, weight = self.times.draw(n, small)
         t = t[rows]
         z = torch.randn((n, *x0.shape[1:]), generator=draw, device=x0.device, dtype=x0.dtype)[rows]
-        cond: dict[str, Tensor] = {}
+        cond: dict[str, Any] = {}
         if self.captions is not None and labels is not None:
             chosen = torch.rand(n, generator=small)[rows]
             dropped = torch.rand(n, generator=small)[rows] < self.settings.condition_dropout
@@ -172,18 +174,31 @@ class Diffusion(Task[Denoiser]):
             cond["label"] = labels.masked_fill(dropped, -1)
         if self.conditioning:
             cond |= {"known": x0, "known_mask": known_masks(n, x0.shape[2], small)[rows]}
+        figures: dict[str, Tensor] = {}
+
+        def norm(error: Tensor, t: Tensor) -> Tensor:
+            if self.space.learns:
+                figures.update(self.space.figures(error, t))
+            return self.space.norm(error, t)
+
+        if self.settings.loss_space != "pixel":
+            cond["norm"] = norm
         losses = self.objective(self.model, x0, t, z, **cond)
         if weight is None:
-            return losses.mean(), {}
-        return (losses * weight[rows].to(losses)).mean(), self.times.figures(t, losses)
+            return losses.mean(), figures
+        return (losses * weight[rows].to(losses)).mean(), figures | self.times.figures(t, losses)
 
     def learn(self, figures: dict[str, float], pieces: int) -> dict[str, float]:
-        return self.times.learn(figures, pieces)
+        return self.times.learn(self.space.learn(figures, pieces), pieces)
 
     def to_state(self) -> dict[str, Any] | None:
-        return self.times.to_state()
+        learned, times = self.space.to_state(), self.times.to_state()
+        return times if learned is None else {"modes": learned, "times": times}
 
     def load_state(self, state: dict[str, Any] | None) -> None:
+        if state is not None and "modes" in state:
+            self.space.load_state(state["modes"])
+            state = state["times"]
         self.times.load_state(state)
 
     def _check_labels(self, labels: Tensor) -> None:
