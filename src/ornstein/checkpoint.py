@@ -156,7 +156,8 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
     covariance = noise.from_config(config["data_covariance"]) if "data_covariance" in config else None
     if data is not None:
         for each in (process.noise, *([] if covariance is None else [covariance])):
-            each.color(torch.zeros(1, *data.shape))  # raises ValueError if it was made for other shapes
+            if not getattr(each, "needs_flow", False):
+                each.color(torch.zeros(1, *data.shape))  # raises ValueError if it was made for other shapes
     make_model: Any = Denoiser
     if "text" in config:
         encoder = _text_encoder(config["text"], folder, trust)

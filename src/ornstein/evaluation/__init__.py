@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         correlation_error,
         flicker,
         flicker_score,
+        motion_error,
         warp_error,
     )
     from ornstein.evaluation.neighbours import (
@@ -70,6 +71,7 @@ __all__ = [
     "flat_pixels",
     "flicker",
     "flicker_score",
+    "motion_error",
     "frechet_distance",
     "frechet_gaussians",
     "kernel_distance",
@@ -117,6 +119,7 @@ _MODULES = {
     "flat_pixels": "neighbours",
     "flicker": "motion",
     "flicker_score": "motion",
+    "motion_error": "motion",
     "frechet_distance": "frechet",
     "frechet_gaussians": "frechet",
     "kernel_distance": "kernel",

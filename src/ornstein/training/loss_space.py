@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ornstein.errors import UserError
-from ornstein.noise import Covariance, FrameCovariance, Identity, SingularCovarianceError
+from ornstein.noise import Carried, Covariance, FrameCovariance, Identity, SingularCovarianceError, Warped
 from ornstein.noise.frames import frame_axis
 from ornstein.training.config import LOSS_SPACES
 
@@ -118,7 +118,9 @@ class LossSpace:
 
 def check_inverse(noise: Covariance, what: str) -> None:
     """Raise UserError if the noise has no R^-1."""
-    if getattr(noise, "singular", False) or (hasattr(noise, "degrade") and not getattr(noise, "degrade")):
+    if isinstance(noise, Carried):
+        raise UserError(f"{what} whitens by one R^-1, and noise that is carried by motion has one of each clip")
+    if getattr(noise, "singular", False) or (isinstance(noise, Warped) and not noise.degrade):
         raise UserError(f"{what} needs R^-1: {SingularCovarianceError(noise)}")
 
 

@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
+from ornstein.data.flow import FlowFile
 from ornstein.nets.video import known_masks
+from ornstein.noise import Carried
 from ornstein.processes import Processes
+from ornstein.process import Prediction
 from ornstein.training.captions import CaptionTable
+from ornstein.training.carried import check_carried, noised, rows_and_labels
 from ornstein.training.config import TrainConfig
 from ornstein.training.loss_space import LossSpace
 from ornstein.training.objective import TimeSampling, check_objective, loss_of
@@ -130,13 +134,23 @@ class Diffusion(Task[Denoiser]):
     """Training of a denoiser by the objective of the configuration (E10-E17).
 
     With `captions` the labels of a batch are the numbers of its rows in that table (`training.captions.Captioned`).
+    With `flows` they are those of `training.carried.Rows`, and the noise of each clip is carried by its flow (E40).
     """
 
     by_rows = True
 
-    def __init__(self, denoiser: Denoiser, config: TrainConfig, captions: CaptionTable | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: TrainConfig,
+        captions: CaptionTable | None = None,
+        flows: FlowFile | None = None,
+    ) -> None:
         super().__init__(denoiser, [denoiser.net])
         self.captions = captions
+        self.flows = flows
+        if isinstance(denoiser.process.noise, Carried):
+            check_carried(config, flows)
         check_objective(config.objective, denoiser)
         self.settings = config
         self.objective = loss_of(config.objective)
@@ -163,6 +177,12 @@ class Diffusion(Task[Denoiser]):
         t, weight = self.times.draw(n, small)
         t = t[rows]
         z = torch.randn((n, *x0.shape[1:]), generator=draw, device=x0.device, dtype=x0.dtype)[rows]
+        carried: Prediction | None = None
+        if self.flows is not None:
+            assert labels is not None
+            numbers, labels = rows_and_labels(labels)
+            flow = self.flows(numbers)
+            carried = noised(self.model.process, x0, t, flow, whole=(n, rows), draw=draw)
         cond: dict[str, Any] = {}
         if self.captions is not None and labels is not None:
             chosen = torch.rand(n, generator=small)[rows]
@@ -183,7 +203,10 @@ class Diffusion(Task[Denoiser]):
 
         if self.settings.loss_space != "pixel":
             cond["norm"] = norm
-        losses = self.objective(self.model, x0, t, z, **cond)
+        if carried is None:
+            losses = self.objective(self.model, x0, t, z, **cond)
+        else:
+            losses = self.model.error(carried, **cond)
         if weight is None:
             return losses.mean(), figures
         return (losses * weight[rows].to(losses)).mean(), figures | self.times.figures(t, losses)
