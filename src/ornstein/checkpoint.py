@@ -206,7 +206,8 @@ def fingerprint(path: str | Path) -> str:
         return _pipeline_hash(folder)
     config = read_config(path)
     described = json.dumps(
-        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text", "whitened") if k in config}, sort_keys=True
+        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text", "whitened") if k in config},
+        sort_keys=True,
     )
     digest = file_hash(folder / MODEL)
     digest.update(described.encode())

@@ -21,7 +21,8 @@ from ornstein.schedules import Times
 from ornstein.store import CONFIG, FORMAT, MODEL, atomic_save_tensors, atomic_write, json_bytes, make_folder
 
 __all__ = [
-    "Data", "Denoiser", "Denoises", "Distilled", "Kind", "Norm", "SampleSpec", "Space", "condition_tensor", "mean_square",
+    "Data", "Denoiser", "Denoises", "Distilled", "Kind", "Norm", "SampleSpec", "Space", "condition_tensor",
+    "mean_square",
 ]  # fmt: skip
 
 Kind = Literal["x0", "eps", "v", "score", "flow", "edm"]

@@ -102,12 +102,15 @@ def _resized(asked: Sample, denoiser: Denoiser) -> SampleSpec:
     return replace(data, shape=(data.shape[0], height, width))
 
 
-def _refuse_idle(
-    asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...], carried: bool
-) -> None:
+def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...], carried: bool) -> None:
     """Refuse the options that do nothing for this model and these options."""
     if not clips:
-        refuse(Sample, given, ("frames", "overlap", "given", "first", "last", "fps", "flow", "like"), "this is a model of images")
+        refuse(
+            Sample,
+            given,
+            ("frames", "overlap", "given", "first", "last", "fps", "flow", "like"),
+            "this is a model of images",
+        )
         return
     if not carried:
         refuse(Sample, given, ("flow", "like"), "the noise of this model follows no motion: train with --noise warped")

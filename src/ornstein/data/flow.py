@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def estimate_flow(clips: Tensor, method: str = "dis") -> Tensor:
         raise ValueError("the clips hold values that are not finite: they have no flow")
     cv2 = require("cv2", "flow", "the optical flow of clips")
     grey = ((clips.float().mean(1).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-    steps = [[_step(cv2, a, b, method) for a, b in zip(clip, clip[1:], strict=False)] for clip in grey]
+    steps = [[_step(cv2, a, b, method) for a, b in pairwise(clip)] for clip in grey]
     flow = np.asarray(steps, dtype=np.float32).reshape(len(grey), grey.shape[1] - 1, *grey.shape[2:], 2)
     return torch.from_numpy(flow).permute(0, 1, 4, 2, 3).contiguous()
 
@@ -141,7 +142,7 @@ def _opened(folder: Path, clips: Clips, method: str) -> tuple[np.memmap, np.memm
         flows, marks = folder / f"{name}.f16", folder / f"{name}.flags"
         for file, size in ((flows, 2 * int(np.prod(shape))), (marks, len(clips))):
             if not file.is_file() or file.stat().st_size != size:
-                with open(file, "wb") as handle:  # sparse: takes what is written alone
+                with file.open("wb") as handle:  # sparse: takes what is written alone
                     handle.truncate(size)
         return (
             np.memmap(flows, np.float16, "r+", shape=shape),

@@ -109,7 +109,9 @@ def affordable(
     few = denoiser.distilled
     measured, steps = (1, steps) if few is None else (few.steps, few.steps)
     count, each, spent = min(batch, 8), 0.0, 0.0
-    draw(denoiser, denoiser.data.labels(count), count, steps=1, flow=moves(count))  # the first call sets up caches and threads
+    draw(
+        denoiser, denoiser.data.labels(count), count, steps=1, flow=moves(count)
+    )  # the first call sets up caches and threads
     while True:
         began = time.perf_counter()
         draw(denoiser, denoiser.data.labels(count), count, steps=measured, flow=moves(count))

@@ -69,7 +69,8 @@ def parse(text: str, length: int) -> Covariance:
     """The covariance over `length` frames that a text names.
 
     Args:
-        text: "white", "ar1:0.9", "mixed:0.5", "warped" or "warped:0.25" (its `degrade`), or the path of a JSON file of `to_config`.
+        text: "white", "ar1:0.9", "mixed:0.5", "warped" or "warped:0.25" (its `degrade`), or the path of a JSON file of
+            `to_config`.
         length: number of frames.
 
     Raises:
@@ -90,7 +91,8 @@ def parse(text: str, length: int) -> Covariance:
     except ValueError as e:
         raise ValueError(f"noise {text!r}: {e}") from e
     raise ValueError(
-        f"unknown noise {text!r}; write white or ar1:0.9, mixed:0.5, warped:0.25, or a file.json of `ornstein fit-noise`"
+        f"unknown noise {text!r}; write white or ar1:0.9, mixed:0.5, or a file.json of `ornstein fit-noise`; or "
+        "warped:0.25"
     )
 
 

@@ -235,7 +235,7 @@ def _paths(flow: Tensor, cells: int, margin: bool) -> Tensor:
 
 
 def moved(flow: Tensor, cells: int, margin: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """The cells of several clips, frame by frame: whose they are (M,), the pixel they are in (M,), and how many are new.
+    """The cells of several clips, frame by frame: whose they are (M,), the pixel they are in (M,), how many are new.
 
     New ones come last; they fill the pixels that no cell is carried into.
 

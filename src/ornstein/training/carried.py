@@ -76,6 +76,8 @@ def check_carried(config: TrainConfig, flows: FlowFile | None) -> None:
     if flows is None:
         raise UserError("noise that is carried by motion is trained on clips, with their flows")
     if config.objective is not None:
-        raise UserError(f"--noise warped is trained by the error of the network: leave out --objective {config.objective}")
+        raise UserError(
+            f"--noise warped is trained by the error of the network: leave out --objective {config.objective}"
+        )
     if config.flip:
         raise UserError("--flip mirrors the clips and not their flow: leave it out with --noise warped")

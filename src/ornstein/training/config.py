@@ -9,8 +9,8 @@ from ornstein.settings import check, precision_setting, setting
 from ornstein.training.tracking import TRACKERS, check_trackers
 
 __all__ = [
-    "LOSS_SPACES", "OBJECTIVES", "POST_HOC", "TIME_SAMPLINGS", "WIDTHS", "TrainConfig", "check_ema", "check_length", "decay_of",
-    "ema_decay", "ema_exponent",
+    "LOSS_SPACES", "OBJECTIVES", "POST_HOC", "TIME_SAMPLINGS", "WIDTHS", "TrainConfig", "check_ema", "check_length",
+    "decay_of", "ema_decay", "ema_exponent",
 ]  # fmt: skip
 
 STEPS = 20_000  # optimizer steps if neither steps nor minutes are given

@@ -28,9 +28,10 @@ class LossSpace:
     """The mean square of an error e (B, *), by the text of --loss-space.
 
     "pixel": ||e||^2/N. "whitened": ||R^-1 e||^2/N, which for the error of eps is ||z - z_hat||^2/N (E14). A number b
-    blends them, (1 - b) ||e||^2/N + b ||R^-1 e||^2/N. With C = V diag(l) V^T these weigh the square of mode k by 1, 1/l_k
-    and 1 - b + b/l_k. "learned" weighs it by 1/L_k(t), L_k the mean square of mode k so far at times about t: the loss
-    sum_k (|e_k|^2 e^-u_k + u_k) of Karras et al. 2024 (arXiv:2312.02696, eq. 21) at its best u_k = log L_k, in closed
+    blends them, (1 - b) ||e||^2/N + b ||R^-1 e||^2/N. With C = V diag(l) V^T these weigh the square of mode k by 1,
+    1/l_k and 1 - b + b/l_k. "learned" weighs it by 1/L_k(t), L_k the mean square of mode k so far at times about t:
+    the loss sum_k (|e_k|^2 e^-u_k + u_k) of Karras et al. 2024 (arXiv:2312.02696, eq. 21) at its best u_k = log L_k,
+    in closed
     form. Every mode at every noise level then has the same loss, 1.
 
     Args:

@@ -187,8 +187,8 @@ class Settings(TrainConfig, DataSettings):
         None, "Weight of a patch discriminator.", by_data="none", minimum=0, panel=_LATENTS
     )
     noise: str = setting(
-        "white", "Noise of the process: white, ar1:0.9, a file of `fit-noise`, or warped:0.25, carried by the motion of "
-        "each clip, with that share of white noise.", panel=_CLIPS,
+        "white", "Noise of the process: white, ar1:0.9, a file of `fit-noise`, or warped:0.25, carried by the motion "
+        "of each clip, with that share of white noise.", panel=_CLIPS,
     )  # fmt: skip
     flow_by: Literal["exact", "dis", "farneback", "homography"] | None = setting(
         None, "How the motion of clips is found, for --noise warped.", panel=_CLIPS,

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ornstein import checkpoint
+from ornstein.data.flow import FlowFile
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.data.flow import FlowFile
 from ornstein.nets.video import known_masks
 from ornstein.noise import Carried
-from ornstein.processes import Processes
 from ornstein.process import Prediction
+from ornstein.processes import Processes
 from ornstein.training.captions import CaptionTable
 from ornstein.training.carried import check_carried, noised, rows_and_labels
 from ornstein.training.config import TrainConfig
@@ -203,10 +203,7 @@ class Diffusion(Task[Denoiser]):
 
         if self.settings.loss_space != "pixel":
             cond["norm"] = norm
-        if carried is None:
-            losses = self.objective(self.model, x0, t, z, **cond)
-        else:
-            losses = self.model.error(carried, **cond)
+        losses = self.objective(self.model, x0, t, z, **cond) if carried is None else self.model.error(carried, **cond)
         if weight is None:
             return losses.mean(), figures
         return (losses * weight[rows].to(losses)).mean(), figures | self.times.figures(t, losses)
