@@ -83,6 +83,18 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ('"ddim", 50', '"ddim", 2'),
         ("steps=12", "steps=2"),
     ],
+    "tutorials/text.md": [
+        (
+            "--size 32 --captions auto --minutes 60",
+            "--size 8 --captions auto --steps 4 --batch 8 --net xs --sample-every 0",
+        ),
+        ("-n 16 --out red\n", "-n 2 --steps 2 --out red\n"),
+        ("-n 16 --out redder", "-n 2 --steps 2 --out redder"),
+        ("--guidance 3 --out both", "--guidance 3 --steps 2 --out both"),
+        ("--steps 8\n", "--steps 2 --trajectories 2 --iterations 1\n"),
+        ("--steps 8 --out quick", "--steps 2 --out quick"),
+        ("steps=20", "steps=2"),
+    ],
     "tutorials/editing.md": [
         ("--minutes 2", "--steps 4 --batch 8 --net xs --sample-every 0"),
         ("-n 8", "-n 2 --steps 2"),
@@ -296,6 +308,12 @@ def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: 
         from interop import tiny
 
         tiny.build("sd1", tmp_path / "pipelines" / "sd")
+    if page.name == "text.md":
+        (tmp_path / "captioned").mkdir()
+        for k, colour in enumerate(["red", "green", "blue"] * 10):
+            orn.data.save_grid(disc(20, (8, 10), k % 3)[None], tmp_path / "captioned" / f"{k}.png")
+            (tmp_path / "captioned" / f"{k}.txt").write_text(f"a {colour} disc\n")
+        (tmp_path / "prompts.txt").write_text("a red disc\na green disc\n")
     if page.name == "processes.md":
         pytest.importorskip("accelerate")
     names = run(page)
@@ -307,6 +325,7 @@ def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: 
         "latent.md": ["runs/ae/report.html", "runs/latent/evaluation/report.html", "latent.png"],
         "swap.md": ["runs/swap/report.html", "swaps.png"],
         "likelihood.md": ["runs/digits/evaluation/evaluation.json"],
+        "text.md": ["runs/words/report.html", "red/grid.png", "redder/grid.png", "both/grid.png", "discs.png"],
         "pipelines.md": ["pipelines/sd.ornstein/samples/grid.png", "quick/grid.png"],
         "personalize.md": ["runs/cat/report.html", "runs/cat/lora_kohya.safetensors", "weaker/grid.png"],
         "word.md": ["runs/mine/learned_embeds.safetensors", "runs/mine/samples/grid.png"],
