@@ -30,7 +30,7 @@ FLOORS = [
     # runs: data in, a model out, evaluated
     "evaluation",
     "training",
-    "faces contrast editing personalization",
+    "faces contrast editing personalization compress",
     "cli studio",
     "__init__ __main__",
 ]

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         wrapper,
     )
     from ornstein.checkpoint import load
+    from ornstein.compress.run import compress
     from ornstein.denoiser import Data, Denoiser, SampleSpec
     from ornstein.personalization.recipe import personalize
     from ornstein.process import Gaussian, Prediction, Process
@@ -65,6 +66,7 @@ __all__ = [
     "SampleSpec",
     "autoencoders",
     "checkpoint",
+    "compress",
     "data",
     "denoiser",
     "devices",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from typing import Literal, get_args
 
 import torch
@@ -9,11 +11,15 @@ import torch
 from ornstein.errors import UserError
 from ornstein.launch import local_rank
 
-__all__ = ["PRECISIONS", "Precision", "choose_device", "choose_precision", "float64_device", "has_float64"]
+__all__ = [
+    "PRECISIONS", "Precision", "choose_device", "choose_precision", "float64_device", "free_memory",
+    "has_float64",
+]  # fmt: skip
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
+_SHARE = 0.8  # of a device's memory; the rest is for what is not counted
 _WITHOUT_FLOAT64 = {"mps"}  # kinds of devices; a test adds one
 
 
@@ -94,6 +100,16 @@ def _multiplies_bf16(device: torch.device) -> bool:
         supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public test
         return supported is not None and supported()
     return False
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes of a device that may be filled: of a GPU those that are free, else the machine's; inf where unknown."""
+    if device.type == "cuda":
+        return _SHARE * torch.cuda.mem_get_info(device)[0]
+    try:
+        return _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # another system than POSIX
+        return math.inf
 
 
 def has_float64(device: torch.device) -> bool:

@@ -50,6 +50,25 @@ def test_the_flow(gpu: PretendedGPU, settings: dict[str, Any], dequantisation: A
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-1)
 
 
+@pytest.mark.parametrize(("settings", "calls_a_step"), [({"solver": "rk4", "steps": 6}, 4), ({"tolerance": 0.05}, 6)])
+def test_the_flow_waits_once_a_step(gpu: PretendedGPU, settings: dict[str, Any], calls_a_step: int) -> None:
+    model = image_model().to("cuda")
+    gpu.reset()
+    found = likelihood.ode(model, PIXELS, "hutchinson", probes=1, cond={"label": LABELS}, **settings)
+    # a step is checked for values that are not finite; the labels and the results are read once each
+    assert gpu.syncs <= int(found.evaluations.max()) // calls_a_step + 6, gpu.report()
+
+
+def test_the_bound_waits_once_a_part(gpu: PretendedGPU) -> None:
+    model = image_model().to("cuda")
+    counted = []
+    for steps in (6, 12):
+        gpu.reset()
+        likelihood.vlb(model, PIXELS, steps, cond={"label": LABELS})
+        counted.append(gpu.syncs)
+    assert counted[1] - counted[0] <= 6, gpu.report()
+
+
 def test_a_dequantiser(gpu: PretendedGPU) -> None:
     model = image_model().to("cuda")
     cond = {"label": LABELS}

@@ -11,7 +11,7 @@ from pretend import PretendedGPU
 import ornstein as orn
 from ornstein import likelihood, video
 from ornstein.nets import UNet, frames_known
-from ornstein.solvers import SOLVERS
+from ornstein.solvers import SOLVERS, Counted
 from ornstein.solvers.grids import GRIDS
 
 SHAPE = (4, 2, 8, 8)
@@ -36,6 +36,13 @@ def test_every_solver(gpu: PretendedGPU, solver: str) -> None:
     same_as_on_the_cpu(gpu, image_model(), lambda d: orn.sample(d, SHAPE, solver, STEPS))
     if solver != "rk45":  # which chooses its steps by their errors
         assert gpu.syncs_ <= STEPS and gpu.copies_ == 0, gpu.report_  # pyright: ignore
+
+
+def test_a_solver_that_chooses_its_steps_waits_once_for_each(gpu: PretendedGPU) -> None:
+    d = Counted(image_model().to("cuda"))
+    gpu.reset()
+    orn.sample(d, SHAPE, "rk45", STEPS)
+    assert gpu.syncs <= d.calls // 6 + 2, gpu.report()
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, [1.0, 0.7, 0.2, 0.0]])

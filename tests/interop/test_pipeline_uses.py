@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from ornstein.interop.folder import open_pipeline
-from ornstein.interop.memory import peak_activations
+from ornstein.interop.memory import peak_activations, samples_at_once
 from running import done, ornstein, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -139,3 +140,67 @@ def test_latents_without_a_decoder_are_refused(pipeline: Folders, tmp_path: Path
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     result = ornstein("edit", "sdedit", folder, tmp_path / "a.png", "--prompt", "a cat", "-o", tmp_path / "o")
     refused(result, "decoder", "vae")
+
+
+@pytest.mark.parametrize(
+    "name", ["sd1", "inpaint", "sdxl", "sd3", "flux-distilled", "pixart", "dit", "ldm", "animatediff", "wan"]
+)
+def test_samples_at_once_follow_the_memory_that_is_free(pipeline: Folders, name: str) -> None:
+    model = open_pipeline(pipeline(name))
+    one = samples_at_once(model, 0, guided=False)
+    assert one == 1  # of less than one sample there is no fewer
+    many = samples_at_once(model, 2**30, guided=False)
+    assert 1 < many < 2**30 / (4 * math.prod(model.data.shape))  # a sample itself is the least that it holds
+    assert samples_at_once(model, 2**31, guided=True) == pytest.approx(many, abs=1)
+    if model.has_mask_channels:
+        return  # it needs a picture
+    # nothing of it is remembered: a sample after it is the one before it
+    cond = model.encode(["a cat"]) if model.takes_text else {}
+    x = noise(1, *model.data.shape)
+    again = open_pipeline(pipeline(name))
+    other = again.encode(["a cat"]) if again.takes_text else {}
+    with torch.no_grad():
+        torch.testing.assert_close(model(x, 0.5, **cond).eps, again(x, 0.5, **other).eps, rtol=0, atol=1e-6)
+
+
+class _OfGaussian(torch.nn.Module):
+    """The network of data N(0, 0.49): the exact eps, or v."""
+
+    def __init__(self, prediction: str) -> None:
+        super().__init__()
+        self.prediction = prediction
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor, log_snr: Tensor, **_: Tensor) -> Tensor:
+        a2 = log_snr.double().sigmoid().reshape(-1, *[1] * (x.ndim - 1))
+        s2, variance = 1 - a2, 0.49
+        eps = s2.sqrt() * x / (a2 * variance + s2)
+        return eps if self.prediction == "eps" else a2.sqrt() * eps - s2.sqrt() * (x - s2.sqrt() * eps) / a2.sqrt()
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_the_likelihood_of_latents_under_the_schedule_of_a_pipeline(pipeline: Folders, name: str) -> None:
+    model = open_pipeline(pipeline(name)).sized(16, 16)
+    model.net = _OfGaussian(model.prediction)
+    z = 0.7 * noise(2, *model.data.shape, seed=4).double()
+    # without the last noise of the chain there is data of variance 0.49 + sigma(0)^2/alpha(0)^2
+    # of a multiple of the identity one probe of signs is the trace
+    found = orn.likelihood.ode(model, z, "hutchinson", probes=1, cond=model.encode(["a cat", "a dog"]))
+    first = model.process.schedule.sigma(0.0) / model.process.schedule.alpha(0.0)
+    wanted = torch.distributions.Normal(0.0, (0.49 + float(first) ** 2) ** 0.5).log_prob(z).flatten(1).sum(1)
+    torch.testing.assert_close(found.value, wanted, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_inversion_with_a_prompt_comes_back(pipeline: Folders, name: str) -> None:
+    model = open_pipeline(pipeline(name))
+    z = noise(1, *model.data.shape, seed=5)
+    cond = model.encode(["a cat"])
+    errors = []
+    for steps in (8, 32):
+        start = orn.invert(model, z, steps, cond=cond)
+        back = orn.sample(model, z.shape, "ddim", steps, start=start, cond=cond)
+        errors.append(float((back - z).square().mean().sqrt()))
+    assert errors[1] < 0.5 * errors[0]
+    other = orn.sample(model, z.shape, "ddim", 32, start=start, cond=model.encode(["a dog"]))
+    assert float((other - back).abs().max()) > 1e-4  # the prompt of the way back counts

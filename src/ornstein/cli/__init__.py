@@ -25,6 +25,9 @@ COMMANDS = {
     ),
     "tune": Lazy("Learn a solver of few steps for a model.", f"{_OPTIONS}:Tune", "ornstein.cli.tune:tune"),
     "distil": Lazy("Train a student that samples in few steps.", f"{_OPTIONS}:Distil", "ornstein.cli.distil:distil"),
+    "compress": Lazy(
+        "Make a trained model cheaper.", "ornstein.compress.settings:Compress", "ornstein.cli.compress:compress"
+    ),
     "ema": Lazy("Choose the width of the weights' average.", f"{_OPTIONS}:Ema", "ornstein.cli.ema:ema"),
     "bench": Lazy("Measure the speed of sampling.", "ornstein.evaluation.settings:Bench", "ornstein.cli.bench:bench"),
     "evaluate": Lazy(

@@ -19,10 +19,12 @@ from ornstein.cli.models import compile_model, lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
 from ornstein.denoiser import Denoiser, SampleSpec
-from ornstein.devices import choose_device, choose_precision
+from ornstein.devices import choose_device, choose_precision, free_memory
 from ornstein.errors import UserError
 from ornstein.evaluation.samples import choose_solver, class_number, guidance_rule, record_of
 from ornstein.interop.lora import lora_file
+from ornstein.interop.memory import samples_at_once
+from ornstein.interop.pipeline import Pipeline
 from ornstein.noise import Carried
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
@@ -147,11 +149,20 @@ def _request(
         grid=grid,
         seed=asked.seed,
         guidance=guidance,
-        batch=asked.batch or (_CLIPS_AT_ONCE if clips else min(_AT_ONCE, at_once(denoiser.data.shape))),
+        batch=asked.batch or _batch(denoiser, clips, device, guidance != 1),
         precision=choose_precision(asked.precision, device),
         guidance_interval=asked.guidance_interval,
         guidance_rescale=asked.guidance_rescale,
     )
+
+
+def _batch(denoiser: Denoiser, clips: bool, device: torch.device, guided: bool) -> int:
+    """How many samples go through the network at once: of a pipeline, as many as fit in memory at most."""
+    assert denoiser.data is not None
+    most = _CLIPS_AT_ONCE if clips else min(_AT_ONCE, at_once(denoiser.data.shape))
+    if isinstance(denoiser, Pipeline):
+        most = min(most, samples_at_once(denoiser, free_memory(device), guided))
+    return most
 
 
 def _chosen(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["peak_activations"]
+if TYPE_CHECKING:
+    from ornstein.interop.pipeline import Pipeline
+
+__all__ = ["peak_activations", "samples_at_once"]
 
 
 def peak_activations(run: Callable[[], object], modules: Sequence[nn.Module]) -> int:
@@ -28,6 +31,29 @@ def peak_activations(run: Callable[[], object], modules: Sequence[nn.Module]) ->
     with torch.no_grad(), _Attention(), _Live(modules) as live:
         run()
     return live.peak
+
+
+def samples_at_once(model: Pipeline, free: float, guided: bool) -> int:
+    """How many samples of a pipeline fit in memory at once, at least 1; from tensors without data.
+
+    Activations count in the dtype of the weights; under autocast they are fewer.
+
+    Args:
+        model: the pipeline; its own weights are in memory already.
+        free: bytes for activations.
+        guided: whether guidance doubles the rows of a call.
+    """
+    assert model.data is not None
+    net, weight = model.net, next(model.net.parameters())
+    tensors = {name: t.to("meta") for name, t in (*net.named_parameters(), *net.named_buffers())}
+    cond = model.encode([""]) if model.takes_text else {}
+    given = {name: value.to("meta") for name, value in cond.items() if isinstance(value, Tensor)}
+    x, log_snr = torch.empty(1, *model.data.shape, dtype=weight.dtype, device="meta"), torch.empty(1, device="meta")
+
+    if model.has_mask_channels:
+        given["inpaint"] = x.new_empty(1, x.shape[1] + 1, *x.shape[2:])
+    peak = peak_activations(lambda: torch.func.functional_call(net, tensors, (x.clone(), log_snr), given), [])
+    return max(1, int(free / peak / (1 + guided)))
 
 
 class _Live(TorchDispatchMode):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ornstein.denoiser import Denoiser, SampleSpec
+from ornstein.denoiser import SampleSpec
 from ornstein.errors import UserError
 from ornstein.interop.families import Family
 from ornstein.interop.latents import Latents
@@ -18,11 +18,12 @@ from ornstein.interop.notes import quiet
 from ornstein.interop.schedulers import read, times_of
 from ornstein.noise import Covariance
 from ornstein.process import Process
+from ornstein.text.prompting import Prompting
 
 __all__ = ["Pipeline"]
 
 
-class Pipeline(Denoiser):
+class Pipeline(Prompting):
     """The denoiser of a diffusers pipeline. `encode` makes conditions of prompts, `decode` images of samples.
 
     A call without text is that of the empty prompt, which is what these models were trained to take for no prompt.
@@ -55,50 +56,10 @@ class Pipeline(Denoiser):
         rest = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module) and n != family.part}
         self.parts = nn.ModuleDict(rest)  # they move to a device with the network
         self._empty: dict[str, Tensor] = {}
-        self._rows: dict[str, Tensor] = {}  # conditions of each prompt and, last, of none
 
     @property
     def conditions(self) -> tuple[str, ...]:
         return ("label",) if self._rows else self.family.conditions
-
-    def encode(
-        self,
-        prompts: str | Sequence[str],
-        negative: str | Sequence[str] | None = None,
-        **shared: Any,
-    ) -> dict[str, Any]:
-        """The conditions of prompts, for `sample(cond=...)`: one row a prompt.
-
-        Args:
-            prompts: one text or several. A prompt that is too long is cut, with a warning.
-            negative: the prompt of the other side of guidance, one for all or one each. By default there is none, which
-                most models take as the empty one.
-            **shared: other conditions of the model, for both sides of guidance: tensors (B, ...), or a number for all;
-                `guidance_scale` of a model that takes it, `control`, `residuals`, `inpaint`.
-
-        Raises:
-            UserError: a model without text, or a pipeline without its text encoder.
-            ValueError: no prompts, another number of negative ones, or a condition that the model does not take.
-        """
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
-        others = [negative] * len(texts) if isinstance(negative, str) else list(negative or [])
-        if not texts or (negative is not None and len(others) != len(texts)):
-            raise ValueError(f"{len(texts)} prompts and {len(others)} negative prompts: give one of each a sample")
-        self.family.check_encoders(self._pipe, [*texts, *others])
-        with torch.no_grad():
-            cond: dict[str, Any] = self._encoded(texts)
-            if others:
-                cond["negative"] = self._encoded(others)
-        if not others and not self.guided_by_condition:
-            cond["negative"] = self.nothing(len(texts))
-        for name, value in shared.items():
-            if name not in self.family.conditions or (name == "guidance_scale" and not self.guided_by_condition):
-                takes = ", ".join(n for n in self.family.conditions if n != "text")
-                raise ValueError(f"this model takes no condition {name!r}; besides prompts it takes {takes or 'none'}")
-            number = isinstance(value, int | float)
-            for side in (cond, cond.get("negative", {})):
-                side[name] = torch.full((len(texts),), float(value)) if number else value
-        return cond
 
     def inpainting(self, image: Tensor, mask: Tensor) -> Tensor:
         """The condition `inpaint` of a model for inpainting.
@@ -153,24 +114,6 @@ class Pipeline(Denoiser):
         found = [(n, getattr(self._pipe, n, None), getattr(self._pipe, t, None)) for n, t in self.family.encoders]
         return [(name, encoder, tokenizer) for name, encoder, tokenizer in found if None not in (encoder, tokenizer)]
 
-    def prompted(
-        self, prompts: Sequence[str], negative: str | None = None, guidance_scale: float | None = None
-    ) -> Pipeline:
-        """The same model with prompts for classes: `label` k is prompt k, and -1, or none, the negative one.
-
-        It shares all weights. With it, everything that works on a model of classes works on prompts.
-
-        Raises as `encode`.
-        """
-        cond = self.encode(prompts, negative, **({} if guidance_scale is None else {"guidance_scale": guidance_scale}))
-        other = cond.pop("negative", None) or self.nothing(1)
-        if guidance_scale is not None:
-            other = other | {"guidance_scale": cond["guidance_scale"]}
-        made = copy.copy(self)
-        made._rows = {name: torch.cat([value, other[name][:1].to(value)]) for name, value in cond.items()}
-        made.data = SampleSpec(self._shape, tuple(prompts))
-        return made
-
     def with_noise(self, noise: Covariance) -> Pipeline:
         """The same model, of the same weights, whose samples start from noise of another covariance.
 
@@ -214,15 +157,13 @@ class Pipeline(Denoiser):
 
     def _output(self, x_t: Tensor, t: Any, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         cond = {name: value for name, value in cond.items() if name != "negative" and value is not None}
-        if self._rows:
-            label = cond.pop("label", None)
-            label = torch.full((len(x_t),), -1) if label is None else torch.as_tensor(label)
-            cond |= {name: value.to(x_t.device)[label.to(x_t.device)] for name, value in self._rows.items()}
+        if self._rows is not None:
+            cond = self._of_label(cond, len(x_t), x_t.device)
         elif self.family.encoders and "text" not in cond:
-            cond = self.nothing(len(x_t)) | cond
+            cond = self._nothing(len(x_t)) | cond
         return super()._output(x_t, t, cond)
 
-    def nothing(self, count: int) -> dict[str, Tensor]:
+    def _nothing(self, count: int) -> dict[str, Tensor]:
         """The conditions of samples without a prompt."""
         if not self._empty:
             self.family.check_encoders(self._pipe, [])
@@ -233,16 +174,18 @@ class Pipeline(Denoiser):
     def encode_trained(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The conditions of prompts, one row each, with gradients to text encoders that are being trained."""
         with torch.enable_grad():
-            return self._encoded(list(prompts))
+            return self._of_texts(list(prompts))
 
     def _encoded(self, texts: list[str]) -> dict[str, Tensor]:
-        """The conditions of texts, each different one encoded once."""
-        different = list(dict.fromkeys(texts))
-        device = self._encoder_device
+        """The conditions of texts. Raises UserError for a model without text, or without its text encoder."""
+        self.family.check_encoders(self._pipe, texts)
         with quiet():
-            cond = self.family.encode(self._pipe, different, self._shape, device)
-        rows = torch.tensor([different.index(text) for text in texts], device=device)
-        return {name: value.index_select(0, rows) for name, value in cond.items()}
+            return self.family.encode(self._pipe, texts, self._shape, self._encoder_device)
+
+    def _check_shared(self, name: str) -> None:
+        if name not in self.family.conditions or (name == "guidance_scale" and not self.guided_by_condition):
+            takes = ", ".join(n for n in self.family.conditions if n != "text")
+            raise ValueError(f"this model takes no condition {name!r}; besides prompts it takes {takes or 'none'}")
 
     def forget_text(self) -> None:
         """Encode the empty prompt anew: the text encoders have changed."""

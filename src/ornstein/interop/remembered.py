@@ -18,13 +18,14 @@ class _Remembers:
 
     def forward(self, x: Tensor, *more: Any) -> Tensor:
         plain = super().forward  # pyright: ignore[reportAttributeAccessIssue]
-        if more or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_inference():
+        if more or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_inference() or x.is_meta:
             return plain(x, *more)
         tensors = (x, *self.parameters())  # pyright: ignore[reportAttributeAccessIssue]
         if any(t.is_inference() for t in tensors):
             return plain(x)
         key = (x.shape, x.stride(), x.dtype, torch.is_autocast_enabled(x.device.type))
         key += tuple((t.data_ptr(), t._version) for t in tensors)
+        key += tuple(getattr(m, "strength", None) for m in self.modules())  # pyright: ignore[reportAttributeAccessIssue]
         kept = self.__dict__.get("_kept")
         if kept is None or kept[0] != key:
             # holding the input keeps its memory from being given to another tensor

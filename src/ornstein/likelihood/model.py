@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class Model:
     cond: dict[str, Any]
     dtype: torch.dtype
     device: torch.device
+    _last: list[Any] = field(default_factory=list)
 
     @property
     def process(self) -> Process:
@@ -44,13 +45,22 @@ class Model:
 
     def __call__(self, x_t: Tensor, t: Tensor | float, rows: Tensor) -> Prediction:
         """The prediction for x_t (B, *) float64, with the conditions of the samples `rows` (B,), a CPU tensor."""
-        out = self.denoiser(x_t.to(self.dtype).to(self.device), t, **rows_of(self.cond, rows))
+        out = self.denoiser(x_t.to(self.dtype).to(self.device), t, **self._conditions(rows))
 
         def exact(value: Tensor) -> Tensor:
             return value.to(x_t.device).to(x_t.dtype)
 
         mix = None if out.variance_mix is None else exact(out.variance_mix)
         return Prediction(self.process, x_t, t, exact(out.x0), exact(out.eps), mix)
+
+    def _conditions(self, rows: Tensor) -> dict[str, Any]:
+        """Those of the samples `rows`: the same tensors as in the last call if the rows are its rows.
+
+        A network reads labels on a GPU once a tensor, which waits for the GPU.
+        """
+        if not self._last or not torch.equal(self._last[0], rows):
+            self._last[:] = rows, rows_of(self.cond, rows)
+        return self._last[1]
 
 
 def open_model(d: Denoises, x0: Tensor, cond: dict[str, Any] | None) -> Model:

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from ornstein.nets.conditions import Context
 
-__all__ = ["Attention", "Block", "CrossAttention", "Stage", "attend", "group_norm", "largest_divisor", "zeroed"]
+__all__ = [
+    "Attention", "Block", "CrossAttention", "Stage", "attend", "group_norm", "heads_of", "largest_divisor", "zeroed",
+]  # fmt: skip
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
@@ -27,6 +29,10 @@ class Block(nn.Module):
         attention: add self-attention at the end.
         dropout: probability of dropping a feature before the last convolution.
         context: width of the tokens that a block with attention reads after itself; 0 for none.
+        inner: channels between the two convolutions, by default those of the output.
+        shortcut: a convolution beside the block, by default where input and output differ.
+        heads: of attention, by default of about 64 channels.
+        attends, reads: widths of the queries of self-attention and of the attention to tokens; by default `outputs`.
     """
 
     def __init__(
@@ -38,18 +44,26 @@ class Block(nn.Module):
         attention: bool = False,
         dropout: float = 0.0,
         context: int = 0,
+        *,
+        inner: int | None = None,
+        shortcut: bool | None = None,
+        heads: int | None = None,
+        attends: int | None = None,
+        reads: int | None = None,
     ) -> None:
         super().__init__()
+        inner = outputs if inner is None else inner
+        shortcut = inputs != outputs if shortcut is None else shortcut
         self.down = down
         self.norm1 = group_norm(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * outputs) if embedding else None
-        self.norm2 = group_norm(outputs, affine=not embedding)
+        self.conv1 = nn.Conv2d(inputs, inner, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * inner) if embedding else None
+        self.norm2 = group_norm(inner, affine=not embedding)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        self.attention = Attention(outputs) if attention else nn.Identity()
-        self.reading = CrossAttention(outputs, context) if attention and context else None
+        self.conv2 = zeroed(nn.Conv2d(inner, outputs, 3, padding=1))
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if shortcut else nn.Identity()
+        self.attention = Attention(outputs, attends, heads) if attention else nn.Identity()
+        self.reading = CrossAttention(outputs, context, reads, heads) if attention and context else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None, context: Context | None = None) -> Tensor:
         """(B, `inputs`, H, W) -> (B, `outputs`, H, W), or half the height and width."""
@@ -75,14 +89,18 @@ class Stage(nn.ModuleList):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels, added to its input (B, C, H, W); heads of about 64 channels."""
+    """Self-attention over the pixels, added to its input (B, C, H, W).
 
-    def __init__(self, channels: int) -> None:
+    `width` of the queries is C by default, in `heads` of about 64 channels.
+    """
+
+    def __init__(self, channels: int, width: int | None = None, heads: int | None = None) -> None:
         super().__init__()
-        self.heads = largest_divisor(channels, channels // 64)
+        width = channels if width is None else width
+        self.heads = heads_of(channels) if heads is None else heads
         self.norm = group_norm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
+        self.qkv = nn.Linear(channels, 3 * width)
+        self.out = zeroed(nn.Linear(width, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
@@ -92,15 +110,16 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of the pixels (B, C, H, W) to tokens, added to its input; heads of about 64 channels."""
+    """Attention of the pixels (B, C, H, W) to tokens, added to its input; `width` and `heads` as of `Attention`."""
 
-    def __init__(self, channels: int, context: int) -> None:
+    def __init__(self, channels: int, context: int, width: int | None = None, heads: int | None = None) -> None:
         super().__init__()
-        self.heads = largest_divisor(channels, channels // 64)
+        width = channels if width is None else width
+        self.heads = heads_of(channels) if heads is None else heads
         self.norm = group_norm(channels)
-        self.q = nn.Linear(channels, channels)
-        self.kv = nn.Linear(context, 2 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
+        self.q = nn.Linear(channels, width)
+        self.kv = nn.Linear(context, 2 * width)
+        self.out = zeroed(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         tokens, bias = context
@@ -131,6 +150,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: f
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit` (at least 1)."""
     return next(d for d in range(max(1, limit), 0, -1) if number % d == 0)
+
+
+def heads_of(channels: int) -> int:
+    """The number of heads of about 64 channels."""
+    return largest_divisor(channels, channels // 64)
 
 
 def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:

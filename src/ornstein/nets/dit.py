@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from ornstein.nets.conditions import TEXT, Context, Embedding, TextTokens, check
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import padded, reference, sides
 from ornstein.nets.video import check_known, clean_frames
+from ornstein.nets.widths import Widths
 
 __all__ = ["DIT_PRESETS", "DiT"]
 
@@ -51,6 +52,8 @@ class DiT(Recorded):
         dropout: probability of dropping a feature of the MLPs.
         learned_variance: return 2C channels, as `UNet`.
         text_width: D of the token states of a text; 0 for a network without text.
+        widths: of parts that were pruned, by name (`ornstein.compress`): "blocks.0.heads" and "across.0.heads", the
+            heads of a block, and "blocks.0.mlp", the hidden features of its MLP.
 
     Raises:
         ValueError: an argument is out of range; `heads` does not divide `width` into even parts.
@@ -79,6 +82,7 @@ class DiT(Recorded):
         dropout: float = 0.0,
         learned_variance: bool = False,
         text_width: int = 0,
+        widths: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         positive = min(channels, *sides(size), patch, width, depth, heads)
@@ -101,8 +105,21 @@ class DiT(Recorded):
         given = zeroed(nn.Linear((channels + 1) * patch**2, width, bias=False)) if conditioning else None
         self.given = given
         self.registers = nn.Parameter(torch.randn(registers, width) * width**-0.5)
-        self.blocks = nn.ModuleList(DiTBlock(width, heads, dropout) for _ in range(depth))
-        self.across = nn.ModuleList(DiTBlock(width, heads, dropout, mlp=False) for _ in range(depth * self.factorised))
+        if widths is None:
+            self.config.pop("widths", None)  # a network that is not pruned is described as before there were such
+        kept, each = Widths(widths), width // heads
+        self.blocks = nn.ModuleList(
+            DiTBlock(
+                width, kept.of(f"blocks.{i}.heads", heads), dropout, each=each,
+                hidden=kept.of(f"blocks.{i}.mlp", 4 * width),
+            )
+            for i in range(depth)
+        )  # fmt: skip
+        self.across = nn.ModuleList(
+            DiTBlock(width, kept.of(f"across.{i}.heads", heads), dropout, mlp=False, each=each)
+            for i in range(depth * self.factorised)
+        )
+        kept.check()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, 2 * width))
         outputs = (2 * channels if learned_variance else channels) * patch**2
@@ -168,7 +185,7 @@ class DiT(Recorded):
         h = self.stem(h)
         if self.given is not None and known is not None and known_mask is not None:
             h = h + self.given(self._tokens(clean_frames(known, known_mask, dtype, x.device))[0])
-        context, pooled = (None, None) if self.text is None else self.text(text, text_mask, len(x))
+        context, pooled = (None, None) if self.text is None else self.text(text, text_mask, x.shape[0])
         embedding = self.embedding(log_snr, label, pooled)
         h = (
             self._factorised(h, grid, embedding, context)
@@ -177,18 +194,19 @@ class DiT(Recorded):
         )
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=-1)
         out = self.head(self.norm(h) * (1 + scale) + shift)
-        frames, rows, columns = grid
         out = out.unflatten(1, grid).unflatten(-1, (-1, self.patch, self.patch))  # (B, F, h, w, C, p, p)
-        out = out.permute(0, 4, 1, 2, 5, 3, 6).reshape(len(x), -1, frames, rows * self.patch, columns * self.patch)
+        out = out.permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
         out = out[..., :height, :width].to(x.dtype)
         return out if self.frames else out[:, :, 0]
 
     def _tokens(self, clips: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """Patches (B, F h w, C p^2) of clips (B, C, F, H, W), and (F, h, w)."""
-        images = padded(clips.transpose(1, 2).flatten(0, 1), self.patch)
+        images = clips.transpose(1, 2)
+        if any(side % self.patch for side in clips.shape[-2:]):
+            images = padded(images.flatten(0, 1), self.patch).unflatten(0, (-1, clips.shape[2]))
         patches = F.pixel_unshuffle(images, self.patch)
-        grid = (clips.shape[2], patches.shape[2], patches.shape[3])
-        return patches.unflatten(0, (len(clips), -1)).permute(0, 1, 3, 4, 2).flatten(1, 3), grid
+        grid = (clips.shape[2], patches.shape[3], patches.shape[4])
+        return patches.permute(0, 1, 3, 4, 2).flatten(1, 3), grid
 
     def _beside(self, batch: int, context: Context | None) -> tuple[Tensor, Tensor | None]:
         """The tokens without a place (B, N, width), registers and text, and the bias of attention to them."""
@@ -199,7 +217,7 @@ class DiT(Recorded):
         return torch.cat([registers, tokens], 1), F.pad(bias, (registers.shape[1], 0))
 
     def _full(self, h: Tensor, grid: tuple[int, int, int], embedding: Tensor, context: Context | None) -> Tensor:
-        beside, bias = self._beside(len(h), context)
+        beside, bias = self._beside(h.shape[0], context)
         n = beside.shape[1]
         rotation = self._rotation(grid, (0, 1, 2) if self.frames else (1, 2), n, h)
         bias = None if bias is None else F.pad(bias, (0, h.shape[1]))
@@ -209,7 +227,7 @@ class DiT(Recorded):
         return h[:, n:]
 
     def _factorised(self, h: Tensor, grid: tuple[int, int, int], embedding: Tensor, context: Context | None) -> Tensor:
-        batch, (frames, rows, columns) = len(h), grid
+        batch, (frames, rows, columns) = h.shape[0], grid
         beside, bias = self._beside(batch, context)
         n = beside.shape[1]
         space = self._rotation((1, rows, columns), (1, 2), n, h)
@@ -276,19 +294,33 @@ class Rotation(NamedTuple):
 
 
 class DiTBlock(nn.Module):
-    """Self-attention and an MLP, each with scale, shift and gate from the embedding; the gates start at zero."""
+    """Self-attention and an MLP, each with scale, shift and gate from the embedding; the gates start at zero.
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, mlp: bool = True) -> None:
+    `each` is the width of a head, by default `width` / `heads`; `hidden` that of the MLP, by default 4 `width`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout: float = 0.0,
+        mlp: bool = True,
+        *,
+        each: int | None = None,
+        hidden: int | None = None,
+    ) -> None:
         super().__init__()
+        each = width // heads if each is None else each
+        hidden = 4 * width if hidden is None else hidden
         self.heads = heads
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = zeroed(nn.Linear(width, (6 if mlp else 3) * width))
-        self.qkv = nn.Linear(width, 3 * width)
-        self.temperature = nn.Parameter(torch.ones(2, heads, 1, width // heads))  # of queries and keys
-        self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, 4 * width) if mlp else None
+        self.qkv = nn.Linear(width, 3 * heads * each)
+        self.temperature = nn.Parameter(torch.ones(2, heads, 1, each))  # of queries and keys
+        self.out = nn.Linear(heads * each, width)
+        self.up = nn.Linear(width, hidden) if mlp else None
         self.dropout = nn.Dropout(dropout)
-        self.down = nn.Linear(4 * width, width) if mlp else None
+        self.down = nn.Linear(hidden, width) if mlp else None
 
     def forward(self, x: Tensor, embedding: Tensor, rotation: Rotation, bias: Tensor | None = None) -> Tensor:
         """x (B, N, width), embedding (B, E), bias (B, 1, 1, N) of the scores."""

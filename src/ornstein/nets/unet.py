@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ornstein.nets.blocks import Block, Stage, group_norm, zeroed
+from ornstein.nets.blocks import Block, Stage, group_norm, heads_of, zeroed
 from ornstein.nets.conditions import TEXT, Context, Embedding, TextTokens, check_log_snr, check_text
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import padded, reference
+from ornstein.nets.widths import Widths
 
 __all__ = ["PRESETS", "UNet"]
 
@@ -51,6 +52,9 @@ class UNet(Recorded):
         learned_variance: return (B, 2C, H, W), the second half for the variance of the reverse steps (E9; Nichol &
             Dhariwal 2021, arXiv:2102.09672, eq. 15), as `Denoiser` reads it.
         text_width: D of the token states of a text; 0 for a network without text.
+        widths: the channels of parts that were pruned, by name (`ornstein.compress`): "stem", "level1", ... for the
+            levels, "encoder.1.0" for what is between the convolutions of a block, and "encoder.1.0.attention" and
+            "encoder.1.0.reading" for queries.
 
     Raises:
         ValueError: an argument is out of range.
@@ -75,6 +79,7 @@ class UNet(Recorded):
         dropout: float = 0.0,
         learned_variance: bool = False,
         text_width: int = 0,
+        widths: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         levels = len(multipliers)
@@ -90,35 +95,54 @@ class UNet(Recorded):
         self.channels, self.classes, self.patch = channels, classes, patch
         self.multiple = patch * 2 ** (levels - 1)
         side = -(-reference(size) // patch)
-        widths = [width * m for m in multipliers]
+        if widths is None:
+            self.config.pop("widths", None)  # a network that is not pruned is described as before there were such
+        kept = Widths(widths)
+        full = [width * m for m in multipliers]
+        # levels of equal width share their channels: nothing but sums connects them
+        self.streams = ["stem"]
+        for level, out in enumerate(full):
+            same = out == (full[level - 1] if level else width)
+            self.streams.append(self.streams[-1] if same else f"level{level}")
+        channels_of = {"stem": kept.of("stem", width)}
+        for level, name in enumerate(self.streams[1:]):
+            channels_of[name] = kept.of(name, full[level])
         embedding = 4 * width
         self.embedding = Embedding(classes, embedding)
         self.text = TextTokens(text_width, embedding, embedding) if text_width else None
         context = embedding if text_width else 0
-        self.stem = nn.Conv2d(channels * patch**2, width, 3, padding=1)
+        self.stem = nn.Conv2d(channels * patch**2, channels_of["stem"], 3, padding=1)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        now = width
-        for level, (out, depth) in enumerate(zip(widths, depths, strict=True)):
+
+        def block(name: str, source: str, level: int, down: bool) -> Block:
+            stream, heads = self.streams[level + 1], heads_of(full[level])
             attend = -(-side >> level) in attention
+            return Block(
+                channels_of[source], channels_of[stream], embedding, down, attend, dropout, context,
+                inner=kept.of(name, full[level]), shortcut=source != stream, heads=heads,
+                attends=kept.of(f"{name}.attention", full[level], heads) if attend else None,
+                reads=kept.of(f"{name}.reading", full[level], heads) if attend and context else None,
+            )  # fmt: skip
+
+        now = "stem"
+        for level, depth in enumerate(depths):
             stage = Stage()
             for i in range(depth):
-                down = level > 0 and i == 0
-                stage.append(Block(now, out, embedding, down, attend, dropout, context))
-                now = out
+                stage.append(block(f"encoder.{level}.{i}", now, level, down=level > 0 and i == 0))
+                now = self.streams[level + 1]
             self.encoder.append(stage)
         self.up = nn.ModuleList()
-        for level in reversed(range(levels)):
-            out = widths[level]
-            attend = -(-side >> level) in attention
-            if level < levels - 1:
-                self.up.append(nn.Conv2d(now, out, 1))
-            stage = Stage()
-            for _ in range(depths[level]):
-                stage.append(Block(out, out, embedding, False, attend, dropout, context))
-            self.decoder.append(stage)
-            now = out
+        for k, level in enumerate(reversed(range(levels))):
+            own = self.streams[level + 1]
+            if k:
+                self.up.append(nn.Conv2d(channels_of[now], channels_of[own], 1))
+            names = [f"decoder.{k}.{i}" for i in range(depths[level])]
+            self.decoder.append(Stage(block(name, own, level, down=False) for name in names))
+            now = own
+        kept.check()
         out = (2 * channels if learned_variance else channels) * patch**2
-        self.head = nn.Sequential(group_norm(now), nn.SiLU(), zeroed(nn.Conv2d(now, out, 3, padding=1)))
+        last = channels_of[now]
+        self.head = nn.Sequential(group_norm(last), nn.SiLU(), zeroed(nn.Conv2d(last, out, 3, padding=1)))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @staticmethod
@@ -235,7 +259,7 @@ class UNet(Recorded):
         """The embedding (B, E), and for a network with text the tokens that attention reads."""
         if self.text is None:
             return self.embedding(log_snr, label), None
-        context, pooled = self.text(text, text_mask, len(log_snr))
+        context, pooled = self.text(text, text_mask, log_snr.shape[0])
         return self.embedding(log_snr, label, pooled), context
 
     def patches(self, x: Tensor) -> Tensor:

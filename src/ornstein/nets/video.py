@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ornstein.nets.blocks import Attention, attend, group_norm, zeroed
+from ornstein.nets.blocks import Attention, attend, group_norm, heads_of, zeroed
 from ornstein.nets.conditions import TEXT, Context
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import reference
@@ -48,7 +48,7 @@ class VideoUNet(Recorded):
         temporal_attention: the resolutions with attention over frames; None for those of `attention`.
         conditioning: take known frames.
         image: further arguments of the image `UNet`: patch, width, multipliers, depths, attention, dropout,
-            learned_variance, text_width.
+            learned_variance, text_width, widths.
 
     Raises:
         ValueError: an argument is out of range.
@@ -79,7 +79,8 @@ class VideoUNet(Recorded):
         across = settings["attention"] if temporal_attention is None else list(temporal_attention)
         self.config = settings | {"frames": frames, "temporal_attention": across, "conditioning": conditioning}
         self.frames = frames
-        widths = [settings["width"] * m for m in settings["multipliers"]]
+        full = [settings["width"] * m for m in settings["multipliers"]]
+        widths = [settings.get("widths", {}).get(name, n) for name, n in zip(self.image.streams[1:], full, strict=True)]
         levels = range(len(widths))
         embedding = 4 * settings["width"]
         patch = self.image.patch
@@ -87,7 +88,8 @@ class VideoUNet(Recorded):
 
         def between(level: int) -> nn.ModuleList:
             attention = frames if -(-side >> level) in across else 0
-            layers = (Temporal(widths[level], embedding, attention) for _ in range(settings["depths"][level]))
+            about = (widths[level], embedding, attention, full[level])
+            layers = (Temporal(*about) for _ in range(settings["depths"][level]))
             return nn.ModuleList(layers)
 
         self.encoder = nn.ModuleList(between(level) for level in levels)
@@ -95,7 +97,8 @@ class VideoUNet(Recorded):
         # The stem for the channels [known * mask, mask]: one convolution over all channels is a sum of convolutions.
         # Without a bias, so that an empty mask is the same as no mask.
         given = (channels + 1) * patch**2
-        self.given = zeroed(nn.Conv2d(given, settings["width"], 3, padding=1, bias=False)) if conditioning else None
+        stem = self.image.stem.out_channels
+        self.given = zeroed(nn.Conv2d(given, stem, 3, padding=1, bias=False)) if conditioning else None
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @classmethod
@@ -205,14 +208,15 @@ class Temporal(nn.Module):
         channels: C.
         embedding: E.
         frames: largest number of frames that attend to each other; 0 for no attention.
+        width: of the queries; C unless the network was pruned.
     """
 
-    def __init__(self, channels: int, embedding: int, frames: int) -> None:
+    def __init__(self, channels: int, embedding: int, frames: int, width: int | None = None) -> None:
         super().__init__()
         self.norm = group_norm(channels, affine=False)
         self.modulation = nn.Linear(embedding, 2 * channels)
         self.conv = zeroed(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)))
-        self.attention = TemporalAttention(channels, frames) if frames else None
+        self.attention = TemporalAttention(channels, frames, width) if frames else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         batch = len(embedding)
@@ -228,8 +232,8 @@ class Temporal(nn.Module):
 class TemporalAttention(Attention):
     """Self-attention over the frames of each pixel, with a learned bias b[head, j - i] of frame i for frame j."""
 
-    def __init__(self, channels: int, frames: int) -> None:
-        super().__init__(channels)
+    def __init__(self, channels: int, frames: int, width: int | None = None) -> None:
+        super().__init__(channels, width, heads_of(channels if width is None else width))
         self.frames = frames
         self.bias = nn.Parameter(torch.zeros(self.heads, 2 * frames - 1))
 

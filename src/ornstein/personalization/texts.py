@@ -60,7 +60,7 @@ class Texts:
             rows = self._with_gradients(list(prompts), tuple(shape))
         else:
             rows = [self._once(prompt, tuple(shape)) for prompt in prompts]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return {name: torch.cat(_as_long([row[name] for row in rows])) for name in rows[0]}
 
     def keep(self, prompts: Sequence[str | None], shape: Sequence[int]) -> None:
         """Compute the conditions of prompts as they are now, and use them from now on where no gradient is needed."""
@@ -77,16 +77,18 @@ class Texts:
 
     def _of(self, prompt: str | None, shape: tuple[int, ...]) -> dict[str, Tensor]:
         model: Any = self._sized(shape)
-        if isinstance(model, Pipeline) and prompt is None:
-            return model.nothing(1)
-        cond = model.encode(["" if prompt is None else prompt])
-        return {name: value for name, value in cond.items() if name != "negative"}
+        cond = model.encode(["a" if prompt is None else prompt])
+        negative = cond.pop("negative", None)
+        if prompt is not None:
+            return cond
+        # a model that says nothing of no prompt takes masked text for it
+        return negative or {name: torch.zeros_like(value) for name, value in cond.items()}
 
     def _with_gradients(self, prompts: list[str | None], shape: tuple[int, ...]) -> list[dict[str, Tensor]]:
         texts = list(dict.fromkeys(p for p in prompts if p is not None))
         rows: dict[str | None, dict[str, Tensor]] = {}
         if texts:
-            cond = self._sized(shape).encode_trained(texts)
+            cond = _with_gradients(self._sized(shape), texts)
             rows = {text: {k: v[i : i + 1] for k, v in cond.items()} for i, text in enumerate(texts)}
         if None in prompts:
             rows[None] = self._once(None, shape)
@@ -98,3 +100,20 @@ class Texts:
             return d
         factor = d.shape[-1] // d.data.shape[-1]  # pyright: ignore
         return d.sized(shape[-2] * factor, shape[-1] * factor)
+
+
+def _with_gradients(model: Any, texts: list[str]) -> dict[str, Tensor]:
+    """The conditions of texts, one row each, with gradients to the text encoder."""
+    if isinstance(model, Pipeline):
+        return model.encode_trained(texts)
+    tokens, _ = model.encoder.tokenized(texts)  # an encoder of its own, trained along with the run
+    text, mask = model.encoder(tokens.to(next(model.parameters()).device))
+    return {"text": text, "text_mask": mask}
+
+
+def _as_long(rows: list[Tensor]) -> list[Tensor]:
+    """Tensors (1, L, ...) with zeros at the end of the shorter ones, which their masks leave out."""
+    if rows[0].ndim < 2:
+        return rows
+    longest = max(row.shape[1] for row in rows)
+    return [torch.cat([x, x.new_zeros(1, longest - x.shape[1], *x.shape[2:])], 1) for x in rows]

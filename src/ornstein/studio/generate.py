@@ -20,6 +20,7 @@ from ornstein.data import clip_grid, grid, save_grid, save_mp4, to_uint8
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.samples import choose_solver, class_number, record_of
+from ornstein.interop.settings import Prompts
 from ornstein.request import SOLVERS, STEPS, SampleRequest
 from ornstein.sampling import State
 from ornstein.settings import field_of
@@ -27,8 +28,9 @@ from ornstein.studio import charts, forms
 from ornstein.studio.sessions import Session
 from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.work import Tell, Work, errors_shown, note
+from ornstein.text import TextDenoiser
 
-__all__ = ["MOST", "Draw", "checked", "page", "write_samples"]
+__all__ = ["MOST", "Draw", "checked", "checked_seed", "page", "write_samples"]
 
 AUTOMATIC, EACH, TUNED = "automatic", "each in turn", "tuned"
 MOST = 64  # samples at a time: one batch, as `ornstein sample` makes it
@@ -51,6 +53,7 @@ class Draw:
         label: the class, by name or number; None for each in turn.
         guidance: the guidance scale; 1 is the plain model.
         seed: the seed.
+        prompt, negative: of a model that takes text.
     """
 
     run: Path
@@ -60,19 +63,27 @@ class Draw:
     label: str | None
     guidance: float
     seed: int
+    prompt: str | None = None
+    negative: str | None = None
 
     @property
     def command(self) -> str:
         """The command that makes the same samples."""
         words = ["ornstein", "sample", str(self.run), "-n", str(self.n), "--steps", str(self.steps)]
         words += ["--seed", str(self.seed), "--guidance", f"{self.guidance:g}"]
-        for option, value in (("--solver", self.solver), ("--class", self.label)):
+        for option, value in (
+            ("--solver", self.solver),
+            ("--class", self.label),
+            ("--prompt", self.prompt),
+            ("--negative", self.negative),
+        ):
             words += [option, value] if value is not None else []
         return shlex.join(words)
 
     def __str__(self) -> str:
         parts = [self.run.name, f"seed {self.seed}", f"{self.steps} steps"]
         parts += [] if self.label is None else [f"class {self.label}"]
+        parts += [] if self.prompt is None else [repr(self.prompt)]
         parts += [] if self.guidance == 1 else [f"guidance {self.guidance:g}"]
         parts += [] if self.solver is None else [self.solver]
         return " · ".join([*parts, f"{self.n} samples"])
@@ -104,6 +115,9 @@ class Draw:
         Returns:
             (N, C, H, W) or (N, C, F, H, W) in [-1, 1].
         """
+        if self.prompt is not None:
+            assert isinstance(denoiser, TextDenoiser)
+            denoiser = denoiser.prompted([self.prompt], self.negative)
         assert denoiser.data is not None
         solver: Any = self.solver
         if denoiser.distilled is None:
@@ -133,7 +147,16 @@ class Draw:
 
 
 def checked(
-    studio: Studio, run: str, label: str, solver: str, steps: float, guidance: float, seed: float, n: float
+    studio: Studio,
+    run: str,
+    label: str,
+    solver: str,
+    steps: float,
+    guidance: float,
+    seed: float,
+    n: float,
+    prompt: str = "",
+    negative: str = "",
 ) -> Draw:
     """The settings of a draw from the values of the form. Raises UserError for what is out of range."""
     path = studio.runs.find(run)
@@ -143,12 +166,24 @@ def checked(
     for name, value, low, high in (("samples", n, 1, most), ("steps", steps, 1, 1000), ("guidance", guidance, 0, 20)):
         if value is None or not low <= value <= high:
             raise UserError(f"{name} must lie between {low} and {high}, not {value}")
-    if seed is None or not 0 <= seed < 2**53 or seed != int(seed):
-        raise UserError(f"a seed is a whole number from 0 on, not {seed}")
+    seed = checked_seed(seed)
     chosen = None if solver in (None, "", AUTOMATIC) else solver
     if denoiser.distilled is not None and chosen is None:
         steps = denoiser.distilled.steps  # those it was distilled to
-    return Draw(path, int(n), chosen, int(steps), None if label in (None, "", EACH) else label, guidance, int(seed))
+    chosen_class = None if label in (None, "", EACH) else label
+    texts = [text.strip() or None if isinstance(text, str) else None for text in (prompt, negative)]
+    if isinstance(denoiser, TextDenoiser) and texts[0] is None:
+        raise UserError(f"{path.name} takes text: write a prompt, such as {(*denoiser.examples, 'a red square')[0]!r}")
+    if not isinstance(denoiser, TextDenoiser) and any(texts):
+        raise UserError(f"{path.name} is a model without text: leave the prompt empty")
+    return Draw(path, int(n), chosen, int(steps), chosen_class, guidance, seed, *texts)
+
+
+def checked_seed(seed: float | None) -> int:
+    """The seed of a form. Raises UserError if it is none."""
+    if seed is None or not 0 <= seed < 2**53 or seed != int(seed):
+        raise UserError(f"a seed is a whole number from 0 on, not {seed}")
+    return int(seed)
 
 
 def write_samples(draw: Draw, samples: Tensor, folder: Path, fps: float = 8.0) -> list[Path]:
@@ -181,11 +216,14 @@ class _Page:
         self.studio = studio
 
     def classes(self, name: str) -> Any:
-        """The menu of classes and the number of samples for a run that was chosen."""
-        data = self.studio.runs.model(self.studio.runs.find(name)).data
+        """The menu of classes, the number of samples, and whether prompts are shown for a run that was chosen."""
+        model = self.studio.runs.model(self.studio.runs.find(name))
+        data = model.data
         assert data is not None
         most = _MOST_CLIPS if len(data.shape) == 4 else MOST
-        return gr.update(choices=[EACH, *data.classes], value=EACH), gr.update(maximum=most, value=min(16, most))
+        text = gr.update(visible=isinstance(model, TextDenoiser))
+        menu = gr.update(choices=[EACH, *data.classes], value=EACH)
+        return menu, gr.update(maximum=most, value=min(16, most)), text, text
 
     @errors_shown
     def generate(
@@ -197,11 +235,13 @@ class _Page:
         guidance: float,
         seed: float,
         n: float,
+        prompt: str,
+        negative: str,
         request: gr.Request,
     ) -> Iterator[Any]:
         """Draw samples of a run: files, and the command that makes the same."""
         session = self.studio.sessions.of(request)
-        draw = checked(self.studio, run, label, solver, steps, guidance, seed, n)
+        draw = checked(self.studio, run, label, solver, steps, guidance, seed, n, prompt, negative)
         denoiser = self.studio.runs.model(draw.run)
         states: list[tuple[float, Tensor]] = []
         folder, seen = session.new_folder(), 0
@@ -238,16 +278,25 @@ class _Page:
             raise UserError("nothing was drawn on this page yet: press Generate first")
         draw, files = history[int(number)]
         settings = [str(draw.run), draw.label or EACH, draw.solver or AUTOMATIC, draw.steps, draw.guidance, draw.seed]
-        return [*settings, draw.n, [str(path) for path in files], draw.command]
+        texts = [draw.prompt or "", draw.negative or ""]
+        return [*settings, draw.n, *texts, [str(path) for path in files], draw.command]
 
     @errors_shown
     def compare_steps(
-        self, run: str, label: str, solver: str, guidance: float, seed: float, request: gr.Request
+        self,
+        run: str,
+        label: str,
+        solver: str,
+        guidance: float,
+        seed: float,
+        prompt: str,
+        negative: str,
+        request: gr.Request,
     ) -> Iterator[Any]:
         """How far samples of few steps are from those of many, and what they look like."""
         session = self.studio.sessions.of(request)
         counts = (*_COMPARED, _REFERENCE)
-        draws = [checked(self.studio, run, label, solver, k, guidance, seed, 4) for k in counts]
+        draws = [checked(self.studio, run, label, solver, k, guidance, seed, 4, prompt, negative) for k in counts]
         if any(draw.solver == TUNED for draw in draws):
             raise UserError("a tuned solver has one number of steps: choose another to compare")
         denoiser = self.studio.runs.model(draws[0].run)
@@ -284,6 +333,7 @@ def page(studio: Studio) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
             run = studio.chooser("images", "clips")
+            prompt, negative = _prompts()
             label, solver, steps, guidance, seed, n, random = _form()
             with gr.Row():
                 go, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop")
@@ -293,11 +343,12 @@ def page(studio: Studio) -> None:
         with gr.Column(scale=7, min_width=280):
             pictures, files, command, place, state = _samples()
             compare, compared = _comparison()
-    inputs = [run, label, solver, steps, guidance, seed, n]
+    inputs = [run, label, solver, steps, guidance, seed, n, prompt, negative]
     silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     studio.on_stop(stop)
-    run.input(handlers.classes, run, [label, n], **silent)
-    studio.on_load(handlers.classes, run, [label, n])
+    shown = [label, n, prompt, negative]
+    run.input(handlers.classes, run, shown, **silent)
+    studio.on_load(handlers.classes, run, shown)
     random.click(lambda: secrets.randbelow(2**31), None, seed, **silent)
     go.click(
         handlers.generate,
@@ -310,11 +361,20 @@ def page(studio: Studio) -> None:
     place.release(handlers.state, place, state, **silent)
     compare.click(
         handlers.compare_steps,
-        [run, label, solver, guidance, seed],
+        [run, label, solver, guidance, seed, prompt, negative],
         compared,
         api_name="compare_steps",
         **studio.long,
     )
+
+
+def _prompts() -> list[gr.Textbox]:
+    """Prompt and negative prompt, shown for a model that takes text."""
+    about = {name: forms.described(field_of(Prompts, name)) for name in ("prompt", "negative")}
+    return [
+        gr.Textbox("", label=label, info=about[name], visible=False, elem_id=name)
+        for name, label in (("prompt", "Prompt"), ("negative", "Negative prompt"))
+    ]
 
 
 def _form() -> tuple[Any, ...]:

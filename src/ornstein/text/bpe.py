@@ -58,6 +58,11 @@ class BPE:
         """The number of tokens."""
         return self.end + 1
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """The number of each token, as transformers' CLIP tokenizer takes it: with names for start and end."""
+        return self._number | {"<|startoftext|>": self.start, "<|endoftext|>": self.end}
+
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, from the mark of its start to that of its end; these two alone for an empty one."""
         return [self.start, *(self._number[s] for word in _words(text) for s in self._symbols(word)), self.end]

@@ -48,11 +48,12 @@ class Prompting(Denoiser):
         others = [negative] * len(texts) if isinstance(negative, str) else list(negative or [])
         if not texts or (negative is not None and len(others) != len(texts)):
             raise ValueError(f"{len(texts)} prompts and {len(others)} negative prompts: give one of each a sample")
-        cond: dict[str, Any] = self._of_texts(texts)
+        with torch.no_grad():
+            cond: dict[str, Any] = self._of_texts(texts)
+            if others:
+                cond["negative"] = self._of_texts(others)
         nothing = None if others else self._nothing(len(texts))
-        if others:
-            cond["negative"] = self._of_texts(others)
-        elif nothing is not None and not self.guided_by_condition:
+        if nothing is not None and not self.guided_by_condition:
             cond["negative"] = nothing
         for name, value in shared.items():
             self._check_shared(name)

@@ -24,6 +24,7 @@ from ornstein.evaluation import Score
 from ornstein.evaluation.run import Advance, draw, write_run_report
 from ornstein.evaluation.run_autoencoder import reconstruct, write_autoencoder_report
 from ornstein.evaluation.run_clips import write_clip_report
+from ornstein.objectives import Objective
 from ornstein.progress import progress, say, warn
 from ornstein.store import CONFIG, read_config
 from ornstein.training import TrainState, run_task
@@ -36,7 +37,7 @@ from ornstein.training.settings import DIFFUSION, Settings
 from ornstein.training.state import check_new
 from ornstein.training.task import Diffusion, M
 
-__all__ = ["Job", "ReportPlan", "new_job", "preview", "size_of"]
+__all__ = ["Job", "ReportPlan", "encode", "new_job", "preview", "size_of"]
 
 # A preview is worth fewer samples and steps than a result.
 _PREVIEW_IMAGES, _PREVIEW_CLIPS, _PREVIEW_STEPS, _PREVIEW_PAIRS = 64, 4, 10, 8
@@ -80,12 +81,17 @@ def new_job(
     out: Path,
     resume: bool,
     device: torch.device,
+    denoiser: Denoiser | None = None,
+    objective: Objective | None = None,
 ) -> Job[Any]:
-    """The training that settled settings describe; takes the run directory."""
+    """The training that settled settings describe; takes the run directory.
+
+    With `denoiser` that model is trained on, instead of a new one, and with `objective` by that loss.
+    """
     if isinstance(train_set, ImageSet | StreamedSet) and settings.model != DIFFUSION:
         assert isinstance(held_out, ImageSet)
         return _autoencoder(settings, train_set, held_out, out, resume, device)
-    return _diffusion(settings, train_set, held_out, out, resume, device)
+    return _diffusion(settings, train_set, held_out, out, resume, device, denoiser, objective)
 
 
 def _diffusion(
@@ -95,6 +101,8 @@ def _diffusion(
     out: Path,
     resume: bool,
     device: torch.device,
+    made: Denoiser | None,
+    objective: Objective | None,
 ) -> Job[Denoiser]:
     config = settings.config()
     captions, texts = None, {}
@@ -103,17 +111,18 @@ def _diffusion(
         captions, texts = _captions(settings, train_set, held_out, out, resume, device)
     images: Any = train_set
     if settings.latent is not None and isinstance(train_set, ImageSet | StreamedSet):
-        images = _encode(Path(settings.latent), train_set, out, resume, device)
-        denoiser = new_denoiser(settings, train_set, images.space, device, **texts)
+        images = encode(Path(settings.latent), train_set, out, resume, device)
+        denoiser = made or new_denoiser(settings, train_set, images.space, device, **texts)
         task = LatentDiffusion(denoiser, config, captions)
     else:
-        denoiser = new_denoiser(settings, train_set, None, device, **texts)
+        denoiser = made or new_denoiser(settings, train_set, None, device, **texts)
         flows = None
         if settings.carried and not isinstance(train_set, ImageSet | StreamedSet | BucketSet):
             if not resume:
                 processes.current().agreed(lambda: check_new(out))  # before files are written
             images, flows = Rows(train_set), FlowFile(train_set, settings.flow_by, out / _FLOW)
         task = Diffusion(denoiser, config, captions, flows)
+    task.objective = objective or task.objective
     states = run_task(task, images if captions is None else Captioned(images), config, out, resume)
 
     def moves(count: int) -> Tensor | None:
@@ -181,7 +190,8 @@ def _autoencoder(
     return Job(about, loss.model, states, show, report)
 
 
-def _encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool, device: torch.device) -> LatentSet:
+def encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool, device: torch.device) -> LatentSet:
+    """The latents that a run in `out` is trained on, with a progress bar."""
     group = processes.current()
     if not resume:
         group.agreed(lambda: check_new(out))  # before minutes of encoding

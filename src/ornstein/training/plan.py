@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import statistics
 import tempfile
 import time
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from ornstein import processes
 from ornstein.data import to_unit
+from ornstein.devices import free_memory
 from ornstein.errors import RunError
 from ornstein.training.config import TrainConfig
 from ornstein.training.loop import run_task
@@ -38,7 +37,6 @@ _SHARE, _MOST_SECONDS = 0.05, 15.0  # of the training, and at most: what the mea
 _BATCHES = {"cpu": (8, 32)}  # where a step is measured
 _GPU_BATCHES = (32, 256)
 _TIMED = 2  # steps that are timed, after one that warms up
-_MEMORY = 0.8  # of the device's, that a training may fill
 
 
 @dataclass
@@ -105,11 +103,11 @@ def planned(settings: Settings, data: Likeness, device: torch.device) -> Choice:
             break
         spent = clock() - began
         wall, busy, left = wall + time.perf_counter() - real, busy + spent, left - spent
-        best = choose([each.slowed(wall / busy) for each in speeds], minutes, batches, _memory(device))
+        best = choose([each.slowed(wall / busy) for each in speeds], minutes, batches, free_memory(device))
         # the next one takes about twice as long
         if best.speed.net != speeds[-1].net or left < 2 * spent or len(speeds) == len(names):
             break
-    return choose([each.slowed(wall / busy) for each in speeds], minutes, batches, _memory(device))
+    return choose([each.slowed(wall / busy) for each in speeds], minutes, batches, free_memory(device))
 
 
 def measured(settings: Settings, data: Likeness, device: torch.device, clock: Callable[[], float]) -> Speed:
@@ -174,13 +172,3 @@ def _moments(model: torch.nn.Module, config: TrainConfig) -> float:
     optimizer = optimizer_of(model, config)
     matrices = sum(p.numel() for p in optimizer.matrices) if isinstance(optimizer, Muon) else 0
     return 4.0 * (2 * sum(p.numel() for p in model.parameters()) - matrices)
-
-
-def _memory(device: torch.device) -> float:
-    """Bytes that a training may fill."""
-    if device.type == "cuda":
-        return _MEMORY * torch.cuda.mem_get_info(device)[0]
-    try:
-        return _MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # another system than POSIX
-        return math.inf

@@ -40,12 +40,12 @@ from ornstein.training.folder import check_folder
 from ornstein.training.jobs import Job, ReportPlan, new_job
 from ornstein.training.models import learns_classes, new_autoencoder, new_denoiser
 from ornstein.training.plan import Likeness, by_rule, planned
-from ornstein.training.settings import DISTIL, SETTINGS, DataSettings, Settings, resumed
+from ornstein.training.settings import COMPRESS, DISTIL, SETTINGS, DataSettings, Settings, resumed
 from ornstein.training.state import read_record
 
 __all__ = [
-    "REPORT", "DataSettings", "Run", "Settings", "Split", "in_memory", "new_autoencoder", "new_denoiser", "open_data",
-    "report_seconds", "train",
+    "REPORT", "DataSettings", "Run", "Settings", "Split", "follow", "in_memory", "new_autoencoder", "new_denoiser",
+    "open_data", "report_of", "report_seconds", "train",
 ]  # fmt: skip
 
 _JUDGED = 256  # samples that a report scores
@@ -148,7 +148,7 @@ def train(
     if group.main:
         atomic_write(out / SETTINGS, (json.dumps(to_json(asked), indent=1) + "\n").encode())
     _say_what(job, split, asked)
-    steps, seconds = _follow(job, asked, out, resume)
+    steps, seconds = follow(job, asked, out, resume)
     if isinstance(split.train, StreamedSet):
         split.train.damaged.update(group.collected(list(split.train.damaged.items())))  # each has read its own part
     group.end()
@@ -159,7 +159,7 @@ def train(
     if group.main and report:
         budget = report_seconds(seconds) if judged is None else math.inf
         plan = {"shown": asked.shown(), "judged": judged or _JUDGED, "quality_steps": quality_steps, "budget": budget}
-        scores = _report(job, title=title or f"Run {out.name}", **plan)
+        scores = report_of(job, title=title or f"Run {out.name}", **plan)
     return Run(out, asked, scores, job.model, split.train, split.held_out)
 
 
@@ -179,6 +179,8 @@ def _asked(data: str | Path | None, out: Path, resume: bool, given: dict[str, An
         given = given | {"data": str(data)}
     if resume and (out / DISTIL).is_file():
         raise UserError(f"{out} is a distilled model: go on with `ornstein distil TEACHER --out {out} --resume`")
+    if resume and (out / COMPRESS).is_file():
+        raise UserError(f"{out} is a compressed model: go on with `ornstein compress TEACHER --out {out} --resume`")
     unknown = given.keys() - Settings.__dataclass_fields__.keys()
     if unknown:
         raise UserError(f"train has no setting {min(unknown)!r}; known: {', '.join(Settings.__dataclass_fields__)}")
@@ -277,7 +279,7 @@ def _say_what(job: Job[Any], split: Split, settings: Settings) -> None:
     say(about)
 
 
-def _follow(job: Job[Any], settings: Settings, out: Path, resume: bool) -> tuple[int, float]:
+def follow(job: Job[Any], settings: Settings, out: Path, resume: bool) -> tuple[int, float]:
     """Train to the end with a progress bar; the steps made here, and the seconds of training over all resumptions."""
     group, config = processes.current(), settings.config()
     kind = "images" if settings.frames is None else "clips"
@@ -306,7 +308,7 @@ def report_seconds(training: float) -> float:
     return max(_REPORT_SECONDS, _REPORT_SHARE * training)
 
 
-def _report(job: Job[Any], **plan: Any) -> list[Score]:
+def report_of(job: Job[Any], **plan: Any) -> list[Score]:
     """The scores of the report, which is written with a progress bar."""
     with progress("parts") as bar:
         task = bar.add_task("evaluating", total=1, note="")

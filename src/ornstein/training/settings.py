@@ -26,14 +26,15 @@ from ornstein.training.config import POST_HOC, TrainConfig, check_ema, check_len
 from ornstein.training.tracking import check_trackers
 
 __all__ = [
-    "AUTOENCODERS", "DIFFUSION", "DISTIL", "PREDICTIONS", "SCHEDULES", "SETTINGS", "DataSettings", "DistilSettings",
-    "Settings", "resumed",
+    "AUTOENCODERS", "COMPRESS", "DIFFUSION", "DISTIL", "PREDICTIONS", "SCHEDULES", "SETTINGS", "DataSettings",
+    "DistilSettings", "Settings", "resumed",
 ]  # fmt: skip
 
 T = TypeVar("T", bound=Any)
 
 SETTINGS = "train.json"
 DISTIL = "distil.json"  # the settings of a distilled model, beside those of its teacher
+COMPRESS = "compress.json"  # those of a compressed model
 
 DIFFUSION = "diffusion"
 # The keys of `ornstein.autoencoders.AUTOENCODERS`, which imports torch; a test compares them.
