@@ -23,7 +23,7 @@ from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
 __all__ = ["KINDS", "Demo", "Distil", "Ema", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
 
-KINDS = ("ar1", "mixed", "toeplitz", "spectral", "best")
+KINDS = ("ar1", "mixed", "toeplitz", "spectral", "equal-snr", "blue", "best")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ __all__ = [
     "MOST",
     "ClipStatistics",
     "Summary",
+    "blue",
     "fit_ar1",
     "fit_blend",
     "fit_mixed",
@@ -263,8 +264,16 @@ def summary(
         **{f"blend:{gamma:g}": statistics.blend(gamma, shrinkage) for gamma in gammas},
     }
     kappa = {name: statistics.kappa(c, shrinkage) for name, c in fits.items()}
+    # over pixels alone: there is no condition number over frames
+    fits |= {"equal-snr": statistics.equal_snr(shrinkage), "blue": blue(statistics.size)}
     bands, share = statistics.band_correlation()
     return Summary(statistics.clips, statistics.correlation(), bands, share, fits, kappa)
+
+
+def blue(size: tuple[int, int]) -> Spectrum:
+    """Blue noise over frames of `size` (H, W): power proportional to |k|, no less than at the lowest frequency (E41)."""
+    y, x = (torch.fft.fftfreq(n, dtype=torch.float64) for n in size)
+    return Spectrum(y[:, None].hypot(x[None]).clamp(min=1 / max(size)))
 
 
 def positive_row(correlation: Tensor, shrinkage: float) -> Tensor:
