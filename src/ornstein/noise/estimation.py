@@ -271,7 +271,7 @@ def summary(
 
 
 def blue(size: tuple[int, int]) -> Spectrum:
-    """Blue noise over frames of `size` (H, W): power proportional to |k|, no less than at the lowest frequency (E41)."""
+    """Blue noise over frames of `size` (H, W): power as |k|, at k = 0 as at the lowest frequency (E41)."""
     y, x = (torch.fft.fftfreq(n, dtype=torch.float64) for n in size)
     return Spectrum(y[:, None].hypot(x[None]).clamp(min=1 / max(size)))
 
