@@ -264,7 +264,7 @@ def test_captions_go_with_latents(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_the_report_and_previews_are_made_with_captions(pictures: Path, tmp_path: Path) -> None:
-    orn.train(pictures, tmp_path / "run", **changed(steps=2, sample_every=2, report=True))
+    orn.train(pictures, tmp_path / "run", **changed(steps=2, sample_every=2, report=True, held_out=0.4))
     assert (tmp_path / "run" / "report.html").is_file()
     assert list((tmp_path / "run" / "progress").glob("*.png"))
     assert "report.html" in done("evaluate", tmp_path / "run", "-n", 8, "--steps", 2, "--seeds", 1, "--images", 1)
