@@ -143,3 +143,8 @@ def test_every_posterior_draw_of_moments_is_calibrated_on_its_own_data() -> None
     answers = edit.restore(d, A, y, 0.1, n=19, iterations=4).reshape(60, 19, *SHAPE)
     share = torch.stack([edit.coverage(a, x).mean() for a, x in zip(answers, truth, strict=True)])
     assert abs(float(share.mean()) - 0.9) < 4 * float(share.std()) / 60**0.5
+
+
+def test_an_inversion_that_falls_short_is_said() -> None:
+    with pytest.warns(UserWarning, match="take more steps"):
+        edit.interpolate(MODEL, PICTURES[:1], PICTURES[1:], n=2, steps=3, tolerance=1e-30)

@@ -235,8 +235,8 @@ def interpolate(
         _check_pictures(d, x)
     solver = options.pop("solver", None) or "ddim"
     ends = torch.cat([a, b])
-    found = invert(d, ends, solver, steps, cond=_repeated(cond, 1, 2), tolerance=tolerance)
-    path = _slerp(d, found.x, n).to(a.dtype)
+    found = _inverted(d, ends, solver, steps, _repeated(cond, 1, 2), tolerance)
+    path = _slerp(d, found, n).to(a.dtype)
     request = SampleRequest(solver=solver, steps=steps, **_given(options))
     return draw(d, tuple(path.shape), request, _repeated(cond, 1, n), path, callback)
 
@@ -257,9 +257,9 @@ def change(
     """
     _check_pictures(d, x)
     solver = options.pop("solver", None) or "ddim"
-    found = invert(d, x, solver, steps, cond=cond, tolerance=tolerance)
+    found = _inverted(d, x, solver, steps, cond, tolerance)
     request = SampleRequest(solver=solver, steps=steps, guidance=guidance, **_given(options))
-    return draw(d, tuple(x.shape), request, to, found.x.to(x.dtype))
+    return draw(d, tuple(x.shape), request, to, found.to(x.dtype))
 
 
 def spread(answers: Tensor, n: int) -> Tensor:
@@ -298,6 +298,16 @@ def coverage(answers: Tensor, truth: Tensor) -> Tensor:
     below, equal = (answers < truth).sum(0), (answers == truth).sum(0)
     first, last = below.clamp(min=1), (below + equal).clamp(max=n - 1)  # ranks inside, of those from below on
     return (last - first + 1).clamp(min=0).to(torch.float64) / (equal + 1)
+
+
+def _inverted(d: Denoises, x: Tensor, solver: str, steps: int, cond: dict[str, Any], tolerance: float) -> Tensor:
+    """The state from which the solver makes x. Warns where it is not found to the tolerance."""
+    found = invert(d, x, solver, steps, cond=cond, tolerance=tolerance)
+    worst = float(found.error.max())
+    if worst > tolerance:
+        text = f"the inversion is off by {worst:.2g}, not {tolerance:g}, of values that span 2: take more steps"
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return found.x
 
 
 def _guided(d: Denoises, scale: float | None) -> Denoises:
