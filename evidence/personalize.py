@@ -226,7 +226,7 @@ def people(folder: Path, only: str | None = None) -> None:
     """Every method and the plain recipe for `SECONDS` of processor time each, or one of them; done ones are kept."""
     file = folder / "results.json"
     results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    if not (folder / "warm").exists():  # the pictures of the class, once for all
+    if not (folder / "warm" / "config.json").exists():  # the pictures of the class, once for all
         learned(folder, folder / "warm", {"prior": "images", "steps": 1})
     for name in ("base", *RECIPES, *METHODS) if only is None else (only,):
         if name in results:
@@ -239,6 +239,7 @@ def people(folder: Path, only: str | None = None) -> None:
         else:
             model, more = method(folder, name)
         scores = judged(Judge(folder), model, who, folder / f"{name}.png") | more
+        results = json.loads(file.read_text()) if file.is_file() else {}  # another process may have added its own
         results[name] = scores
         file.write_text(json.dumps(results, indent=1))
         print(name, {k: round(v, 4) if isinstance(v, float) else v for k, v in scores.items()}, flush=True)

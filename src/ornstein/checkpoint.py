@@ -161,7 +161,8 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
     covariance = noise.from_config(config["data_covariance"]) if "data_covariance" in config else None
     if data is not None:
         for each in (process.noise, *([] if covariance is None else [covariance])):
-            each.color(torch.zeros(1, *data.shape))  # raises ValueError if it was made for other shapes
+            if not getattr(each, "needs_flow", False):
+                each.color(torch.zeros(1, *data.shape))  # raises ValueError if it was made for other shapes
     make_model: Any = Denoiser
     if "text" in config:
         encoder = _text_encoder(config["text"], folder, trust)
@@ -175,6 +176,7 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
         covariance,
         LatentSpace.from_config(config["latent"], folder, trust) if "latent" in config else None,
         Distilled.from_config(config["distilled"]) if "distilled" in config else None,
+        bool(config.get("whitened", False)),
     )
 
 
@@ -209,7 +211,8 @@ def fingerprint(path: str | Path) -> str:
         return _pipeline_hash(folder)
     config = read_config(path)
     described = json.dumps(
-        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text",) if k in config}, sort_keys=True
+        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text", "whitened") if k in config},
+        sort_keys=True,
     )
     digest = file_hash(folder / MODEL)
     digest.update(described.encode())

@@ -110,6 +110,29 @@ def test_the_class_is_kept_by_pictures_that_are_made_once(base, photos, tmp_path
     assert lines[-1]["loss"] == pytest.approx(lines[-1]["own"] + lines[-1]["prior"])
 
 
+def test_the_loss_is_the_sum_of_both_kinds(base, photos, tmp_path):
+    """E36: each kind has the mean of its own pictures, and the class the weight lambda."""
+    task = task_of(base, photos, tmp_path, prior="images", prior_weight=0.25, time_sampling="uniform")
+    d, pictures = task.denoiser, task.pictures
+    pictures.own, pictures.prompts[4:] = 4, [("a photo of dog",)] * 2
+    rows = pictures.order(4, 0, 0)
+    assert (rows < 4).tolist() == [True, False, True, False]
+    draw = torch.Generator().manual_seed(3)
+    x0, labels = pictures.batch(rows)
+    with torch.no_grad():
+        total, parts = task.loss(x0, labels, torch.Generator().manual_seed(3), 0.0)
+        t = task.times.draw(4, draw)[0]
+        torch.rand(4, generator=draw)  # no prompt is dropped
+        of_latent, z = (torch.randn(4, *d.data.shape, generator=draw) for _ in range(2))
+        y = x0[:, 0] + x0[:, 1] * of_latent
+        cond = d.encode([pictures.prompts[i][0] for i in rows.tolist()])
+        out = d(d.process.add_noise(y, t, z), t, text=cond["text"]).eps
+        each = (out - z).flatten(1).square().mean(1)
+    new, kept = each[[0, 2]].mean(), each[[1, 3]].mean()
+    assert torch.allclose(parts["own"], new, rtol=1e-4) and torch.allclose(parts["prior"], kept, rtol=1e-4)
+    assert torch.allclose(total, new + 0.25 * kept, rtol=1e-4)
+
+
 def test_the_frozen_base_is_the_base(base, photos, tmp_path):
     for method in ("lora", "dreambooth"):
         task = task_of(base, photos, tmp_path, method=method, prior="frozen")
