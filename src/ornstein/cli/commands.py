@@ -103,6 +103,10 @@ class Sample:
     label: str | None = setting(
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )
+    width: float | None = setting(
+        None, "Share of the channels, for a run of `compress --method integral`.", by_data="1, all of them", above=0,
+        maximum=1,
+    )  # fmt: skip
     guidance: float | None = again(SampleRequest, "guidance", None)
     guidance_interval: tuple[float, float] | None = again(SampleRequest, "guidance_interval", None)
     guidance_rescale: float = again(SampleRequest, "guidance_rescale", 0.0)

@@ -7,6 +7,7 @@ from ornstein.errors import UserError
 from ornstein.interop.diffusers import load_pipeline
 from ornstein.interop.exchange import export_model, write_model
 from ornstein.interop.pipeline import Pipeline
+from ornstein.interop.portable import export_onnx, export_safetensors, export_torch
 from ornstein.interop.settings import Export, Import
 from ornstein.progress import say
 from ornstein.sizes import check_sample
@@ -25,10 +26,21 @@ def import_(asked: Import, given: frozenset[str]) -> None:
 
 
 def export(asked: Export, given: frozenset[str]) -> None:
-    """Write a folder of diffusers."""
+    """Write a model in another form."""
+    if checkpoint.is_autoencoder(asked.run):
+        raise UserError(f"{asked.run} is an autoencoder: diffusion models are exported")
     model = checkpoint.load(asked.run, trust_sizes=asked.trust_sizes)
     try:
-        export_model(model, asked.out)
+        if asked.to == "diffusers":
+            export_model(model, asked.out)
+            said = f"a folder of diffusers; DiffusionPipeline.from_pretrained({str(asked.out)!r}) opens it"
+        elif asked.to == "safetensors":
+            export_safetensors(model, asked.out)
+            said = "config and weights"
+        else:
+            free = (export_onnx if asked.to == "onnx" else export_torch)(model, asked.out)
+            sizes = "any batch and size" if free else "any batch, at its own size"
+            said = f"the network for {sizes}, as exact as float32 is here"
     except UserError as error:
         raise UserError(f"{asked.run}: {error}") from None
-    say(f"{asked.out}: a folder of diffusers; DiffusionPipeline.from_pretrained({str(asked.out)!r}) opens it")
+    say(f"{asked.out}: {said}")

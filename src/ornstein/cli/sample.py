@@ -18,6 +18,7 @@ from ornstein.cli.commands import Sample
 from ornstein.cli.models import compile_model, lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
+from ornstein.compress.integral import at_width, check_elastic
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision, free_memory
 from ornstein.errors import UserError
@@ -60,6 +61,9 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         _from_autoencoder(asked, folder, device)
         return
     denoiser, guidance = open_model(asked, asked.guidance)
+    if asked.width is not None:
+        check_elastic(asked.run)
+        denoiser = at_width(denoiser, asked.width)
     denoiser = denoiser.to(device)
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
@@ -221,6 +225,8 @@ def _images(
         settings |= {"prompts": denoiser.data.classes, "negative": asked.negative, "guidance": asked.guidance}
     if asked.lora:
         settings["lora"] = [[text, file_hash(lora_file(lora_of(text)[0])).hexdigest()] for text in asked.lora]
+    if asked.width is not None:
+        settings["width"] = asked.width
     record = record_of(asked.run, settings)
     batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"

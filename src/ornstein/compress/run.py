@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ornstein import checkpoint, processes
-from ornstein.compress.budget import widths_for
+from ornstein.compress.budget import network_macs, widths_for
 from ornstein.compress.groups import channel_groups
 from ornstein.compress.imitation import Imitation
+from ornstein.compress.int8 import output_error, save_int8
+from ornstein.compress.integral import INTEGRAL, LEAST, Elastic, ordered, total_variation
 from ornstein.compress.prune import kept_channels, narrowed, taylor_gradients
 from ornstein.compress.settings import CompressSettings
 from ornstein.denoiser import Denoiser
@@ -40,6 +42,11 @@ _BUDGET = 0.5
 _SHARE = 0.1  # of the steps, or minutes, of the run's own training
 _TAYLOR_BATCH, _TAYLOR_BATCHES = 64, 4
 _JUDGED = 256
+# The methods that a setting is for.
+_TUNED = ("prune", "integral")
+_ONLY = {"macs": ("prune",), "criterion": ("prune",)} | dict.fromkeys(
+    ("data", "steps", "minutes", "batch", "learning_rate", "checkpoint_every"), _TUNED
+)
 
 
 @dataclass(frozen=True)
@@ -92,19 +99,21 @@ def compress(
     group.agreed(lambda: _claim(asked, out, resume))
     tuning = _tuning(asked, run, out, resume)
     split = None if tuning is None else open_data(tuning, show=True)
-    student, macs, full = pruned(teacher, asked, _batches(tuning, split, teacher, out, resume, where))
+    student, macs, full = _student(asked, teacher, _batches(tuning, split, teacher, out, resume, where))
     say(f"{macs:,} of {full:,} multiply-adds ({macs / full:.3f}), {size_of(student)} of {size_of(teacher)}")
     if (run / checkpoint.TUNED).is_file():
         say(f"the tuned solvers of {run} are for its own network and stay there: `ornstein tune {out}` learns new ones")
     if group.main:
         atomic_write(out / COMPRESS, (json.dumps(to_json(asked), indent=1) + "\n").encode())
+        if (run / SETTINGS).is_file():  # which data the model knows, for `evaluate`
+            known = (run / SETTINGS).read_bytes() if tuning is None else json.dumps(to_json(tuning), indent=1).encode()
+            atomic_write(out / SETTINGS, known)
     if tuning is None or split is None:
-        student.save(out)
-        return Compressed(out, macs, full, [], student)
-    if group.main:
-        atomic_write(out / SETTINGS, (json.dumps(to_json(tuning), indent=1) + "\n").encode())
-    imitation = Imitation(teacher, choose_precision(tuning.precision, where))
-    job = new_job(tuning, split.train, split.held_out, out, resume, where, student, imitation)
+        return Compressed(out, macs, full, [], _without_tuning(asked, student, teacher, out))
+    objective = Imitation(teacher, choose_precision(tuning.precision, where))
+    if asked.method == "integral":
+        objective = Elastic(objective, student)
+    job = new_job(tuning, split.train, split.held_out, out, resume, where, student, objective)
     began = time.monotonic()
     steps, seconds = follow(job, tuning, out, resume)
     group.end()
@@ -117,6 +126,32 @@ def compress(
         scores = report_of(job, title=f"{out.name}: {run.name} at {macs / full:.2f} of its multiply-adds",
                            budget=budget, **plan)  # fmt: skip
     return Compressed(out, macs, full, scores, student)
+
+
+def _student(
+    asked: CompressSettings, teacher: Denoiser, batches: list[tuple[Tensor, dict[str, Tensor]]]
+) -> tuple[Denoiser, int, int]:
+    """The model that is fine-tuned, its multiply-adds, and those of the large one."""
+    if asked.method == "prune":
+        return pruned(teacher, asked, batches)
+    assert teacher.data is not None
+    student = copy.deepcopy(teacher)
+    if asked.method == "integral":
+        student.net = ordered(teacher.net)
+        before, after = total_variation(teacher.net), total_variation(student.net)
+        say(f"total variation of the channels {before:.4g}, in order {after:.4g}; widths from {LEAST:g} to 1")
+    macs = network_macs(student.net, teacher.data.shape)
+    return student.eval(), macs, macs
+
+
+def _without_tuning(asked: CompressSettings, student: Denoiser, teacher: Denoiser, out: Path) -> Denoiser:
+    """Store a model as it is."""
+    if asked.method == "int8":
+        rounded = save_int8(student, out)
+        say(f"weights of 8 bits: the predictions differ by {output_error(teacher, rounded):.2%}")
+        return rounded
+    student.save(out, {INTEGRAL: LEAST} if asked.method == "integral" else None)
+    return student
 
 
 def pruned(
@@ -171,7 +206,11 @@ def _asked(run: Path, out: Path, resume: bool, given: dict[str, Any]) -> Compres
         )
     teacher = {"teacher": str(run), "fingerprint": checkpoint.fingerprint(run)}
     if not (resume and (out / COMPRESS).is_file()):
-        return CompressSettings(**{"macs": _BUDGET} | given | teacher)
+        asked = CompressSettings(**given | teacher)
+        idle = [name for name in _ONLY if name in given and asked.method not in _ONLY[name]]
+        if idle:
+            raise UserError(f"{idle[0]} does nothing with method {asked.method}: leave it out")
+        return replace(asked, macs=_BUDGET) if asked.method == "prune" and asked.macs is None else asked
     stored = read(CompressSettings, read_file(out / COMPRESS), out / COMPRESS)
     for name in given.keys() - {"steps", "minutes", "checkpoint_every", "data"}:
         if given[name] != getattr(stored, name):
@@ -197,7 +236,7 @@ def _claim(asked: CompressSettings, out: Path, resume: bool) -> None:
 
 def _tuning(asked: CompressSettings, run: Path, out: Path, resume: bool) -> Settings | None:
     """The settings of the fine-tuning: those of the run but for what is asked; None for no fine-tuning."""
-    if asked.steps == 0:
+    if asked.steps == 0 or asked.method == "int8":
         return None
     if not (run / SETTINGS).is_file():
         raise UserError(f"{run} does not say what data it was trained on: give --steps 0 for no fine-tuning")

@@ -96,15 +96,18 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a model for another library.
+    """Write a model for another library or program.
 
-    A network that diffusers has as well becomes a folder that diffusers opens. For any other it is said which part of
-    it diffusers cannot express.
+    diffusers: a network that diffusers has as well becomes a folder that diffusers opens; for any other it is said
+    which part of it diffusers cannot express. onnx: a folder with the network as model.onnx, of any batch and, where
+    the network allows that, any size, and with the times and coefficients of a sampler. torch-export: a file of
+    `torch.export`. safetensors: a folder with the config and weights alone. ONNX and torch-export are compared with the
+    model before they are left there.
 
-    Example: ornstein export runs/ddpm --to diffusers --out ddpm-folder
+    Example: ornstein export runs/photos --to onnx --out photos-onnx
     """
 
     run: Path = setting(help="The run directory, or the folder of a pipeline.", argument=True)
-    to: Literal["diffusers"] = setting("diffusers", "The library.")
-    out: Path = setting(help="The folder to write.", names=_OUT)
+    to: Literal["diffusers", "onnx", "torch-export", "safetensors"] = setting("diffusers", "The library or format.")
+    out: Path = setting(help="The folder to write; for torch-export the file.", names=_OUT)
     trust_sizes: bool = trust_sizes_setting()
