@@ -55,14 +55,15 @@ def smooth(net):
     for group in elastic_groups(net):
         for member in group.members:
             if member.axis == 0:
-                parts = state[member.name].view(member.copies, group.size, -1)
-                parts[:] = parts.mean(1, keepdim=True)
+                tensor = state[member.name]
+                parts = tensor.reshape(member.copies, group.size, -1)
+                tensor.copy_(parts.mean(1, keepdim=True).expand_as(parts).reshape(tensor.shape))
     for group in elastic_groups(net):
         for member in group.members:
             if member.axis == 1:
                 tensor = state[member.name].transpose(0, 1)
                 slope = torch.linspace(0.2, 3.0, group.size) * trapezoid(group.size)
-                tensor[:] = tensor.mean(0, keepdim=True) * slope.view(-1, *[1] * (tensor.ndim - 1)) * 8
+                tensor[:] = tensor.mean(0, keepdim=True).clone() * slope.view(-1, *[1] * (tensor.ndim - 1)) * 8
     return net
 
 

@@ -1,4 +1,4 @@
-"""`ornstein import` and `ornstein export`: models of diffusers as runs, and runs as models of diffusers."""
+"""`ornstein import`, `export` and `push`: models of other libraries as runs, and runs for other programs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from ornstein import checkpoint
 from ornstein.errors import UserError
 from ornstein.interop.diffusers import load_pipeline
 from ornstein.interop.exchange import export_model, write_model
+from ornstein.interop.hub import push as push_model
 from ornstein.interop.pipeline import Pipeline
 from ornstein.interop.portable import export_onnx, export_safetensors, export_torch
-from ornstein.interop.settings import Export, Import
+from ornstein.interop.settings import Export, Import, Push
 from ornstein.progress import say
 from ornstein.sizes import check_sample
 
-__all__ = ["export", "import_"]
+__all__ = ["export", "import_", "push"]
 
 
 def import_(asked: Import, given: frozenset[str]) -> None:
@@ -44,3 +45,8 @@ def export(asked: Export, given: frozenset[str]) -> None:
     except UserError as error:
         raise UserError(f"{asked.run}: {error}") from None
     say(f"{asked.out}: {said}")
+
+
+def push(asked: Push, given: frozenset[str]) -> None:
+    """Upload a model."""
+    say(f"pushed: {push_model(asked.folder, asked.repo, asked.license, asked.private)}")

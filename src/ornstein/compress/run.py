@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ornstein import checkpoint, processes
 from ornstein.compress.budget import network_macs, widths_for
+from ornstein.compress.diffusers_unet import prune_unet2d
 from ornstein.compress.groups import channel_groups
 from ornstein.compress.imitation import Imitation
 from ornstein.compress.int8 import output_error, save_int8
@@ -26,6 +27,8 @@ from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
+from ornstein.interop.diffusers import DiffusersNet
+from ornstein.interop.exchange import export_model
 from ornstein.progress import say
 from ornstein.randomness import generator
 from ornstein.settings import read, read_file, to_json
@@ -93,6 +96,8 @@ def compress(
     asked = _asked(run, out, resume, settings)
     if checkpoint.is_autoencoder(run):
         raise UserError(f"{run} is an autoencoder: diffusion models are compressed, and it stays what they work in")
+    if checkpoint.is_pipeline(run):
+        return _folder(asked, run, out)
     where = choose_device(device)
     teacher = checkpoint.load(run, trust_sizes=trust_sizes).to(where)
     group = processes.current()
@@ -128,6 +133,22 @@ def compress(
     return Compressed(out, macs, full, scores, student)
 
 
+def _folder(asked: CompressSettings, run: Path, out: Path) -> Compressed:
+    """Prune a folder of diffusers into a folder of diffusers, without fine-tuning."""
+    if asked.method != "prune" or asked.steps != 0:
+        raise UserError(
+            f"{run} is a folder of diffusers, which is pruned without fine-tuning: give --steps 0; "
+            "`ornstein import` makes a run of it first"
+        )
+    teacher = checkpoint.load(run)
+    if not isinstance(teacher.net, DiffusersNet):
+        raise UserError(f"{run} is a pipeline of several networks: of diffusers, UNet2DModel alone is compressed")
+    student, macs, full = pruned(teacher, asked, [])
+    export_model(student, out)
+    say(f"{macs:,} of {full:,} multiply-adds ({macs / full:.3f}), {size_of(student)} of {size_of(teacher)}")
+    return Compressed(out, macs, full, [], student)
+
+
 def _student(
     asked: CompressSettings, teacher: Denoiser, batches: list[tuple[Tensor, dict[str, Tensor]]]
 ) -> tuple[Denoiser, int, int]:
@@ -160,6 +181,14 @@ def pruned(
     """The pruned copy of a model, its multiply-adds, and those of the model; `batches` of data are for "taylor"."""
     assert teacher.data is not None
     net = teacher.net
+    budget = _BUDGET if settings.macs is None else settings.macs
+    draw = generator(settings.seed, "compress")
+    student = copy.deepcopy(teacher)
+    values = _values(teacher, settings, batches, draw)
+    if isinstance(net, DiffusersNet) and type(net.model).__name__ == "UNet2DModel":
+        inner = values and {name.removeprefix("model."): value for name, value in values.items()}
+        student.net, macs, full = prune_unet2d(net, budget, tuple(teacher.data.shape), inner, draw)
+        return student.eval(), macs, full
     groups = channel_groups(net)
     config: dict[str, Any] = dict(net.config)  # pyright: ignore[reportArgumentType]
     before = config.pop("widths", {})
@@ -167,11 +196,8 @@ def pruned(
     def build(widths: Mapping[str, int]) -> nn.Module:
         return type(net)(**config, widths=before | dict(widths))
 
-    budget = _BUDGET if settings.macs is None else settings.macs
     widths, macs, full = widths_for(groups, build, teacher.data.shape, budget)
-    draw = generator(settings.seed, "compress")
-    kept = kept_channels(groups, widths, _values(teacher, settings, batches, draw), draw)
-    student = copy.deepcopy(teacher)
+    kept = kept_channels(groups, widths, values, draw)
     device = next(net.parameters()).device
     student.net = build(widths).to(device)
     student.net.load_state_dict(narrowed(groups, net.state_dict(), kept))
