@@ -130,7 +130,7 @@ def at_width(denoiser: Denoiser, width: float) -> Denoiser:
 
 def _empty(net: nn.Module, widths: Mapping[str, int]) -> nn.Module:
     """A network like `net` of other widths, on its device."""
-    config: dict[str, Any] = dict(net.config)  # pyright: ignore[reportArgumentType]
+    config: dict[str, Any] = {**net.config}  # pyright: ignore[reportGeneralTypeIssues]
     config["widths"] = config.get("widths", {}) | dict(widths)
     return type(net)(**config).to(next(net.parameters()).device)
 

@@ -190,11 +190,12 @@ def pruned(
         student.net, macs, full = prune_unet2d(net, budget, tuple(teacher.data.shape), inner, draw)
         return student.eval(), macs, full
     groups = channel_groups(net)
-    config: dict[str, Any] = dict(net.config)  # pyright: ignore[reportArgumentType]
+    kind: Any = type(net)
+    config: dict[str, Any] = {**net.config}  # pyright: ignore[reportGeneralTypeIssues]
     before = config.pop("widths", {})
 
     def build(widths: Mapping[str, int]) -> nn.Module:
-        return type(net)(**config, widths=before | dict(widths))
+        return kind(**config, widths=before | dict(widths))
 
     widths, macs, full = widths_for(groups, build, teacher.data.shape, budget)
     kept = kept_channels(groups, widths, values, draw)
@@ -230,7 +231,7 @@ def _asked(run: Path, out: Path, resume: bool, given: dict[str, Any]) -> Compres
         raise UserError(
             f"compress has no setting {min(unknown)!r}; known: {', '.join(CompressSettings.__dataclass_fields__)}"
         )
-    teacher = {"teacher": str(run), "fingerprint": checkpoint.fingerprint(run)}
+    teacher: dict[str, Any] = {"teacher": str(run), "fingerprint": checkpoint.fingerprint(run)}
     if not (resume and (out / COMPRESS).is_file()):
         asked = CompressSettings(**given | teacher)
         idle = [name for name in _ONLY if name in given and asked.method not in _ONLY[name]]

@@ -210,7 +210,7 @@ def _inputs(d: Denoiser, names: tuple[str, ...], batch: int, more: int = 0) -> t
 
 def _multiple(d: Denoiser) -> int | None:
     """What height and width are multiples of, for networks that take any; None for others."""
-    net = getattr(d.net, "image", d.net)
+    net: Any = getattr(d.net, "image", d.net)
     return getattr(net, "multiple", None) or (net.patch if type(net).__name__ == "DiT" else None)
 
 
