@@ -103,6 +103,9 @@ class Sample:
     label: str | None = setting(
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )
+    cache: int = setting(
+        1, "Compute the deep levels of a U-Net at each CACHE-th evaluation, and say what that changes.", minimum=1
+    )
     width: float | None = setting(
         None, "Share of the channels, for a run of `compress --method integral`.", by_data="1, all of them", above=0,
         maximum=1,

@@ -18,6 +18,7 @@ from ornstein.cli.commands import Sample
 from ornstein.cli.models import compile_model, lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
+from ornstein.compress.caching import cached
 from ornstein.compress.integral import at_width, check_elastic
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision, free_memory
@@ -38,6 +39,7 @@ __all__ = ["sample"]
 
 _IMAGES, _CLIPS = 64, 16
 _AT_ONCE = 64
+_PROBED = 4  # samples that the error of kept features is measured with
 _CLIPS_AT_ONCE = 8
 _OF_AUTOENCODERS = {"run", "num", "seed", "device", "trust_sizes", "out", "overwrite"}
 
@@ -112,6 +114,7 @@ def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tupl
     if not clips:
         refuse(Sample, given, ("frames", "overlap", "given", "first", "last", "fps"), "this is a model of images")
         return
+    refuse(Sample, given, ("width", "cache"), "it is for models of images")
     if asked.given is None:
         refuse(Sample, given, ("first", "last"), "it needs videos: --given")
     else:
@@ -227,6 +230,9 @@ def _images(
         settings["lora"] = [[text, file_hash(lora_file(lora_of(text)[0])).hexdigest()] for text in asked.lora]
     if asked.width is not None:
         settings["width"] = asked.width
+    if asked.cache > 1:
+        settings["cache"] = asked.cache
+        denoiser = _cached(asked.cache, denoiser, shape, request, labels)
     record = record_of(asked.run, settings)
     batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"
@@ -255,6 +261,18 @@ def _images(
 
         columns = len(denoiser.data.classes) if labels is not None and asked.label is None else None
         write_images(folder, record, n, batch, make, columns, asked.overwrite)
+
+
+def _cached(
+    every: int, denoiser: Denoiser, shape: tuple[int, ...], request: SampleRequest, labels: Tensor | None
+) -> Denoiser:
+    """The denoiser with kept features; says how much the first samples differ from those without."""
+    other, count = cached(denoiser, every), min(_PROBED, request.batch or _PROBED)
+    cond = {"label": None if labels is None else labels[torch.arange(count) % len(labels)]}
+    plain, kept = (draw(d, (count, *shape), request, cond) for d in (denoiser, other))
+    error = float((plain - kept).double().square().mean().sqrt())
+    say(f"deep features of every {every} evaluations: {count} samples differ by {error:.3g} (black to white is 2)")
+    return other
 
 
 def _from_autoencoder(asked: Sample, folder: Path, device: torch.device) -> None:
