@@ -17,7 +17,7 @@ from ornstein.data import save_grid, to_uint8
 from ornstein.data.shapes import judge, parse, scenes
 from ornstein.denoiser import Denoiser
 
-SETTINGS = {"captions": "auto", "size": 32, "net": "s", "patch": 2, "batch": 32, "steps": 5000, "checkpoint_every": 500}
+SETTINGS = {"captions": "auto", "size": 32, "net": "s", "patch": 2, "batch": 32, "steps": 3500, "checkpoint_every": 250}
 PROMPTS, STEPS, SEED = 400, 20, 1  # the training draws its scenes with seed 0
 
 

@@ -33,7 +33,7 @@ def test_nobody_is_trained_on_and_held_out():
 
 def test_first_the_recogniser_then_the_swap(tmp_path):
     config = TrainConfig(steps=2, batch=4, precision="float32")
-    with pytest.raises(UserError, match="no recogniser yet"):
+    with pytest.raises(UserError, match="4 numbers are not dlib's"):
         train_swap(faces(), tmp_path / "run", config)
     assert [state.step for state in train_recogniser(faces(), tmp_path / "run", config, width=8)] == [1, 2]
     states = train_swap(faces(), tmp_path / "run", config, preset="xs", resume=True)

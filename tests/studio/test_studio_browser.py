@@ -103,6 +103,8 @@ def test_every_page_says_what_it_is_for_and_fits_a_phone(page) -> None:
     for name, words in (
         ("Train", "goes on when this page is closed"),
         ("Generate", "The same seed and settings"),
+        ("Edit", "the picture does not say"),
+        ("Personalise", "Teach a model of text"),
         ("Video & noise lab", "Choose a covariance"),
         ("Face swap", "needs the agreement of the people shown"),
         ("Likelihood & evaluation", "Fewer is likelier"),
@@ -258,6 +260,33 @@ def test_a_training_outlives_the_tab_stops_and_goes_on(browser, served) -> None:
         assert fits_a_phone(page)
 
 
+@pytest.mark.slow
+def test_a_dog_is_learned_and_its_lora_taken_home(browser, served, tmp_path) -> None:
+    pytest.importorskip("peft")
+    from interop import tiny
+
+    base = tiny.build("sd1", tmp_path / "sd")
+    with opened(browser, served.url) as page:
+        turn_to(page, "Personalise")
+        field(page, "Name of the personalised run").fill("my dog")
+        box = page.locator("#personal-base input")
+        box.fill(str(base))
+        box.press("Enter")
+        page.locator("#personal-pictures input[type=file]").set_input_files(
+            [str(served.pictures / name) for name in ("two.png", "source.png")]
+        )
+        field(page, "Prompt of the pictures").fill("a photo of sks dog")
+        field(page, "Steps").fill("51")
+        page.wait_for_timeout(1000)
+        press(page, "Personalise")
+        good(page, "#personal-status", "Finished")
+        page.locator("#personal-previews img").first.wait_for()
+        page.screenshot(path=tmp_path / "personalise.png", full_page=True)
+        press(page, "LoRA files")
+        page.locator("#lora-files", has_text="lora_kohya").wait_for()
+        assert fits_a_phone(page)
+
+
 def test_two_users_at_once_get_each_their_own(browser, served) -> None:
     with opened(browser, served.url) as one, opened(browser, served.url, color_scheme="dark") as other:
         pages = {11: one, 12: other}
@@ -318,3 +347,27 @@ def test_what_is_too_large_is_refused_on_the_page(page, served, tmp_path: Path) 
     page.set_input_files("#upload input[type=file]", large)
     page.get_by_text("exceed the maximum allowed size of 2.0 Mb").first.wait_for()
     assert not list(served.cache.rglob("large.zip"))
+
+
+@pytest.mark.slow
+def test_a_painted_part_is_filled(page, served) -> None:
+    turn_to(page, "Edit")
+    page.locator("#edit-picture input[type=file]").first.set_input_files(served.pictures / "grey.png")
+    canvas = page.locator("#edit-picture canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(1500)  # the picture is drawn
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 15, middle[1] + 10, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    press(page, "Edit")
+    good(page, "#edit-status", "4 answers")
+    page.locator("#answers img").nth(3).wait_for()
+    page.locator("#edit-spread img").first.wait_for()
+    page.get_by_label("vary").check()
+    press(page, "Edit")
+    good(page, "#edit-status", "the middle")
+    assert fits_a_phone(page)

@@ -1,4 +1,4 @@
-"""`ornstein faces prepare | train | evaluate | demo | verify | protect | card`."""
+"""`ornstein faces prepare | train | evaluate | demo | verify | protect | card | costs | finish | benchmark`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ COMMANDS = {
     name: Lazy(help, f"{_SETTINGS}{name.title()}Command", f"{_BODIES}{name}")
     for name, help in {
         "prepare": "Detect, align and embed the face in each of your photos.",
-        "train": "Train a face swap on your prepared photographs.",
+        "train": "Train a face swap on your photographs.",
         "evaluate": "Evaluate swaps of people that the model has not seen.",
         "demo": "Train and evaluate a swap on rendered faces.",
         "verify": "Read the provenance of a photo or a video.",
         "protect": "Put people on a list of protected faces.",
         "card": "Show or write the licence of a model.",
+    }.items()
+}
+COMMANDS |= {
+    name: Lazy(help, f"{_SETTINGS}{name.title()}Command", f"ornstein.cli.swap_commands:{name}")
+    for name, help in {
+        "costs": "Measure what a swap costs here, by resolution.",
+        "finish": "Train the networks of occlusion and detail.",
+        "benchmark": "Evaluate on the CASIA FaceSwapping protocols.",
     }.items()
 }
 

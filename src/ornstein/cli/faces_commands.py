@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import typer
 from rich.table import Table
@@ -30,23 +33,33 @@ from ornstein.faces.settings import (
 )
 from ornstein.faces.swap.sampling import FaceModel
 from ornstein.faces.train.evaluate import Held, score_swaps, swap_held
-from ornstein.faces.train.face_set import open_faces
-from ornstein.faces.train.prepare import NO_FACE
+from ornstein.faces.train.face_set import FaceSet, open_faces
+from ornstein.faces.train.prepare import NO_FACE, SIZES
 from ornstein.faces.train.prepare import prepare as prepare_photos
-from ornstein.faces.train.runs import people_split, train_recogniser, train_swap
+from ornstein.faces.train.runs import people_split, pretrain_swap, train_recogniser, train_swap
+from ornstein.faces.train.shards import PATTERN
 from ornstein.faces.world.demo import demo as run_demo
 from ornstein.progress import cell, console, progress, say
 from ornstein.store import atomic_write
-from ornstein.training import TrainConfig
+from ornstein.training import TrainConfig, TrainState
 from ornstein.training.state import check_new
 
 __all__ = ["SCORES", "card", "demo", "evaluate", "prepare", "protect", "train", "verify"]
 
 SCORES = "scores.json"
+PREPARED = "prepared"
+"""The folder of the prepared faces, inside the run directory of a swap that was trained on photographs."""
 _NAMED = 8  # names of skipped files that are printed
 
 
 def prepare(asked: PrepareCommand, given: frozenset[str]) -> None:
+    _prepared(asked.data, asked.out, asked.size, asked.resume, asked.workers, _part(asked.shard))
+
+
+def _prepared(
+    data: Path, out: Path, size: int, resume: bool, workers: int | None = None, part: tuple[int, int] = (1, 1)
+) -> None:
+    """Prepare photographs with a progress bar, and say what was skipped."""
     with progress("photos") as bar:
         task = bar.add_task("preparing", total=None, note="")
         began: list[tuple[int, float]] = []  # the files that were done before, and the time
@@ -58,15 +71,7 @@ def prepare(asked: PrepareCommand, given: frozenset[str]) -> None:
             note = f"{count / seconds:.1f}/s" if count and seconds > 0 else ""
             bar.update(task, completed=done, total=total, note=note)
 
-        summary = prepare_photos(
-            asked.data,
-            asked.out,
-            asked.size,
-            part=_part(asked.shard),
-            workers=asked.workers,
-            resume=asked.resume,
-            progress=advance,
-        )
+        summary = prepare_photos(data, out, size, part=part, workers=workers, resume=resume, progress=advance)
     skipped = [(name, reason) for name, reason in summary.skipped if reason != NO_FACE]
     for name, reason in skipped[:_NAMED]:
         say(f"skipped {name}: {reason}")
@@ -76,10 +81,10 @@ def prepare(asked: PrepareCommand, given: frozenset[str]) -> None:
         first = next(name for name, reason in summary.skipped if reason == NO_FACE)
         say(f"{NO_FACE} in {summary.without_face} of {summary.files} photos, the first {first}")
     if summary.missing:
-        rest = f"{summary.missing} shards of other parts are not in {asked.out} yet"
+        rest = f"{summary.missing} shards of other parts are not in {out} yet"
         say(f"{summary.faces} faces in this part; {rest}")
     else:
-        say(f"wrote {asked.out}: {summary.faces} faces of {summary.people} people")
+        say(f"wrote {out}: {summary.faces} faces of {summary.people} people")
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -93,28 +98,62 @@ def _part(text: str) -> tuple[int, int]:
 def train(asked: TrainCommand, given: frozenset[str]) -> None:
     out, device = asked.out, choose_device(asked.device)
     shared = {"seed": asked.seed, "checkpoint_every": 200, "precision": asked.precision}
-    teach = TrainConfig(minutes=asked.recogniser, batch=2 * asked.batch, learning_rate=2e-3, **shared)
-    config = TrainConfig(minutes=asked.minutes, batch=asked.batch, **shared)
     if not asked.resume:
         check_new(out)
-    ours, held = people_split(open_faces(asked.data))
+    faces, folder = _faces_of(asked)
+    ours, held = people_split(faces)
     say(f"{len(ours)} faces of {len(ours.people)} people; {len(held.people)} people held out; on {device}")
-    with progress("s") as bar:
-        for name, seconds, states in (
-            ("recogniser", 60 * asked.recogniser, lambda: train_recogniser(ours, out, teach, device=device)),
+    stages: list[tuple[str, float, Callable[[TrainConfig], Iterator[TrainState[Any]]]]] = [
+        (
+            "photographs",
+            asked.minutes * (1 - asked.world),
+            lambda config: train_swap(ours, out, config, None, asked.net, resume=True, device=device),
+        )
+    ]
+    if asked.world:
+        stages.insert(
+            0,
             (
-                "swap",
-                60 * asked.minutes,
-                lambda: train_swap(ours, out, config, None, asked.net, resume=True, device=device),
+                "rendered faces",
+                asked.minutes * asked.world,
+                lambda config: pretrain_swap(ours, out, config, asked.net, device=device),
             ),
-        ):
-            task = bar.add_task(name, total=seconds, note="")
-            for state in states():
+        )
+    if asked.recogniser is not None:
+        stages.insert(
+            0,
+            (
+                "recogniser",
+                asked.recogniser,
+                lambda config: train_recogniser(
+                    ours, out, replace(config, batch=2 * asked.batch, learning_rate=2e-3), device=device
+                ),
+            ),
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    with progress("s") as bar:
+        for name, minutes, states in stages:
+            task = bar.add_task(name, total=60 * minutes, note="")
+            for state in states(TrainConfig(minutes=minutes, batch=asked.batch, **shared)):
                 note = f"loss {state.loss:.4f}  {state.images_per_second:,.0f} faces/s"
-                bar.update(task, completed=min(state.elapsed, seconds), note=note)
+                bar.update(task, completed=min(state.elapsed, 60 * minutes), note=note)
     data = f"{len(ours)} photographs of {asked.data}"
     write_card(out, ModelCard(asked.licence or ModelCard.licence, data, asked.research_only))
-    say(f"done: swap with `ornstein swap SOURCE TARGET --model {out}`, evaluate with `ornstein faces evaluate {out}`")
+    evaluate = f"ornstein faces evaluate {out} --data {folder}"
+    say(f"done: swap with `ornstein swap SOURCE TARGET --model {out}`, evaluate with `{evaluate}`")
+
+
+def _faces_of(asked: TrainCommand) -> tuple[FaceSet, Path]:
+    """The prepared faces and their folder: those given, or the photographs given, prepared in the run directory."""
+    folder = asked.data
+    if not any(folder.glob(PATTERN)):
+        folder = asked.out / PREPARED
+        _prepared(asked.data, folder, asked.size or SIZES[0], resume=True)
+    faces = open_faces(folder)
+    size = faces.images.shape[-1]
+    if asked.size not in (None, size):
+        raise UserError(f"{folder} was prepared with --size {size}, not {asked.size}: leave out --size")
+    return faces, folder
 
 
 def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""A small recogniser with gradients, distilled from one that has none."""
+"""Recognisers of aligned crops with gradients: dlib's, exactly, and a small one that is distilled from another."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ornstein.errors import UserError
+from ornstein.faces.align import template
+from ornstein.faces.dlib_net import DlibNet, chips
+from ornstein.faces.models import RECOGNITION, model_path
 from ornstein.faces.photos import Photos
 from ornstein.nets.blocks import Block, group_norm
 from ornstein.nets.recorded import Recorded
@@ -26,11 +29,14 @@ __all__ = [
     "MODEL",
     "SIDE",
     "Distillation",
+    "ExactIdentity",
     "IdentityNet",
+    "Recognises",
     "agreement",
     "augmented",
     "fingerprint",
     "likeness",
+    "load_identity",
 ]
 
 CONFIG, MODEL = "identity.json", "identity.safetensors"
@@ -40,7 +46,86 @@ SIDE = 64
 """Pixels a side of the crops that it reads."""
 
 
-class IdentityNet(Recorded):
+class _Normalised(nn.Module):
+    """What both recognisers share: embeddings with the mean and the scale of those that they were fitted to."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def _register(self, embedding: int) -> None:
+        self.register_buffer("mean", torch.zeros(embedding))
+        self.register_buffer("scale", torch.ones(()))
+
+    def fit_scale(self, embeddings: Tensor) -> None:
+        """Take mean and scale from embeddings (N, K) that are not normalised."""
+        embeddings = embeddings.to(self.mean)
+        self.mean.copy_(embeddings.mean(0))
+        self.scale.copy_((embeddings - self.mean).square().mean().sqrt())
+
+    def normalised(self, embeddings: Tensor) -> Tensor:
+        """(e - mean) / scale of embeddings (*, K), on their device."""
+        return (embeddings - self.mean.to(embeddings.device)) / self.scale.to(embeddings.device)
+
+    @torch.no_grad()
+    def embed(self, images: Tensor, landmarks: Tensor | None = None, batch: int = 128) -> Tensor:
+        """As `forward`, in batches, in evaluation mode and without gradients.
+
+        The images may be on any device; the result is on the network's.
+        """
+        training = self.training
+        self.eval()
+        points = [None] * len(images) if landmarks is None else landmarks.split(batch)
+        parts = zip(images.split(batch), points, strict=False)
+        out = torch.cat([self(part.to(self.mean.device), known) for part, known in parts])
+        self.train(training)
+        return out
+
+
+class ExactIdentity(_Normalised):
+    """dlib's recogniser with a gradient: aligned crops (B, 3, H, W) in [-1, 1] to normalised embeddings (B, 128).
+
+    The face is cut out again along its landmarks as dlib does it, differentiably. A folder of it holds mean and scale
+    alone: its network is the file that face-recognition-models installs.
+
+    Raises:
+        UserError: that file is missing, or is another one.
+    """
+
+    config: dict[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = DlibNet.load(Path(model_path(RECOGNITION)))
+        self.config = {"recogniser": "dlib", "embedding": self.net.dimension}
+        self._register(self.net.dimension)
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """Normalised embeddings (B, 128) of crops in [-1, 1]; without landmarks (B, K, 2) those of the template."""
+        if landmarks is None:
+            landmarks = template(images.shape[-1]).expand(len(images), -1, -1)
+        return self.normalised(self.net(127.5 * (chips(images.float(), landmarks) + 1)))
+
+    def save(self, folder: Path) -> None:
+        """Write identity.safetensors and identity.json into the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_save_tensors(folder / MODEL, {"mean": self.mean, "scale": self.scale}, {})
+        atomic_write(folder / CONFIG, (json.dumps(self.config, indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> ExactIdentity:
+        """The recogniser saved in the folder. Raises UserError: it is damaged, or dlib's file is missing."""
+        tensors, _ = load_tensors(folder / MODEL)
+        net = cls()
+        for name in ("mean", "scale"):
+            there, want = tensors.get(name), getattr(net, name)
+            if there is None or there.shape != want.shape or not bool(there.isfinite().all()):
+                raise UserError(f"{folder / MODEL} is not a recogniser of faces: its {name} is missing or damaged")
+            want.copy_(there)
+        return net
+
+
+class IdentityNet(_Normalised, Recorded):
     """Aligned crops (B, 3, H, W) in [-1, 1] to normalised embeddings (B, K): the teacher's e as (e - mean) / scale.
 
     `mean` (K,) and `scale`, one number, are those of the photos that it learns from, so that an embedding has mean
@@ -59,10 +144,7 @@ class IdentityNet(Recorded):
         super().__init__()
         if min(embedding, width, *multipliers) < 1 or len(multipliers) > 5:
             raise ValueError("sizes of an IdentityNet must be positive, with at most 5 levels")
-        self.mean: Tensor
-        self.scale: Tensor
-        self.register_buffer("mean", torch.zeros(embedding))
-        self.register_buffer("scale", torch.ones(()))
+        self._register(embedding)
         self.stem = nn.Conv2d(12, width, 3, padding=1)
         widths = [width * m for m in multipliers]
         self.blocks = nn.ModuleList(Block(widths[max(0, i - 1)], out, 0, down=i > 0) for i, out in enumerate(widths))
@@ -72,18 +154,9 @@ class IdentityNet(Recorded):
         self.out = nn.Linear(widths[-1] * side**2, embedding)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
-    def fit_scale(self, embeddings: Tensor) -> None:
-        """Take mean and scale from the teacher's embeddings (N, K)."""
-        embeddings = embeddings.to(self.mean)
-        self.mean.copy_(embeddings.mean(0))
-        self.scale.copy_((embeddings - self.mean).square().mean().sqrt())
-
-    def normalised(self, embeddings: Tensor) -> Tensor:
-        """(e - mean) / scale of the teacher's embeddings (*, K), on their device."""
-        return (embeddings - self.mean.to(embeddings.device)) / self.scale.to(embeddings.device)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised embeddings (B, K), float32, of crops (B, 3, H, W) in [-1, 1]."""
+    def forward(self, images: Tensor, landmarks: Tensor | None = None) -> Tensor:
+        """Normalised embeddings (B, K), float32, of crops (B, 3, H, W) in [-1, 1]; it needs no landmarks."""
+        del landmarks
         x = images
         if x.shape[-1] != SIDE:
             x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=x.shape[-1] > SIDE, align_corners=False)
@@ -91,18 +164,6 @@ class IdentityNet(Recorded):
         for block in self.blocks:
             h = block(h)
         return self.out(self.head(h)).float()
-
-    @torch.no_grad()
-    def embed(self, images: Tensor, batch: int = 128) -> Tensor:
-        """As `forward`, in batches, in evaluation mode and without gradients.
-
-        The images may be on any device; the result is on the network's.
-        """
-        training = self.training
-        self.eval()
-        out = torch.cat([self(part.to(self.mean.device)) for part in images.split(batch)])
-        self.train(training)
-        return out
 
     def save(self, folder: Path) -> None:
         """Write identity.safetensors and identity.json into the folder."""
@@ -129,6 +190,16 @@ class IdentityNet(Recorded):
             raise UserError(f"{folder / MODEL} is not a recogniser of faces: {reason}") from error
         net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         return net.eval().requires_grad_(False)
+
+
+Recognises = ExactIdentity | IdentityNet
+"""A recogniser of aligned crops that a swap is trained with."""
+
+
+def load_identity(folder: Path) -> Recognises:
+    """The recogniser saved in the folder, frozen. Raises UserError: there is none, or it is damaged."""
+    exact = read_json(folder / CONFIG).get("recogniser") == "dlib"
+    return (ExactIdentity if exact else IdentityNet).load(folder)
 
 
 def fingerprint(net: nn.Module) -> str:

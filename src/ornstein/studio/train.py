@@ -17,12 +17,12 @@ from ornstein.studio.trainings import Progress
 from ornstein.studio.work import bar, duration, errors_shown, note
 from ornstein.training.settings import Settings
 
-__all__ = ["framed", "line", "options", "page"]
+__all__ = ["EVERY", "Handlers", "framed", "line", "options", "page"]
 
 _PAGE = (
     "Train a diffusion model on your images. It goes on when this page is closed, and is found again when it is opened."
 )
-_EVERY = 2.0  # seconds between two updates of a run
+EVERY = 2.0  # seconds between two updates of a run
 _STEPS, _MINUTES = "steps", "minutes"
 # Settings of `ornstein train` that the form has besides data, name and length.
 _BASIC = ("size", "net", "seed")
@@ -73,11 +73,11 @@ def options(how_long: str, amount: float | None, values: Sequence[Any]) -> list[
     return [*words, "--sample-every", every, "--checkpoint-every", every]
 
 
-class _Page:
-    """The handlers of the page."""
+class Handlers:
+    """The handlers of the page; `key` keeps apart what the pages of one browser show."""
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
+    def __init__(self, studio: Studio, key: str = "watched") -> None:
+        self.studio, self.key = studio, key
 
     def watch(self, chosen: str | None) -> list[Any]:
         """Progress, loss curve, samples so far and report of a run, for `_Watched`."""
@@ -101,8 +101,8 @@ class _Page:
         path = self.studio.runs.find(chosen)
         pictures, report = tuple(trainings.previews(path)), (path / "report.html").is_file()
         now = (chosen, self.studio.trainings.progress(path), pictures, report)
-        before = kept.get("watched")
-        kept["watched"] = now
+        before = kept.get(self.key)
+        kept[self.key] = now
         if before == now:
             return [gr.skip()] * 5
         shown = self.watch(chosen)
@@ -169,7 +169,7 @@ class _Page:
 
 def page(studio: Studio, blocks: gr.Blocks) -> None:
     """Build the page."""
-    handlers = _Page(studio)
+    handlers = Handlers(studio)
     gr.Markdown(_PAGE)
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=280):
@@ -189,7 +189,7 @@ def page(studio: Studio, blocks: gr.Blocks) -> None:
     rename.click(handlers.rename_run, [run, name], run, api_name="rename_run", **quick)
     delete.click(handlers.delete_run, [run, name], run, api_name="delete_run", **quick)
     run.change(handlers.watch, run, watched, api_visibility="private", **quick)
-    gr.Timer(_EVERY).tick(handlers.tick, run, watched, **silent)
+    gr.Timer(EVERY).tick(handlers.tick, run, watched, **silent)
     blocks.load(handlers.opened, None, run, **silent).then(handlers.watch, run, watched, **silent)
     gr.api(handlers.train_status, api_name="train_status")  # pyright: ignore[reportPrivateImportUsage]
     studio.sent(upload)

@@ -15,6 +15,7 @@ from typing import Any
 from ornstein import checkpoint
 from ornstein.errors import UserError
 from ornstein.metrics import read_metrics
+from ornstein.personalization.settings import SETTINGS as PERSONAL
 from ornstein.store import read_json
 from ornstein.studio.runs import checked_name
 from ornstein.training import lock
@@ -25,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 LOG = "studio.log"
-_UPLOAD = "data"  # the name that uploaded data get in the run folder
+_UPLOAD, _PICTURES = "data", "pictures"  # the names that uploaded data get in the run folder
 RUNNING, EVALUATING, FINISHED, STOPPED, FAILED, WAITING = (
     "training",
     "evaluating",
@@ -73,6 +74,42 @@ class Trainings:
         self.home, self.device = home, device
         self._own: dict[Path, subprocess.Popen[bytes]] = {}
 
+    def personalize(self, name: str, base: str, pictures: str, options: Sequence[str], upload: Sequence[Path]) -> Path:
+        """Start `ornstein personalize BASE --images PICTURES --out HOME/NAME OPTIONS`.
+
+        Args:
+            name: of the run.
+            base: a run that takes text, or the folder of a pipeline.
+            pictures: a folder or an archive.
+            options: further options.
+            upload: pictures in place of the folder; copies are kept in the run directory.
+
+        Raises:
+            UserError: a name that is taken or cannot be one, no base or no pictures.
+        """
+        if not base.strip():
+            raise UserError("say what to personalise: a run that takes text, or the folder of a pipeline")
+        if not upload and not pictures.strip():
+            raise UserError("give pictures: upload some, or name a folder of them")
+        run = self._new(name)
+        if upload:
+            kept = run / _PICTURES
+            kept.mkdir()
+            for i, file in enumerate(upload):
+                shutil.copyfile(file, kept / f"{i:03d}{file.suffix.lower()}")
+            pictures = str(kept)
+        self._begin(run, "personalize", [base.strip(), "--images", pictures.strip(), *options])
+        return run
+
+    def _new(self, name: str) -> Path:
+        """A new run directory."""
+        name = checked_name(name)
+        run = self.home / name
+        if run.exists():
+            raise UserError(f"there is a run {name!r} already: give another name, or choose it below and resume it")
+        run.mkdir(parents=True)
+        return run
+
     def start(self, name: str, data: str, options: Sequence[str], upload: Path | None = None) -> Path:
         """Start `ornstein train --data DATA --out HOME/NAME OPTIONS`.
 
@@ -88,18 +125,14 @@ class Trainings:
         Raises:
             UserError: a name that is taken or cannot be one, or no data.
         """
-        name = checked_name(name)
-        run = self.home / name
-        if run.exists():
-            raise UserError(f"there is a run {name!r} already: give another name, or choose it below and resume it")
         if upload is None and not data.strip():
             raise UserError("say what to train on: a folder or zip of images, `digits`, or upload a zip")
-        run.mkdir(parents=True)
+        run = self._new(name)
         if upload is not None:
             kept = run / f"{_UPLOAD}{upload.suffix.lower()}"
             shutil.copyfile(upload, kept)
             data = str(kept)
-        self._begin(run, ["--data", data.strip(), *options])
+        self._begin(run, "train", ["--data", data.strip(), *options])
         return run
 
     def resume(self, run: Path, options: Sequence[str] = ()) -> None:
@@ -108,12 +141,12 @@ class Trainings:
             raise UserError(f"{run.name} is under way: there is nothing to resume")
         if not has_state(run):
             raise UserError(f"{run.name} has no checkpoint to resume from: start it again under another name")
-        self._begin(run, ["--resume", *options])
+        self._begin(run, "personalize" if (run / PERSONAL).is_file() else "train", ["--resume", *options])
 
-    def _begin(self, run: Path, arguments: list[str]) -> None:
+    def _begin(self, run: Path, command: str, arguments: list[str]) -> None:
         with (run / LOG).open("wb") as log:
             self._own[run] = subprocess.Popen(
-                [*(sys.executable, "-m", "ornstein", "train"), *arguments, "--out", str(run), "--device", self.device],
+                [*(sys.executable, "-m", "ornstein", command), *arguments, "--out", str(run), "--device", self.device],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -148,13 +181,13 @@ class Trainings:
         else:
             own = self._own.get(run)
             failed = reason and (own is None or own.returncode not in (0, 130))
-            done = (run / "report.html").is_file() and share in (None, 1)
+            done = (run / "report.html").is_file() and (share in (None, 1) or (run / PERSONAL).is_file())
             state = FAILED if failed else FINISHED if done else STOPPED
         return Progress(state, step, steps, share, left, rate, loss, reason)
 
     def _share(self, run: Path, step: int, elapsed: float) -> tuple[int | None, float | None]:
         try:
-            settings = read_json(run / "train.json")
+            settings = read_json(run / (PERSONAL if (run / PERSONAL).is_file() else "train.json"))
         except UserError:
             return None, None
         minutes, steps = settings.get("minutes"), settings.get("steps")

@@ -13,7 +13,7 @@ import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.faces.conditions import blended_features, scene
-from ornstein.faces.identity import IDENTITY, IdentityNet, likeness
+from ornstein.faces.identity import IDENTITY, Recognises, likeness, load_identity
 from ornstein.faces.nets import RelitUNet
 from ornstein.faces.photos import SourceFaces
 from ornstein.process import Prediction
@@ -38,7 +38,7 @@ class FaceModel:
     """A trained swap: the denoiser, and the recogniser whose normalised embeddings it takes."""
 
     denoiser: Denoiser
-    recogniser: IdentityNet
+    recogniser: Recognises
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> FaceModel:
@@ -47,7 +47,7 @@ class FaceModel:
         Raises:
             UserError: there is no model, or a part of it is missing.
         """
-        return cls(checkpoint.load(folder), IdentityNet.load(Path(folder) / IDENTITY)).to(device)
+        return cls(checkpoint.load(folder), load_identity(Path(folder) / IDENTITY)).to(device)
 
     def to(self, device: str | torch.device) -> FaceModel:
         """The model with its networks moved to `device`."""
@@ -120,17 +120,19 @@ class Between(Wrapper):
 class Towards(Wrapper):
     """A denoiser whose x0 is moved, inside the mask, so that a recogniser finds it more like `identity` (B, K).
 
+    The recogniser cuts the face out along `landmarks` (B, K, 2), without them along the template's.
     `steps` steps up the gradient of the cosine, each of root mean square `scale` a^2 over the mask: at high noise,
     where x0 is a blur, there is nothing to recognise. Only the recogniser is differentiated, not the denoiser.
     Source: Kim et al. 2022 (DiffFace, arXiv:2212.13344), eq. 9, the identity guidance.
     """
 
     denoiser: Denoises
-    recogniser: IdentityNet
+    recogniser: Recognises
     identity: Tensor
     mask: Tensor
     scale: float
     steps: int = 1
+    landmarks: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         guess = self.denoiser(x_t, t, **cond)
@@ -139,7 +141,7 @@ class Towards(Wrapper):
         for _ in range(self.steps):
             with torch.enable_grad():
                 moved = x0.detach().requires_grad_()
-                like = likeness(self.recogniser(moved), identity).sum()
+                like = likeness(self.recogniser(moved, self.landmarks), identity).sum()
                 (slope,) = torch.autograd.grad(like, moved)
             slope = slope * mask
             share = mask.square().mean((1, 2, 3), keepdim=True)
@@ -215,7 +217,7 @@ def swap_crops(
     if strength == 1:
         own = None
     elif own is None:
-        own = model.recogniser.embed(target)
+        own = model.recogniser.embed(target, landmarks)
     schedule = model.denoiser.process.schedule
     scale = model.guidance if guidance is None else guidance
     hidden = not model.relights
@@ -237,7 +239,7 @@ def swap_crops(
             d = orn.guidance.ClassifierFree(d, scale)
         d = Inside(d, y, m)
         if towards > 0:
-            d = Towards(d, model.recogniser, who.identity, m, towards)
+            d = Towards(d, model.recogniser, who.identity, m, towards, landmarks=points)
         x = orn.sample(
             d,
             tuple(y.shape),

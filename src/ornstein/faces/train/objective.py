@@ -14,7 +14,7 @@ import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.faces.conditions import CHANNELS, scene
-from ornstein.faces.identity import IDENTITY, IdentityNet, augmented, fingerprint, likeness
+from ornstein.faces.identity import IDENTITY, Recognises, augmented, fingerprint, likeness
 from ornstein.faces.nets import FaceUNet
 from ornstein.faces.nets.unet import blurred
 from ornstein.faces.photos import Pairs, Photos
@@ -47,10 +47,10 @@ class FaceSettings:
         0.05, "Standard deviation of a shift of the blurred face's colours, which hides whose they are.", minimum=0
     )
     identity: float = setting(0.1, "Weight of the identity term, 1 - cosine, on pairs with a known truth.", minimum=0)
-    swap: float = setting(0.1, "Weight of the identity term on swaps of two people.", minimum=0)
+    swap: float = setting(0.2, "Weight of the identity term on swaps of two people.", minimum=0)
     swaps: float = setting(0.25, "Share of the batch that is swapped so.", minimum=0, maximum=1)
     colour: float = setting(1.0, "Weight of the squared error of a swap's 8x8 blur against the target's.", minimum=0)
-    begins: float = setting(1.0, "Fraction of the training after which the identity terms begin.", minimum=0, maximum=1)
+    begins: float = setting(0.5, "Fraction of the training after which the identity terms begin.", minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
         check(self)
@@ -75,7 +75,7 @@ class FaceTask(Task[Denoiser]):
     Clark et al. 2023 (DRaFT, arXiv:2309.17400), the gradient of a reward through the last steps alone.
     """
 
-    def __init__(self, denoiser: Denoiser, recogniser: IdentityNet, photos: Photos, settings: FaceSettings) -> None:
+    def __init__(self, denoiser: Denoiser, recogniser: Recognises, photos: Photos, settings: FaceSettings) -> None:
         super().__init__(denoiser, [denoiser.net, recogniser])
         self.photos, self.settings = photos, settings
         self.recogniser = recogniser.eval().requires_grad_(False)
@@ -104,8 +104,8 @@ class FaceTask(Task[Denoiser]):
         if progress < settings.begins:
             zero = error.new_zeros(())
             return error, {"error": error, "unlike": zero, "swap_unlike": zero}
-        # the third of the rows with middling noise: less of it hides nothing, under more there is nothing to be seen
-        some = t.argsort()[n // 3 : n - n // 3]
+        # the fifth of the rows with middling noise: less of it hides nothing, under more there is nothing to be seen
+        some = t.argsort()[2 * n // 5 : n - 2 * n // 5]
         trust = self.model.process.coefficients(t, x_t)[0].flatten().square() * ~dropped
         unlike = (trust[some] * self.unlike(guess.x0[some], pairs.select(some), draw)).mean()
         swap_unlike, colour = self.swapped(pairs, shown, draw)
@@ -115,7 +115,8 @@ class FaceTask(Task[Denoiser]):
     def unlike(self, x0: Tensor, pairs: Pairs, draw: torch.Generator) -> Tensor:
         """1 - cosine of whose face x0 is in the target picture and the pairs' identity, (B,)."""
         picture = torch.lerp(pairs.target, x0, pairs.mask)
-        return 1 - likeness(self.recogniser(augmented(picture, draw, 0.5, mirror=False)), pairs.source.identity)
+        seen = augmented(picture, draw, 0.5, mirror=False)
+        return 1 - likeness(self.recogniser(seen, pairs.landmarks), pairs.source.identity)
 
     def swapped(self, pairs: Pairs, shown: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """On the first rows, with the source of the one before: 1 - cosine, and the squared error of the 8x8 blur."""

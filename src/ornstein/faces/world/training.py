@@ -15,7 +15,7 @@ import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.faces.conditions import scene
-from ornstein.faces.identity import IDENTITY, IdentityNet, fingerprint
+from ornstein.faces.identity import IDENTITY, Recognises, fingerprint
 from ornstein.faces.nets import RelitUNet
 from ornstein.faces.photos import Pairs, Photos
 from ornstein.process import Prediction
@@ -54,7 +54,7 @@ class WorldTask(Task[Denoiser]):
         threads: among which the rows of a batch are shared, see `in_parts`; PyTorch itself should be left one.
     """
 
-    def __init__(self, denoiser: Denoiser, recogniser: IdentityNet, photos: Photos, threads: int = 1) -> None:
+    def __init__(self, denoiser: Denoiser, recogniser: Recognises, photos: Photos, threads: int = 1) -> None:
         super().__init__(denoiser, [denoiser.net])
         assert isinstance(denoiser.net, RelitUNet)
         self.photos, self.net, self.threads = photos, denoiser.net, threads
