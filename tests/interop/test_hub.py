@@ -29,10 +29,15 @@ class Hub(BaseHTTPRequestHandler):
             self.answer({"files": files})
         elif self.path.endswith("/commit/main"):
             self.answer(
-                {"commitUrl": "http://hub/me/small/commit/1", "commitOid": "1", "success": True, "hookOutput": ""}
+                {
+                    "commitUrl": "https://huggingface.co/me/small/commit/1",
+                    "commitOid": "1",
+                    "success": True,
+                    "hookOutput": "",
+                }
             )
         else:
-            self.answer({"url": "http://hub/me/small"})
+            self.answer({"url": "https://huggingface.co/me/small"})
 
     def do_GET(self):
         self.answer({})

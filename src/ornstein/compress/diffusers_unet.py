@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ornstein.compress.budget import TOLERANCE, network_macs
+from ornstein.compress.budget import TOLERANCE, multiply_adds
 from ornstein.compress.groups import Group, Member
 from ornstein.compress.prune import kept_channels, narrowed
 from ornstein.errors import UserError
@@ -159,26 +159,31 @@ def prune_unet2d(
     groups, config = unet2d_groups(model), dict(net.config["model"])
     blocks = list(config["block_out_channels"])
 
-    def build(widths: Mapping[int, int]) -> DiffusersNet:
+    def changed(widths: Mapping[int, int]) -> dict[str, Any]:
         time = config.get("time_embedding_dim") or 4 * blocks[0]
-        changed = {"block_out_channels": [widths[n] for n in blocks], "time_embedding_dim": time}
-        return DiffusersNet(config | changed, net.config["betas"])
+        return config | {"block_out_channels": [widths[n] for n in blocks], "time_embedding_dim": time}
 
-    widths, macs, full = _widths(config, build, shape, budget)
+    def cost(widths: Mapping[int, int]) -> int:
+        x, label = torch.zeros(1, *shape, device="meta"), torch.zeros(1, dtype=torch.long, device="meta")
+        with torch.device("meta"):
+            inner = type(model).from_config(changed(widths)).eval()
+        return multiply_adds(lambda: inner(x, label, class_labels=label if net.classes else None))
+
+    widths, macs, full = _widths(config, cost, budget)
     by_group = {}
     for group in groups:
         unit = next(m.unit for m in group.members)
         by_group[group.name] = widths[group.size * unit] // unit
     kept = kept_channels(groups, by_group, values, draw)
     state = narrowed(groups, model.state_dict(), kept)
-    small = build(widths)
+    small = DiffusersNet(changed(widths), net.config["betas"])
     state["time_embedding.linear_1.weight"] = _refitted(model, small.model)
     small.model.load_state_dict(state)
     return small.to(next(net.parameters()).device), macs, full
 
 
 def _widths(
-    config: dict[str, Any], build: Any, shape: tuple[int, ...], budget: float
+    config: dict[str, Any], cost: Callable[[Mapping[int, int]], int], budget: float
 ) -> tuple[dict[int, int], int, int]:
     """The new width of each width: of those within the tolerance, the ones whose shares are most alike."""
     distinct = sorted(set(config["block_out_channels"]))
@@ -191,10 +196,6 @@ def _widths(
     choices = [list(range(step, n + 1, step)) or [n] for n in distinct]
     while math.prod(map(len, choices)) > _MOST:
         choices = [c[(len(c) + 1) % 2 :: 2] if len(c) > 2 else c for c in choices]
-
-    def cost(widths: Mapping[int, int]) -> int:
-        with torch.device("meta"):
-            return network_macs(build(widths).eval(), shape)
 
     full = cost({n: n for n in distinct})
     target = budget * full
@@ -210,7 +211,7 @@ def _widths(
             nearest = widths, macs
         if abs(macs - target) <= TOLERANCE * target:
             return widths, macs, full
-    least = min((cost(w) for w in found[-1:] + sorted(found, key=lambda w: sum(w.values()))[:1]), default=full)
+    least = cost(min(found, key=lambda w: sum(w.values())))
     assert nearest is not None
     raise UserError(
         f"a budget of {budget:g} cannot be met to {TOLERANCE:.0%}: widths are multiples of {step} here, the least is "
