@@ -334,6 +334,7 @@ def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: 
         "text.md": ["runs/words/report.html", "red/grid.png", "redder/grid.png", "both/grid.png", "discs.png"],
         "pipelines.md": ["pipelines/sd.ornstein/samples/grid.png", "quick/grid.png"],
         "personalize.md": ["runs/cat/report.html", "runs/cat/lora_kohya.safetensors", "weaker/grid.png"],
+        "editing.md": ["filled/a-all.png", "restored/a-uncertainty.png", "varied/edit.json", "path/a-all.png"],
         "word.md": ["runs/mine/learned_embeds.safetensors", "runs/mine/samples/grid.png"],
         "processes.md": ["runs/digits/samples/grid.png"],
     }[page.name]

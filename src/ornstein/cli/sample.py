@@ -27,6 +27,7 @@ from ornstein.evaluation.samples import choose_solver, class_number, guidance_ru
 from ornstein.interop.lora import lora_file
 from ornstein.interop.memory import samples_at_once
 from ornstein.interop.pipeline import Pipeline
+from ornstein.noise import Carried
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
@@ -72,7 +73,7 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
     clips = len(denoiser.data.shape) == 4
     if asked.size is not None:
         denoiser.data = _resized(asked, denoiser)
-    _refuse_idle(asked, given, clips, denoiser.data.shape)
+    _refuse_idle(asked, given, clips, denoiser.data.shape, isinstance(denoiser.process.noise, Carried))
     if guidance in (None, 1):  # or it is a condition of the network
         refuse(Sample, given, ("guidance_interval", "guidance_rescale"), "it needs a --guidance other than 1")
     prompts = len(denoiser.data.classes) if getattr(denoiser, "takes_text", False) else 0
@@ -109,12 +110,23 @@ def _resized(asked: Sample, denoiser: Denoiser) -> SampleSpec:
     return replace(data, shape=(data.shape[0], height, width))
 
 
-def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...]) -> None:
+def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...], carried: bool) -> None:
     """Refuse the options that do nothing for this model and these options."""
     if not clips:
-        refuse(Sample, given, ("frames", "overlap", "given", "first", "last", "fps"), "this is a model of images")
+        refuse(
+            Sample,
+            given,
+            ("frames", "overlap", "given", "first", "last", "fps", "flow", "like"),
+            "this is a model of images",
+        )
         return
     refuse(Sample, given, ("width", "cache"), "it is for models of images")
+    if not carried:
+        refuse(Sample, given, ("flow", "like"), "the noise of this model follows no motion: train with --noise warped")
+    elif asked.frames is not None and asked.frames > shape[1]:
+        raise UserError(f"--frames {asked.frames}: a model of --noise warped makes clips of {shape[1]} frames")
+    if asked.flow is not None:
+        refuse(Sample, given, ("like",), "--flow is the motion already")
     if asked.given is None:
         refuse(Sample, given, ("first", "last"), "it needs videos: --given")
     else:
@@ -174,8 +186,8 @@ def _chosen(
         steps = STEPS if steps is None else steps
         chosen = choose_solver(run, asked.solver, steps, grid, guidance, from_noise)
         if isinstance(chosen, Tuned):
-            share = chosen.error / chosen.untuned
-            say(f"tuned solver: {steps} steps, {share:.0%} of the untuned error where it was tuned")
+            share, kind = chosen.error / chosen.untuned, "tuned" if chosen.learned else "chosen"
+            say(f"{kind} solver: {steps} steps, {share:.0%} of the default one's error where it was {kind}")
         name = chosen if isinstance(chosen, str) else "tuned"
         return chosen, steps, grid or default_grid(name, denoiser.process.schedule, steps)
     if guidance != 1:
