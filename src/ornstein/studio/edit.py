@@ -64,10 +64,10 @@ class _Page:
         self.studio = studio
 
     def classes(self, name: str) -> Any:
-        """The menu of classes for a run that was chosen."""
+        """The menu of classes for a run that was chosen; the status stays."""
         data = self.studio.runs.model(self.studio.runs.find(name)).data
         assert data is not None
-        return [gr.update(choices=[_NO_CLASS, *data.classes], value=_NO_CLASS)]
+        return gr.update(choices=[_NO_CLASS, *data.classes], value=_NO_CLASS), gr.skip()
 
     @errors_shown
     def edit(
@@ -195,8 +195,8 @@ def page(studio: Studio) -> None:
             spread = gr.Image(label="Where the answers differ", elem_id="edit-spread", type="filepath", format="png")
     studio.on_stop(stop)
     silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    run.input(lambda name: handlers.classes(name)[0], run, label, **silent)
-    studio.on_load(handlers.classes, run, [label])
+    run.input(handlers.classes, run, [label, status], **silent)
+    studio.on_load(handlers.classes, run, [label, status])
     go.click(handlers.edit, inputs, [status, answers, spread], api_name="edit", **studio.long)
 
 
