@@ -231,3 +231,41 @@ def test_commands(run: Path, pictures: Path, tmp_path: Path) -> None:
 def test_an_unconditional_run_takes_no_prompt(tmp_path: Path, pictures: Path) -> None:
     orn.train(pictures, tmp_path / "plain", **changed(captions=None, steps=1))
     refused(ornstein("sample", tmp_path / "plain", "--prompt", "red"), "without text", "--prompt")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"stream": True},
+        {"crop": "random"},
+        {"aspect": "buckets"},
+        {"net": "dit:xs"},
+        {"condition_dropout": 1.0},
+        {"captions": "txt", "accumulate": 2, "precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_captions_go_with_every_way_of_reading_and_training(
+    pictures: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    orn.train(pictures, tmp_path / "run", **changed(steps=2, **how))
+    model = opened(tmp_path / "run")
+    cond = model.encode(["a red picture", "all blue"], negative="")
+    assert torch.isfinite(samples(model, cond=cond, guidance=2.0)).all()
+
+
+def test_captions_go_with_latents(pictures: Path, tmp_path: Path) -> None:
+    orn.train(pictures, tmp_path / "ae", **changed(captions=None, steps=1, size=16, model="kl", factor=2))
+    settings = changed(steps=2, latent=str(tmp_path / "ae"))
+    orn.train(pictures, tmp_path / "latent", **{k: v for k, v in settings.items() if k != "size"})
+    model = opened(tmp_path / "latent")
+    y = samples(model, cond=model.encode(["a red picture"] * 2))
+    assert model.decode(y).shape == (2, 3, 16, 16)
+
+
+def test_the_report_and_previews_are_made_with_captions(pictures: Path, tmp_path: Path) -> None:
+    orn.train(pictures, tmp_path / "run", **changed(steps=2, sample_every=2, report=True, held_out=0.4))
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert list((tmp_path / "run" / "progress").glob("*.png"))
+    assert "report.html" in done("evaluate", tmp_path / "run", "-n", 8, "--steps", 2, "--seeds", 1, "--images", 1)
+    assert "captions" in done("info", tmp_path / "run")

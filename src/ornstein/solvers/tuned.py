@@ -28,9 +28,7 @@ class Step:
 
     def apply(self, base: Prediction, here: Tensor, s: float | Tensor, before: Sequence[Tensor]) -> Tensor:
         """The state at s from the prediction at t, its m, and those (B, *) of the steps before it, newest first."""
-        out = combine(base, s, here, list(zip(self.past, before, strict=False)))
-        a, std = base.process.coefficients(s, base.x_t)
-        return out + (a * self.scale[0]) * base.x0 + (std * self.scale[1]) * base.eps
+        return combine(base, s, here, list(zip(self.past, before, strict=False)), scale=self.scale)
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Tuned:
         error, untuned: root mean square distances to the fine solution, of this solver and of the untuned one, from
             held-out noise.
         form: the quantity m that it interpolates: x0, or the straight flow eps - x0.
+        learned: whether its numbers were fitted, and not only chosen (`few_steps.choice`).
     """
 
     times: tuple[float, ...]
@@ -52,6 +51,7 @@ class Tuned:
     error: float = 0.0
     untuned: float = 0.0
     form: Form = "flow"
+    learned: bool = True
 
     @property
     def numbers(self) -> int:

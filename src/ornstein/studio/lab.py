@@ -83,7 +83,9 @@ def with_noise(denoiser: Denoiser, noise: Covariance) -> Denoiser:
     """The same network in a process with other noise, which it was not trained for."""
     d = denoiser
     process = orn.Process(d.process.schedule, noise=noise)
-    return Denoiser(d.net, process, d.prediction, d.data_std, d.data, d.data_covariance, d.space).eval()
+    return Denoiser(
+        d.net, process, d.prediction, d.data_std, d.data, d.data_covariance, d.space, whitened=d.whitened
+    ).eval()
 
 
 class _Page:
