@@ -243,11 +243,7 @@ class Denoiser(nn.Module):
 
     def _output(self, x_t: Tensor, t: Times, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The network's prediction, and the v of E9 if it returns twice the channels."""
-        log_snr = self.process.schedule.log_snr(check_times(t, x_t))
-        if log_snr.numel() == 1 and log_snr.device.type == "cpu" != x_t.device.type and not log_snr.requires_grad:
-            log_snr = x_t.new_full((x_t.shape[0],), float(log_snr))  # a scalar argument, not a copy to the device
-        else:
-            log_snr = log_snr.to(x_t, non_blocking=True).expand(x_t.shape[0])
+        log_snr = self._log_snr(x_t, t)
         # `negative` is for guidance around this denoiser
         cond = {k: self._placed(v, x_t) for k, v in cond.items() if v is not None and k != "negative"}
         x = self._preconditioning.network_input(x_t, t) if self.prediction == "edm" else x_t
@@ -269,6 +265,15 @@ class Denoiser(nn.Module):
 
     def _coloured(self, output: Tensor) -> Tensor:
         return self.process.noise.color(output) if self.whitened else output
+
+    def _log_snr(self, x_t: Tensor, t: Times) -> Tensor:
+        """(B,) beside x_t; one time for all samples goes to an accelerator as a number, not as a copy."""
+        if isinstance(t, float) and x_t.is_floating_point():
+            return x_t.new_full((x_t.shape[0],), self.process.at(t)[2])
+        log_snr = self.process.schedule.log_snr(check_times(t, x_t))
+        if log_snr.numel() == 1 and log_snr.device.type == "cpu" != x_t.device.type and not log_snr.requires_grad:
+            return x_t.new_full((x_t.shape[0],), float(log_snr))
+        return log_snr.to(x_t, non_blocking=True).expand(x_t.shape[0])
 
     def _placed(self, value: Any, x: Tensor) -> Any:
         value = condition_tensor(value)

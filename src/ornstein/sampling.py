@@ -247,7 +247,7 @@ def _trajectory(
     yield State(0, len(at) - 1, at[0], x, first)
     finite: list[Tensor] = []
     for k, state in enumerate(solver(d, x, times, noise), start=1):
-        finite.append(state.isfinite().all())
+        finite.append(state.sum(dtype=torch.float64 if state.dtype == torch.float64 else torch.float32).isfinite())
         if device.type == "cpu":  # elsewhere reading the answer waits for the device: once, at the end
             _check_finite(finite, at)
         yield State(k, len(at) - 1, at[k], state, first)

@@ -219,8 +219,9 @@ def evaluation_mode(d: Denoises) -> Iterator[None]:
     networks = networks_of(d)
     # module by module: a part that is frozen in evaluation mode stays so in a network that is training
     modes = [(m, m.training) for network in networks for m in network.modules()]
-    for network in networks:
-        network.eval()
+    if any(training for _, training in modes):
+        for network in networks:
+            network.eval()
     try:
         yield
     finally:

@@ -125,6 +125,12 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ("steps=50", "steps=5"),
         ("batch(range(200))", "batch(range(20))"),
     ],
+    "tutorials/compress.md": [
+        ("--net s --batch 64 --steps 1500", "--net xs --batch 8 --steps 2 --sample-every 0"),
+        ("--macs 0.5", "--macs 0.5 --steps 2"),
+        ("--steps 300", "--steps 2"),
+        ("-n 20 --steps 20", "-n 1 --steps 2"),
+    ],
     "tutorials/processes.md": [
         ("--batch 64 --steps 2000", "--batch 8 --steps 2 --net xs --sample-every 0"),
         (

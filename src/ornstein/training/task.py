@@ -231,7 +231,7 @@ class Diffusion(Task[Denoiser]):
         return self.model.to_config() | captions
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
-        checkpoint.save(model, out, extra)
+        checkpoint.save(model, out, extra | getattr(self.objective, "about", {}))
 
 
 def on_cpu(draw: torch.Generator) -> torch.Generator:
