@@ -13,6 +13,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  || { echo "Ornstein needs Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# CLIP's byte-pair encoding is a file of this wheel, whose dependencies are not needed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps open_clip_torch
 	@touch $@
 
 demo: setup
@@ -43,7 +45,7 @@ evidence: evidence-noise evidence-likelihood evidence-latent evidence-faults evi
 
 evidence-noise: setup
 	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise
-	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise --report docs/structured-noise-results.md
+	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise --report docs/structured-noise-cells.md
 
 # With CIFAR=train.zip, the CIFAR-10 training images as a zip of pictures, it trains on these too.
 evidence-likelihood: setup

@@ -100,7 +100,7 @@ def _parts(runs: list[Path], quick: bool) -> dict[str, Callable[[], list[Table]]
         from solvers import mixtures, of_model
 
         few, iterations = (8, 5) if quick else (64, 100)
-        counts = COUNTS[:1] if quick else COUNTS
+        counts = COUNTS[:1] if quick else (*COUNTS, 20)
         return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few)]
 
     def distances() -> list[Table]:

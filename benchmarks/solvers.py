@@ -1,12 +1,12 @@
-"""End-point errors at 5, 8 and 10 evaluations: ours, tuned and not, beside every sampler of diffusers and azula.
+"""End-point errors at few evaluations: ours, tuned, chosen and plain, beside every sampler of diffusers and azula.
 
-    python benchmarks/solvers.py [--model RUN ...] [--steps 5,8,10] [--trajectories 64]
+    python benchmarks/solvers.py [--model RUN ...] [--steps 5,8,10,20] [--trajectories 64]
 
 All start from the same noise and ask the same network (or exact denoiser of a mixture) at exactly the levels that they
 name; the error is the root mean square distance to the fine solution of the probability-flow ODE from there. Every
 sampler of `peers.py` is tried on a few of the trajectories, and the best of each library on all of them. A tuned
-solver learns from other noise than it is tested on; a RUN must have been tuned (`ornstein tune RUN --steps
-5,8,10`). azula is compared with where it is installed.
+solver learns from other noise than it is tested on, and so does the choice of an untuned one; a RUN shows what it has
+of both (`ornstein tune RUN --steps 5,8,10`, `ornstein train`). azula is compared with where it is installed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from ornstein.solvers.grids import GRID
 
 OURS = ("flow-3m", "dpmpp-2m", "dpmpp-3m", "unipc", "deis", "ipndm", "ddim")
 FINALISTS = 8
+MOST_TUNED = 10  # steps; with more there is little to gain
 _FEW = 8  # trajectories on which all of theirs are tried
 
 Run = Callable[[Denoises, Tensor], Tensor]
@@ -67,14 +68,17 @@ def ours(name: str, grid: str, steps: int) -> Run:
     return run
 
 
-def compare(title: str, test: Trajectories, tuned_of: Callable[[int], Tuned], counts: list[int]) -> list[Table]:
+Find = Callable[[int], Tuned | None]
+
+
+def compare(title: str, test: Trajectories, tuned_of: Find, chosen_of: Find, counts: list[int]) -> list[Table]:
     """Two tables of a problem: against the best of theirs, and our own solvers and grids among themselves."""
     schedule = test[0][0].process.schedule
     against = Table(
         title,
-        ["evaluations", "best of diffusers", "", "best of azula", "", SOLVER, "ratio", "tuned", "ratio", "numbers"],
-        note="The error of the best of all their samplers and grids, of our default and of the tuned solver; the "
-        "ratios are to the best of diffusers.",
+        ["evaluations", "best of diffusers", "", "best of azula", "", *_with_ratios(SOLVER, "chosen", "tuned")],
+        note="The error of the best of all their samplers and grids, of our default, of the solver chosen for the "
+        "model and of the tuned one; the ratios are to the best of both libraries.",
     )
     own = Table(f"{title}: untuned, by solver and grid", ["solver", "grid", *map(str, counts)])
     for steps in counts:
@@ -84,11 +88,11 @@ def compare(title: str, test: Trajectories, tuned_of: Callable[[int], Tuned], co
         assert theirs is not None
         default = best([("", ours(SOLVER, GRID, steps))], test)
         assert default is not None
-        tuned = tuning.judged(tuned_of(steps), test)
-        against.add(
-            *(str(steps), theirs[1], theirs[0], *((azula[1], azula[0]) if azula else ("-", "not installed"))),
-            *(default[1], default[1] / theirs[1], tuned.error, tuned.error / theirs[1], str(tuned.numbers)),
-        )
+        least = min(theirs[1], azula[1]) if azula else theirs[1]
+        found = [None if t is None else tuning.judged(t, test).error for t in (chosen_of(steps), tuned_of(steps))]
+        errors = [x for e in (default[1], *found) for x in (("-", "-") if e is None else (e, e / least))]
+        peers = (theirs[1], theirs[0], *((azula[1], azula[0]) if azula else ("-", "not installed")))
+        against.add(str(steps), *peers, *errors)
         Console(stderr=True, width=200).print(" ".join(against.rows[-1]))
     names = [g for g in ("logistic", "karras", "log-snr", "uniform") if g == GRID or not schedule.zero_terminal_snr]
     for name, grid in [*((SOLVER, g) for g in names), *((n, GRID) for n in OURS if n != SOLVER)]:
@@ -96,6 +100,10 @@ def compare(title: str, test: Trajectories, tuned_of: Callable[[int], Tuned], co
             errors = [rms([(ours(name, grid, n)(d, x), end) for d, x, end in test]) for n in counts]
         own.add(name, grid, *map(number, errors))
     return [against, own]
+
+
+def _with_ratios(*names: str) -> list[str]:
+    return [column for name in names for column in (name, "ratio")]
 
 
 def _none(step: int, draw: int = 0) -> Tensor:
@@ -124,20 +132,24 @@ def mixtures(counts: list[int], trajectories: int, iterations: int) -> list[Tabl
         tables += compare(
             f"A mixture of Gaussians under {name}",
             test,
-            lambda n, learn=learn: tuning.tune(learn, n, iterations),
+            lambda n, learn=learn: tuning.tune(learn, n, iterations) if n <= MOST_TUNED else None,
+            lambda n, learn=learn: tuning.untuned_solver(
+                learn[0][0].process.schedule, n, tuning.best_start(learn[:1], n)
+            ),
             counts,
         )
     return tables
 
 
-def of_model(path: Path, counts: list[int], trajectories: int) -> list[Table]:
+def of_model(path: Path, counts: list[int], trajectories: int, few: int = _FEW) -> list[Table]:
     model = orn.load(path)
-    test = tuning.trajectories(model, _FEW, first=1 << 20)
-    test += tuning.trajectories(model, trajectories, first=(1 << 20) + _FEW, batch=min(64, trajectories))
+    test = tuning.trajectories(model, few, first=1 << 20)
+    test += tuning.trajectories(model, trajectories, first=(1 << 20) + few, batch=min(64, trajectories))
     weights = sum(p.numel() for p in model.net.parameters())
     size = "×".join(map(str, model.data.shape if model.data else ()))
     title = f"The model {path.name}: {size}, {weights / 1e6:.2g} M parameters"
-    return compare(title, test, lambda n: tuned_of(path, n), counts)
+    tuned = {len(t.steps): t for t in checkpoint.load_tuned(path) if t.guidance == 1}
+    return compare(title, test, tuned.get, lambda n: checkpoint.load_chosen(path, n, 1.0), counts)
 
 
 def tuned_of(run: Path, steps: int) -> Tuned:
@@ -151,7 +163,8 @@ def tuned_of(run: Path, steps: int) -> Tuned:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, action="append", default=[])
-    parser.add_argument("--steps", default="5,8,10")
+    parser.add_argument("--steps", default="5,8,10,20")
+    parser.add_argument("--few", type=int, default=_FEW, help="trajectories on which all of theirs are tried")
     parser.add_argument("--trajectories", type=int, default=64, help="of a model; of a mixture eight times as many")
     parser.add_argument("--iterations", type=int, default=100, help="of the tuning on mixtures")
     parser.add_argument("--threads", type=int, default=1)
@@ -161,7 +174,7 @@ def main() -> None:
     if not arguments.model:
         tables = mixtures(counts, 8 * arguments.trajectories, arguments.iterations)
     else:
-        tables = [t for path in arguments.model for t in of_model(path, counts, arguments.trajectories)]
+        tables = [t for path in arguments.model for t in of_model(path, counts, arguments.trajectories, arguments.few)]
     for table in tables:
         table.show()
 

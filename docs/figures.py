@@ -24,6 +24,7 @@ from ornstein.contrast.models import build
 from ornstein.contrast.problems import Problem, open_problem
 from ornstein.contrast.training import score
 from ornstein.faces.world import FaceWorld, attributes, identities, render
+from ornstein.inverse import DDNM, DPS, Matrix, Moments, invert, twisted
 
 FOLDER = Path(__file__).parent / "images" / "course"
 STYLE = {
@@ -263,6 +264,54 @@ def guidance() -> Figure:
     return figure
 
 
+def inverse() -> Figure:
+    """A measurement of a mixture, its exact posterior, and samples of four methods (E39)."""
+    figure, panels = plt.subplots(1, 5, figsize=(8.5, 2.1), sharex=True, sharey=True, layout="constrained")
+    mixture, p = three_in_the_plane(), orn.Process(orn.schedules.Cosine())
+    A, y, std = torch.tensor([[1.0, 1.0]], dtype=torch.float64), torch.tensor([[0.1]], dtype=torch.float64), 0.35
+    side = torch.linspace(-2.2, 2.0, 120, dtype=torch.float64)
+    at = torch.cartesian_prod(side, side)
+    prior, exact = (
+        torch.exp(each.log_prob(at, p, 0.0)).reshape(120, 120).T for each in (mixture, mixture.posterior(A, y[0], std))
+    )
+    d, start = mixture.denoiser(p), torch.randn(400, 2, generator=seeded(), dtype=torch.float64)
+    panels[0].contourf(side, side, prior, levels=6, cmap="Greys")
+    panels[0].plot(side, y[0] - side, "--", color="#c0392b", linewidth=1)
+    ways = {"moments": 20, "DPS": 100, "replacement": 100, "particles": 40}
+    kinds = {"moments": Moments, "DPS": DPS, "replacement": DDNM, "particles": Moments}
+    for axes, (name, steps) in zip(panels[1:], ways.items(), strict=True):
+        solver = partial(twisted, particles=16) if name == "particles" else None if name == "moments" else "ddpm"
+        posterior = kinds[name](d, Matrix(A, (2,)), y, std)
+        x = orn.sample(posterior, (400, 2), solver, steps, start=start, batch=400)
+        axes.contourf(side, side, exact, levels=6, cmap="Blues")
+        axes.scatter(*x.T, s=2, color="#c0392b")
+        axes.set(title=name)
+    panels[0].set(title="data, y", xlim=(-2.2, 2), ylim=(-2.2, 2))
+    for axes in panels:
+        axes.set_aspect("equal")
+    return figure
+
+
+def inversion() -> Figure:
+    """The error of a round trip by steps: up by DDIM and down by a solver, and the fixed point (E25)."""
+    figure, axes = plt.subplots(figsize=(8, 2.8), layout="constrained")
+    mixture = three_in_the_plane()
+    d = mixture.denoiser(orn.Process(orn.schedules.Cosine()))
+    x0, counts = mixture.sample(100, seeded()), [5, 8, 12, 20, 32, 50]
+    for name, colour in (("ddim", "#4e79a7"), ("flow-3m", "#c0392b")):
+        up = [orn.sample(d, x0.shape, name, n, start=orn.invert(d, x0, n)) for n in counts]
+        axes.loglog(counts, [float((x - x0).square().mean().sqrt()) for x in up], "o--", markersize=3, color=colour,
+                    label=f"{name}, DDIM up")  # fmt: skip
+        found = [invert(d, x0, name, n, tolerance=1e-9) for n in counts]
+        axes.loglog(counts, [float(each.error.square().mean().sqrt()) for each in found], "o-", markersize=3,
+                    color=colour, label=f"{name}, fixed point")  # fmt: skip
+    axes.set(xlabel="steps", title="root mean square error of a round trip")
+    axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+    axes.minorticks_off()
+    axes.legend(ncol=2)
+    return figure
+
+
 def swap() -> Figure:
     """What the swap is shown and what it has to answer, on faces that are nobody's."""
     figure, panels = plt.subplots(1, 5, figsize=(8, 2), layout="constrained")
@@ -338,6 +387,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         noise,
         hierarchy,
         guidance,
+        inverse,
+        inversion,
         swap,
         collapse,
         patches,

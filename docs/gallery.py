@@ -5,15 +5,17 @@ python docs/gallery.py hero faces      # some
 """
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
 import ornstein as orn
+from ornstein.data import shapes
 from ornstein.data.pixels import grid, to_uint8
 from ornstein.faces.world import attributes, identities, motion, render
 
@@ -93,6 +95,19 @@ def denoising() -> None:
     )
 
 
+def captioned() -> None:
+    """Six pictures of the set of shapes, with one of their captions below."""
+    side, line = 160, 14
+    scenes = [scene for scene in shapes.scenes(40, seed=4) if scene.relations][:6]
+    sheet = Image.new("RGB", (6 * side, side + 3 * line), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (scene, picture) in enumerate(zip(scenes, shapes.render(scenes, side - 8), strict=True)):
+        sheet.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()), (i * side + 4, 0))
+        for k, text in enumerate(textwrap.wrap(scene.captions[0], 24)):
+            draw.text((i * side + 6, side - 4 + k * line), text, "black")
+    sheet.quantize(64, dither=Image.Dither.NONE).save(FOLDER / "shapes.png", optimize=True)
+
+
 def portraits() -> None:
     """Six thousand procedural portraits to train on, in runs/portraits; a minute and a half on one core."""
     folder = Path("runs/portraits")
@@ -104,7 +119,8 @@ def portraits() -> None:
 
 
 PICTURES: dict[str, Callable[[], None]] = {
-    "hero": hero, "faces": faces, "swaps": swaps, "talk": talk, "noise": noise, "forward": denoising
+    "hero": hero, "faces": faces, "swaps": swaps, "talk": talk, "noise": noise, "forward": denoising,
+    "shapes": captioned,
 }  # fmt: skip
 
 

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-import diffusers
+import diffusers as typed_diffusers
 import torch
-import transformers
+import transformers as typed_transformers
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +37,8 @@ from ornstein.training.config import TrainConfig
 from ornstein.training.optimizer import optimizer_of
 from ornstein.wrapper import Conditioned
 
+# their types are stricter than what they take
+diffusers, transformers = cast(Any, typed_diffusers), cast(Any, typed_transformers)
 SIZE, LENGTH, COUNT, BATCH = 32, 24, 12_000, 32
 AUTOENCODER_STEPS, STEPS, DROPOUT = 1500, 5000, 0.1
 COUNTS, SCALES = (5, 8, 10), (1.0, 4.0, 7.5)
@@ -77,9 +79,7 @@ def untrained(captions: list[str]) -> Any:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
         clip_sample=False, set_alpha_to_one=False, steps_offset=1,
     )  # fmt: skip
-    return diffusers.StableDiffusionPipeline(
-        vae, text, tokenizer, unet, scheduler, cast(Any, None), cast(Any, None), cast(Any, None), False
-    )
+    return diffusers.StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, None, False)
 
 
 def steps_of(modules: torch.nn.Module, steps: int, optimizer: str, rate: float) -> Any:

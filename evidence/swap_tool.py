@@ -2,6 +2,7 @@
 
 python evidence/swap_tool.py occlusion [--photos lfw.zip]
 python evidence/swap_tool.py detail [--photos lfw.zip]
+python evidence/swap_tool.py picture
 """
 
 from __future__ import annotations
@@ -13,21 +14,25 @@ import zipfile
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from ornstein.data import grid
 from ornstein.faces.align import alignment, crop
 from ornstein.faces.blaze import BlazeDetector
 from ornstein.faces.detect import Face
 from ornstein.faces.read import decode_photo
 from ornstein.faces.recognise import Recogniser
+from ornstein.faces.settings import REGIONS
 from ornstein.faces.swap.cover import Uncovered
 from ornstein.faces.swap.detail import enlarged
 from ornstein.faces.swap.finishing import SIDE, aligned_faces
 from ornstein.faces.swap.occluders import KINDS, covered
-from ornstein.faces.swap.regions import hull
+from ornstein.faces.swap.regions import head, hull, region_weights
 
 PEOPLE, SEED = 100, 1
+FIGURE = Path(__file__).parent.parent / "docs" / "images" / "swap-tool.png"
 
 
 def photos(archive: Path, count: int) -> list[Tensor]:
@@ -92,9 +97,34 @@ def detail(archive: Path | None) -> None:
         print(f"  detail {share:.1f}  PSNR {psnr:.2f} dB  distance {away:.3f}")
 
 
+def picture(archive: Path | None) -> None:
+    """The figure of docs/swap.md, of rendered faces alone."""
+    faces, _, points = aligned_faces(6, 12)
+    red = torch.tensor([0.9, 0.1, 0.1])[:, None, None]
+    inside = hull(points, SIDE)
+    rows = []
+    for k, name in enumerate(REGIONS):
+        weight = head(points[k : k + 1], SIDE) if name == "hair" else region_weights(points[k : k + 1], SIDE, {name})
+        weight = weight if name == "hair" else weight * inside[k : k + 1]
+        rows.append(torch.lerp(faces[k], red.expand_as(faces[k]), 0.6 * weight[0]))
+    draw = torch.Generator().manual_seed(7)
+    find = Uncovered("net")
+    for k, kind in enumerate(("hand", "glasses", "microphone")):
+        shown, _ = covered(faces[k : k + 1], points[k : k + 1], draw, kind)
+        seen = find((255 * shown).round().to(torch.uint8), inside[k : k + 1])
+        kept = (1 - seen[0]) * inside[k]
+        rows += [shown[0], torch.lerp(shown[0], red.expand_as(shown[0]), 0.6 * kept)]
+    for k in range(2):
+        small = F.interpolate(faces[k + 3 : k + 4], (SIDE // 2, SIDE // 2), mode="area")[0]
+        fine = [enlarged(small, 2, share) for share in (0.0, 1.0)]
+        rows += [F.interpolate(small[None], (SIDE, SIDE), mode="nearest")[0], *fine]
+    pictures = grid(2 * torch.stack(rows) - 1, 6)
+    Image.fromarray(pictures.permute(1, 2, 0).numpy()).save(FIGURE, optimize=True)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("occlusion", "detail"))
+    parser.add_argument("what", choices=("occlusion", "detail", "picture"))
     parser.add_argument("--photos", type=Path)
     given = parser.parse_args()
-    {"occlusion": occlusion, "detail": detail}[given.what](given.photos)
+    {"occlusion": occlusion, "detail": detail, "picture": picture}[given.what](given.photos)

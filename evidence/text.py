@@ -1,7 +1,7 @@
 """What a text-to-image model learns of captions: `shapes`, judged by the renderer's own parser.
 
-    python evidence/text.py train RUN       # `ornstein train --data shapes --captions auto ...`, 20 minutes on 2 cores
-    python evidence/text.py meaning RUN     # attributes and relations of unseen combinations, by guidance
+    python evidence/text.py train RUN [STEPS]    # `ornstein train --data shapes ...`, 40 minutes of one core
+    python evidence/text.py meaning RUN          # attributes and relations of unseen combinations, by guidance
 
 The prompts are captions of scenes with combinations that no picture of the training has: a colour of each shape, and a
 tenth of the relations between two shapes.
@@ -17,7 +17,7 @@ from ornstein.data import save_grid, to_uint8
 from ornstein.data.shapes import judge, parse, scenes
 from ornstein.denoiser import Denoiser
 
-SETTINGS = {"captions": "auto", "size": 32, "net": "s", "patch": 2, "batch": 32, "steps": 5000, "checkpoint_every": 500}
+SETTINGS = {"captions": "auto", "size": 32, "net": "s", "patch": 2, "batch": 32, "steps": 9500, "checkpoint_every": 500}
 PROMPTS, STEPS, SEED = 400, 20, 1  # the training draws its scenes with seed 0
 
 
@@ -44,7 +44,8 @@ def meaning(model: Denoiser, guidance: float, unseen: bool, count: int = PROMPTS
 def main() -> None:
     what, run = sys.argv[1], Path(sys.argv[2])
     if what == "train":
-        orn.train("shapes", run, resume=(run / "train.json").is_file(), report=False, **SETTINGS)
+        settings = SETTINGS | ({"steps": int(sys.argv[3])} if len(sys.argv) > 3 else {})
+        orn.train("shapes", run, resume=(run / "train.json").is_file(), report=False, **settings)
     model = orn.load(run)
     for guidance in (1.0, 2.0, 4.0):
         print(meaning(model, guidance, unseen=True, picture=run / f"unseen-{guidance:g}.png"), flush=True)

@@ -119,3 +119,32 @@ def test_the_spread_is_that_of_the_answers() -> None:
     assert torch.allclose(edit.spread(answers, 2).flatten(), torch.tensor([2.0**0.5, 0.0]))
     with pytest.raises(ValueError, match="two answers or more"):
         edit.spread(answers, 1)
+
+
+@pytest.mark.parametrize("levels", [None, 2.0])
+def test_the_truth_lies_between_exact_draws_as_often_as_it_should(levels: float | None) -> None:
+    exact = DATA.posterior(torch.eye(16, dtype=torch.float64)[:4], torch.zeros(4).double(), 0.1)
+    draws = exact.sample(20 * 500, torch.Generator().manual_seed(0)).reshape(20, 500, 16).double()
+    if levels is not None:  # rounded, so that many are equal
+        draws = (draws * levels).round() / levels
+    share = float(edit.coverage(draws[:19], draws[19]).mean())
+    assert abs(share - 0.9) < 0.02  # 500 draws, 16 correlated numbers each: 0.9 has a standard error of 0.005
+    assert float(edit.coverage(draws[:19] + 5, draws[19]).max()) == 0
+    with pytest.raises(ValueError, match="two answers"):
+        edit.coverage(draws[:1], draws[0])
+
+
+def test_every_posterior_draw_of_moments_is_calibrated_on_its_own_data() -> None:
+    A = downsampling(2, SHAPE)
+    one = GaussianMixture([1.0], torch.zeros(1, *SHAPE), smooth()[None])
+    truth = one.sample(60, torch.Generator().manual_seed(1)).float().reshape(60, *SHAPE)
+    y = A.forward(truth) + 0.1 * torch.randn(60, 1, 2, 2, generator=torch.Generator().manual_seed(2))
+    d = one.denoiser(orn.Process(orn.schedules.Cosine()))
+    answers = edit.restore(d, A, y, 0.1, n=19, iterations=4).reshape(60, 19, *SHAPE)
+    share = torch.stack([edit.coverage(a, x).mean() for a, x in zip(answers, truth, strict=True)])
+    assert abs(float(share.mean()) - 0.9) < 4 * float(share.std()) / 60**0.5
+
+
+def test_an_inversion_that_falls_short_is_said() -> None:
+    with pytest.warns(UserWarning, match="take more steps"):
+        edit.interpolate(MODEL, PICTURES[:1], PICTURES[1:], n=2, steps=3, tolerance=1e-30)

@@ -17,6 +17,7 @@ from ornstein import noise, schedules
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.denoiser import Denoiser, Distilled, SampleSpec
 from ornstein.errors import RunError, UserError
+from ornstein.few_steps.choice import Choice, nearest
 from ornstein.nets import NETS
 from ornstein.process import Process
 from ornstein.sizes import build_network, check_numbers, check_sample
@@ -35,6 +36,7 @@ from ornstein.store import (
 from ornstein.text import FrozenEncoder, TextDenoiser, TextEncoder, open_encoder
 
 __all__ = [
+    "CHOSEN",
     "INDEX",
     "TUNED",
     "check_tuned",
@@ -42,15 +44,18 @@ __all__ = [
     "is_autoencoder",
     "is_pipeline",
     "load",
+    "load_chosen",
     "load_tuned",
     "locate",
     "network_class",
     "run_folder",
     "save",
+    "save_chosen",
     "save_tuned",
 ]
 
 TUNED = "tuned.json"
+CHOSEN = "solver.json"
 INDEX = "model_index.json"  # of a diffusers pipeline
 
 # The keys of a config that decide a model's trajectories, besides its weights.
@@ -156,7 +161,8 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
     covariance = noise.from_config(config["data_covariance"]) if "data_covariance" in config else None
     if data is not None:
         for each in (process.noise, *([] if covariance is None else [covariance])):
-            each.color(torch.zeros(1, *data.shape))  # raises ValueError if it was made for other shapes
+            if not getattr(each, "needs_flow", False):
+                each.color(torch.zeros(1, *data.shape))  # raises ValueError if it was made for other shapes
     make_model: Any = Denoiser
     if "text" in config:
         encoder = _text_encoder(config["text"], folder, trust)
@@ -170,6 +176,7 @@ def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, tr
         covariance,
         LatentSpace.from_config(config["latent"], folder, trust) if "latent" in config else None,
         Distilled.from_config(config["distilled"]) if "distilled" in config else None,
+        bool(config.get("whitened", False)),
     )
 
 
@@ -204,7 +211,8 @@ def fingerprint(path: str | Path) -> str:
         return _pipeline_hash(folder)
     config = read_config(path)
     described = json.dumps(
-        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text",) if k in config}, sort_keys=True
+        {k: config.get(k) for k in _TRAJECTORY} | {k: config[k] for k in ("text", "whitened") if k in config},
+        sort_keys=True,
     )
     digest = file_hash(folder / MODEL)
     digest.update(described.encode())
@@ -273,3 +281,32 @@ def _tuned(folder: Path, content: dict[str, Any]) -> list[Tuned]:
         return [Tuned.from_config(c) for c in content["solvers"]]
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder / TUNED} cannot be used: {e}; run `ornstein tune {folder}` again") from e
+
+
+def save_chosen(path: str | Path, choices: list[Choice]) -> None:
+    """Store the default solvers of the model at `path` beside it."""
+    folder = run_folder(path)
+    folder.mkdir(exist_ok=True)
+    content = {"format": FORMAT, "model": fingerprint(path), "choices": [c.to_config() for c in choices]}
+    atomic_write(folder / CHOSEN, json_bytes(content))
+
+
+def load_chosen(path: str | Path, steps: int, guidance: float) -> Tuned | None:
+    """The default solver of the model at `path` for so many steps; None if none was chosen for the weights it has.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run_folder(path) / CHOSEN
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    try:
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']} is not {FORMAT}")
+        found = nearest([Choice.from_config(c) for c in content["choices"]], steps, guidance)
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{file} cannot be used: {e}; delete it, or name a --solver") from e
+    if found is None or content.get("model") != fingerprint(path):
+        return None  # trained on since: the choice was another model's
+    return found.solver(schedules.from_config(read_config(path)["schedule"]), steps)

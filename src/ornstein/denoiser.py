@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,10 @@ from ornstein.process import Prediction, Process, check_times
 from ornstein.schedules import Times
 from ornstein.store import CONFIG, FORMAT, MODEL, atomic_save_tensors, atomic_write, json_bytes, make_folder
 
-__all__ = ["Data", "Denoiser", "Denoises", "Distilled", "Kind", "SampleSpec", "Space", "condition_tensor"]
+__all__ = [
+    "Data", "Denoiser", "Denoises", "Distilled", "Kind", "Norm", "SampleSpec", "Space", "condition_tensor",
+    "mean_square",
+]  # fmt: skip
 
 Kind = Literal["x0", "eps", "v", "score", "flow", "edm"]
 
@@ -145,6 +149,15 @@ def condition_tensor(value: Any) -> Any:
     return torch.tensor(value) if numbers else value
 
 
+Norm = Callable[[Tensor, Tensor], Tensor]
+"""A mean square of errors (B, *) at the times (B,): (B,)."""
+
+
+def mean_square(error: Tensor, t: Tensor) -> Tensor:
+    """||e||^2/N of each sample, (B,)."""
+    return error.flatten(1).square().mean(1)
+
+
 class Denoiser(nn.Module):
     """Reads `net(x, log_snr, **cond)` as E[x_0 | x_t] and every quantity linear in it (E8).
 
@@ -169,8 +182,11 @@ class Denoiser(nn.Module):
             preconditioning then acts on each mode of C^-1 Sigma; see `Preconditioning`.
         space: for latent models, what decodes samples to images; see `decode`.
         distilled: for distilled models, the steps that it was trained for.
+        whitened: the network computes in the coordinates of R^-1: its input is R^-1 x, and R times its output is the
+            prediction. There every mode of the noise has the same size, however small its variance is.
 
     Raises:
+        SingularCovarianceError: `whitened`, and the noise has no R^-1.
         ValueError: an unknown prediction; "eps" or "score" with a zero terminal SNR, which carry no information on x_0
             at t = 1; "flow" with a schedule whose flow is infinite there.
     """
@@ -185,6 +201,7 @@ class Denoiser(nn.Module):
         data_covariance: Covariance | None = None,
         space: Space | None = None,
         distilled: Distilled | None = None,
+        whitened: bool = False,
     ) -> None:
         super().__init__()
         if prediction not in get_args(Kind):
@@ -201,6 +218,8 @@ class Denoiser(nn.Module):
             raise ValueError(f"data_std is a standard deviation, positive and finite, got {data_std}")
         if data_covariance is not None and prediction != "edm":
             raise ValueError(f'a data covariance preconditions the prediction "edm", not {prediction!r}')
+        if whitened and data is not None:
+            process.noise.whiten(torch.zeros(1, *data.shape))
         self.net = net
         self.process = process
         self.prediction: Kind = prediction
@@ -209,6 +228,7 @@ class Denoiser(nn.Module):
         self.space = space
         self.distilled = distilled
         self.data_covariance = data_covariance
+        self.whitened = whitened
         self.precision: torch.dtype | None = None  # autocast dtype of the network alone (`sample(precision=...)`)
         self._preconditioning = Preconditioning(process, data_std, data_covariance)
 
@@ -223,14 +243,11 @@ class Denoiser(nn.Module):
 
     def _output(self, x_t: Tensor, t: Times, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """The network's prediction, and the v of E9 if it returns twice the channels."""
-        log_snr = self.process.schedule.log_snr(check_times(t, x_t))
-        if log_snr.numel() == 1 and log_snr.device.type == "cpu" != x_t.device.type and not log_snr.requires_grad:
-            log_snr = x_t.new_full((x_t.shape[0],), float(log_snr))  # a scalar argument, not a copy to the device
-        else:
-            log_snr = log_snr.to(x_t, non_blocking=True).expand(x_t.shape[0])
+        log_snr = self._log_snr(x_t, t)
         # `negative` is for guidance around this denoiser
         cond = {k: self._placed(v, x_t) for k, v in cond.items() if v is not None and k != "negative"}
         x = self._preconditioning.network_input(x_t, t) if self.prediction == "edm" else x_t
+        x = self.process.noise.whiten(x) if self.whitened else x
         if self.precision is None:
             output = self.net(x, log_snr, **cond)
         else:
@@ -240,11 +257,23 @@ class Denoiser(nn.Module):
             output = output.clone()
         # The network may compute in half precision; everything after it has the dtype of the sample.
         if output.shape == x_t.shape:
-            return output.to(x_t.dtype), None
+            return self._coloured(output.to(x_t.dtype)), None
         if output.shape != (x_t.shape[0], 2 * x_t.shape[1], *x_t.shape[2:]):
             raise ValueError(f"the network returned shape {tuple(output.shape)} for a sample of {tuple(x_t.shape)}")
         mean, variance = output.to(x_t.dtype).chunk(2, dim=1)
-        return mean, (variance + 1) / 2
+        return self._coloured(mean), (variance + 1) / 2
+
+    def _coloured(self, output: Tensor) -> Tensor:
+        return self.process.noise.color(output) if self.whitened else output
+
+    def _log_snr(self, x_t: Tensor, t: Times) -> Tensor:
+        """(B,) beside x_t; one time for all samples goes to an accelerator as a number, not as a copy."""
+        if isinstance(t, float) and x_t.is_floating_point():
+            return x_t.new_full((x_t.shape[0],), self.process.at(t)[2])
+        log_snr = self.process.schedule.log_snr(check_times(t, x_t))
+        if log_snr.numel() == 1 and log_snr.device.type == "cpu" != x_t.device.type and not log_snr.requires_grad:
+            return x_t.new_full((x_t.shape[0],), float(log_snr))
+        return log_snr.to(x_t, non_blocking=True).expand(x_t.shape[0])
 
     def _placed(self, value: Any, x: Tensor) -> Any:
         value = condition_tensor(value)
@@ -252,7 +281,7 @@ class Denoiser(nn.Module):
             return value
         return value.to(x.device, non_blocking=True)
 
-    def loss(self, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
+    def loss(self, x0: Tensor, t: Tensor, z: Tensor, *, norm: Norm = mean_square, **cond: Any) -> Tensor:
         """Mean squared error of the network's output against its target.
 
         For "eps" this is L_simple (E10). The other predictions weight the same regression by what their target is made
@@ -262,14 +291,15 @@ class Denoiser(nn.Module):
             x0: data (B, *).
             t: times (B,) in (0, 1].
             z: white noise (B, *), z ~ N(0, I).
+            norm: of the error (B, *) at the times (B,), (B,); the mean square over pixels by default.
 
         Returns:
             (B,), one value a sample.
         """
         x_t = self.process.add_noise(x0, t, z)
-        return self.error(Prediction(self.process, x_t, t, x0, self.process.noise.color(z)), **cond)
+        return self.error(Prediction(self.process, x_t, t, x0, self.process.noise.color(z)), norm=norm, **cond)
 
-    def error(self, truth: Prediction, **cond: Any) -> Tensor:
+    def error(self, truth: Prediction, *, norm: Norm = mean_square, **cond: Any) -> Tensor:
         """Mean squared error of the network's output at truth.x_t against the output that means `truth`, (B,).
 
         With the x_0 that x_t was made from, this is `loss`; distillation uses another x_0. truth.t: (B,) in (0, 1].
@@ -282,7 +312,7 @@ class Denoiser(nn.Module):
             error = output - getattr(truth, self.prediction)
         if self.prediction == "score":
             error = error * self.process.coefficients(t, x_t)[1]
-        return error.flatten(1).square().mean(1)
+        return norm(error, torch.as_tensor(t))
 
     def decode(self, x: Tensor) -> Tensor:
         """Images from samples x (B, *): x itself, or the decoded latents of a latent model."""
@@ -319,6 +349,8 @@ class Denoiser(nn.Module):
             "data_std": self.data_std,
             "net": {"type": type(self.net).__name__, **getattr(self.net, "config", {})},
         }
+        if self.whitened:
+            config["whitened"] = True
         if self.data_covariance is not None:
             config["data_covariance"] = noise.to_config(self.data_covariance)
         for name, part in (("latent", self.space), ("data", self.data), ("distilled", self.distilled)):

@@ -26,7 +26,8 @@ from ornstein.sampling import State, draw
 from ornstein.wrapper import distilled_of, module_of, rows_of
 
 __all__ = [
-    "METHODS_OF_EDITS", "change", "colourise", "inpaint", "interpolate", "restore", "sdedit", "spread", "upscale",
+    "METHODS_OF_EDITS", "change", "colourise", "coverage", "inpaint", "interpolate", "restore", "sdedit", "spread",
+    "upscale",
 ]  # fmt: skip
 
 METHODS_OF_EDITS = (*METHODS, "repaint", "twisted")
@@ -234,8 +235,8 @@ def interpolate(
         _check_pictures(d, x)
     solver = options.pop("solver", None) or "ddim"
     ends = torch.cat([a, b])
-    found = invert(d, ends, solver, steps, cond=_repeated(cond, 1, 2), tolerance=tolerance)
-    path = _slerp(d, found.x, n).to(a.dtype)
+    found = _inverted(d, ends, solver, steps, _repeated(cond, 1, 2), tolerance)
+    path = _slerp(d, found, n).to(a.dtype)
     request = SampleRequest(solver=solver, steps=steps, **_given(options))
     return draw(d, tuple(path.shape), request, _repeated(cond, 1, n), path, callback)
 
@@ -256,9 +257,9 @@ def change(
     """
     _check_pictures(d, x)
     solver = options.pop("solver", None) or "ddim"
-    found = invert(d, x, solver, steps, cond=cond, tolerance=tolerance)
+    found = _inverted(d, x, solver, steps, cond, tolerance)
     request = SampleRequest(solver=solver, steps=steps, guidance=guidance, **_given(options))
-    return draw(d, tuple(x.shape), request, to, found.x.to(x.dtype))
+    return draw(d, tuple(x.shape), request, to, found.to(x.dtype))
 
 
 def spread(answers: Tensor, n: int) -> Tensor:
@@ -274,6 +275,39 @@ def spread(answers: Tensor, n: int) -> Tensor:
         raise ValueError(f"a spread is that of two answers or more, got {len(answers)} in sets of {n}")
     each = answers.reshape(-1, n, *answers.shape[1:])
     return each.var(1).mean(1, keepdim=True).sqrt()
+
+
+def coverage(answers: Tensor, truth: Tensor) -> Tensor:
+    """Whether the truth lies between the least and the greatest of its n answers, for each value: 0 to 1.
+
+    If the answers are draws from p(x_0 | y) the truth is one more draw, so that the mean is (n - 1)/(n + 1): 0.9 for 19
+    answers. The truth may be equal to answers, as 8-bit pixels are: its rank among them then counts as drawn at random.
+
+    Args:
+        answers: (n, *).
+        truth: (*).
+
+    Raises:
+        ValueError: fewer than two answers, or shapes that differ.
+    """
+    n = len(answers)
+    if n < 2 or answers.shape[1:] != truth.shape:
+        raise ValueError(
+            f"two answers or more of the truth's shape, got {tuple(answers.shape)} and {tuple(truth.shape)}"
+        )
+    below, equal = (answers < truth).sum(0), (answers == truth).sum(0)
+    first, last = below.clamp(min=1), (below + equal).clamp(max=n - 1)  # ranks inside, of those from below on
+    return (last - first + 1).clamp(min=0).to(torch.float64) / (equal + 1)
+
+
+def _inverted(d: Denoises, x: Tensor, solver: str, steps: int, cond: dict[str, Any], tolerance: float) -> Tensor:
+    """The state from which the solver makes x. Warns where it is not found to the tolerance."""
+    found = invert(d, x, solver, steps, cond=cond, tolerance=tolerance)
+    worst = float(found.error.max())
+    if worst > tolerance:
+        text = f"the inversion is off by {worst:.2g}, not {tolerance:g}, of values that span 2: take more steps"
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return found.x
 
 
 def _guided(d: Denoises, scale: float | None) -> Denoises:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ornstein.denoiser import Denoises
+from ornstein.denoiser import Denoises, Norm, mean_square
 from ornstein.process import Prediction, check_times, expand
 from ornstein.schedules import Schedule
 from ornstein.solvers.variance import ReverseVariance, check_variance, reverse_log_variance
@@ -61,9 +61,9 @@ def _x0_error(prediction: Prediction, x0: Tensor) -> Tensor:
     return (x0 - prediction.x0).flatten(1).square().mean(1)
 
 
-def _eps_error(prediction: Prediction, z: Tensor) -> Tensor:
+def _eps_error(prediction: Prediction, z: Tensor, norm: Norm = mean_square) -> Tensor:
     """||eps - eps_hat||^2/N."""
-    return (prediction.process.noise.color(z) - prediction.eps).flatten(1).square().mean(1)
+    return norm(prediction.process.noise.color(z) - prediction.eps, torch.as_tensor(prediction.t))
 
 
 def _weight(f: Callable[[Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
@@ -71,9 +71,12 @@ def _weight(f: Callable[[Tensor], Tensor], t: Tensor, x: Tensor) -> Tensor:
     return f(check_times(t, x)).to(x, non_blocking=True)
 
 
-def simple(d: Denoises, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
-    """L_simple = ||eps - eps_hat||^2/N (E10; Ho et al. 2020, eq. 14)."""
-    return _eps_error(_predict(d, x0, t, z, cond), z)
+def simple(d: Denoises, x0: Tensor, t: Tensor, z: Tensor, *, norm: Norm = mean_square, **cond: Any) -> Tensor:
+    """L_simple = ||eps - eps_hat||^2/N (E10; Ho et al. 2020, eq. 14).
+
+    In the `norm` of R^-1 it is ||z - z_hat||^2/N, the regression on white noise (E14; S2).
+    """
+    return _eps_error(_predict(d, x0, t, z, cond), z, norm)
 
 
 def score_matching(

@@ -30,6 +30,9 @@ __all__ = [
     "linear_marginal",
 ]
 
+_MOST_TIMES = 128  # of a process whose coefficients are kept: those of a trajectory
+_NO_X0 = "at zero SNR x_t is all noise: the noise and the score say nothing of x_0; predict v or x0"
+
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """A scalar or (B,) coefficient in float64, cast to the dtype of x and shaped to multiply it.
@@ -213,9 +216,30 @@ class Process:
 
     schedule: Schedule
     noise: Covariance = field(default_factory=Identity)
+    _known: dict[float, tuple[float, float, float]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def at(self, t: float) -> tuple[float, float, float]:
+        """a, s and the log-SNR at one time as Python numbers. Kept: denoiser and solver ask for the same times.
+
+        Raises:
+            ValueError: t is outside [0, 1].
+        """
+        known = self._known.get(t)
+        if known is None:
+            if not 0 <= t <= 1:
+                raise ValueError("times lie in [0, 1], 0 being the data")
+            t64 = torch.tensor(t, dtype=torch.float64)
+            known = float(self.schedule.alpha(t64)), float(self.schedule.sigma(t64)), float(self.schedule.log_snr(t64))
+            if len(self._known) >= _MOST_TIMES:
+                self._known.clear()
+            self._known[t] = known
+        return known
 
     def coefficients(self, t: Times, x: Tensor) -> tuple[Tensor, Tensor]:
         """a(t) and s(t), shaped and cast to multiply x (B, *)."""
+        if isinstance(t, float) and x.is_floating_point():
+            a, s, _ = self.at(t)
+            return torch.tensor(a, dtype=x.dtype), torch.tensor(s, dtype=x.dtype)
         t = check_times(t, x)
         return expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
 
@@ -313,6 +337,8 @@ class Process:
         ((name, value),) = given.items()
         if value.shape != x_t.shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}, but x_t has {tuple(x_t.shape)}")
+        if isinstance(t, float) and name in ("x0", "eps", "v") and x_t.is_floating_point():
+            return self._convert_at(x_t, t, name, value)
         t64 = check_times(t, x_t)
         # Cast, as the arithmetic below sees them: a sigma that underflows is 0 there.
         alpha, sigma = (f(t64).to(x_t.dtype) for f in (self.schedule.alpha, self.schedule.sigma))
@@ -320,9 +346,7 @@ class Process:
         if name == "score":
             name, value = "eps", -s * self.noise.matvec(value)
         if name == "eps" and _any(alpha == 0):
-            raise ValueError(
-                "at zero SNR x_t is all noise: the noise and the score say nothing of x_0; predict v or x0"
-            )
+            raise ValueError(_NO_X0)
         if name == "x0":
             x0, eps = value, (x_t - a * value) / s
         elif name == "eps":
@@ -336,6 +360,22 @@ class Process:
         if at_data.device.type != "cpu" or bool(at_data.any()):
             mask = at_data.to(x_t.device).reshape(-1, *[1] * (x_t.ndim - 1))
             x0, eps = torch.where(mask, x_t, x0), torch.where(mask, 0.0, eps)
+        return Prediction(self, x_t, t, x0, eps)
+
+    def _convert_at(self, x_t: Tensor, t: float, name: str, value: Tensor) -> Prediction:
+        """`convert` of x0, eps or v at one time for all samples: few passes over them, by numbers."""
+        a, s = (float(c) for c in self.coefficients(t, x_t))  # cast: a sigma that underflows is 0
+        if name == "eps" and a == 0:
+            raise ValueError(_NO_X0)
+        if s == 0:
+            return Prediction(self, x_t, t, x_t, torch.zeros_like(x_t))
+        if name == "x0":
+            x0, eps = value, torch.sub(x_t, value, alpha=a) / s
+        elif name == "eps":
+            x0, eps = torch.sub(x_t, value, alpha=s) / a, value
+        else:
+            a, s = a / (a**2 + s**2), s / (a**2 + s**2)
+            x0, eps = torch.sub(a * x_t, value, alpha=s), torch.add(s * x_t, value, alpha=a)
         return Prediction(self, x_t, t, x0, eps)
 
     def _from_flow(self, x_t: Tensor, t: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:

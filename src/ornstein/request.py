@@ -22,7 +22,7 @@ GRID = "logistic"
 # The keys of `ornstein.solvers.SOLVERS` and of `grids.GRIDS`, which import PyTorch; a test compares them.
 SOLVERS = (
     "ddpm", "ddpm-upper", "ddim", "euler", "heun", "rk4", "euler-maruyama", "langevin", "flow-3m", "dpmpp-2m",
-    "dpmpp-3m", "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "heun-churn", "rk45",
+    "dpmpp-3m", "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "sa-3m", "restart", "heun-churn", "rk45",
 )  # fmt: skip
 GRIDS = ("logistic", "uniform", "log-snr", "karras", "trailing")
 
@@ -56,7 +56,10 @@ class SampleRequest:
     """
 
     solver: str | Solver | None = setting(
-        None, "Solver.", choices=(*SOLVERS, "tuned"), by_data=f"the tuned or distilled one of the run, else {SOLVER}"
+        None,
+        "Solver.",
+        choices=(*SOLVERS, "tuned"),
+        by_data=f"the tuned, distilled or chosen one of the run, else {SOLVER}",
     )
     steps: int | None = setting(None, "Steps of the solver.", by_data=f"{STEPS}, or those of a distilled model")
     grid: str | Sequence[float] | torch.Tensor | None = setting(

@@ -24,9 +24,9 @@ _DEEPEST = 4  # folders below the one that is searched
 class RunInfo:
     """A run directory, or the folder of a pipeline.
 
-    kind: "diffusion", "latent diffusion", "distilled", "autoencoder" or the type of another network. shape: of a
-    sample, (C, H, W) or (C, F, H, W). step, loss, elapsed (seconds): of the last logged step. total: steps, None if
-    it is trained by the clock. settings: train.json. written: seconds since 1970.
+    kind: "diffusion", "latent diffusion", "distilled", "personalised by lora", "autoencoder" or the type of another
+    network. shape: of a sample, (C, H, W) or (C, F, H, W). step, loss, elapsed (seconds): of the last logged step.
+    total: steps, None if it is trained by the clock. settings: train.json. written: seconds since 1970.
     """
 
     path: Path
@@ -136,6 +136,8 @@ def _kind(config: dict[str, Any]) -> str:
         return "autoencoder"
     if "distilled" in config:
         return "distilled"
+    if "personal" in config:
+        return f"personalised by {_mapping(config['personal']).get('method', '?')}"
     if "prediction" not in config:
         return "other"
     return "latent diffusion" if "latent" in config else "diffusion"

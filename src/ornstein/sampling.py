@@ -20,11 +20,11 @@ from ornstein.schedules import Discrete, Schedule
 from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
 from ornstein.solvers.grids import GRID
 from ornstein.wrapper import (
-    Conditioned,
     conditions_of,
     device_of,
     distilled_of,
     evaluation_mode,
+    filled_in,
     network_precision,
     networks_of,
     rows_of,
@@ -85,7 +85,8 @@ def sample(
             `SampleRequest`.
         cond: conditions for the network by name: tensors (B, ...) or lists with one entry a sample; anything else is
             shared by all samples. `negative` is a dict of conditions for the other side of guidance, such as those of
-            a negative prompt; without it that side has no conditions.
+            a negative prompt; without it that side has no conditions. `flow`, (B, F - 1, 2, H, W) in pixels, is the
+            motion that the noise of a model with `noise.Carried` follows, and with it each clip.
         start: the state (B, *) at times[0], instead of a draw from the prior N(0, s^2 C); its dtype is kept.
         callback: called with the `State` at the start and after every step.
 
@@ -128,7 +129,7 @@ def draw(
     with torch.no_grad(), evaluation_mode(d), network_precision(d, dtype):
         for low in range(0, shape[0], size):
             rows = slice(low, min(low + size, shape[0]))
-            own = Conditioned(d, rows_of(cond, rows))
+            own = filled_in(d, rows_of(cond, rows))
             begin = None if start is None else start[rows].to(_place(d, start))
             part = (rows.stop - low, *shape[1:])
             final = None
@@ -192,7 +193,7 @@ def _guided(d: Denoises, request: SampleRequest, cond: dict[str, Any]) -> Denois
     own = distilled_of(d)
     if own is not None:
         raise ValueError(f"a distilled model has its guidance built in, {own.guidance:g}: leave it out")
-    if not cond.keys() - {"negative"}:
+    if not cond.keys() - {"negative", "flow"}:
         raise ValueError("guidance needs a condition, such as cond={'label': ...}; none was given")
     return ClassifierFree(d, scale, request.guidance_interval or (0.0, 1.0), request.guidance_rescale)
 
@@ -246,7 +247,7 @@ def _trajectory(
     yield State(0, len(at) - 1, at[0], x, first)
     finite: list[Tensor] = []
     for k, state in enumerate(solver(d, x, times, noise), start=1):
-        finite.append(state.isfinite().all())
+        finite.append(state.sum(dtype=torch.float64 if state.dtype == torch.float64 else torch.float32).isfinite())
         if device.type == "cpu":  # elsewhere reading the answer waits for the device: once, at the end
             _check_finite(finite, at)
         yield State(k, len(at) - 1, at[k], state, first)

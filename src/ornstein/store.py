@@ -28,9 +28,11 @@ __all__ = [
     "CONFIG",
     "FORMAT",
     "MODEL",
+    "SCALE",
     "atomic_save_tensors",
     "atomic_write",
     "check_regular",
+    "dequantised",
     "file_hash",
     "json_bytes",
     "keep_previous",
@@ -51,6 +53,7 @@ __all__ = [
 FORMAT = 1
 CONFIG = "config.json"
 MODEL = "model.safetensors"
+SCALE = ".scale"  # after the name of a tensor of 8 bits: its scale by row
 
 CHECKSUM = "sha256"  # a field in the header of a safetensors file
 JSON_LIMIT = 64 * 2**20  # bytes; the largest file of ours, the metrics of a long run, stays far below
@@ -238,7 +241,7 @@ def load_weights(net: nn.Module, file: Path) -> None:
     Raises:
         UserError: names or shapes differ from the network's, or values are not finite.
     """
-    tensors, _ = load_tensors(file)
+    tensors = dequantised(load_tensors(file)[0])
     expected = net.state_dict()
     missing, foreign = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or foreign:
@@ -252,6 +255,17 @@ def load_weights(net: nn.Module, file: Path) -> None:
         if not bool(torch.isfinite(tensors[name]).all()):
             raise UserError(f"{file}: {name} has values that are not finite; the file is damaged")
     net.load_state_dict(tensors)
+
+
+def dequantised(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as float32 that are stored in 8 bits: int8 values, and a scale for each row under "NAME.scale"."""
+    out = dict(tensors)
+    for name, values in tensors.items():
+        scale = tensors.get(name + SCALE)
+        if values.dtype == torch.int8 and scale is not None and scale.shape == values.shape[:1]:
+            out[name] = values.float() * scale.view(-1, *[1] * (values.ndim - 1))
+            del out[name + SCALE]
+    return out
 
 
 def read_json(path: str | Path, limit: int = JSON_LIMIT) -> dict[str, Any]:

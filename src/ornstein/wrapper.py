@@ -6,23 +6,26 @@ import functools
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ornstein.denoiser import Denoiser, Denoises, Distilled, condition_tensor
+from ornstein.noise import Carried
 from ornstein.process import Prediction, Process
 from ornstein.schedules import Times
 
 __all__ = [
+    "AlongFlow",
     "Conditioned",
     "Wrapper",
     "conditions_of",
     "device_of",
     "distilled_of",
     "evaluation_mode",
+    "filled_in",
     "module_of",
     "network_precision",
     "networks_of",
@@ -64,6 +67,38 @@ class Conditioned(Wrapper):
 
     def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
         return self.denoiser(x_t, t, **self.cond, **cond)
+
+
+@dataclass(frozen=True)
+class AlongFlow(Wrapper):
+    """A model whose noise is carried by motion, with the flows of a batch (B, F - 1, 2, H, W) put into its process.
+
+    Raises:
+        ValueError: the noise of the model follows no flow; flows that are not such.
+    """
+
+    denoiser: Denoises
+    flow: Tensor
+
+    def __post_init__(self) -> None:
+        noise = self.denoiser.process.noise
+        if not isinstance(noise, Carried):
+            raise ValueError(f"the noise of this model follows no flow, it is {noise}: train it with --noise warped")
+        object.__setattr__(self, "_process", replace(self.denoiser.process, noise=noise.along(self.flow)))
+
+    @property
+    def process(self) -> Process:
+        return self.__dict__["_process"]
+
+    def __call__(self, x_t: Tensor, t: Times, /, **cond: Any) -> Prediction:
+        return self.denoiser(x_t, t, **cond)
+
+
+def filled_in(d: Denoises, cond: dict[str, Any]) -> Denoises:
+    """A denoiser with its conditions filled in; "flow" goes into the noise of its process."""
+    cond = dict(cond)
+    flow = cond.pop("flow", None)
+    return Conditioned(d if flow is None else AlongFlow(d, torch.as_tensor(flow)), cond)
 
 
 def networks_of(d: object) -> list[nn.Module]:
@@ -184,8 +219,9 @@ def evaluation_mode(d: Denoises) -> Iterator[None]:
     networks = networks_of(d)
     # module by module: a part that is frozen in evaluation mode stays so in a network that is training
     modes = [(m, m.training) for network in networks for m in network.modules()]
-    for network in networks:
-        network.eval()
+    if any(training for _, training in modes):
+        for network in networks:
+            network.eval()
     try:
         yield
     finally:

@@ -57,6 +57,7 @@ def test_a_run_holds_model_settings_curve_pictures_and_report(trained: Path) -> 
     assert json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 6
     assert Image.open(trained / "samples.png").size == (8 * (10 * 9 - 1), 8 * (2 * 9 - 1))
     assert (trained / "progress" / "step-000003.png").is_file()
+    assert (trained / "solver.json").is_file()
     report = (trained / "report.html").read_text()
     assert "cut.jpg" in report and "dot.png" in report  # the skipped files are listed
     assert "<cats>" not in report and "&lt;cats&gt;" in report

@@ -15,7 +15,7 @@ from ornstein.cli import app
 
 # They read, move or combine files: nothing to place on a device.
 NOT_COMPUTING = {
-    "ema", "export", "import", "info", "ls", "env", "lora info", "lora convert", "lora merge", "lora scale",
+    "ema", "export", "import", "push", "info", "ls", "env", "lora info", "lora convert", "lora merge", "lora scale",
     "faces verify", "faces protect", "faces card",
 }  # fmt: skip
 # They compute on the CPU, and their help says so: one's budget is processor time, the other's detector is dlib.

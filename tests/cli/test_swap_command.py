@@ -137,6 +137,23 @@ def test_a_batch_does_what_it_can(place: Path, tmp_path: Path) -> None:
     assert "has no column 'out'" in one_line(swap("--batch", tmp_path / "pairs.csv", *AGREED))
 
 
+def test_a_list_goes_on_after_a_stop_and_its_rows_have_settings(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "face.png").write_bytes((place / "face.png").read_bytes())
+    rows = ["source,target,out,seed,index", "face.png,face.png,1.png,,", "face.png,face.png,2.png,5,1"]
+    (tmp_path / "pairs.csv").write_text("\n".join(rows) + "\n")
+    result = swap("--batch", tmp_path / "pairs.csv", *AGREED)
+    assert result.exit_code == 0 and "2 of 2 swaps done, 0 failed" in result.output, result.output
+    assert "seed 5" in ornstein("faces", "verify", tmp_path / "2.png").output
+    first = (tmp_path / "1.png").read_bytes()
+    rows[2] = "face.png,face.png,2.png,6,1"
+    (tmp_path / "pairs.csv").write_text("\n".join([*rows, "face.png,face.png,3.png,,7"]) + "\n")
+    result = swap("--batch", tmp_path / "pairs.csv", "--resume", *AGREED)
+    assert result.exit_code == 1 and "2 of 3 swaps done, 1 of them before, 1 failed" in result.output, result.output
+    assert "line 4 of" in result.output and "--index 7" in result.output
+    assert (tmp_path / "1.png").read_bytes() == first  # the other one has another seed now
+    assert "seed 6" in ornstein("faces", "verify", tmp_path / "2.png").output
+
+
 def test_faces_by_reference(tmp_path: Path) -> None:
     result = swap("face.png", "-o", tmp_path / "o.png", "--map", "face.png=face.png", *AGREED)
     assert result.exit_code == 0, result.output
@@ -179,6 +196,17 @@ def test_a_video_is_swapped(place: Path, tmp_path: Path) -> None:
     assert "intact" in ornstein("faces", "verify", tmp_path / "out.mp4").output
     wrong = swap("face.png", tmp_path / "t.mp4", "-o", tmp_path / "out.png", *AGREED)
     assert wrong.exit_code == 2 and "is written as .mp4" in one_line(wrong)
+    frame = swap("face.png", tmp_path / "t.mp4", "-o", tmp_path / "one.jpg", "--preview", 2, "--quality", 50, *AGREED)
+    assert frame.exit_code == 0 and "1 face in" in frame.output, frame.output
+    for more, message in (
+        (("-o", tmp_path / "one.jpg", "--preview", "7"), "has 4 frames"),
+        (("-o", tmp_path / "one.jpg", "--preview", "x"), "--preview 'x': the number of a frame"),
+        (("-o", tmp_path / "2.mp4", "--from", "9"), "ends before 9 s"),
+        (("-o", tmp_path / "2.webm", "--codec", "h264"), ".webm does not take h264"),
+        (("-o", tmp_path / "2.mp4", "--index", "3"), "has more than 1 face"),
+    ):
+        wrong = swap("face.png", tmp_path / "t.mp4", *more, *AGREED)
+        assert wrong.exit_code == 2 and message in one_line(wrong)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +225,20 @@ def test_a_video_is_swapped(place: Path, tmp_path: Path) -> None:
         (("face.png", "face.png", "-o", "face.png"), "is one of the inputs"),
         (("face.png", "face.png", "-o", "o.bmp"), "is written as .png"),
         (("face.png", "face.png", "-o", "o.png", "--blend", "glue"), "'glue' is not one of"),
+        (("face.png", "face.png", "-o", "o.png", "--regions", "ears"), "'ears' is none of all, eyes"),
+        (("face.png", "face.png", "-o", "o.png", "--padding", "wide"), "padding 'wide'"),
+        (("face.png", "face.png", "-o", "o.png", "--index", "0"), "numbers of faces from 1 on"),
+        (("face.png", "face.png", "-o", "o.png", "--index", "1", "--face", "largest"), "leave out --face"),
+        (("face.png", "face.png", "-o", "o.png", "--order", "alphabetical"), "'alphabetical' is not one of"),
+        (("face.png", "face.png", "-o", "o.png", "--reference", "bo.png"), "there is no file bo.png"),
+        (("face.png", "face.png", "-o", "o.png", "--distance", "0.5"), "--distance does nothing here"),
+        (("face.png", "face.png", "-o", "o.png", "--score", "7"), "blaze's scores are probabilities"),
+        (("face.png", "face.png", "-o", "o.png", "--from", "1"), "--from does nothing here: the target is a photo"),
+        (("face.png", "face.png", "-o", "o.png", "--from", "soon"), "--from 'soon': write seconds"),
+        (("face.png", "face.png", "-o", "o.png", "--from", "2", "--to", "1"), "--to 1 is not after --from 2"),
+        (("face.png", "face.png", "-o", "o.png", "--preview", "3"), "--preview does nothing here"),
+        (("face.png", "face.png", "-o", "o.png", "--quality", "80"), "--quality does nothing here: .png loses nothing"),
+        (("face.png", "face.png", "-o", "o.png", "--codec", "av1"), "--codec does nothing here"),
         (("face.png", "face.png", "-o", "o.png", "--noise", "pink"), "noise 'pink' is none of"),
         (("face.png", "face.png", "-o", "o.png", "--block-list", "none.json"), "there is no file none.json"),
     ],

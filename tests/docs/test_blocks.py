@@ -83,6 +83,38 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ('"ddim", 50', '"ddim", 2'),
         ("steps=12", "steps=2"),
     ],
+    "tutorials/text.md": [
+        (
+            "--size 32 --captions auto --minutes 60",
+            "--size 8 --captions auto --steps 4 --batch 8 --net xs --sample-every 0",
+        ),
+        ("-n 16 --out red\n", "-n 2 --steps 2 --out red\n"),
+        ("-n 16 --out redder", "-n 2 --steps 2 --out redder"),
+        ("--guidance 3 --out both", "--guidance 3 --steps 2 --out both"),
+        ("--steps 8\n", "--steps 2 --trajectories 2 --iterations 1\n"),
+        ("--steps 8 --out quick", "--steps 2 --out quick"),
+        ("steps=20", "steps=2"),
+    ],
+    "tutorials/editing.md": [
+        ("--minutes 2", "--steps 4 --batch 8 --net xs --sample-every 0"),
+        ("-n 8", "-n 2 --steps 2"),
+        ("-n 19", "-n 2 --steps 2"),
+        ("-n 9", "-n 3 --steps 2 --tolerance 0.1"),
+        ("n=8, seed=1", "n=2, seed=1, steps=2"),
+        ("spread(answers, 8)", "spread(answers, 2)"),
+        ("n=19)", "n=2, steps=2)"),
+    ],
+    "tutorials/personalize.md": [
+        ("--steps 400", "--steps 2 --previews 1 --size 16"),
+        ("--guidance 5 --steps 20 -n 4", "--guidance 5 --steps 2 -n 1"),
+        ("--steps 20 -n 4 --out weaker", "--steps 2 -n 1 --out weaker"),
+        ("steps=20", "steps=2"),
+        ("--steps 800", "--steps 3"),
+    ],
+    "tutorials/word.md": [
+        ("--steps 400", "--steps 2 --previews 1 --size 16"),
+        ("--steps 20 -n 2", "--steps 2 -n 1"),
+    ],
     "tutorials/likelihood.md": [
         ("--minutes 5", "--steps 4 --batch 8 --net xs --sample-every 0"),
         ("vlb,ode --images 128", "vlb --images 2 -n 8 --steps 2 --seeds 1"),
@@ -92,6 +124,12 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
         ("steps=32", "steps=2"),
         ("steps=50", "steps=5"),
         ("batch(range(200))", "batch(range(20))"),
+    ],
+    "tutorials/compress.md": [
+        ("--net s --batch 64 --steps 1500", "--net xs --batch 8 --steps 2 --sample-every 0"),
+        ("--macs 0.5", "--macs 0.5 --steps 2"),
+        ("--steps 300", "--steps 2"),
+        ("-n 20 --steps 20", "-n 1 --steps 2"),
     ],
     "tutorials/processes.md": [
         ("--batch 64 --steps 2000", "--batch 8 --steps 2 --net xs --sample-every 0"),
@@ -271,11 +309,17 @@ def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     for given in ("photos", "clips"):
         (tmp_path / given).symlink_to(material / given)
-    if page.name == "pipelines.md":
-        pytest.importorskip("diffusers")
+    if page.name in ("pipelines.md", "personalize.md", "word.md"):
+        pytest.importorskip("peft")
         from interop import tiny
 
         tiny.build("sd1", tmp_path / "pipelines" / "sd")
+    if page.name == "text.md":
+        (tmp_path / "captioned").mkdir()
+        for k, colour in enumerate(["red", "green", "blue"] * 10):
+            orn.data.save_grid(disc(20, (8, 10), k % 3)[None], tmp_path / "captioned" / f"{k}.png")
+            (tmp_path / "captioned" / f"{k}.txt").write_text(f"a {colour} disc\n")
+        (tmp_path / "prompts.txt").write_text("a red disc\na green disc\n")
     if page.name == "processes.md":
         pytest.importorskip("accelerate")
     names = run(page)
@@ -287,9 +331,15 @@ def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: 
         "latent.md": ["runs/ae/report.html", "runs/latent/evaluation/report.html", "latent.png"],
         "swap.md": ["runs/swap/report.html", "swaps.png"],
         "likelihood.md": ["runs/digits/evaluation/evaluation.json"],
+        "text.md": ["runs/words/report.html", "red/grid.png", "redder/grid.png", "both/grid.png", "discs.png"],
         "pipelines.md": ["pipelines/sd.ornstein/samples/grid.png", "quick/grid.png"],
+        "personalize.md": ["runs/cat/report.html", "runs/cat/lora_kohya.safetensors", "weaker/grid.png"],
+        "editing.md": ["filled/a-all.png", "restored/a-uncertainty.png", "varied/edit.json", "path/a-all.png"],
+        "word.md": ["runs/mine/learned_embeds.safetensors", "runs/mine/samples/grid.png"],
         "processes.md": ["runs/digits/samples/grid.png"],
     }[page.name]
     assert set(expected) <= made, sorted(made)
+    if page.name == "word.md":
+        assert torch.allclose(names["theirs"], names["ours"], atol=1e-5)
     if page.name == "likelihood.md":
         assert names["odd"].mean() != names["bound"].total.mean() and names["learned"].total.isfinite().all()

@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 COURSE = DOCS / "from-the-equations"
-FORMULAS = ("equations", "likelihood", "solvers", "structured-noise", "latent", "training")  # pages with formulas
+# pages with formulas
+FORMULAS = ("equations", "compress", "likelihood", "solvers", "structured-noise", "latent", "training")
 
 
 def page_script(name: str) -> ModuleType:

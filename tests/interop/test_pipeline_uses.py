@@ -161,3 +161,46 @@ def test_samples_at_once_follow_the_memory_that_is_free(pipeline: Folders, name:
     other = again.encode(["a cat"]) if again.takes_text else {}
     with torch.no_grad():
         torch.testing.assert_close(model(x, 0.5, **cond).eps, again(x, 0.5, **other).eps, rtol=0, atol=1e-6)
+
+
+class _OfGaussian(torch.nn.Module):
+    """The network of data N(0, 0.49): the exact eps, or v."""
+
+    def __init__(self, prediction: str) -> None:
+        super().__init__()
+        self.prediction = prediction
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor, log_snr: Tensor, **_: Tensor) -> Tensor:
+        a2 = log_snr.double().sigmoid().reshape(-1, *[1] * (x.ndim - 1))
+        s2, variance = 1 - a2, 0.49
+        eps = s2.sqrt() * x / (a2 * variance + s2)
+        return eps if self.prediction == "eps" else a2.sqrt() * eps - s2.sqrt() * (x - s2.sqrt() * eps) / a2.sqrt()
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_the_likelihood_of_latents_under_the_schedule_of_a_pipeline(pipeline: Folders, name: str) -> None:
+    model = open_pipeline(pipeline(name)).sized(16, 16)
+    model.net = _OfGaussian(model.prediction)
+    z = 0.7 * noise(2, *model.data.shape, seed=4).double()
+    # without the last noise of the chain there is data of variance 0.49 + sigma(0)^2/alpha(0)^2
+    # of a multiple of the identity one probe of signs is the trace
+    found = orn.likelihood.ode(model, z, "hutchinson", probes=1, cond=model.encode(["a cat", "a dog"]))
+    first = model.process.schedule.sigma(0.0) / model.process.schedule.alpha(0.0)
+    wanted = torch.distributions.Normal(0.0, (0.49 + float(first) ** 2) ** 0.5).log_prob(z).flatten(1).sum(1)
+    torch.testing.assert_close(found.value, wanted, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2"])
+def test_inversion_with_a_prompt_comes_back(pipeline: Folders, name: str) -> None:
+    model = open_pipeline(pipeline(name))
+    z = noise(1, *model.data.shape, seed=5)
+    cond = model.encode(["a cat"])
+    errors = []
+    for steps in (8, 32):
+        start = orn.invert(model, z, steps, cond=cond)
+        back = orn.sample(model, z.shape, "ddim", steps, start=start, cond=cond)
+        errors.append(float((back - z).square().mean().sqrt()))
+    assert errors[1] < 0.5 * errors[0]
+    other = orn.sample(model, z.shape, "ddim", 32, start=start, cond=model.encode(["a dog"]))
+    assert float((other - back).abs().max()) > 1e-4  # the prompt of the way back counts

@@ -9,15 +9,19 @@ import torch
 from PIL import Image
 
 import ornstein as orn
-from ornstein.interop.lora import parts_of
-from ornstein.interop.words import read_words, words_on
+from ornstein.errors import UserError
+from ornstein.interop.exchange import export_model
+from ornstein.interop.lora import load_lora, merge_lora, parts_of
+from ornstein.interop.words import read_words
+from ornstein.nets import UNet
 from ornstein.personalization import task as tasks
-from ornstein.personalization.files import restore
 from ornstein.personalization.learned import begin, frozen
 from ornstein.personalization.pictures import Pictures, PictureSet
 from ornstein.personalization.recipe import Run
 from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.personalization.task import Personalisation
+from ornstein.text import BPE, TextDenoiser, TextEncoder
+from ornstein.text.bpe import learned_merges
 
 PROMPT = "a photo of sks dog"
 FAST = {
@@ -42,7 +46,7 @@ def task_of(base: Path, photos: Path, out: Path, **settings) -> Personalisation:
     pixels = [
         torch.from_numpy(np.asarray(Image.open(f)))[:64, :64].movedim(-1, 0) for f in sorted(photos.glob("*.png"))
     ]
-    pictures = Pictures([str(i) for i in range(len(pixels))], pixels, [PROMPT] * len(pixels), [None] * len(pixels))
+    pictures = Pictures([str(i) for i in range(len(pixels))], pixels, [(PROMPT,)] * len(pixels), [None] * len(pixels))
     learned = begin(d, asked)
     return Personalisation(d, learned, asked, PictureSet(d, pictures, None, 0.0), None, print, {}, out)  # pyright: ignore
 
@@ -57,7 +61,8 @@ def test_a_new_word_is_learned_and_diffusers_loads_it(base, photos, tmp_path):
     run = learn(base, photos, tmp_path / "run", method="textual-inversion", prompt=prompt, vectors=2, initial="dog")
     plain, d = orn.load(base), orn.load(run.path)
     assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), d.net.parameters(), strict=True))
-    rows = words_on(d)["text_encoder"].rows
+    table = d.pipe.text_encoder.get_input_embeddings()
+    rows = table.weight[d.pipe.tokenizer.convert_tokens_to_ids(["<new>", "<new>_1"])]
     assert rows.shape == (2, 32) and not torch.equal(rows[0], rows[1])
     assert torch.equal(read_words(run.path, ["text_encoder"])["<new>"]["text_encoder"], rows)
     import diffusers
@@ -67,6 +72,8 @@ def test_a_new_word_is_learned_and_diffusers_loads_it(base, photos, tmp_path):
     theirs = pipe.encode_prompt(prompt, "cpu", 1, False)[0]
     assert (theirs - d.encode([prompt])["text"]).abs().max() < 1e-5
     assert (theirs - plain.encode([prompt])["text"]).abs().max() > 1e-2
+    export_model(d, tmp_path / "folder")  # an ordinary pipeline that has the word
+    assert torch.equal(orn.load(tmp_path / "folder").encode([prompt])["text"], d.encode([prompt])["text"])
     # other words mean what they meant
     assert torch.equal(d.encode(["a cat"])["text"], plain.encode(["a cat"])["text"])
 
@@ -89,18 +96,41 @@ def test_dora_at_the_start_changes_nothing_and_learns_norms(base, photos, tmp_pa
 
 
 def test_the_class_is_kept_by_pictures_that_are_made_once(base, photos, tmp_path, capsys):
-    given = {"prior": "images", "class_images": 3, "class_folder": tmp_path / "class", "guidance": 1.0}
+    given = {"prior": "images", "class_images": 2, "class_folder": tmp_path / "class", "guidance": 1.0}
     learn(base, photos, tmp_path / "one", **given)
     made = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "class").iterdir()}
     (tmp_path / "class" / "00001.png").unlink()
     run = learn(base, photos, tmp_path / "two", **given)
-    assert len(made) == 3 and "2 pictures of the class, 1 to make: 'a photo of dog'" in " ".join(
+    assert len(made) == 2 and "1 pictures of the class, 1 to make: 'a photo of dog'" in " ".join(
         capsys.readouterr().out.split()
     )
     again = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "class").iterdir()}
-    assert {k for k in again if again[k] == made[k]} == {"00000.png", "00002.png"}
+    assert {k for k in again if again[k] == made[k]} == {"00000.png"}
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] == pytest.approx(lines[-1]["own"] + lines[-1]["prior"])
+
+
+def test_the_loss_is_the_sum_of_both_kinds(base, photos, tmp_path):
+    """E36: each kind has the mean of its own pictures, and the class the weight lambda."""
+    task = task_of(base, photos, tmp_path, prior="images", prior_weight=0.25, time_sampling="uniform")
+    d, pictures = task.denoiser, task.pictures
+    pictures.own, pictures.prompts[4:] = 4, [("a photo of dog",)] * 2
+    rows = pictures.order(4, 0, 0)
+    assert (rows < 4).tolist() == [True, False, True, False]
+    draw = torch.Generator().manual_seed(3)
+    x0, labels = pictures.batch(rows)
+    with torch.no_grad():
+        total, parts = task.loss(x0, labels, torch.Generator().manual_seed(3), 0.0)
+        t = task.times.draw(4, draw)[0]
+        torch.rand(4, generator=draw)  # no prompt is dropped
+        of_latent, z = (torch.randn(4, *d.data.shape, generator=draw) for _ in range(2))
+        y = x0[:, 0] + x0[:, 1] * of_latent
+        cond = d.encode([pictures.prompts[i][0] for i in rows.tolist()])
+        out = d(d.process.add_noise(y, t, z), t, text=cond["text"]).eps
+        each = (out - z).flatten(1).square().mean(1)
+    new, kept = each[[0, 2]].mean(), each[[1, 3]].mean()
+    assert torch.allclose(parts["own"], new, rtol=1e-4) and torch.allclose(parts["prior"], kept, rtol=1e-4)
+    assert torch.allclose(total, new + 0.25 * kept, rtol=1e-4)
 
 
 def test_the_frozen_base_is_the_base(base, photos, tmp_path):
@@ -163,17 +193,17 @@ def test_captions_masks_and_buckets_are_read(base, tmp_path, capsys):
     draw = np.random.default_rng(0)
     for i, size in enumerate(((96, 48), (96, 48), (48, 96), (48, 96))):
         Image.fromarray(draw.integers(0, 255, (*size, 3), dtype=np.uint8)).save(photos / f"{i}.jpg")
-    (photos / "0.txt").write_text("sks dog\n on grass")
+    (photos / "0.txt").write_text("sks dog on grass\n a sks  dog")
     (photos / "1.txt").write_text(" ")
     Image.fromarray(np.pad(np.full((48, 24), 255, np.uint8), ((0, 48), (0, 24)))).save(masks / "0.png")
-    run = learn(base, photos, tmp_path / "run", captions=True, aspect="buckets", masks=masks, batch=2, steps=3)
+    run = learn(base, photos, tmp_path / "run", captions="auto", aspect="buckets", masks=masks, batch=2, steps=3)
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 of 4 pictures are without a caption" in said and "1 of 4 pictures are with an empty caption" in said
+    assert "2 captions of 2 pictures" not in said and "2 pictures without one, 1 empty" in said
     assert "3 of 4 pictures have no mask" in said
     shapes = {tuple(p.shape[1:]) for p in run.pictures.pixels}
     assert len(shapes) == 2 and all(h != w for h, w in shapes)
     by_name = dict(zip(run.pictures.names, run.pictures.prompts, strict=True))
-    assert by_name["0.jpg"] == "sks dog on grass" and by_name["1.jpg"] == PROMPT
+    assert by_name["0.jpg"] == ("sks dog on grass", "a sks dog") and by_name["1.jpg"] == by_name["3.jpg"] == (PROMPT,)
     pictures = PictureSet(run.model, run.pictures, None, 0.0)
     for step in range(8):
         rows = pictures.order(2, step, 0)
@@ -227,13 +257,43 @@ def test_other_families_learn(photos, tmp_path, family):
     run = learn(base, photos, tmp_path / "run", train_text=family == "sdxl", condition_dropout=0.5, batch=2)
     assert (image(orn.load(run.path)) - image(before)).abs().max() > 1e-4
     assert (image(orn.load(run.path)) - image(run.model)).abs().max() < 2e-3
-    restore(run_learned(run), run.path)
 
 
-def run_learned(run: Run):
-    """What a finished run has on its model, once more from its files."""
-    from ornstein.nets.lora import adapted
-    from ornstein.personalization.learned import Learned
+@pytest.fixture(scope="module")
+def our_own(tmp_path_factory) -> Path:
+    """A run of ours that takes text, with an encoder of its own, not trained."""
+    texts = ["a photo of a dog", "a photo of a cat on grass"]
+    torch.manual_seed(0)
+    encoder = TextEncoder.over(texts, BPE(learned_merges(texts)), width=32, layers=1)
+    net = UNet(3, 16, width=16, multipliers=(1, 2), depths=(1, 1), attention=(8,), text_width=32)
+    torch.nn.init.normal_(net.head[2].weight, std=0.1)
+    d = TextDenoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=orn.SampleSpec((3, 16, 16)), encoder=encoder)
+    for module in d.modules():
+        for name in ("reading", "attention"):
+            out = getattr(getattr(module, name, None), "out", None)
+            if out is not None:
+                torch.nn.init.normal_(out.weight, std=0.1)
+    folder = tmp_path_factory.mktemp("own") / "run"
+    d.save(folder)
+    return folder
 
-    layers = adapted(parts_of(run.model))
-    return Learned({f"{n}.{k}": p for n, layer in layers.items() for k, p in layer.named_parameters()})
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_a_run_of_our_own_is_a_base(our_own, photos, tmp_path, capsys, method):
+    run = learn(
+        our_own, photos, tmp_path / "run", method=method, train_text=True, prior="frozen", batch=4, steps=3,
+        condition_dropout=0.5, prompt="a photo of a sks dog", learning_rate=1e-2 if method == "lora" else 1e-4,
+    )  # fmt: skip
+    plain, d, text = orn.load(our_own), orn.load(run.path), "a photo of a sks dog"
+    assert (image(d, text) - image(plain, text)).abs().max() > 1e-4
+    assert (image(d, text) - image(run.model, text)).abs().max() < 1e-4
+    moved = parts_of(d)["text_encoder"].state_dict()
+    assert any(not torch.equal(v, parts_of(plain)["text_encoder"].state_dict()[k]) for k, v in moved.items())
+    assert "is a word of the tokenizer" not in capsys.readouterr().out
+    if method == "lora":
+        d = orn.load(our_own)
+        load_lora(d, run.path / "lora_kohya.safetensors")
+        merge_lora(d)
+        assert torch.equal(image(d, text), image(orn.load(run.path), text))
+        with pytest.raises(UserError, match="needs a pipeline with text encoders"):
+            learn(our_own, photos, tmp_path / "word", method="textual-inversion")

@@ -16,7 +16,11 @@ from ornstein.solvers import SOLVERS, ddim, euler_maruyama, grids
 C = AR1(3, 0.7)
 # The steps that a stochastic solver draws noise for, of four: none that ends at the data, no churn above t = 1.
 STOCHASTIC = {
-    **{name: [(0, 0), (1, 0), (2, 0)] for name in ("ddpm", "ddpm-upper", "euler-maruyama", "langevin", "dpmpp-2m-sde")},
+    **{
+        name: [(0, 0), (1, 0), (2, 0)]
+        for name in ("ddpm", "ddpm-upper", "euler-maruyama", "langevin", "dpmpp-2m-sde", "sa-3m")
+    },
+    "restart": [(3, 0)],  # the last time above its low level
     "heun-churn": [(1, 0), (2, 0), (3, 0)],
 }
 ZERO: list[Schedule] = [Cosine(None), Rectified(), Discrete.linear(1000).zero_terminal()]
@@ -157,7 +161,7 @@ def test_zero_terminal_snr(gauss: GaussianMixture, schedule: Schedule, name: str
         return float((mean - gauss.means[0]).norm() + (cov - gauss.covs[0]).norm() / gauss.covs[0].norm())
 
     if name not in {"rk45", "heun-churn"}:  # the steps of one depend on the sample, the other's order is reached later
-        assert error(160) < (0.06 if first_order else 3e-3 if name == "dpmpp-2m-sde" else 1e-3)
+        assert error(160) < (0.06 if first_order else 3e-3 if name in ("dpmpp-2m-sde", "sa-3m") else 1e-3)
         assert error(160) / error(40) < (0.35 if first_order else 0.1)  # 1/4 at order one, 1/16 at order two
     if name not in STOCHASTIC:  # and path by path
         x = C.color(white((4, 3))(77))

@@ -301,7 +301,7 @@ def test_adaptive_steps_end_at_the_given_times(gauss: GaussianMixture, final):
     [
         (partial(multistep, form="x0", equal=True), "Adams-Bashforth weights are those of eps"),
         (partial(multistep, form="eps", stochastic=True), "the stochastic step is written for x0"),
-        (partial(multistep, stochastic=True, corrected=True), "has no correction"),
+        (partial(multistep, stochastic=-1.0), "tau is a number >= 0, got -1"),
         (partial(heun, churn=-1.0), "churn is a number >= 0, got -1"),
         (partial(rk45, tolerance=0.0), "the tolerance is a number > 0, got 0"),
     ],

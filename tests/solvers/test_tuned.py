@@ -36,12 +36,12 @@ def no_noise(step: int, draw: int = 0) -> Tensor:
     ids=lambda s: f"{type(s).__name__}{s.zero_terminal_snr:d}",
 )
 @pytest.mark.parametrize("steps", [2, 3, 9])
-@pytest.mark.parametrize(("form", "order"), [("flow", 3), ("flow", 4), ("x0", 3)])
+@pytest.mark.parametrize(("form", "order"), [("flow", 3), ("flow", 4), ("x0", 2), ("x0", 3)])
 def test_without_iterations_the_tuned_solver_is_its_multistep_start(
     mixture: GaussianMixture, schedule: Schedule, steps: int, form: Form, order: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Its coefficients at the start are those of the multistep solver, the correction of the first step included."""
-    monkeypatch.setattr(tuning, "_STARTS", [tuning._Start(form, order, 0.35)])
+    monkeypatch.setattr(tuning, "best_start", lambda parts, steps: tuning.Start(form, order, 0.35))
     d = mixture.denoiser(Process(schedule, C))
     parts = batch(d, 4, 0)
     start = tune(parts, steps, iterations=0)

@@ -18,8 +18,8 @@ client_module = pytest.importorskip("gradio_client", reason="the extra `studio` 
 
 NAMES = {
     "/train_start", "/train_stop", "/train_resume", "/train_status", "/generate", "/compare_steps", "/noise",
-    "/fit_noise", "/clip_samples", "/find_faces", "/swap", "/likelihood", "/rank", "/evaluate",
-    "/rename_run", "/delete_run", "/personalize_start", "/personalize_files",
+    "/fit_noise", "/clip_samples", "/find_faces", "/swap", "/preview", "/likelihood", "/rank", "/evaluate",
+    "/rename_run", "/delete_run", "/personalize_start", "/personalize_files", "/edit",
 }  # fmt: skip
 
 
@@ -169,6 +169,41 @@ def test_a_swap_changes_the_face_that_was_chosen_and_says_who_agreed(client, ser
     assert "removed when it was made" in provenance
 
 
+def test_regions_and_a_frame_before_the_whole(client, served, films, tmp_path) -> None:
+    whole = pixels(file_of(swapped(client, served, "Ann Lee, a test", ["face 2"], label=False)[3])).astype(int)
+    mouth = pixels(
+        file_of(swapped(client, served, "Ann Lee, a test", ["face 2"], label=False, regions=["mouth"])[3])
+    ).astype(int)
+    before = pixels(served.pictures / "two.png").astype(int)
+    area = [int((np.abs(each - before).max(2) > 4).sum()) for each in (whole, mouth)]
+    assert 0 < area[1] < 0.4 * area[0]
+    with pytest.raises(Exception, match="padding 'wide'"):
+        swapped(client, served, "Ann Lee, a test", [], padding="wide")
+    with pytest.raises(Exception, match="choose at least one region"):
+        swapped(client, served, "Ann Lee, a test", [], regions=[])
+    film = films.write(tmp_path / "two.mp4", [before.astype(np.uint8)] * 6)
+    send = client_module.handle_file
+    asked = {
+        "run": str(served.home / "faces"),
+        "sources": [send(str(served.pictures / "source.png"))],
+        "target": send(str(film)),
+        "consent": "Ann Lee, a test",
+        "chosen": [],
+        "steps": 1,
+        "identity": 1.0,
+        "guidance": "1",
+        "seed": 0,
+        "label": True,
+    }
+    said, slider = client.predict(**asked, frame="3", api_name="/preview")
+    assert "Previewed frame 3 with 2 faces" in said
+    assert len(slider["value"] if isinstance(slider, dict) else slider) == 2
+    with pytest.raises(Exception, match="has 6 frames"):
+        client.predict(**asked, frame="9", api_name="/preview")
+    said, *_ = client.predict(**asked, begin="0.1", api_name="/swap")
+    assert "Swapped 4 frames" in said
+
+
 def test_nothing_is_swapped_without_consent_or_faces(client, served) -> None:
     before = {path.name for path in served.home.iterdir()}
     for consent in ("", "yes", "Ann"):
@@ -299,6 +334,53 @@ def test_a_training_is_started_followed_stopped_and_refused(client, served) -> N
     start("wrong", "/no/such/folder")
     run = str(served.home / "wrong")
     assert "no such folder or file: /no/such/folder" in state("failed")["reason"]
+
+
+def edited(client, served, tmp_path: Path, **change):
+    """An edit of an 8x8 picture whose right half is painted."""
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    layer = np.zeros((8, 8, 4), np.uint8)
+    layer[:, 4:] = 255
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    Image.fromarray(layer).save(tmp_path / "layer.png")
+    sent = {
+        "background": client_module.handle_file(tmp_path / "picture.png"),
+        "layers": [client_module.handle_file(tmp_path / "layer.png")],
+        "composite": None,
+    }
+    asked = {
+        "run": str(served.home / "digits"), "picture": sent, "task": "fill what is painted", "operator": "blur:1",
+        "noise_std": 0.1, "factor": 2, "strength": 0.5, "label": "3", "method": "moments", "n": 2, "steps": 2,
+        "seed": 0,
+    } | change  # fmt: skip
+    return picture, client.predict(**asked, api_name="/edit")
+
+
+def test_a_painted_part_is_filled_and_the_rest_kept(client, served, tmp_path: Path) -> None:
+    picture, (status, answers, spread) = edited(client, served, tmp_path)
+    made = [pixels(each["image"]) for each in answers]
+    assert "2 answers" in status and all(np.array_equal(each[:, :4], picture[:, :4]) for each in made)
+    assert not np.array_equal(*made) and pixels(spread)[:, :4].max() == 0
+    for task in ("restore", "enlarge", "vary"):
+        status, answers, _ = edited(client, served, tmp_path, task=task, n=1)[1]
+        assert pixels(answers[0]["image"]).shape == ((16, 16) if task == "enlarge" else (8, 8)), task
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"picture": None}, "give a picture first"),
+        ({"task": "restore", "operator": "sharpen"}, "unknown operator"),
+        ({"task": "colour"}, "no colours to give"),
+        ({"n": 0}, "less than minimum value 1"),
+        ({"label": "cat"}, "no class 'cat'"),
+        ({"run": "/etc"}, "no run '/etc' is open here"),
+    ],
+)
+def test_what_cannot_be_edited_is_said_in_a_line(client, served, tmp_path: Path, change, message) -> None:
+    with pytest.raises(Exception, match=message) as told:
+        edited(client, served, tmp_path, **change)
+    assert "Traceback" not in str(told.value)
 
 
 def personalised(client, served, **changed) -> str:

@@ -209,6 +209,25 @@ def test_a_face_is_swapped_with_consent_alone(browser, served) -> None:
     assert AGREED in log
 
 
+@pytest.mark.slow
+def test_faces_are_chosen_by_clicking_and_a_region_alone_is_repainted(browser, served) -> None:
+    with opened(browser, served.url) as page:
+        turn_to(page, "Face swap")
+        page.set_input_files("#sources input[type=file]", served.pictures / "source.png")
+        page.set_input_files("#target input[type=file]", served.pictures / "two.png")
+        page.locator("#faces img").nth(1).wait_for()
+        page.locator("#faces button").nth(0).click()
+        until(lambda: page.locator("#chosen input:checked").count() == 1)
+        page.get_by_text("What is repainted").click()
+        for name in ("eyes", "brows", "nose", "skin"):
+            page.locator("#regions").get_by_label(name, exact=True).uncheck()
+        page.locator("#consent textarea").fill(AGREED)
+        page.locator("#swap:not([disabled])").wait_for()
+        press(page, "Swap")
+        good(page, "#swap-status", "Swapped 1 face in")
+        assert fits_a_phone(page)
+
+
 def test_an_image_is_measured_a_set_is_ranked_and_a_model_evaluated(page, served) -> None:
     turn_to(page, "Likelihood & evaluation")
     page.set_input_files("#image input[type=file]", served.pictures / "grey.png")

@@ -69,15 +69,20 @@ def test_the_box_is_shown_for_a_model_of_text(served, words: Path, browser_path:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(f"{served.url}/")
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(60_000)
+        page.goto(served.url)
         page.get_by_role("tab", name="Generate").click()
         box = page.locator("#prompt textarea, #prompt input").first
-        expect(box).to_be_hidden()
-        page.get_by_label("Run").first.click()
+        expect(box).not_to_be_visible()
+        menu = page.locator("label:visible, div:visible").get_by_label("Model").locator("visible=true").first
+        menu.click()
         page.get_by_role("option", name="words").click()
-        expect(box).to_be_visible()
+        expect(box).to_be_visible(timeout=60_000)
         box.fill(TEXTS[0])
-        page.get_by_role("button", name="Generate", exact=True).click()
-        expect(page.locator("#generate-status")).to_contain_text("16 samples of words", timeout=60_000)
+        page.get_by_role("button", name="Generate", exact=True).first.click()
+        page.locator("#generate-status .good", has_text="16 samples of words").wait_for()
+        menu.click()
+        page.get_by_role("option", name="digits").click()
+        expect(box).not_to_be_visible(timeout=60_000)
         browser.close()

@@ -9,3 +9,8 @@ SETTINGS: dict[str, Any] = {
     "captions": "auto", "size": 8, "net": "xs", "batch": 4, "steps": 4, "checkpoint_every": 2, "warmup": 1,
     "report": False, "device": "cpu",
 }  # fmt: skip
+
+
+def changed(**settings: Any) -> dict[str, Any]:
+    """The settings with others in their place."""
+    return SETTINGS | settings

@@ -48,6 +48,14 @@ def test_a_restricted_encoding_divides_its_texts_in_the_same_way(clip: BPE) -> N
     assert small.encode("") == [small.start, small.end]
 
 
+def test_its_vocabulary_makes_a_tokenizer_of_transformers(clip: BPE) -> None:
+    transformers = pytest.importorskip("transformers")
+    small = clip.restricted(TEXTS)
+    theirs = transformers.CLIPTokenizer(vocab=small.vocabulary, merges=list(small.merges), model_max_length=24)
+    for text in ("a photo of a red square", "riding times", ""):
+        assert theirs(text).input_ids == small.encode(text)
+
+
 def test_learned_merges_join_the_words_of_the_texts() -> None:
     bpe = BPE(learned_merges(["red square", "red circle", "\N{SNOWMAN} red"]))
     assert [len(bpe.encode(text)) for text in ("red", "red square", "circle \N{SNOWMAN}")] == [3, 4, 4]

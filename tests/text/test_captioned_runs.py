@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from ornstein.text import BPE, FrozenEncoder, TextDenoiser, TextEncoder
 from ornstein.text.bpe import learned_merges
 from ornstein.training.captions import tabled
 from running import done, ornstein, refused
-from text.captioned import SETTINGS
+from text.captioned import SETTINGS, changed
 
 
 def opened(run: Path) -> TextDenoiser:
@@ -26,9 +27,9 @@ def opened(run: Path) -> TextDenoiser:
     return model
 
 
-def samples(model: orn.Denoiser, **how: object) -> torch.Tensor:
+def samples(model: orn.Denoiser, **how: Any) -> torch.Tensor:
     assert model.data is not None
-    return orn.sample(model, (2, *model.data.shape), steps=2, **how)  # pyright: ignore[reportArgumentType]
+    return orn.sample(model, (2, *model.data.shape), steps=2, **how)
 
 
 def clip_folder(folder: Path, seed: int = 0) -> Path:
@@ -59,7 +60,7 @@ def test_training_reads_the_captions(run: Path) -> None:
     model = opened(run).train()
     assert isinstance(model.encoder, TextEncoder)
     with torch.no_grad():
-        model.net.head[-1].weight.normal_()  # it starts at zero, and lets no gradient through
+        model.net.get_parameter("head.2.weight").normal_()  # it starts at zero, and lets no gradient through
     tokens, _ = model.encoder.tokenized(["a red picture", ""])
     x0, t = torch.rand(2, 3, 8, 8), torch.tensor([0.4, 0.6])
     model.loss(x0, t, torch.randn_like(x0), tokens=tokens).sum().backward()
@@ -119,7 +120,7 @@ def test_prompts_negative_and_guidance(run: Path) -> None:
 
 def test_a_frozen_encoder_is_cached_and_checked(pictures: Path, tmp_path: Path) -> None:
     folder, out = clip_folder(tmp_path / "clip"), tmp_path / "run"
-    orn.train(pictures, out, **SETTINGS | {"text_encoder": f"clip:{folder}"})
+    orn.train(pictures, out, **changed(text_encoder=f"clip:{folder}"))
     stored = load_file(out / "model.safetensors")
     assert not any(name.startswith("text.tokens") for name in stored)  # it is not a part of the run
     states = out / "captions" / "states.npy"
@@ -169,7 +170,7 @@ def test_each_caption_of_a_picture_is_chosen_alike(tmp_path: Path) -> None:
 
 
 def test_encoder_folders_that_cannot_be_used(pictures: Path, tmp_path: Path) -> None:
-    def train(encoder: str) -> object:
+    def train(encoder: str) -> Any:
         return ornstein(
             "train", "--data", pictures, "--captions", "auto", "--text-encoder", encoder, "--out", tmp_path / "r",
             "--size", 8, "--steps", 1, "--net", "xs",
@@ -228,5 +229,43 @@ def test_commands(run: Path, pictures: Path, tmp_path: Path) -> None:
 
 
 def test_an_unconditional_run_takes_no_prompt(tmp_path: Path, pictures: Path) -> None:
-    orn.train(pictures, tmp_path / "plain", **SETTINGS | {"captions": None, "steps": 1})
+    orn.train(pictures, tmp_path / "plain", **changed(captions=None, steps=1))
     refused(ornstein("sample", tmp_path / "plain", "--prompt", "red"), "without text", "--prompt")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"stream": True},
+        {"crop": "random"},
+        {"aspect": "buckets"},
+        {"net": "dit:xs"},
+        {"condition_dropout": 1.0},
+        {"captions": "txt", "accumulate": 2, "precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_captions_go_with_every_way_of_reading_and_training(
+    pictures: Path, tmp_path: Path, how: dict[str, Any]
+) -> None:
+    orn.train(pictures, tmp_path / "run", **changed(steps=2, **how))
+    model = opened(tmp_path / "run")
+    cond = model.encode(["a red picture", "all blue"], negative="")
+    assert torch.isfinite(samples(model, cond=cond, guidance=2.0)).all()
+
+
+def test_captions_go_with_latents(pictures: Path, tmp_path: Path) -> None:
+    orn.train(pictures, tmp_path / "ae", **changed(captions=None, steps=1, size=16, model="kl", factor=2))
+    settings = changed(steps=2, latent=str(tmp_path / "ae"))
+    orn.train(pictures, tmp_path / "latent", **{k: v for k, v in settings.items() if k != "size"})
+    model = opened(tmp_path / "latent")
+    y = samples(model, cond=model.encode(["a red picture"] * 2))
+    assert model.decode(y).shape == (2, 3, 16, 16)
+
+
+def test_the_report_and_previews_are_made_with_captions(pictures: Path, tmp_path: Path) -> None:
+    orn.train(pictures, tmp_path / "run", **changed(steps=2, sample_every=2, report=True, held_out=0.4))
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert list((tmp_path / "run" / "progress").glob("*.png"))
+    assert "report.html" in done("evaluate", tmp_path / "run", "-n", 8, "--steps", 2, "--seeds", 1, "--images", 1)
+    assert "captions" in done("info", tmp_path / "run")

@@ -54,6 +54,9 @@ COMMANDS = {
     "export": Lazy(
         "Write a model for another library.", "ornstein.interop.settings:Export", "ornstein.cli.exchange:export"
     ),
+    "push": Lazy(
+        "Upload a model to the Hugging Face hub.", "ornstein.interop.settings:Push", "ornstein.cli.exchange:push"
+    ),
     "info": Lazy("Show what a run is.", f"{_OPTIONS}:Info", "ornstein.cli.info:info"),
     "ls": Lazy("List the runs in a folder.", f"{_OPTIONS}:Ls", "ornstein.cli.info:ls"),
     "env": Lazy("Show versions and devices.", f"{_OPTIONS}:Env", "ornstein.cli.info:env"),

@@ -14,10 +14,12 @@ from torch import Tensor
 from ornstein.cli.commands import Sample
 from ornstein.cli.models import compile_model
 from ornstein.data import open_clips, save_gif, save_mp4, save_sheet
+from ornstein.data.flow import flow_of, read_flow
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.errors import UserError
 from ornstein.evaluation.samples import guidance_rule, record_of
 from ornstein.nets.video import frames_known
+from ornstein.noise import Carried
 from ornstein.progress import progress, say
 from ornstein.request import SampleRequest
 from ornstein.sampling import State, draw
@@ -72,6 +74,7 @@ def _settings(asked: Sample, request: SampleRequest) -> dict[str, Any]:
     solver = request.solver if isinstance(request.solver, str) else "tuned"
     decided = {"solver": solver, "steps": request.steps, "grid": request.grid, "seed": request.seed}
     given = {"guidance": request.guidance, "class": asked.label, "frames": asked.frames, "given": asked.given}
+    given |= {"flow": None if asked.flow is None else str(asked.flow), "like": asked.like}
     given |= guidance_rule(request)
     return decided | {name: value for name, value in given.items() if value is not None}
 
@@ -86,7 +89,8 @@ def _from_noise(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None
     channels, length, *size = denoiser.data.shape
     shape = (n, channels, asked.frames or length, *size)
     with _steps(request, n) as advance:
-        return denoiser.decode(draw(denoiser, shape, request, {"label": labels}, callback=advance))
+        cond = {"label": labels, "flow": _flow(asked, denoiser, n)}
+        return denoiser.decode(draw(denoiser, shape, request, cond, callback=advance))
 
 
 @contextmanager
@@ -120,7 +124,8 @@ def _continued(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None,
     say(f"continuing from {asked.first} first and {asked.last} last frames of {of}")
     with _steps(request, n) as advance:
         masks = mask.expand(n, -1)
-        return sample_given(denoiser, known, masks, cond={"label": labels}, callback=advance, **_options(request))
+        cond = {"label": labels, "flow": _flow(asked, denoiser, n)}
+        return sample_given(denoiser, known, masks, cond=cond, callback=advance, **_options(request))
 
 
 def _long(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest) -> Tensor:
@@ -134,6 +139,29 @@ def _long(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, requ
     with _steps(request, n) as advance:
         options = _options(request)
         return sample_long(denoiser, shape, window, shared, cond={"label": labels}, callback=advance, **options)
+
+
+def _flow(asked: Sample, denoiser: Denoiser, n: int) -> Tensor | None:
+    """The motion of n clips, in turn those of --flow or --like; None for a model whose noise follows none.
+
+    Without either they are those of the clips that the training held out.
+    """
+    if not isinstance(denoiser.process.noise, Carried):
+        return None
+    assert denoiser.data is not None
+    channels, frames, *size = denoiser.data.shape
+    if asked.flow is not None:
+        flows = read_flow(asked.flow, (frames, *size))
+        return flows[torch.arange(n) % len(flows)]
+    stored = Settings.stored(asked.run / SETTINGS) if (asked.run / SETTINGS).is_file() else None
+    if asked.like is None and stored is None:
+        raise UserError(f"{asked.run} does not say what its clips are: give --flow or --like")
+    data = asked.like or (stored.data if stored is not None else "")
+    clips = open_clips(data, frames, (size[0], size[1]), channels, stride=1 if stored is None else stored.stride)
+    if asked.like is None and stored is not None and len(clips) > 1:
+        clips = clips.split(stored.held_out, stored.seed)[1]
+    say(f"the motion of {min(n, len(clips))} clips in {data}")
+    return flow_of(clips, torch.arange(n) % len(clips), None if stored is None or asked.like else stored.flow_by)
 
 
 def _options(request: SampleRequest) -> dict[str, Any]:

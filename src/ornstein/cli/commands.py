@@ -23,7 +23,7 @@ from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
 __all__ = ["KINDS", "Demo", "Distil", "Ema", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
 
-KINDS = ("ar1", "mixed", "toeplitz", "spectral", "best")
+KINDS = ("ar1", "mixed", "toeplitz", "spectral", "equal-snr", "blue", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,9 @@ class Train(Settings):
     out: Path = setting(help="The run directory to write.", names=("-o", "--out"))
     resume: bool = setting(False, "Continue the run in --out with its stored settings.")
     report: bool = setting(True, "Evaluate the model at the end and write a report, within a tenth of the training.")
+    choose_solver: bool = setting(
+        True, "With the report, choose the default solver of the model from its own trajectories."
+    )
     device: str = device_setting()
 
 
@@ -103,6 +106,13 @@ class Sample:
     label: str | None = setting(
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )
+    cache: int = setting(
+        1, "Compute the deep levels of a U-Net at each CACHE-th evaluation, and say what that changes.", minimum=1
+    )
+    width: float | None = setting(
+        None, "Share of the channels, for a run of `compress --method integral`.", by_data="1, all of them", above=0,
+        maximum=1,
+    )  # fmt: skip
     guidance: float | None = again(SampleRequest, "guidance", None)
     guidance_interval: tuple[float, float] | None = again(SampleRequest, "guidance_interval", None)
     guidance_rescale: float = again(SampleRequest, "guidance_rescale", 0.0)
@@ -117,6 +127,13 @@ class Sample:
         None, "Frames that two windows share.", by_data="half a window", minimum=1, panel="Clips"
     )
     given: str | None = setting(None, "Videos that the clips continue from.", panel="Clips")
+    flow: Path | None = setting(
+        None, "The motion of the clips: a .npy file of (F - 1, 2, H, W), pixels; for a model of --noise warped.",
+        panel="Clips",
+    )  # fmt: skip
+    like: str | None = setting(
+        None, "Videos whose motion the clips take.", by_data="those held out from the training", panel="Clips"
+    )
     first: int = setting(0, "Keep so many first frames of the given videos.", minimum=0, panel="Clips")
     last: int = setting(0, "Keep so many last frames; those between are made.", minimum=0, panel="Clips")
     fps: float | None = setting(

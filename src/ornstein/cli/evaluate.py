@@ -62,7 +62,7 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
 def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | None:
     """Likelihoods and scores of samples of a diffusion model, as --json prints them; None in all processes but one."""
     began = time.monotonic()
-    denoiser = open_model(asked)[0]
+    denoiser = open_model(asked, own=True)[0]
     settled = _settled(asked, denoiser)
     Plan(**settled)  # wrong sizes are refused before anything is read
     group = processes.current()

@@ -1,4 +1,4 @@
-"""`ornstein faces prepare | train | evaluate | demo | verify | protect | card`."""
+"""`ornstein faces prepare | train | evaluate | demo | verify | protect | card | costs | finish | benchmark`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ COMMANDS = {
         "verify": "Read the provenance of a photo or a video.",
         "protect": "Put people on a list of protected faces.",
         "card": "Show or write the licence of a model.",
+    }.items()
+}
+COMMANDS |= {
+    name: Lazy(help, f"{_SETTINGS}{name.title()}Command", f"ornstein.cli.swap_commands:{name}")
+    for name, help in {
+        "costs": "Measure what a swap costs here, by resolution.",
+        "finish": "Train the networks of occlusion and detail.",
+        "benchmark": "Evaluate on the CASIA FaceSwapping protocols.",
     }.items()
 }
 

@@ -18,6 +18,7 @@ from ornstein.progress import say, warn
 from ornstein.request import GRID, SampleRequest
 from ornstein.sampling import draw
 from ornstein.store import read_bytes
+from ornstein.text import TextDenoiser
 
 __all__ = ["add_loras", "compile_model", "lora_of", "open_model", "prompts_of", "told"]
 
@@ -25,7 +26,7 @@ _LARGEST = 2**24  # bytes of a file of prompts
 _OPTIONS = ("prompt", "prompts", "negative")
 
 
-def open_model(asked: Any, guidance: float | None = None) -> tuple[Denoiser, float | None]:
+def open_model(asked: Any, guidance: float | None = None, own: bool = False) -> tuple[Denoiser, float | None]:
     """The model of a command on the CPU, and the scale of guidance for its sampler.
 
     The prompts of a model of text become its classes. A model that takes the scale of guidance as a condition gets it
@@ -34,6 +35,7 @@ def open_model(asked: Any, guidance: float | None = None) -> tuple[Denoiser, flo
     Args:
         asked: settings with `run`, `trust_sizes` and those of `interop.settings.Prompts`.
         guidance: the scale that was asked for.
+        own: without a prompt, take the captions that a run has kept of its held-out pictures.
 
     Raises:
         UserError: there is no model; it takes no text, and a prompt is given; or it does, and none is.
@@ -46,6 +48,9 @@ def open_model(asked: Any, guidance: float | None = None) -> tuple[Denoiser, flo
             raise UserError(f"{asked.run} is a model without text: leave out {given[0]}")
         return model, guidance
     prompts = prompts_of(asked.prompt, asked.prompts)
+    if own and not prompts and isinstance(model, TextDenoiser):
+        prompts = list(model.examples)
+        say(f"prompts: {len(prompts)} captions of held-out pictures, in turn")
     if not prompts:
         raise UserError(f'{asked.run} takes text: give --prompt "a red square", or --prompts FILE with one a line')
     inside: Any = model

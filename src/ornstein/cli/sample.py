@@ -18,6 +18,8 @@ from ornstein.cli.commands import Sample
 from ornstein.cli.models import compile_model, lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
+from ornstein.compress.caching import cached
+from ornstein.compress.integral import at_width, check_elastic
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision, free_memory
 from ornstein.errors import UserError
@@ -25,6 +27,7 @@ from ornstein.evaluation.samples import choose_solver, class_number, guidance_ru
 from ornstein.interop.lora import lora_file
 from ornstein.interop.memory import samples_at_once
 from ornstein.interop.pipeline import Pipeline
+from ornstein.noise import Carried
 from ornstein.progress import progress, say, warn
 from ornstein.request import GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
@@ -37,6 +40,7 @@ __all__ = ["sample"]
 
 _IMAGES, _CLIPS = 64, 16
 _AT_ONCE = 64
+_PROBED = 4  # samples that the error of kept features is measured with
 _CLIPS_AT_ONCE = 8
 _OF_AUTOENCODERS = {"run", "num", "seed", "device", "trust_sizes", "out", "overwrite"}
 
@@ -60,13 +64,16 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         _from_autoencoder(asked, folder, device)
         return
     denoiser, guidance = open_model(asked, asked.guidance)
+    if asked.width is not None:
+        check_elastic(asked.run)
+        denoiser = at_width(denoiser, asked.width)
     denoiser = denoiser.to(device)
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
     clips = len(denoiser.data.shape) == 4
     if asked.size is not None:
         denoiser.data = _resized(asked, denoiser)
-    _refuse_idle(asked, given, clips, denoiser.data.shape)
+    _refuse_idle(asked, given, clips, denoiser.data.shape, isinstance(denoiser.process.noise, Carried))
     if guidance in (None, 1):  # or it is a condition of the network
         refuse(Sample, given, ("guidance_interval", "guidance_rescale"), "it needs a --guidance other than 1")
     prompts = len(denoiser.data.classes) if getattr(denoiser, "takes_text", False) else 0
@@ -103,11 +110,23 @@ def _resized(asked: Sample, denoiser: Denoiser) -> SampleSpec:
     return replace(data, shape=(data.shape[0], height, width))
 
 
-def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...]) -> None:
+def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...], carried: bool) -> None:
     """Refuse the options that do nothing for this model and these options."""
     if not clips:
-        refuse(Sample, given, ("frames", "overlap", "given", "first", "last", "fps"), "this is a model of images")
+        refuse(
+            Sample,
+            given,
+            ("frames", "overlap", "given", "first", "last", "fps", "flow", "like"),
+            "this is a model of images",
+        )
         return
+    refuse(Sample, given, ("width", "cache"), "it is for models of images")
+    if not carried:
+        refuse(Sample, given, ("flow", "like"), "the noise of this model follows no motion: train with --noise warped")
+    elif asked.frames is not None and asked.frames > shape[1]:
+        raise UserError(f"--frames {asked.frames}: a model of --noise warped makes clips of {shape[1]} frames")
+    if asked.flow is not None:
+        refuse(Sample, given, ("like",), "--flow is the motion already")
     if asked.given is None:
         refuse(Sample, given, ("first", "last"), "it needs videos: --given")
     else:
@@ -167,8 +186,8 @@ def _chosen(
         steps = STEPS if steps is None else steps
         chosen = choose_solver(run, asked.solver, steps, grid, guidance, from_noise)
         if isinstance(chosen, Tuned):
-            share = chosen.error / chosen.untuned
-            say(f"tuned solver: {steps} steps, {share:.0%} of the untuned error where it was tuned")
+            share, kind = chosen.error / chosen.untuned, "tuned" if chosen.learned else "chosen"
+            say(f"{kind} solver: {steps} steps, {share:.0%} of the default one's error where it was {kind}")
         name = chosen if isinstance(chosen, str) else "tuned"
         return chosen, steps, grid or default_grid(name, denoiser.process.schedule, steps)
     if guidance != 1:
@@ -221,6 +240,11 @@ def _images(
         settings |= {"prompts": denoiser.data.classes, "negative": asked.negative, "guidance": asked.guidance}
     if asked.lora:
         settings["lora"] = [[text, file_hash(lora_file(lora_of(text)[0])).hexdigest()] for text in asked.lora]
+    if asked.width is not None:
+        settings["width"] = asked.width
+    if asked.cache > 1:
+        settings["cache"] = asked.cache
+        denoiser = _cached(asked.cache, denoiser, shape, request, labels)
     record = record_of(asked.run, settings)
     batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"
@@ -249,6 +273,18 @@ def _images(
 
         columns = len(denoiser.data.classes) if labels is not None and asked.label is None else None
         write_images(folder, record, n, batch, make, columns, asked.overwrite)
+
+
+def _cached(
+    every: int, denoiser: Denoiser, shape: tuple[int, ...], request: SampleRequest, labels: Tensor | None
+) -> Denoiser:
+    """The denoiser with kept features; says how much the first samples differ from those without."""
+    other, count = cached(denoiser, every), min(_PROBED, request.batch or _PROBED)
+    cond = {"label": None if labels is None else labels[torch.arange(count) % len(labels)]}
+    plain, kept = (draw(d, (count, *shape), request, cond) for d in (denoiser, other))
+    error = float((plain - kept).double().square().mean().sqrt())
+    say(f"deep features of every {every} evaluations: {count} samples differ by {error:.3g} (black to white is 2)")
+    return other
 
 
 def _from_autoencoder(asked: Sample, folder: Path, device: torch.device) -> None:

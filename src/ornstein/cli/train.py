@@ -18,6 +18,7 @@ def train(asked: Train, given: frozenset[str]) -> None:
         asked.out,
         resume=asked.resume,
         report=asked.report,
+        choose_solver=asked.choose_solver,
         device=asked.device,
         **{name: getattr(asked, name) for name in names - {"data"}},
     )

@@ -59,7 +59,7 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
                 note = f"{n} steps, {error:.0%} of the untuned error"
                 bar.update(task, completed=i * asked.iterations + done, note=note)
 
-            learned.append(judged(learn(seen, n, asked.iterations, advance), held_out, guidance))
+            learned.append(judged(learn(seen, n, asked.iterations, advance, asked.radius), held_out, guidance))
     _store(run, learned)
 
 

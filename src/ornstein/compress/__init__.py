@@ -10,12 +10,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ornstein.compress.integral import at_width
     from ornstein.compress.run import Compressed, compress
     from ornstein.compress.settings import CompressSettings
 
-__all__ = ["CompressSettings", "Compressed", "compress"]
+__all__ = ["CompressSettings", "Compressed", "at_width", "compress"]
 
-_MODULES = {"CompressSettings": "settings", "Compressed": "run", "compress": "run"}
+_MODULES = {"CompressSettings": "settings", "Compressed": "run", "at_width": "integral", "compress": "run"}
 
 
 def __getattr__(name: str) -> Any:

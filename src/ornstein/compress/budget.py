@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from ornstein.compress.groups import Group
 from ornstein.errors import UserError
@@ -39,7 +39,9 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
+        if func._overloadpacket is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:  # not in the table
+            self.total += sdpa_flop_count(*(each.shape for each in args[:3]))
+        elif formula is not None:
             self.total += formula(*args, **kwargs, out_val=out)
         return out
 

@@ -28,6 +28,7 @@ class Member:
         name: of the tensor in the state of the network.
         axis: 0 for what makes the channels, 1 for what reads them.
         copies, unit, offset: see above.
+        query: its first copy makes queries, whose size decides the divisor of the scores of attention.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Member:
     copies: int = 1
     unit: int = 1
     offset: int = 0
+    query: bool = False
 
     def rows(self, channels: Tensor, size: int) -> Tensor:
         """The entries along the axis (n,) int64 of the given channels of a group of `size`."""
@@ -74,7 +76,7 @@ def channel_groups(net: nn.Module) -> list[Group]:
             return list(groups(net))
     raise UserError(
         f"a {type(net).__name__} cannot be compressed: {', '.join(kind.__name__ for kind in _GROUPS)} of Ornstein and "
-        "the U-Nets of diffusers can"
+        "the UNet2DModel of diffusers can"
     )
 
 
@@ -148,7 +150,7 @@ def _of_block(block: Block, name: str, prefix: str, source: str, own: str, strea
         streams.normed(own, f"{at}.attention.norm", block.attention.norm)
         streams.read(own, f"{at}.attention.qkv")
         streams.made(own, f"{at}.attention.out", block.attention.out)
-        made = [Member(f"{at}.attention.qkv.{each}", copies=3) for each in ("weight", "bias")]
+        made = [Member(f"{at}.attention.qkv.{each}", copies=3, query=True) for each in ("weight", "bias")]
         members = (*made, Member(f"{at}.attention.out.weight", axis=1))
         yield Group(f"{name}.attention", block.attention.out.in_features, members, block.attention.heads, "queries")
     if isinstance(block.reading, CrossAttention):
@@ -160,7 +162,7 @@ def _reading(reading: CrossAttention, name: str, at: str, own: str, streams: _St
     streams.read(own, f"{at}.q")
     streams.made(own, f"{at}.out", reading.out)
     members = (
-        Member(f"{at}.q.weight"), Member(f"{at}.q.bias"), Member(f"{at}.kv.weight", copies=2),
+        Member(f"{at}.q.weight", query=True), Member(f"{at}.q.bias", query=True), Member(f"{at}.kv.weight", copies=2),
         Member(f"{at}.kv.bias", copies=2), Member(f"{at}.out.weight", axis=1),
     )  # fmt: skip
     return Group(name, reading.out.in_features, members, reading.heads, "queries")

@@ -59,12 +59,11 @@ def importance_of(group: Group, values: State) -> Tensor:
     total = torch.zeros(group.size, dtype=torch.float64)
     for member in group.members:
         tensor = values.get(member.name)
-        if tensor is None:
-            continue
-        rows = member.rows(torch.arange(group.size), group.size)
-        square = tensor.detach().double().cpu().square().transpose(0, member.axis).flatten(1 if tensor.ndim > 1 else 0)
-        each = square.sum(1) if tensor.ndim > 1 else square
-        total += each[rows].view(member.copies, group.size, member.unit).sum((0, 2))
+        if tensor is not None:
+            square = tensor.detach().double().cpu().square().movedim(member.axis, 0)
+            each = square.reshape(len(square), -1).sum(1)
+            rows = member.rows(torch.arange(group.size), group.size)
+            total += each[rows].view(member.copies, group.size, member.unit).sum((0, 2))
     return total
 
 
@@ -101,10 +100,10 @@ def narrowed(groups: Iterable[Group], state: State, kept: Mapping[str, Tensor]) 
         if group.kind == "queries":
             factor = (len(channels) / group.size) ** 0.5
             for member in group.members:
-                if member.axis == 0 and ".kv." not in member.name:
+                if member.query and member.name in state:
                     scales[member.name] = (len(channels), factor)
     for (name, axis), rows in cuts.items():
-        index = rows[0] if len(rows) == 1 else torch.cat(rows)
+        index = rows[0] if len(rows) == 1 else torch.cat(rows).sort().values  # joined features
         out[name] = out[name].index_select(axis, index.to(out[name].device)).contiguous()
     for name, (count, factor) in scales.items():
         out[name] = torch.cat([out[name][:count] * factor, out[name][count:]])

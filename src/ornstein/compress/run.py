@@ -15,15 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from ornstein import checkpoint, processes
-from ornstein.compress.budget import widths_for
+from ornstein.compress.budget import network_macs, widths_for
+from ornstein.compress.diffusers_unet import prune_unet2d
 from ornstein.compress.groups import channel_groups
 from ornstein.compress.imitation import Imitation
+from ornstein.compress.int8 import output_error, save_int8
+from ornstein.compress.integral import INTEGRAL, LEAST, Elastic, ordered, total_variation
 from ornstein.compress.prune import kept_channels, narrowed, taylor_gradients
 from ornstein.compress.settings import CompressSettings
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
+from ornstein.interop.diffusers import DiffusersNet
+from ornstein.interop.exchange import export_model
 from ornstein.progress import say
 from ornstein.randomness import generator
 from ornstein.settings import read, read_file, to_json
@@ -40,6 +45,11 @@ _BUDGET = 0.5
 _SHARE = 0.1  # of the steps, or minutes, of the run's own training
 _TAYLOR_BATCH, _TAYLOR_BATCHES = 64, 4
 _JUDGED = 256
+# The methods that a setting is for.
+_TUNED = ("prune", "integral")
+_ONLY = {"macs": ("prune",), "criterion": ("prune",)} | dict.fromkeys(
+    ("data", "steps", "minutes", "batch", "learning_rate", "checkpoint_every"), _TUNED
+)
 
 
 @dataclass(frozen=True)
@@ -86,25 +96,29 @@ def compress(
     asked = _asked(run, out, resume, settings)
     if checkpoint.is_autoencoder(run):
         raise UserError(f"{run} is an autoencoder: diffusion models are compressed, and it stays what they work in")
+    if checkpoint.is_pipeline(run):
+        return _folder(asked, run, out)
     where = choose_device(device)
     teacher = checkpoint.load(run, trust_sizes=trust_sizes).to(where)
     group = processes.current()
     group.agreed(lambda: _claim(asked, out, resume))
     tuning = _tuning(asked, run, out, resume)
     split = None if tuning is None else open_data(tuning, show=True)
-    student, macs, full = pruned(teacher, asked, _batches(tuning, split, teacher, out, resume, where))
+    student, macs, full = _student(asked, teacher, _batches(tuning, split, teacher, out, resume, where))
     say(f"{macs:,} of {full:,} multiply-adds ({macs / full:.3f}), {size_of(student)} of {size_of(teacher)}")
     if (run / checkpoint.TUNED).is_file():
         say(f"the tuned solvers of {run} are for its own network and stay there: `ornstein tune {out}` learns new ones")
     if group.main:
         atomic_write(out / COMPRESS, (json.dumps(to_json(asked), indent=1) + "\n").encode())
+        if (run / SETTINGS).is_file():  # which data the model knows, for `evaluate`
+            known = (run / SETTINGS).read_bytes() if tuning is None else json.dumps(to_json(tuning), indent=1).encode()
+            atomic_write(out / SETTINGS, known)
     if tuning is None or split is None:
-        student.save(out)
-        return Compressed(out, macs, full, [], student)
-    if group.main:
-        atomic_write(out / SETTINGS, (json.dumps(to_json(tuning), indent=1) + "\n").encode())
-    imitation = Imitation(teacher, choose_precision(tuning.precision, where))
-    job = new_job(tuning, split.train, split.held_out, out, resume, where, student, imitation)
+        return Compressed(out, macs, full, [], _without_tuning(asked, student, teacher, out))
+    objective = Imitation(teacher, choose_precision(tuning.precision, where))
+    if asked.method == "integral":
+        objective = Elastic(objective, student)
+    job = new_job(tuning, split.train, split.held_out, out, resume, where, student, objective)
     began = time.monotonic()
     steps, seconds = follow(job, tuning, out, resume)
     group.end()
@@ -119,24 +133,72 @@ def compress(
     return Compressed(out, macs, full, scores, student)
 
 
+def _folder(asked: CompressSettings, run: Path, out: Path) -> Compressed:
+    """Prune a folder of diffusers into a folder of diffusers, without fine-tuning."""
+    if asked.method != "prune" or asked.steps != 0:
+        raise UserError(
+            f"{run} is a folder of diffusers, which is pruned without fine-tuning: give --steps 0; "
+            "`ornstein import` makes a run of it first"
+        )
+    teacher = checkpoint.load(run)
+    if not isinstance(teacher.net, DiffusersNet):
+        raise UserError(f"{run} is a pipeline of several networks: of diffusers, UNet2DModel alone is compressed")
+    student, macs, full = pruned(teacher, asked, [])
+    export_model(student, out)
+    say(f"{macs:,} of {full:,} multiply-adds ({macs / full:.3f}), {size_of(student)} of {size_of(teacher)}")
+    return Compressed(out, macs, full, [], student)
+
+
+def _student(
+    asked: CompressSettings, teacher: Denoiser, batches: list[tuple[Tensor, dict[str, Tensor]]]
+) -> tuple[Denoiser, int, int]:
+    """The model that is fine-tuned, its multiply-adds, and those of the large one."""
+    if asked.method == "prune":
+        return pruned(teacher, asked, batches)
+    assert teacher.data is not None
+    student = copy.deepcopy(teacher)
+    if asked.method == "integral":
+        student.net = ordered(teacher.net)
+        before, after = total_variation(teacher.net), total_variation(student.net)
+        say(f"total variation of the channels {before:.4g}, in order {after:.4g}; widths from {LEAST:g} to 1")
+    macs = network_macs(student.net, teacher.data.shape)
+    return student.eval(), macs, macs
+
+
+def _without_tuning(asked: CompressSettings, student: Denoiser, teacher: Denoiser, out: Path) -> Denoiser:
+    """Store a model as it is."""
+    if asked.method == "int8":
+        rounded = save_int8(student, out)
+        say(f"weights of 8 bits: the predictions differ by {output_error(teacher, rounded):.2%}")
+        return rounded
+    student.save(out, {INTEGRAL: LEAST} if asked.method == "integral" else None)
+    return student
+
+
 def pruned(
     teacher: Denoiser, settings: CompressSettings, batches: list[tuple[Tensor, dict[str, Tensor]]]
 ) -> tuple[Denoiser, int, int]:
     """The pruned copy of a model, its multiply-adds, and those of the model; `batches` of data are for "taylor"."""
     assert teacher.data is not None
     net = teacher.net
+    budget = _BUDGET if settings.macs is None else settings.macs
+    draw = generator(settings.seed, "compress")
+    student = copy.deepcopy(teacher)
+    values = _values(teacher, settings, batches, draw)
+    if isinstance(net, DiffusersNet) and type(net.model).__name__ == "UNet2DModel":
+        inner = values and {name.removeprefix("model."): value for name, value in values.items()}
+        student.net, macs, full = prune_unet2d(net, budget, tuple(teacher.data.shape), inner, draw)
+        return student.eval(), macs, full
     groups = channel_groups(net)
-    config: dict[str, Any] = dict(net.config)  # pyright: ignore[reportArgumentType]
+    kind: Any = type(net)
+    config: dict[str, Any] = {**net.config}  # pyright: ignore[reportGeneralTypeIssues]
     before = config.pop("widths", {})
 
     def build(widths: Mapping[str, int]) -> nn.Module:
-        return type(net)(**config, widths=before | dict(widths))
+        return kind(**config, widths=before | dict(widths))
 
-    budget = _BUDGET if settings.macs is None else settings.macs
     widths, macs, full = widths_for(groups, build, teacher.data.shape, budget)
-    draw = generator(settings.seed, "compress")
-    kept = kept_channels(groups, widths, _values(teacher, settings, batches, draw), draw)
-    student = copy.deepcopy(teacher)
+    kept = kept_channels(groups, widths, values, draw)
     device = next(net.parameters()).device
     student.net = build(widths).to(device)
     student.net.load_state_dict(narrowed(groups, net.state_dict(), kept))
@@ -169,9 +231,13 @@ def _asked(run: Path, out: Path, resume: bool, given: dict[str, Any]) -> Compres
         raise UserError(
             f"compress has no setting {min(unknown)!r}; known: {', '.join(CompressSettings.__dataclass_fields__)}"
         )
-    teacher = {"teacher": str(run), "fingerprint": checkpoint.fingerprint(run)}
+    teacher: dict[str, Any] = {"teacher": str(run), "fingerprint": checkpoint.fingerprint(run)}
     if not (resume and (out / COMPRESS).is_file()):
-        return CompressSettings(**{"macs": _BUDGET} | given | teacher)
+        asked = CompressSettings(**given | teacher)
+        idle = [name for name in _ONLY if name in given and asked.method not in _ONLY[name]]
+        if idle:
+            raise UserError(f"{idle[0]} does nothing with method {asked.method}: leave it out")
+        return replace(asked, macs=_BUDGET) if asked.method == "prune" and asked.macs is None else asked
     stored = read(CompressSettings, read_file(out / COMPRESS), out / COMPRESS)
     for name in given.keys() - {"steps", "minutes", "checkpoint_every", "data"}:
         if given[name] != getattr(stored, name):
@@ -197,7 +263,7 @@ def _claim(asked: CompressSettings, out: Path, resume: bool) -> None:
 
 def _tuning(asked: CompressSettings, run: Path, out: Path, resume: bool) -> Settings | None:
     """The settings of the fine-tuning: those of the run but for what is asked; None for no fine-tuning."""
-    if asked.steps == 0:
+    if asked.steps == 0 or asked.method == "int8":
         return None
     if not (run / SETTINGS).is_file():
         raise UserError(f"{run} does not say what data it was trained on: give --steps 0 for no fine-tuning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
@@ -29,6 +30,7 @@ class Captioned:
     count: int = _COUNT
 
 
+@lru_cache(2**15)  # asked for by the pictures, and by the captions of both parts of the set
 def _scene(i: int) -> shapes.Scene:
     return shapes.scenes(1, first=i)[0]
 

@@ -58,7 +58,7 @@ def text_column(path: Path, wanted: str | None) -> tuple[str, list[Any]]:
     texts = [name for name, kind in table.features.items() if _is_text(datasets, kind)]
     usual = [name for name in ("caption", "captions", "text", "prompt", "description") if name in texts]
     name = wanted if wanted is not None else next(iter([*usual, *texts]), None)
-    if name not in texts:
+    if name is None or name not in texts:
         which, listed = "" if wanted is None else f" {wanted!r}", tidy(", ".join(texts)) or "none"
         raise UserError(f"no captions in {path}: it has no column of texts{which}; columns of texts: {listed}")
     return name, list(table.select_columns([name])[name])

@@ -99,15 +99,13 @@ class MotionClips:
         return clips[:, None].expand(-1, self.channels, -1, -1, -1).contiguous(), labels
 
     def flow(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """The exact optical flow of the clips at `indices`: (B, F - 1, 2, H, W) in pixels a frame, x then y.
+        """The exact optical flow of the clips at `indices`: (B, F - 1, 2, H, W) in pixels a frame, x then y, float32.
 
-        x_{t+1}(p + flow_t(p)) = x_t(p) at every pixel p that stays in the frame. Raises UserError for the other
-        sources, which have no flow everywhere: a moving object covers and uncovers the background.
+        x_{t+1}(p + flow_t(p)) = x_t(p) at every pixel p that stays in the frame and is not covered. Digits and balls
+        move before a background that stands still: the flow of a ball is that of its disc, of a digit that of its
+        square.
         """
-        if self.source != "drifting-textures":
-            raise UserError(f"{self.source} has no optical flow everywhere: drifting-textures has")
-        _, velocity = texture_motion(self._numbers(indices), self.frames, self.size, self.seed)
-        return velocity[..., None, None].expand(-1, -1, -1, self.size, self.size).float()
+        return FLOWS[self.source](self._numbers(indices), self.frames, self.size, self.seed).float()
 
     def split(self, fraction: float, seed: int, every_class: bool = False) -> tuple["MotionClips", "MotionClips"]:
         """(train, held-out): `fraction` of the clips are held out, drawn at random by `seed` alone.
@@ -247,3 +245,30 @@ def _uniform(numbers: Tensor, count: int, seed: int, stream: int) -> Tensor:
 
 
 MOTIONS = {"moving-digits": _digits, "bouncing-balls": _balls, "drifting-textures": _textures}
+
+
+def _texture_flow(numbers: Tensor, frames: int, size: int, seed: int) -> Tensor:
+    _, velocity = texture_motion(numbers, frames, size, seed)
+    return velocity[..., None, None].expand(-1, -1, -1, size, size)
+
+
+def _digit_flow(numbers: Tensor, frames: int, size: int, seed: int) -> Tensor:
+    corner = digit_motion(numbers, frames, size, seed)
+    pixel = torch.arange(size) + 0.5 - corner[:, :-1, :, None]
+    within = (pixel > 0) & (pixel < size * _DIGIT)  # (B, F - 1, 2, S)
+    inside = within[:, :, 0, None, :] & within[:, :, 1, :, None]
+    return torch.where(inside[:, :, None], corner.diff(dim=1)[..., None, None], 0.0)
+
+
+def _ball_flow(numbers: Tensor, frames: int, size: int, seed: int) -> Tensor:
+    centres, _ = ball_motion(numbers, frames, size, seed)
+    pixel = torch.arange(size) + 0.5
+    dx, dy = (pixel - centres[:, :-1, :, axis, None] for axis in (0, 1))  # (B, F - 1, BALLS, S)
+    distance = (dx[..., None, :] ** 2 + dy[..., :, None] ** 2).sqrt()
+    nearest, which = distance.min(2)  # (B, F - 1, S, S)
+    steps = centres.diff(dim=1).movedim(3, 2)  # (B, F - 1, 2, BALLS)
+    chosen = steps.gather(3, which.flatten(2)[:, :, None].expand(-1, -1, 2, -1)).unflatten(3, (size, size))
+    return torch.where((nearest < BALL_RADIUS * size + 0.5)[:, :, None], chosen, 0.0)
+
+
+FLOWS = {"moving-digits": _digit_flow, "bouncing-balls": _ball_flow, "drifting-textures": _texture_flow}

@@ -224,7 +224,7 @@ def _parsed(picture: Tensor) -> list[Object]:
                 continue
             whole = ndimage.binary_fill_holes(spot)
             around = ndimage.binary_dilation(whole, np.ones((3, 3)))
-            ring = torch.from_numpy(ndimage.binary_dilation(around, np.ones((3, 3))) & ~around)
+            ring = torch.from_numpy(ndimage.binary_dilation(around, np.ones((3, 3)))) & ~torch.from_numpy(around)
             behind = picture[:, ring].median(1).values if ring.any() else background
             axis = (palette[number] - behind)[:, None, None]
             share = ((picture - behind[:, None, None]) * axis).sum(0) / axis.square().sum().clamp(min=1e-6)

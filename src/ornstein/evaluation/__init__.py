@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         correlation_error,
         flicker,
         flicker_score,
+        motion_error,
         warp_error,
     )
     from ornstein.evaluation.neighbours import (
@@ -74,6 +75,7 @@ __all__ = [
     "frechet_gaussians",
     "kernel_distance",
     "knn_agreement",
+    "motion_error",
     "nearest",
     "nearest_distances",
     "noise_share",
@@ -117,6 +119,7 @@ _MODULES = {
     "flat_pixels": "neighbours",
     "flicker": "motion",
     "flicker_score": "motion",
+    "motion_error": "motion",
     "frechet_distance": "frechet",
     "frechet_gaussians": "frechet",
     "kernel_distance": "kernel",

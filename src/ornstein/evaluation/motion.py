@@ -22,6 +22,7 @@ __all__ = [
     "correlation_error",
     "flicker",
     "flicker_score",
+    "motion_error",
     "warp_error",
 ]
 
@@ -169,6 +170,25 @@ def warp_error(clips: Tensor, flow: Tensor) -> Tensor:
     warped = F.grid_sample(later, at, mode="bicubic", padding_mode="border", align_corners=True)
     error = (warped - now).square().mean(1) * inside
     return error.view(n, -1).sum(1) / inside.view(n, -1).sum(1)
+
+
+def motion_error(flow: Tensor, wanted: Tensor) -> Tensor:
+    """The mean end-point error |flow - wanted| of each clip in pixels a frame, (N,), over the pixels that are to move.
+
+    Args:
+        flow: of samples, as estimated from them, (N, F - 1, 2, H, W).
+        wanted: the flow that they were asked for. A clip that is to stand still counts all of its pixels.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if flow.ndim != 5 or flow.shape[2] != 2 or flow.shape != wanted.shape:
+        raise ValueError(f"flows are (N, F - 1, 2, H, W), got {tuple(flow.shape)} and {tuple(wanted.shape)}")
+    moving = wanted.norm(dim=2) > 0
+    still = ~moving.flatten(1).any(1)
+    counted = (moving | still.view(-1, 1, 1, 1)).to(flow)
+    apart = (flow - wanted).norm(dim=2) * counted
+    return apart.flatten(1).sum(1) / counted.flatten(1).sum(1).clamp(min=1)
 
 
 def clip_features(clips: Tensor, side: int = 8, dim: int = 64, seed: int = 0) -> Tensor:

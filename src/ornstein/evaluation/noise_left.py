@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoises
 from ornstein.evaluation.sections import Score
+from ornstein.noise import Carried
 from ornstein.randomness import normal
 
 __all__ = ["STILL_NOISE", "noise_score", "noise_share", "noise_warning", "spectrum"]
@@ -78,7 +79,8 @@ def noise_score(d: Denoises, samples: Tensor, real: Tensor, train: Tensor) -> tu
     """
     shape = (_NOISES, *real.shape[1:])
     white = normal(shape, 0, torch.arange(_NOISES), 0, _STREAM, torch.float64)
-    noise = d.process.noise.color(white)
+    # each frame of carried noise is white, and its motion is that of the clip: there is no spectrum to tell it by
+    noise = white if isinstance(d.process.noise, Carried) else d.process.noise.color(white)
     share = noise_share(samples, real, noise)
     reference = noise_share(train, real, noise)
     if share is None or reference is None:

@@ -55,6 +55,7 @@ def draw(
     seed: int = 0,
     callback: Callable[[State], object] | None = None,
     batch: int = _BATCH,
+    flow: Tensor | None = None,
 ) -> Tensor:
     """Draw samples as uint8 images (N, C, H, W) or clips (N, C, F, H, W).
 
@@ -64,6 +65,7 @@ def draw(
         count: N.
         solver, steps: how to sample; the default solver and 20 steps if not given.
         seed, callback, batch: as in `ornstein.sample`.
+        flow: the motion of each sample, for a model whose noise is carried by it.
     """
     assert denoiser.data is not None
     few = denoiser.distilled is not None
@@ -73,14 +75,21 @@ def draw(
         solver=None if few else solver or SOLVER,
         steps=None if few else steps or STEPS,
         seed=seed,
-        cond={"label": labels} | (denoiser.in_turn(count) if isinstance(denoiser, TextDenoiser) else {}),
+        cond={"label": labels, "flow": flow} | (denoiser.in_turn(count) if isinstance(denoiser, TextDenoiser) else {}),
         callback=callback,
         batch=batch,
     )
     return to_uint8(denoiser.decode(images))
 
 
-def affordable(denoiser: Denoiser, seconds: float, most: int, steps: int = STEPS, batch: int = _BATCH) -> int:
+def affordable(
+    denoiser: Denoiser,
+    seconds: float,
+    most: int,
+    steps: int = STEPS,
+    batch: int = _BATCH,
+    moves: Callable[[int], Tensor | None] = lambda count: None,
+) -> int:
     """How many samples can be drawn within a time.
 
     The time of a step is measured on a few samples, and on more if that takes little of the time: a larger batch is
@@ -92,6 +101,7 @@ def affordable(denoiser: Denoiser, seconds: float, most: int, steps: int = STEPS
         most: the largest result.
         steps: network evaluations for a sample.
         batch: samples that go through the network at once.
+        moves: the flows that so many samples follow, or None.
     """
     if math.isinf(seconds):
         return most
@@ -99,10 +109,12 @@ def affordable(denoiser: Denoiser, seconds: float, most: int, steps: int = STEPS
     few = denoiser.distilled
     measured, steps = (1, steps) if few is None else (few.steps, few.steps)
     count, each, spent = min(batch, 8), 0.0, 0.0
-    draw(denoiser, denoiser.data.labels(count), count, steps=1)  # the first call sets up caches and threads
+    draw(
+        denoiser, denoiser.data.labels(count), count, steps=1, flow=moves(count)
+    )  # the first call sets up caches and threads
     while True:
         began = time.perf_counter()
-        draw(denoiser, denoiser.data.labels(count), count, steps=measured)
+        draw(denoiser, denoiser.data.labels(count), count, steps=measured, flow=moves(count))
         took = time.perf_counter() - began
         each, spent = took / count / measured, spent + took
         if count == batch or 4 * took > _MEASURING * seconds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def write_clip_report(
     advance: Advance = lambda what, done, total: None,
     samples: int = _SCORED,
     seconds: float = math.inf,
+    moves: Callable[[int], Tensor | None] = lambda count: None,
 ) -> list[Score]:
     """Write `out`/samples.mp4, .gif, .png (a contact sheet) and report.html.
 
@@ -49,19 +50,20 @@ def write_clip_report(
         advance: called with (what, done, total).
         samples: clips to score at most, against as many held-out clips.
         seconds: time for all of it; a slow model makes fewer clips with fewer steps, at least 4.
+        moves: the flows that so many samples follow, for a model whose noise is carried by motion.
 
     Returns:
         The scores in the report; none with fewer than 16 held-out clips.
     """
     assert denoiser.data is not None
     count, steps = max(_SHOWN, min(samples, _SCORED, len(held_out))), STEPS
-    fit = affordable(denoiser, RESERVE * seconds, count, batch=_BATCH)
+    fit = affordable(denoiser, RESERVE * seconds, count, batch=_BATCH, moves=moves)
     if fit < _SHOWN:
         steps = SHORT_STEPS
         fit = min(_SHOWN, fit * STEPS // steps)
     count = max(_FEWEST, fit)
     advance("sampling", 0, 2)
-    made = draw(denoiser, denoiser.data.labels(count), count, steps=steps, batch=_BATCH).cpu()
+    made = draw(denoiser, denoiser.data.labels(count), count, steps=steps, batch=_BATCH, flow=moves(count)).cpu()
     upscale = max(1, 64 // made.shape[-1])
     shown = made[:_SHOWN]
     comment = json.dumps({"samples": str(denoiser.distilled or f"{steps} steps"), "seed": 0})

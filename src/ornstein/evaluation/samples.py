@@ -24,8 +24,8 @@ def choose_solver(
 
     Args:
         run: the run directory.
-        name: of the solver; "tuned" for the one tuned for so many steps; None for that one if the run has it, and the
-            default solver if not.
+        name: of the solver; "tuned" for the one tuned for so many steps; None for that one if the run has it, else
+            for the one that was chosen for the model at the end of its training, else for the default solver.
         steps, grid, guidance: of the samples. A tuned solver has its own time steps, and belongs to one guidance.
         whole: whether samples are made from noise alone, which is what solvers are tuned for, and not from given
             frames.
@@ -43,7 +43,7 @@ def choose_solver(
         if tuned.guidance == guidance:
             return tuned
     if name is None:
-        return SOLVER
+        return checkpoint.load_chosen(run, steps, guidance) or SOLVER
     known = ", ".join(f"{len(t.steps)} (guidance {t.guidance:g})" for t in checkpoint.load_tuned(run))
     raise UserError(
         f"{run} has no solver tuned for {steps} steps with guidance {guidance:g}; it has {known or 'none'}: "

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ornstein.faces.align import TEMPLATE, Similarity, warp
 from ornstein.faces.detect import Detector, Face, merged
@@ -24,6 +25,7 @@ _FILE = Path(__file__).parent / "weights" / "face_detection_full_range.tflite"
 _STRIDE = 4  # pixels of the network's picture between two of its anchors
 _SEEN = 0.06  # of a look's side: the smallest face that one look finds
 _OVERLAP = 0.25  # of a part's side that it shares with the next one
+_AT_ONCE = 8  # looks that go through the network together
 _MOST = 36  # parts of a picture, at most
 _TURNS, _DIAGONALS = (0.0, 90.0, 180.0, 270.0), (45.0, 135.0, 225.0, 315.0)
 _OFF = 0.3  # of the eyes' distance: a landmark model that puts them further away saw no face
@@ -53,9 +55,10 @@ class BlazeDetector:
         found: list[Face] = []
         looks = list(self._looks(*image.shape[1:]))
         side = self._net.size[0]
-        for low in range(0, len(looks), 8):
-            part = looks[low : low + 8]
-            patches = torch.stack([warp(image, look, (side, side), "zero") for look in part]).clamp(0, 255)
+        levels = [image.float()]
+        for low in range(0, len(looks), _AT_ONCE):
+            part = looks[low : low + _AT_ONCE]
+            patches = torch.stack([_patch(levels, look, side) for look in part]).clamp(0, 255)
             boxes, scores = self._net(patches / 127.5 - 1)
             for look, box, score in zip(part, boxes, scores[..., 0].sigmoid(), strict=True):
                 found += self._faces(image, look, box, score)
@@ -120,6 +123,15 @@ class BlazeDetector:
         if float((eyes - points[:2]).norm(dim=1).max()) < _OFF * max(apart, 0.5 * _eyes(own)):
             return Face(five, score)
         return Face(own, score)
+
+
+def _patch(levels: list[Tensor], look: Similarity, side: int) -> Tensor:
+    """What a look sees, from the picture halved as often as leaves enough of it; `levels` are those made so far."""
+    halved = max(int(-math.log2(look.scale)), 0)
+    while len(levels) <= halved:
+        levels.append(F.avg_pool2d(levels[-1][None], 2, ceil_mode=True, count_include_pad=False)[0])
+    times = 2**halved
+    return warp(levels[halved], Similarity(times, complex(times - 1, times - 1) / 2).then(look), (side, side), "zero")
 
 
 def _eyes(five: Tensor) -> float:

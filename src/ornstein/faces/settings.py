@@ -447,9 +447,9 @@ class BenchmarkCommand:
     Example: ornstein faces benchmark casia/ --run runs/faces
     """
 
-    folder: Path = setting(help="The folder with the pictures and pairs.csv.", argument=True)
+    folder: Path = setting(help="The folder with the pictures, faces/, and image_pairs_*.txt.", argument=True)
     run: Path = setting(help="The run directory of a face-swap model.")
-    out: Path | None = setting(None, "Where to keep the swaps and the scores.", by_data="swaps beside the run's model")
+    out: Path | None = setting(None, "Where to keep swaps and scores.", by_data="RUN/benchmark")
     num: int | None = setting(None, "Pairs, the first ones.", names=("-n", "--num"), by_data="all", minimum=1)
     steps: int = setting(20, "Steps of the sampler.", minimum=1)
     resume: bool = setting(False, "Keep the swaps that are in --out already.")

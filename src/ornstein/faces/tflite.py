@@ -7,6 +7,7 @@ models use is read; everything else is refused by name.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ _LIMIT = 2**26  # bytes
 # The numbers of the operations in the schema of TensorFlow Lite, version 3.
 _ADD, _CONCATENATION, _CONV, _DEPTHWISE, _DEQUANTIZE, _LOGISTIC, _MAX_POOL = 0, 2, 3, 4, 6, 14, 17
 _AVERAGE_POOL, _MUL, _RELU, _RESHAPE, _RESIZE, _PAD, _PRELU = 1, 18, 19, 22, 23, 34, 54
-_ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {0: lambda x: x, 1: F.relu, 3: lambda x: x.clamp(0, 6)}
+_ACTIVATIONS: dict[int, Callable[[Tensor], Tensor]] = {0: lambda x: x, 1: torch.relu_, 3: lambda x: x.clamp_(0, 6)}
 
 
 class _Table:
@@ -142,9 +143,15 @@ class TFLite:
         for step in self.steps:
             weight = self.constants.get(step.inputs[1]) if len(step.inputs) > 1 else None
             if step.code == _CONV and weight is not None:
-                self.constants[step.inputs[1]] = weight.permute(0, 3, 1, 2).contiguous()
+                self.constants[step.inputs[1]] = weight.permute(0, 3, 1, 2)
             elif step.code == _DEPTHWISE and weight is not None:
                 self.constants[step.inputs[1]] = weight.permute(3, 0, 1, 2).contiguous()
+
+        self._last_use = {each: number for number, step in enumerate(self.steps) for each in step.inputs}
+        for each in self.outputs:
+            self._last_use.pop(each, None)
+        uses = Counter(each for step in self.steps for each in step.inputs)
+        self.used_once = {each for each, count in uses.items() if count == 1 and each not in self.outputs}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -152,13 +159,16 @@ class TFLite:
         _, height, width, _ = self.shapes[self.inputs[0]]
         return height, width
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, picture: Tensor) -> list[Tensor]:
         """The outputs for pictures (B, 3, H, W): (B, ...) in the file's own order of axes, channels last."""
-        values: dict[int, Tensor] = {self.inputs[0]: picture}
-        for step in self.steps:
+        values: dict[int, Tensor] = {self.inputs[0]: picture.contiguous(memory_format=torch.channels_last)}
+        for number, step in enumerate(self.steps):
             values[step.output] = _OPERATIONS[step.code](self, step, values)
-        return [_last(values[i]) for i in self.outputs]
+            for each in step.inputs:
+                if self._last_use.get(each) == number:  # its memory is used again
+                    values.pop(each, None)
+        return [_last(values[i]).clone() for i in self.outputs]
 
     def given(self, step: _Step, number: int, values: dict[int, Tensor]) -> Tensor:
         """The tensor that is input `number` of a step."""
@@ -187,8 +197,16 @@ def _conv(net: TFLite, step: _Step, values: dict[int, Tensor]) -> Tensor:
     depthwise, options = step.code == _DEPTHWISE, step.options
     assert options is not None
     stride = (options.number(2, default=1), options.number(1, default=1))
-    x = _padded(x, (weight.shape[2], weight.shape[3]), stride, options.number(0, "<b"))
-    out = F.conv2d(x, weight, bias, stride, groups=x.shape[1] if depthwise else 1)
+    rows, columns = weight.shape[2:]
+    if rows == columns == 1 and not depthwise and stride == (1, 1):  # a matrix product, which is faster
+        out = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+        return _ACTIVATIONS[options.number(3, "<b")](out)
+    # at both ends alike: the convolution pads by itself, without a copy
+    even = options.number(0, "<b") == 0 and stride == (1, 1) and rows % 2 == columns % 2 == 1
+    if not even:
+        x = _padded(x, (rows, columns), stride, options.number(0, "<b"))
+    padding = (rows // 2, columns // 2) if even else 0
+    out = F.conv2d(x, weight, bias, stride, padding, groups=x.shape[1] if depthwise else 1)
     return _ACTIVATIONS[options.number(4 if depthwise else 3, "<b")](out)
 
 
@@ -244,6 +262,11 @@ def _prelu(net: TFLite, step: _Step, values: dict[int, Tensor]) -> Tensor:
     return torch.where(x >= 0, x, x * net.given(step, 1, values).flatten()[:, None, None])
 
 
+def _relu(net: TFLite, step: _Step, values: dict[int, Tensor]) -> Tensor:
+    x = net.given(step, 0, values)
+    return x.relu_() if step.inputs[0] in net.used_once else x.relu()
+
+
 _OPERATIONS: dict[int, Callable[[TFLite, _Step, dict[int, Tensor]], Tensor]] = {
     _ADD: _add,
     _AVERAGE_POOL: _pool,
@@ -254,7 +277,7 @@ _OPERATIONS: dict[int, Callable[[TFLite, _Step, dict[int, Tensor]], Tensor]] = {
     _LOGISTIC: lambda net, step, values: net.given(step, 0, values).sigmoid(),
     _MAX_POOL: _pool,
     _MUL: lambda net, step, values: net.given(step, 0, values) * net.given(step, 1, values),
-    _RELU: lambda net, step, values: net.given(step, 0, values).relu(),
+    _RELU: _relu,
     _RESHAPE: _reshape,
     _RESIZE: _resize,
     _PAD: _pad,

@@ -23,6 +23,12 @@ class TuneSettings:
     iterations: int = setting(
         100, "Runs of the optimiser; 0 chooses among untuned solvers and time schedules.", minimum=0
     )
+    radius: float = setting(
+        0.0,
+        "Soft targets: how far a trajectory's start may move while the solver learns, in units of the noise.",
+        minimum=0,
+        maximum=1,
+    )
     batch: int = setting(16, "Samples through the network at once.", names=("-b", "--batch"), minimum=1)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ do not change.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from ornstein.denoiser import Denoiser, Denoises
 from ornstein.devices import float64_device
 from ornstein.few_steps.settings import MOST_STEPS
 from ornstein.guidance import ClassifierFree
+from ornstein.process import Process
 from ornstein.randomness import normal
 from ornstein.schedules import Schedule
 from ornstein.solvers import SOLVER, SOLVERS, grids
@@ -27,10 +28,12 @@ from ornstein.solvers.multistep import interpolated, multistep
 from ornstein.solvers.tuned import PAST, Step, Tuned
 from ornstein.wrapper import Conditioned, device_of
 
-__all__ = ["Trajectories", "fine", "judged", "trajectories", "tune"]
+__all__ = ["Start", "Trajectories", "best_start", "fine", "judged", "moved", "trajectories", "tune", "untuned_solver"]
 
 _FINE_STEPS = 100
-_SLOPES = (0.25, 0.3, 0.35, 0.42)  # the default grid's is 0.35
+# Time schedules to choose from: slope (the default's is 0.35) and floor. A small slope with a floor is near equal steps
+# in the log-SNR, which suits pictures whose smallest scales matter.
+_GRIDS = ((0.25, 0.0), (0.3, 0.0), (0.35, 0.0), (0.42, 0.0), (0.1, 0.02), (0.2, 0.02), (0.2, 0.05))
 _HISTORY = 30
 _QUARTER = 4
 
@@ -93,10 +96,15 @@ def tune(
     steps: int,
     iterations: int = 100,
     progress: Progress = lambda done, error: None,
+    radius: float = 0.0,
 ) -> Tuned:
     """The solver of `steps` evaluations whose ends are nearest to the fine solutions, found by L-BFGS.
 
-    It starts from the best of three untuned solvers on four time schedules.
+    With a `radius` the targets are soft (E33): each trajectory of the solver may start anywhere in a ball around its
+    start (`moved`), chosen along with the solver. It learns to make the samples of the fine solution, not each from
+    exactly its own noise.
+
+    It starts from the best of the untuned solvers (`best_start`).
 
     Args:
         parts: the result of `trajectories`; the network is in evaluation mode.
@@ -104,33 +112,57 @@ def tune(
         iterations: about how many times trajectories are run forwards and backwards: two thirds of them on a quarter
             of the parts, the rest on all; 0 returns the start.
         progress: called with the iterations so far and the error relative to the untuned solver's.
+        radius: of the balls, in units of the noise; 0 for hard targets.
 
     Raises:
-        ValueError: steps outside 2 to 24, or no trajectories.
+        ValueError: steps outside 2 to 24, no trajectories, or a radius that is negative or infinite.
     """
+    if not 0 <= radius < math.inf:
+        raise ValueError(f"the radius of soft targets is a number >= 0, got {radius}")
     if not 2 <= steps <= MOST_STEPS:
         raise ValueError(f"a solver is tuned for 2 to {MOST_STEPS} steps, got {steps}")
     if not parts or min(len(x) for _, x, _ in parts) == 0:
         raise ValueError("a solver is tuned on trajectories of the model, but none were given")
     few = parts[: -(-len(parts) // _QUARTER)]
     schedule = parts[0][0].process.schedule
-    guess = min((_Guess(schedule, steps, start) for start in _STARTS), key=lambda g: _loss(g, few))
+    guess = _Guess(schedule, steps, best_start(few, steps))
     early = iterations * 2 // 3 if len(few) < len(parts) else 0
     untuned = _untuned(parts, steps)
     if early > 0:
-        _fit(guess, few, early, untuned, progress)
-    return _fit(guess, parts, iterations - early, untuned, lambda done, error: progress(early + done, error))
+        _fit(guess, few, early, untuned, progress, radius)
+    return _fit(guess, parts, iterations - early, untuned, lambda done, error: progress(early + done, error), radius)
 
 
-def _loss(guess: _Guess, parts: Trajectories, scale: float | None = None) -> float:
-    """The mean square error. If `scale` is given, the gradient of error/scale is added to the parameters' `grad`."""
+def moved(process: Process, x: Tensor, v: Tensor, radius: float) -> Tensor:
+    """x (B, *) at t = 1 moved by v (B, *), white: x + radius sqrt(N) s_1 R v/sqrt(1 + |v|^2).
+
+    It stays within radius sqrt(N) s_1 of x in the norm of C^-1, whatever v is (E33).
+    """
+    v = v.to(x.dtype).to(x.device)
+    size = torch.sqrt(1 + v.flatten(1).square().sum(1)).reshape(-1, *[1] * (v.ndim - 1))
+    return x + radius * math.sqrt(x[0].numel()) * process.at(1.0)[1] * process.noise.color(v / size)
+
+
+def _loss(
+    guess: _Guess,
+    parts: Trajectories,
+    scale: float | None = None,
+    moves: Sequence[Tensor] = (),
+    radius: float = 0.0,
+) -> float:
+    """The mean square error. If `scale` is given, the gradient of error/scale is added to the parameters' `grad`.
+
+    `moves`, one a part, are parameters too.
+    """
     total, count = 0.0, sum(end.numel() for _, _, end in parts)
-    for d, x, end in parts:
+    for i, (d, x, end) in enumerate(parts):
+        own = [*guess.parameters, *moves[i : i + 1]]
         with torch.set_grad_enabled(scale is not None):
             times, table = guess.solver()
-            error = _square(_run(d, x, times, table, guess.start.form) - end) / count
+            start = moved(d.process, x, moves[i], radius) if moves else x
+            error = _square(_run(d, start, times, table, guess.start.form) - end) / count
         if scale is not None:
-            for p, g in zip(guess.parameters, torch.autograd.grad(error / scale, guess.parameters), strict=True):
+            for p, g in zip(own, torch.autograd.grad(error / scale, own), strict=True):
                 p.grad = g if p.grad is None else p.grad + g
         total += float(error.detach())
     return total if math.isfinite(total) else math.inf
@@ -152,12 +184,16 @@ def _untuned(parts: Trajectories, steps: int) -> float:
     return max(total / count, 1e-30)
 
 
-def _fit(guess: _Guess, parts: Trajectories, iterations: int, untuned: float, progress: Progress) -> Tuned:
+def _fit(
+    guess: _Guess, parts: Trajectories, iterations: int, untuned: float, progress: Progress, radius: float = 0.0
+) -> Tuned:
     """Minimise the loss; return the best solver found, and leave `guess` there."""
     best, found, done = math.inf, guess.freeze(), 0
+    # Beside the other parameters, on the CPU in float64.
+    moves = [torch.zeros(x.shape, dtype=torch.float64, requires_grad=True) for _, x, _ in parts] if radius else []
     numbers = [p.detach().clone() for p in guess.parameters]
     optimizer = torch.optim.LBFGS(
-        guess.parameters,
+        [*guess.parameters, *moves],
         max_iter=iterations,
         max_eval=iterations,
         history_size=_HISTORY,
@@ -168,9 +204,9 @@ def _fit(guess: _Guess, parts: Trajectories, iterations: int, untuned: float, pr
 
     def closure() -> float:
         nonlocal best, found, done, numbers
-        for p in guess.parameters:
+        for p in (*guess.parameters, *moves):
             p.grad = None
-        value = _loss(guess, parts, untuned) / untuned
+        value = _loss(guess, parts, untuned, moves, radius) / untuned
         if value < best:
             best, found, numbers = value, guess.freeze(), [p.detach().clone() for p in guess.parameters]
         done += 1
@@ -199,24 +235,50 @@ def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """An untuned solver to start from: `multistep` of a form and an order, on a logistic time schedule of a slope."""
+class Start:
+    """An untuned solver: `multistep` of a form and an order, on a logistic time schedule.
+
+    Attributes:
+        slope: of the schedule, equal steps in sigmoid(-slope lambda).
+        floor: the level s/a at which the step into the data starts; 0 for the schedule's own.
+    """
 
     form: Form
     order: int
     slope: float
+    floor: float = 0.0
 
 
-_KINDS: tuple[tuple[Form, int], ...] = (("flow", 3), ("flow", 4), ("x0", 3))
-_STARTS = [_Start(form, order, slope) for form, order in _KINDS for slope in _SLOPES]
+_KINDS: tuple[tuple[Form, int], ...] = (("flow", 3), ("x0", 3), ("flow", 4), ("x0", 2))
+
+
+def best_start(parts: Trajectories, steps: int) -> Start:
+    """The untuned solver whose ends are nearest to the fine solutions.
+
+    All time schedules with two kinds of solvers, then the other kinds on the best schedule.
+    """
+    schedule = parts[0][0].process.schedule
+
+    def error(start: Start) -> float:
+        return _loss(_Guess(schedule, steps, start), parts)
+
+    errors = {start: error(start) for start in (Start(*kind, *grid) for grid in _GRIDS for kind in _KINDS[:2])}
+    best = min(errors, key=lambda start: errors[start])
+    errors |= {start: error(start) for start in (replace(best, form=f, order=n) for f, n in _KINDS[2:])}
+    return min(errors, key=lambda start: errors[start])
+
+
+def untuned_solver(schedule: Schedule, steps: int, start: Start) -> Tuned:
+    """`start` in so many steps, 2 or more, as a solver with time steps of its own."""
+    return _Guess(schedule, steps, start).freeze()
 
 
 class _Guess:
     """The fitted numbers, as differences from a start: its time steps, and its coefficients at the current ones."""
 
-    def __init__(self, schedule: Schedule, steps: int, start: _Start) -> None:
+    def __init__(self, schedule: Schedule, steps: int, start: Start) -> None:
         self.schedule, self.count, self.start = schedule, steps, start
-        self.spacing = _shares(schedule, steps, start.slope).log().requires_grad_()
+        self.spacing = _shares(schedule, steps, start).log().requires_grad_()
         self.scale = torch.zeros(steps, 2, dtype=torch.float64, requires_grad=True)
         self.past = [torch.zeros(min(k, PAST), dtype=torch.float64, requires_grad=True) for k in range(1, steps)]
         self.parameters = [self.spacing, self.scale, *self.past]
@@ -254,10 +316,15 @@ class _Guess:
         return Tuned(tuple(times.tolist()), steps, form=self.start.form)
 
 
-def _shares(schedule: Schedule, steps: int, slope: float) -> Tensor:
-    """How far each step of a logistic schedule of this slope goes, as a share of the default schedule's variable."""
-    first = schedule.log_snr(torch.ones((), dtype=torch.float64))
-    at = grids.position(first, slope) * torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1]
+def _shares(schedule: Schedule, steps: int, start: Start) -> Tensor:
+    """How far each step of the schedule goes, as a share of the default schedule's variable."""
+    first, slope = schedule.log_snr(torch.ones((), dtype=torch.float64)), start.slope
+    begin = grids.position(first, slope)
+    if start.floor:
+        least = torch.maximum(torch.tensor(-2 * math.log(start.floor), dtype=torch.float64), first + 1)
+        at = torch.lerp(begin, grids.position(least, slope), torch.linspace(0, 1, steps, dtype=torch.float64)[1:])
+    else:
+        at = begin * torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1]
     inner = grids.position(grids.log_snr_at(at, slope))
     return -torch.cat([grids.position(first)[None], inner, torch.zeros(1)]).diff()
 

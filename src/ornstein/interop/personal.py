@@ -14,7 +14,8 @@ from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.interop.lora import load_lora, merge_lora, parts_of
 from ornstein.interop.pipeline import Pipeline
-from ornstein.interop.words import EMBEDS, add_word
+from ornstein.interop.words import EMBEDS, add_word, merge_words
+from ornstein.settings import extent_of
 from ornstein.store import CONFIG, MODEL, atomic_save_tensors, load_tensors
 
 __all__ = ["base_of", "load_learned", "open_run", "write_weights", "write_words"]
@@ -34,6 +35,9 @@ def open_run(folder: Path, config: Mapping[str, Any], trust_sizes: bool = False)
     base = base_of(folder, about["base"])
     d = checkpoint.load(base, trust_sizes=trust_sizes)
     load_learned(d, folder, about)
+    size = about.get("size")
+    if isinstance(d, Pipeline) and isinstance(size, int | str):
+        d = d.sized(*extent_of(size))
     return d.eval()
 
 
@@ -70,6 +74,7 @@ def load_learned(d: Denoiser, folder: Path, about: Mapping[str, Any]) -> None:
         if len(words) != 1:
             raise UserError(f"{file} holds {len(words)} words, and should hold one")
         add_word(d, words.pop(), {encoder: value for (encoder, _, _), value in rows.items()})
+        merge_words(d)
     else:
         raise UserError(f"{folder / CONFIG} names an unknown method, {method!r}")
 

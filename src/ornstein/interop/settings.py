@@ -8,7 +8,7 @@ from typing import Literal
 
 from ornstein.settings import setting, trust_sizes_setting
 
-__all__ = ["Export", "Import", "LoraConvert", "LoraInfo", "LoraMerge", "LoraScale", "Prompts"]
+__all__ = ["Export", "Import", "LoraConvert", "LoraInfo", "LoraMerge", "LoraScale", "Prompts", "Push"]
 
 _PANEL = "Models of text"
 _OUT = ("-o", "--out")
@@ -96,15 +96,33 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a model for another library.
+    """Write a model for another library or program.
 
-    A network that diffusers has as well becomes a folder that diffusers opens. For any other it is said which part of
-    it diffusers cannot express.
+    diffusers: a network that diffusers has as well becomes a folder that diffusers opens; for any other it is said
+    which part of it diffusers cannot express. onnx: a folder with the network as model.onnx, of any batch and, where
+    the network allows that, any size, and with the times and coefficients of a sampler. torch-export: a file of
+    `torch.export`. safetensors: a folder with the config and weights alone. ONNX and torch-export are compared with the
+    model before they are left there.
 
-    Example: ornstein export runs/ddpm --to diffusers --out ddpm-folder
+    Example: ornstein export runs/photos --to onnx --out photos-onnx
     """
 
     run: Path = setting(help="The run directory, or the folder of a pipeline.", argument=True)
-    to: Literal["diffusers"] = setting("diffusers", "The library.")
-    out: Path = setting(help="The folder to write.", names=_OUT)
+    to: Literal["diffusers", "onnx", "torch-export", "safetensors"] = setting("diffusers", "The library or format.")
+    out: Path = setting(help="The folder to write; for torch-export the file.", names=_OUT)
     trust_sizes: bool = trust_sizes_setting()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Upload a model to the Hugging Face hub, with a model card: weights and config, no settings or logs.
+
+    The token is that of `hf auth login` or HF_TOKEN. A README.md in the folder is the card; else one is written.
+
+    Example: ornstein push runs/photos-small me/photos-small --license apache-2.0
+    """
+
+    folder: Path = setting(help="A run, a folder of `ornstein export`, or a pipeline.", argument=True)
+    repo: str = setting(help="owner/name on the hub.", argument=True)
+    license: str | None = setting(None, "Licence under which others may use it: apache-2.0, cc-by-4.0, other, ...")
+    private: bool = setting(False, "Make the repository a private one.")

@@ -15,7 +15,7 @@ from ornstein.errors import UserError
 from ornstein.interop.pipeline import Pipeline
 from ornstein.store import load_tensors
 
-__all__ = ["EMBEDS", "Words", "add_word", "known_words", "read_words", "words_on"]
+__all__ = ["EMBEDS", "Words", "add_word", "known_words", "merge_words", "read_words", "words_on"]
 
 EMBEDS = "learned_embeds.safetensors"
 """The file of a word for diffusers; that of the second encoder is learned_embeds_2.safetensors."""
@@ -96,6 +96,20 @@ def words_on(d: Denoiser) -> dict[str, Words]:
     encoders = d.encoders if isinstance(d, Pipeline) else []
     tables = {name: encoder.get_input_embeddings() for name, encoder, _ in encoders}
     return {name: table for name, table in tables.items() if isinstance(table, Words)}
+
+
+def merge_words(d: Denoiser) -> None:
+    """Write the words on a pipeline into the tables of its text encoders, which grow by them."""
+    encoders = {name: encoder for name, encoder, _ in d.encoders} if isinstance(d, Pipeline) else {}
+    for name, words in words_on(d).items():
+        old = words.weight
+        table = nn.Embedding(max(len(old), max(words.tokens) + 1), old.shape[1]).to(old)
+        with torch.no_grad():
+            table.weight.zero_()
+            table.weight[: len(old)] = old
+            table.weight[list(words.tokens)] = words.rows.to(old)
+        encoders[name].set_input_embeddings(table)
+        encoders[name].config.vocab_size = len(table.weight)
 
 
 def known_words(d: Denoiser, word: str) -> list[str]:

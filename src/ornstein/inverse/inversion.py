@@ -21,6 +21,7 @@ from ornstein.wrapper import conditions_of, evaluation_mode, networks_of
 
 __all__ = ["Inversion", "invert"]
 
+_STRAYED = 4  # times the smallest change so far
 _HISTORY = 6  # rounds that are combined; more of them follow a path that bends away
 
 
@@ -70,16 +71,15 @@ def invert(
         target, cond = x0.double(), conditions_of(d, cond, len(x0))
         run, times = settled(d, SampleRequest(solver, steps, grid))
         path = _Path.of(run, times, d.process)
-        v = target.new_zeros(len(target), len(path.times), *target.shape[1:])
-        best, least, done, mixing = target, torch.full_like(target.flatten(1)[:, 0], torch.inf), 0, _Anderson()
-        for done in range(1, iterations + 1):
-            new = path.swept(d, target, v, cond, first=done == 1)
-            change = (new - v).flatten(1).square().mean(1).sqrt()
-            v = new if done == 1 else mixing(v, new - v)
+        zeros = target.new_zeros(len(target), len(path.times), *target.shape[1:])
+        search = _Search(path.swept(d, target, zeros, cond, first=True))
+        best, least, done = target, torch.full_like(target.flatten(1)[:, 0], torch.inf), 0
+        for done in range(2, max(2, iterations) + 1):
+            change = search.go_on(path.swept(d, target, search.v, cond, first=False))
             # the error is well below the change; measuring it takes as long as a round
             if done < iterations and done % 4 and float(change.max()) > 10 * tolerance:
                 continue
-            start = path.start(target, v)
+            start = path.start(target, search.nearest)
             end = sample(d, start.shape, solver=solver, steps=steps, grid=grid, start=start, cond=cond)
             error = (end - target).flatten(1).square().mean(1).sqrt()
             best = torch.where((error < least).reshape(-1, *[1] * (start.ndim - 1)), start, best)
@@ -159,6 +159,37 @@ class _Recorder:
 
 def _no_noise(step: int, draw: int = 0) -> Tensor:
     raise ValueError("this solver draws noise: invert a deterministic one")
+
+
+class _Search:
+    """The v (B, M, *) of a fixed point, round by round; a sample that strays goes back, and on in smaller steps."""
+
+    def __init__(self, v: Tensor) -> None:
+        self.v = self.nearest = v
+        self.onwards = torch.zeros_like(v)
+        self.least = torch.full((len(v),), torch.inf, dtype=v.dtype, device=v.device)
+        self.pace = torch.ones_like(self.least)
+        self.mixing = _Anderson()
+
+    def go_on(self, new: Tensor) -> Tensor:
+        """Take what a round made of v; returns the smallest change of each sample so far, (B,)."""
+
+        def rows(value: Tensor) -> Tensor:
+            return value.reshape(-1, *[1] * (new.ndim - 1))
+
+        step = new - self.v
+        change = step.flatten(1).square().mean(1).sqrt()
+        better, strayed = change < self.least, ~(change <= _STRAYED * self.least)
+        self.nearest = torch.where(rows(better), new, self.nearest)
+        self.onwards = torch.where(rows(better), step, self.onwards)
+        self.least = torch.minimum(self.least, torch.nan_to_num(change, torch.inf))
+        if bool(strayed.any()):
+            self.pace = torch.where(strayed, self.pace / 2, self.pace)
+            back = self.nearest + rows(self.pace - 1) * self.onwards
+            self.v, self.mixing = torch.where(rows(strayed), back, self.v + rows(self.pace) * step), _Anderson()
+        else:
+            self.v = self.v + rows(self.pace) * (self.mixing(self.v, step) - self.v)
+        return self.least
 
 
 class _Anderson:

@@ -78,6 +78,8 @@ def conjugate_gradients(system: Callable[[Tensor], Tensor], b: Tensor, iteration
         q = system(p)
         curvature = dot(p, q)
         going = (rr > enough) & (curvature > 0)
+        if not bool(going.any()):
+            break
         step = torch.where(going, rr / torch.where(going, curvature, 1.0), 0.0)
         u, r = u + step * p, r - step * q
         new = dot(r, r)

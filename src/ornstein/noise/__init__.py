@@ -1,6 +1,7 @@
 """Noise with any covariance C = R R^T over the axes of a sample."""
 
 from ornstein.noise.ar1 import AR1, OU
+from ornstein.noise.carried import Carried, carry
 from ornstein.noise.config import from_config, parse, to_config
 from ornstein.noise.covariance import Covariance, Identity, SingularCovarianceError
 from ornstein.noise.estimation import (
@@ -24,6 +25,7 @@ from ornstein.noise.warped import Warped
 __all__ = [
     "AR1",
     "OU",
+    "Carried",
     "ClipStatistics",
     "Covariance",
     "FrameCovariance",
@@ -37,6 +39,7 @@ __all__ = [
     "Spectrum",
     "Toeplitz",
     "Warped",
+    "carry",
     "fit_ar1",
     "fit_blend",
     "fit_mixed",

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ornstein.noise.ar1 import AR1, OU
+from ornstein.noise.carried import Carried
 from ornstein.noise.covariance import Covariance, Identity, arguments
 from ornstein.noise.frames import FrameCovariance, Matrix
 from ornstein.noise.kronecker import Kronecker
@@ -23,7 +24,7 @@ __all__ = ["from_config", "parse", "to_config"]
 
 TYPES: dict[str, type[Covariance]] = {
     c.__name__: c
-    for c in (Identity, AR1, OU, Mixed, Toeplitz, LowRank, Kronecker, SpectralAR1, Spectrum, Matrix, Warped)
+    for c in (Identity, AR1, OU, Mixed, Toeplitz, LowRank, Kronecker, SpectralAR1, Spectrum, Matrix, Warped, Carried)
 }
 
 
@@ -68,7 +69,8 @@ def parse(text: str, length: int) -> Covariance:
     """The covariance over `length` frames that a text names.
 
     Args:
-        text: "white", "ar1:0.9", "mixed:0.5", or the path of a JSON file of `to_config`.
+        text: "white", "ar1:0.9", "mixed:0.5", "warped" or "warped:0.25" (its `degrade`), or the path of a JSON file of
+            `to_config`.
         length: number of frames.
 
     Raises:
@@ -82,12 +84,15 @@ def parse(text: str, length: int) -> Covariance:
             return AR1(length, float(value))
         if name == "mixed":
             return Mixed(length, float(value))
+        if name == "warped":
+            return Carried(float(value)) if value else Carried()
         if text.endswith(".json"):
             return _check_length(from_config(_read(Path(text))), length)
     except ValueError as e:
         raise ValueError(f"noise {text!r}: {e}") from e
     raise ValueError(
-        f"unknown noise {text!r}; write white or ar1:0.9, mixed:0.5, or a file.json of `ornstein fit-noise`"
+        f"unknown noise {text!r}; write white or ar1:0.9, mixed:0.5, or a file.json of `ornstein fit-noise`; or "
+        "warped:0.25"
     )
 
 

@@ -13,12 +13,14 @@ from ornstein.noise.ar1 import AR1
 from ornstein.noise.covariance import Covariance, Identity
 from ornstein.noise.mixed import Mixed
 from ornstein.noise.spectral import SpectralAR1, conjugates, radial_bands
+from ornstein.noise.spectrum import Spectrum
 from ornstein.noise.toeplitz import Toeplitz
 
 __all__ = [
     "MOST",
     "ClipStatistics",
     "Summary",
+    "blue",
     "fit_ar1",
     "fit_blend",
     "fit_mixed",
@@ -196,6 +198,25 @@ class ClipStatistics:
         sigma = self.toeplitz(shrinkage)
         return sigma if gamma == 1 else sigma.floored(1 - gamma)
 
+    def equal_snr(self, shrinkage: float = 0.01) -> Spectrum:
+        """Spectrum with the power of the data by spatial frequency, in its radial bands (E41).
+
+        Every frequency then has the same log-SNR at every t. The mean image is subtracted, as in every fit; the power
+        is (1 - shrinkage) P + shrinkage of its mean, so that it has an inverse.
+        """
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"shrinkage is a share of white noise in [0, 1], got {shrinkage}")
+        total = _lags(self.covariance())[:, 0].clamp(min=0)
+        height, width = self.size
+        half = radial_bands(height, width, self.bands)
+        modes = torch.zeros(self.bands, dtype=torch.float64)
+        modes.index_add_(0, half.flatten(), conjugates(height, width).double().expand(half.shape).flatten())
+        band = (total / modes.clamp(min=1))[half]  # of one mode, (H, W//2 + 1)
+        row, column = torch.arange(height)[:, None], torch.arange(width)[None]
+        mirrored = column > width // 2
+        power = band[torch.where(mirrored, -row % height, row), torch.where(mirrored, width - column, column)]
+        return Spectrum((1 - shrinkage) * power / power.mean() + shrinkage)
+
     def kappa(self, noise: Covariance, shrinkage: float = 0.01) -> tuple[float, float]:
         """The condition number of C^-1 Sigma: the ratio of the largest to the smallest SNR of the data's modes.
 
@@ -243,8 +264,16 @@ def summary(
         **{f"blend:{gamma:g}": statistics.blend(gamma, shrinkage) for gamma in gammas},
     }
     kappa = {name: statistics.kappa(c, shrinkage) for name, c in fits.items()}
+    # over pixels alone: there is no condition number over frames
+    fits |= {"equal-snr": statistics.equal_snr(shrinkage), "blue": blue(statistics.size)}
     bands, share = statistics.band_correlation()
     return Summary(statistics.clips, statistics.correlation(), bands, share, fits, kappa)
+
+
+def blue(size: tuple[int, int]) -> Spectrum:
+    """Blue noise over frames of `size` (H, W): power as |k|, at k = 0 as at the lowest frequency (E41)."""
+    y, x = (torch.fft.fftfreq(n, dtype=torch.float64) for n in size)
+    return Spectrum(y[:, None].hypot(x[None]).clamp(min=1 / max(size)))
 
 
 def positive_row(correlation: Tensor, shrinkage: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ornstein.noise.covariance import POWERS, Covariance, Operation, SingularCovarianceError, check_floor, white
 
-__all__ = ["Warped"]
+__all__ = ["Warped", "inflow", "moved"]
 
 _FINEST = 4  # cells a side of a pixel
 _EXACT = 1024  # numbers of a clip up to which the root of any C is computed by eigenvectors
@@ -226,29 +226,50 @@ def _paths(flow: Tensor, cells: int, margin: bool) -> Tensor:
         cells: a pixel has cells x cells of them.
         margin: whether noise lies outside the first frame too, and moves in as the flow at the border says.
     """
-    height, width = flow.shape[2:]
-    top, bottom, left, right = _inflow(flow) if margin else (0, 0, 0, 0)
-    at = torch.cartesian_prod(_centres(-top, height + bottom, cells), _centres(-left, width + right, cells))
-    offsets = torch.cartesian_prod(_centres(0, 1, cells), _centres(0, 1, cells))
     columns: list[Tensor] = []
-    for k in range(len(flow) + 1):
-        if k:
-            at = at + _at(flow[k - 1], at)
-        pixel = _pixel(at, height, width)
-        there = torch.zeros(height * width, dtype=torch.bool)
-        there[pixel[pixel >= 0]] = True
-        empty = (~there).nonzero()[:, 0]  # nothing is carried here: fresh noise
-        fresh = torch.stack([empty // width, empty % width], 1)[:, None] + offsets
-        at = torch.cat([at, fresh.reshape(-1, 2)])
-        late = empty.repeat_interleave(len(offsets))
-        columns = [torch.cat([column, torch.full_like(late, -1)]) for column in columns]
-        columns.append(torch.cat([pixel, late]))
+    for _, pixel, fresh in moved(flow[None], cells, inflow(flow) if margin else (0, 0, 0, 0)):
+        columns = [F.pad(column, (0, fresh), value=-1) for column in columns] if columns else []
+        columns.append(pixel)
     paths = torch.stack(columns, 1)
     return paths[(paths >= 0).any(1)]
 
 
-def _inflow(flow: Tensor) -> tuple[int, ...]:
-    """How many rows and columns from outside may move in: (top, bottom, left, right)."""
+def moved(flow: Tensor, cells: int, margin: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """The cells of several clips, frame by frame: whose they are (M,), the pixel they are in (M,), how many are new.
+
+    New ones come last; they fill the pixels that no cell is carried into.
+
+    Args:
+        flow: (B, F - 1, 2, H, W).
+        cells: a pixel has cells x cells of them.
+        margin: rows and columns of pixels around the first frame that have cells too: top, bottom, left, right.
+    """
+    (height, width), batch, device = flow.shape[3:], len(flow), flow.device
+    top, bottom, left, right = margin
+    down, along = _centres(-top, height + bottom, cells), _centres(-left, width + right, cells)
+    at = torch.cartesian_prod(down, along).to(device, flow.dtype).repeat(batch, 1)
+    offsets = torch.cartesian_prod(_centres(0, 1, cells), _centres(0, 1, cells)).to(at)
+    sample = torch.arange(batch, device=device).repeat_interleave(len(at) // batch)
+    before = 0
+    for k in range(flow.shape[1] + 1):
+        if k:
+            at = at + _at(flow[:, k - 1], sample, at)
+        pixel = _pixel(at, height, width)
+        inside = pixel >= 0
+        there = torch.zeros(batch * height * width, dtype=torch.bool, device=device)
+        there[sample[inside] * (height * width) + pixel[inside]] = True
+        empty = (~there).nonzero()[:, 0]  # nothing is carried here: fresh noise
+        place = empty % (height * width)
+        fresh = torch.stack([place // width, place % width], 1)[:, None] + offsets
+        at = torch.cat([at, fresh.reshape(-1, 2)])
+        sample = torch.cat([sample, (empty // (height * width)).repeat_interleave(len(offsets))])
+        pixel = torch.cat([pixel, place.repeat_interleave(len(offsets))])
+        yield sample, pixel, len(pixel) - before
+        before = len(pixel)
+
+
+def inflow(flow: Tensor) -> tuple[int, ...]:
+    """How many rows and columns from outside may move in: (top, bottom, left, right); flow (*, 2, H, W)."""
     height, width = flow.shape[2:]
     border = torch.ones(height, width, dtype=torch.bool)
     border[1:-1, 1:-1] = False
@@ -262,20 +283,28 @@ def _centres(low: int, high: int, cells: int) -> Tensor:
     return low - 0.5 + (torch.arange((high - low) * cells, dtype=torch.float64) + 0.5) / cells
 
 
-def _at(flow: Tensor, at: Tensor) -> Tensor:
-    """The flow (2, H, W) of (dx, dy) at places (M, 2) of (y, x), as (M, 2) of (dy, dx); constant outside.
+def _at(flow: Tensor, sample: Tensor, at: Tensor) -> Tensor:
+    """The flows (B, 2, H, W) of (dx, dy) of samples (M,) at places (M, 2) of (y, x), as (M, 2) of (dy, dx).
 
     It is bilinear between pixels, but for a jump of more than a pixel, where the plane tears: there it is the nearest.
+    Outside it is constant.
     """
-    height, width = flow.shape[1:]
-    place = torch.stack([at[:, 1] * 2 / width + 1 / width - 1, at[:, 0] * 2 / height + 1 / height - 1], 1)
-    read = F.grid_sample(flow[None], place[None, None], padding_mode="border", align_corners=False)[0, :, 0].mT
-    padded = F.pad(flow[None], (1, 1, 1, 1), mode="replicate")
-    jump = (F.max_pool2d(padded, 2, 1) + F.max_pool2d(-padded, 2, 1)).amax(1)[0]  # of four neighbours, (H + 1, W + 1)
-    corner = (at.floor() + 1).long()
-    torn = jump[corner[:, 0].clamp(0, height), corner[:, 1].clamp(0, width)] > 1 + 1e-9
+    height, width = flow.shape[2:]
+    inner = at.clamp(min=0).minimum(at.new_tensor([height - 1, width - 1]))
+    low = inner.floor()
+    share = inner - low
+    y, x = low.long().unbind(1)
+    below, beside = (y + 1).clamp(max=height - 1), (x + 1).clamp(max=width - 1)
+    rows = flow.permute(0, 2, 3, 1).reshape(-1, 2)  # a place a row
+    first = sample * (height * width)
+    corners = [rows[first + r * width + c] for r, c in ((y, x), (y, beside), (below, x), (below, beside))]
+    v, u = share[:, :1], share[:, 1:]
+    read = (1 - v) * ((1 - u) * corners[0] + u * corners[1]) + v * ((1 - u) * corners[2] + u * corners[3])
+    together = torch.stack(corners)
+    torn = (together.amax(0) - together.amin(0)).amax(1) > 1 + 1e-6
     near = (at[torn] + 0.5 + _ROUNDING).floor().long()
-    read[torn] = flow[:, near[:, 0].clamp(0, height - 1), near[:, 1].clamp(0, width - 1)].mT
+    nearest = near[:, 0].clamp(0, height - 1) * width + near[:, 1].clamp(0, width - 1)
+    read[torn] = rows[first[torn] + nearest]
     return read.flip(1)
 
 

@@ -51,13 +51,14 @@ def class_pictures(d: Denoiser, settings: PersonalizeSettings, out: Path) -> Pic
     missing = [i for i, file in enumerate(files) if not file.is_file()][: max(0, count - there)]
     say(f"{folder}: {there} pictures of the class, {len(missing)} to make: {settings.of_class!r}")
     group.wait()  # all have counted before any is made
-    mine = missing[group.rank :: group.world]
+    mine = missing[len(missing) * group.rank // group.world : len(missing) * (group.rank + 1) // group.world]
     with progress("pictures", transient=True) as bar:
         task = bar.add_task("pictures of the class", total=len(mine), note="")
-        for i in mine:
-            pixels = sampled(d, [settings.of_class], settings.seed, settings.guidance, first=i)[0]
-            _write(files[i], pixels)
-            bar.advance(task)
+        for rows in _consecutive(mine):
+            pixels = sampled(d, [settings.of_class] * len(rows), settings.seed, settings.guidance, first=rows[0])
+            for i, picture in zip(rows, pixels, strict=True):
+                _write(files[i], picture)
+            bar.advance(task, len(rows))
     group.wait()
     assert d.shape is not None
     channels, *size = d.shape
@@ -65,7 +66,18 @@ def class_pictures(d: Denoiser, settings: PersonalizeSettings, out: Path) -> Pic
     if len(opened) < count:
         raise UserError(f"{folder} has {len(opened)} pictures that can be used, not {count}: take the others away")
     rows = list(opened.images[:count])
-    return Pictures(opened.names[:count], rows, [settings.of_class] * count, [None] * count)
+    return Pictures(opened.names[:count], rows, [(settings.of_class,)] * count, [None] * count)
+
+
+def _consecutive(numbers: list[int]) -> list[list[int]]:
+    """Rising numbers in runs without a gap, each short enough to be drawn at once."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1 and len(runs[-1]) < _AT_ONCE:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
 
 
 def _write(file: Path, pixels: Tensor) -> None:

@@ -6,8 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.interop.lora import write_lora
@@ -70,7 +68,4 @@ def write_run(
 
 def restore(learned: Learned, out: Path) -> None:
     """Put the numbers that a run holds in its files into `learned`."""
-    tensors, numbers = load_tensors(out / MODEL)[0], learned.named()
-    with torch.no_grad():
-        for name, value in numbers.items():
-            value.copy_(tensors[name])
+    learned.take(load_tensors(out / MODEL)[0])

@@ -29,7 +29,7 @@ class Learned(nn.Module):
     The trainer averages and stores this alone: its copies hold copies of the numbers, and `shown` computes with them.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.numbers = nn.ParameterDict({k.replace(".", _SEPARATOR): p for k, p in parameters.items()})
 
@@ -40,14 +40,18 @@ class Learned(nn.Module):
     @contextmanager
     def shown(self, other: Learned) -> Iterator[None]:
         """Within it the base computes with the numbers of a copy; afterwards with its own, bit for bit."""
-        mine, theirs = list(self.parameters()), list(other.parameters())
-        before = [value.detach().clone() for value in mine]
-        with torch.no_grad():
-            torch._foreach_copy_(mine, theirs)
-            try:
-                yield
-            finally:
-                torch._foreach_copy_(mine, before)
+        before = {name: value.clone() for name, value in self.named().items()}
+        self.take(other.named())
+        try:
+            yield
+        finally:
+            self.take(before)
+
+    @torch.no_grad()
+    def take(self, numbers: Mapping[str, Tensor]) -> None:
+        """Put these numbers in the place of its own."""
+        for name, value in self.named().items():
+            value.copy_(numbers[name])
 
 
 def begin(d: Denoiser, settings: PersonalizeSettings) -> Learned:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ornstein.data import open_buckets, open_images
+from ornstein.data.captions import read_captions
 from ornstein.data.decode import fit
 from ornstein.data.framing import Framing
 from ornstein.data.order import batch_indices
@@ -32,12 +33,13 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 class Pictures:
     """Pictures with their prompts: uint8 (C, H, W) each, of one or several sizes.
 
-    masks: float (H, W) in [0, 1] each, or None. skipped: files that could not be used, and why. notes: lines to say.
+    prompts: one or several of each. masks: float (H, W) in [0, 1] each, or None. skipped: files that could not be used,
+    and why. notes: lines to say.
     """
 
     names: list[str]
     pixels: list[Tensor]
-    prompts: list[str]
+    prompts: list[tuple[str, ...]]
     masks: list[Tensor | None]
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -48,7 +50,8 @@ class Pictures:
     def rows(self, chosen: Sequence[int]) -> Pictures:
         """Some of them."""
         lists = ([each[i] for i in chosen] for each in (self.names, self.pixels, self.prompts, self.masks))
-        return Pictures(*lists, self.skipped, self.notes)  # pyright: ignore[reportArgumentType]
+        names, pixels, prompts, masks = lists
+        return Pictures(names, pixels, prompts, masks, self.skipped, self.notes)  # pyright: ignore[reportArgumentType]
 
     def mirrored(self) -> Pictures:
         """These and the same left to right."""
@@ -78,9 +81,10 @@ def open_pictures(path: str | Path, d: Denoiser, settings: PersonalizeSettings) 
         sets = [opened]
     names = [name for each in sets for name in each.names]
     pixels = [picture for each in sets for picture in each.images]
-    found = Pictures(names, pixels, [settings.prompt] * len(names), [None] * len(names), list(opened.skipped))
-    if settings.captions:
-        _caption(found, Path(path), settings)
+    prompts = [(settings.prompt,)] * len(names)
+    found = Pictures(names, pixels, prompts, [None] * len(names), list(opened.skipped))
+    if settings.captions is not None:
+        _caption(found, path, settings)
     if settings.masks is not None:
         found.masks = [_mask(settings, name, tuple(p.shape[-2:])) for name, p in zip(names, pixels, strict=True)]
         if all(m is None for m in found.masks):
@@ -91,22 +95,14 @@ def open_pictures(path: str | Path, d: Denoiser, settings: PersonalizeSettings) 
     return found
 
 
-def _caption(pictures: Pictures, root: Path, settings: PersonalizeSettings) -> None:
-    """Give each picture the prompt in the file beside it."""
-    if not root.is_dir():
-        raise UserError(f"--captions reads NAME.txt beside pictures in a folder, and {root} is none")
-    files = [(root / name).with_suffix(".txt") for name in pictures.names]
-    texts = [f.read_text("utf-8", errors="replace") if f.is_file() else None for f in files]
-    pictures.prompts = [settings.prompt if not (t or "").strip() else " ".join(t.split()) for t in texts]  # pyright: ignore
-    counts = {
-        "without a caption": sum(t is None for t in texts),
-        "with an empty caption": sum(t is not None and not t.strip() for t in texts),
-    }
-    pictures.notes += [
-        f"{n} of {len(texts)} pictures are {what}: they have --prompt" for what, n in counts.items() if n
-    ]
+def _caption(pictures: Pictures, source: str | Path, settings: PersonalizeSettings) -> None:
+    """Give each picture the prompts that are its captions."""
+    found = read_captions(source, pictures.names, settings.captions or "auto")
+    if not all(any(texts) for texts in found.texts):
+        pictures.notes.append(f"{found.summary}: pictures without one have --prompt")
+    pictures.prompts = [tuple(t for t in texts if t) or (settings.prompt,) for texts in found.texts]
     word = settings.word
-    without = [n for n, p in zip(pictures.names, pictures.prompts, strict=True) if word and word not in p]
+    without = [n for n, p in zip(pictures.names, pictures.prompts, strict=True) if word and word not in p[0]]
     if without:
         pictures.notes.append(
             f"{len(without)} captions do not hold the placeholder {word}, such as that of {without[0]}"
@@ -154,7 +150,7 @@ class PictureSet:
 
     Attributes:
         latents: mean and standard deviation of each picture's latents, (2, *); pixels with 0 where there are none.
-        prompts: of each.
+        prompts: of each, one or several.
         masks: (1, h, w) of each in the size of its latents, mean 1 where there is one.
         own: how many are of what is new; the others are of the class.
     """

@@ -30,7 +30,7 @@ from ornstein.personalization.settings import SETTINGS, PersonalizeSettings
 from ornstein.personalization.task import Check, Personalisation
 from ornstein.personalization.texts import check_words
 from ornstein.progress import progress, say, warn
-from ornstein.settings import read, read_file, to_json
+from ornstein.settings import extent_of, read, read_file, to_json
 from ornstein.store import atomic_write
 from ornstein.training import TrainState, run_task
 from ornstein.training.folder import check_folder
@@ -102,8 +102,12 @@ def personalize(
     where = choose_device(device)
     group.agreed(lambda: _claim(out, resume))
     place = checkpoint.locate(asked.base)
-    asked = replace(asked, base=str(place.resolve()), images=_absolute(asked.images))
+    folders = {name: getattr(asked, name) for name in ("class_folder", "masks", "held_out_images")}
+    folders = {name: None if path is None else path.resolve() for name, path in folders.items()}
+    asked = replace(asked, base=str(place.resolve()), images=_absolute(asked.images), **folders)
     d = checkpoint.load(place).to(where)
+    if asked.size is not None and isinstance(d, Pipeline):
+        d = d.sized(*extent_of(asked.size))
     for line in check_words(d, asked):
         warn(line)
     pictures, held_out = _pictures(asked, d)

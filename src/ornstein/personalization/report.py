@@ -19,6 +19,7 @@ from ornstein.personalization.task import Personalisation
 __all__ = ["write_personal_report"]
 
 _SHOWN = 12  # pictures of a panel
+_METHODS = {"lora": "LoRA", "dreambooth": "DreamBooth", "textual-inversion": "Textual inversion"}
 
 
 def write_personal_report(
@@ -41,7 +42,7 @@ def write_personal_report(
         pictures, held_out, of_class: what was trained on, held out, and made of the class.
     """
     settings, lead = task.settings, []
-    lead.append(f"{settings.method} on {len(pictures)} pictures of {settings.prompt!r}")
+    lead.append(f"{_METHODS[settings.method]} on {len(pictures)} pictures of {settings.prompt!r}")
     best = task.best
     if best is not None:
         where = "held-out pictures" if held_out is not None else "the pictures themselves: none were held out"

@@ -9,6 +9,7 @@ from typing import Literal
 from ornstein.errors import UserError
 from ornstein.settings import again, check, device_setting, setting, settings_of, size_setting, to_json
 from ornstein.training.config import TrainConfig, check_ema, check_length
+from ornstein.training.settings import DataSettings
 from ornstein.training.tracking import check_trackers
 
 __all__ = ["SETTINGS", "TARGETS", "TEXT_TARGETS", "Personalize", "PersonalizeSettings"]
@@ -58,9 +59,11 @@ class PersonalizeSettings(TrainConfig):
         None, "The prompt of the class, which should stay as it is.", by_data="--prompt without the placeholder",
         panel=_TEXT,
     )  # fmt: skip
-    captions: bool = setting(
-        False, "Each picture has a prompt of its own, in NAME.txt beside it; --prompt for those without.", panel=_TEXT
-    )
+    captions: str | None = again(
+        DataSettings, "captions", None, panel=_TEXT,
+        help="Each picture has its own prompts: auto, txt or json beside it, metadata.jsonl or .csv, or a column; "
+        "--prompt for those without.",
+    )  # fmt: skip
     prior: Literal["none", "images", "frozen"] = setting(
         "none", "Keep the class: by pictures that the base makes of it, or by the base's own predictions.", panel=_PRIOR
     )

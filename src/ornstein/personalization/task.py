@@ -111,7 +111,8 @@ class Personalisation(Task[Learned]):
         trained = settings.train_text or settings.method == "textual-inversion"
         self.texts = Texts(d, trained)
         self.before = Texts(d, False)  # the conditions of the base, as it is now
-        for shape in {tuple(z.shape[1:]) for z in pictures.latents}:
+        measured = [] if held_out is None else held_out.latents
+        for shape in {tuple(z.shape[1:]) for z in (*pictures.latents, *measured)}:
             self.before.keep([settings.of_class], shape)
 
     # the loss
@@ -128,7 +129,11 @@ class Personalisation(Task[Learned]):
         dropped = torch.rand(n, generator=small)[rows] < self.settings.condition_dropout
         noise = [torch.randn((n, *mean.shape[1:]), generator=draw, device=x0.device)[rows] for _ in range(2)]
         y, z = mean + std * noise[0], noise[1]
-        prompts = [None if drop else self.pictures.prompts[i] for i, drop in zip(labels.tolist(), dropped, strict=True)]
+        chosen = torch.rand(n, generator=small)[rows]
+        prompts = [
+            None if drop else self.pictures.prompts[i][int(u * len(self.pictures.prompts[i]))]
+            for i, drop, u in zip(labels.tolist(), dropped.tolist(), chosen.tolist(), strict=True)
+        ]
         cond = self.texts.of(prompts, y.shape[1:])
         losses = self._losses(y, labels, t, z, cond)
         share = 1.0 if weight is None else weight[rows].to(losses)
@@ -195,7 +200,7 @@ class Personalisation(Task[Learned]):
             t = (torch.arange(_TIMES) + 0.5) / _TIMES
             z = z.to(next(self.denoiser.net.parameters()).device)
             y = pictures.latents[i][0].to(z).expand(_TIMES, *pictures.latents[i].shape[1:])
-            cond = self.texts.of([pictures.prompts[i]] * _TIMES, y.shape[1:])
+            cond = self.texts.of([pictures.prompts[i][0]] * _TIMES, y.shape[1:])
             losses.append(float(self.denoiser.loss(y, t, z, **cond).mean()))
             if i < _DRIFT_PICTURES:
                 now, before = self._of_class(y, t, z)

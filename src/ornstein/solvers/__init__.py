@@ -10,8 +10,10 @@ from ornstein.denoiser import Denoises
 from ornstein.request import SOLVER
 from ornstein.solvers.adaptive import rk45
 from ornstein.solvers.chain import ddim, ddpm
+from ornstein.solvers.coloured import coloured
 from ornstein.solvers.multistep import multistep, singlestep
 from ornstein.solvers.ode import euler, heun, rk4
+from ornstein.solvers.restart import restart
 from ornstein.solvers.sde import euler_maruyama, langevin, langevin_step
 from ornstein.solvers.stepping import Counted, Noise
 from ornstein.solvers.tuned import Tuned
@@ -23,6 +25,7 @@ __all__ = [
     "Noise",
     "Solver",
     "Tuned",
+    "coloured",
     "ddim",
     "ddpm",
     "euler",
@@ -31,6 +34,7 @@ __all__ = [
     "langevin",
     "langevin_step",
     "multistep",
+    "restart",
     "rk4",
     "rk45",
     "singlestep",
@@ -60,6 +64,8 @@ SOLVERS: dict[str, Solver] = {
     "deis": partial(multistep, order=3, form="eps"),
     "ipndm": partial(multistep, order=4, form="eps", equal=True),
     "dpmpp-2m-sde": partial(multistep, order=2, stochastic=True),
+    "sa-3m": partial(multistep, order=3, corrected=True, stochastic=0.5),
+    "restart": restart,
     "heun-churn": partial(heun, churn=10.0),
     "rk45": rk45,
 }

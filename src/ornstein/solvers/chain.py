@@ -59,7 +59,7 @@ def ddim(d: Denoises, x: Tensor, times: Tensor, noise: Noise, eta: float = 0.0) 
     for k, (start, end) in enumerate(knots(p, times, down=eta > 0)):
         prediction = d(x, start.t)
         sigma = eta * end.s * math.sqrt(-math.expm1(start.log_snr - end.log_snr)) if eta > 0 else 0.0
-        x = end.a * prediction.x0 + math.sqrt(end.s**2 - sigma**2) * prediction.eps
+        x = torch.add(end.a * prediction.x0, prediction.eps, alpha=math.sqrt(end.s**2 - sigma**2))
         if sigma > 0:
             x = x + sigma * p.noise.color(noise(k))
         yield x

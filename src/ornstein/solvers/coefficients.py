@@ -45,7 +45,7 @@ def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
 _NODES, _WEIGHTS = _gauss_legendre(_ORDER)
 
 
-def weights(rho_from: Level, rho_to: Level, known: Sequence[Level], form: Form = "x0", power: int = 1) -> Tensor:
+def weights(rho_from: Level, rho_to: Level, known: Sequence[Level], form: Form = "x0", power: float = 1) -> Tensor:
     """Weights w (len(known),) such that the integral of the interpolating polynomial m is sum_j w_j m(known_j).
 
     Args:
@@ -55,7 +55,7 @@ def weights(rho_from: Level, rho_to: Level, known: Sequence[Level], form: Form =
             "x0": rho_to^p int_{rho_to}^{rho_from} p x0/rho^(p+1) drho, which is x0(0) for rho_to = 0.
             "eps": int_{rho_from}^{rho_to} eps drho.
             "flow": (1 + rho_to) int w du from u(rho_from) to u(rho_to).
-        power: p, 1 for the ODE and 2 for the reverse SDE.
+        power: p, 1 for the ODE, 2 for the reverse SDE and 1 + tau^2 in general.
 
     Returns:
         float64, differentiable in every level.

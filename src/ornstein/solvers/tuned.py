@@ -28,9 +28,7 @@ class Step:
 
     def apply(self, base: Prediction, here: Tensor, s: float | Tensor, before: Sequence[Tensor]) -> Tensor:
         """The state at s from the prediction at t, its m, and those (B, *) of the steps before it, newest first."""
-        out = combine(base, s, here, list(zip(self.past, before, strict=False)))
-        a, std = base.process.coefficients(s, base.x_t)
-        return out + (a * self.scale[0]) * base.x0 + (std * self.scale[1]) * base.eps
+        return combine(base, s, here, list(zip(self.past, before, strict=False)), scale=self.scale)
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Tuned:
         error, untuned: root mean square distances to the fine solution, of this solver and of the untuned one, from
             held-out noise.
         form: the quantity m that it interpolates: x0, or the straight flow eps - x0.
+        learned: whether its numbers were fitted, and not only chosen (`few_steps.choice`).
     """
 
     times: tuple[float, ...]
@@ -52,6 +51,7 @@ class Tuned:
     error: float = 0.0
     untuned: float = 0.0
     form: Form = "flow"
+    learned: bool = True
 
     @property
     def numbers(self) -> int:
@@ -98,7 +98,7 @@ class Tuned:
                 Step((float(s["scale"][0]), float(s["scale"][1])), tuple(float(w) for w in s["past"]))
                 for s in config["steps"]
             )
-            numbers = {k: float(config[k]) for k in ("guidance", "error", "untuned")}
+            guidance, error, untuned = (float(config[k]) for k in ("guidance", "error", "untuned"))
             form = config.get("form", "x0")  # configs without a form are older, and of x0
         except (KeyError, IndexError, TypeError) as e:
             raise ValueError(f"no tuned solver: {e!r} is missing or wrong") from e
@@ -107,7 +107,7 @@ class Tuned:
             raise ValueError("no tuned solver: its times do not fall from 1 to 0, one for each step and the end")
         if form not in get_args(Form):
             raise ValueError(f"no tuned solver: its form {form!r} is none of {', '.join(get_args(Form))}")
-        return cls(times, steps, form=form, **numbers)
+        return cls(times, steps, guidance, error, untuned, form)
 
 
 PAST = 6

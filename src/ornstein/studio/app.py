@@ -9,7 +9,7 @@ import gradio as gr
 from gradio import themes
 from gradio.exceptions import Error as AppError
 
-from ornstein.studio import evaluate, generate, lab, personalize, swap, train
+from ornstein.studio import edit, evaluate, generate, lab, personalize, swap, train
 from ornstein.studio.studio import Studio
 from ornstein.studio.work import shown
 
@@ -51,7 +51,8 @@ table.facts th { font-weight: 500; color: var(--body-text-color-subdued); width:
 .gallery-all, .gallery-all .gallery-container { height: auto !important; max-height: none !important; }
 /* Labels of galleries and files in whole, not cut off. */
 .block label.float, .block > label { max-width: 100%; white-space: normal; }
-#samples img, #previews img, #personal-previews img, #film img, #ranked img { image-rendering: pixelated; }
+#samples img, #answers img, #edit-spread img, #previews img, #personal-previews img, #film img,
+#ranked img { image-rendering: pixelated; }
 iframe.report { width: 100%; height: 70vh; border: 1px solid var(--border-color-primary); border-radius: 8px;
   background: white; }
 footer { display: none !important; }
@@ -95,6 +96,8 @@ def build(studio: Studio) -> gr.Blocks:
                 train.page(studio, blocks)
             with gr.Tab("Generate", id="generate"):
                 generate.page(studio)
+            with gr.Tab("Edit", id="edit"):
+                edit.page(studio)
             with gr.Tab("Personalise", id="personalize"):
                 personalize.page(studio)
             with gr.Tab("Video & noise lab", id="lab"):

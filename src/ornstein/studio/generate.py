@@ -30,7 +30,7 @@ from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.work import Tell, Work, errors_shown, note
 from ornstein.text import TextDenoiser
 
-__all__ = ["MOST", "Draw", "checked", "page", "write_samples"]
+__all__ = ["MOST", "Draw", "checked", "checked_seed", "page", "write_samples"]
 
 AUTOMATIC, EACH, TUNED = "automatic", "each in turn", "tuned"
 MOST = 64  # samples at a time: one batch, as `ornstein sample` makes it
@@ -166,8 +166,7 @@ def checked(
     for name, value, low, high in (("samples", n, 1, most), ("steps", steps, 1, 1000), ("guidance", guidance, 0, 20)):
         if value is None or not low <= value <= high:
             raise UserError(f"{name} must lie between {low} and {high}, not {value}")
-    if seed is None or not 0 <= seed < 2**53 or seed != int(seed):
-        raise UserError(f"a seed is a whole number from 0 on, not {seed}")
+    seed = checked_seed(seed)
     chosen = None if solver in (None, "", AUTOMATIC) else solver
     if denoiser.distilled is not None and chosen is None:
         steps = denoiser.distilled.steps  # those it was distilled to
@@ -177,7 +176,14 @@ def checked(
         raise UserError(f"{path.name} takes text: write a prompt, such as {(*denoiser.examples, 'a red square')[0]!r}")
     if not isinstance(denoiser, TextDenoiser) and any(texts):
         raise UserError(f"{path.name} is a model without text: leave the prompt empty")
-    return Draw(path, int(n), chosen, int(steps), chosen_class, guidance, int(seed), *texts)
+    return Draw(path, int(n), chosen, int(steps), chosen_class, guidance, seed, *texts)
+
+
+def checked_seed(seed: float | None) -> int:
+    """The seed of a form. Raises UserError if it is none."""
+    if seed is None or not 0 <= seed < 2**53 or seed != int(seed):
+        raise UserError(f"a seed is a whole number from 0 on, not {seed}")
+    return int(seed)
 
 
 def write_samples(draw: Draw, samples: Tensor, folder: Path, fps: float = 8.0) -> list[Path]:

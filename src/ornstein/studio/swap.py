@@ -15,15 +15,19 @@ from ornstein.data import save_grid
 from ornstein.errors import UserError
 from ornstein.extras import require
 from ornstein.faces import provenance
-from ornstein.faces.detect import Detector, Face, find_faces
+from ornstein.faces.align import alignment, crop
+from ornstein.faces.blaze import BlazeDetector
+from ornstein.faces.detect import Face, find_faces
 from ornstein.faces.provenance import log
 from ornstein.faces.provenance.card import ModelCard, read_card
 from ornstein.faces.provenance.consent import Consent
-from ornstein.faces.swap import ALL, Choice, Swapper, SwapSettings, film, load_model, photo
+from ornstein.faces.settings import FACE, REGIONS
+from ornstein.faces.swap import ALL, Choice, SwapModel, Swapper, SwapSettings, film, load_model, photo, video
 from ornstein.faces.swap.picture import read_picture
 from ornstein.faces.swap.video import VideoSettings, swap_video
 from ornstein.studio import forms
 from ornstein.studio.evaluate import report_calls
+from ornstein.studio.sessions import Session
 from ornstein.studio.studio import Studio
 from ornstein.studio.work import Tell, Work, duration, errors_shown, note
 
@@ -36,7 +40,15 @@ _PAGE = (
     "it was made. What you send is deleted when this page is closed; save what you want to keep."
 )
 _SETTINGS = ("steps", "identity", "guidance", "seed", "label")
-_LABELS = {"label": "Show the badge"}
+_FINISH = ("padding", "occlusion", "colour", "detail")
+_FILM = ("begin", "end", "quality")
+_PORTRAIT = 128  # pixels a side of the faces that are clicked
+_LABELS = {
+    "label": "Show the badge",
+    "occlusion": "What stands before a face",
+    "begin": "From",
+    "end": "To",
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,11 @@ class Target:
 
 def read_target(path: Path, studio: Studio) -> Target:
     """Find the faces of a photo, or of the first frame of a film that has any. Raises UserError if none is found."""
-    detector = studio.detector or Detector()
+    detector = studio.detector or BlazeDetector()
     if not film.is_video(path):
         shown = read_picture(path).shown
         return Target(path, shown, _ordered(find_faces(detector, shown, path.name)))
-    quick = studio.detector or Detector(thorough=False)
+    quick = studio.detector or BlazeDetector(thorough=False)
     for number, _, image in film.Film.open(path).frames():
         if number >= _SEARCHED * _STEP:
             break
@@ -104,6 +116,20 @@ def card_of(run: Path) -> str:
     return note(f"Model card: {card}.", "bad" if warning else "plain")
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A swap that was asked for: nothing is loaded yet."""
+
+    run: Path
+    settings: SwapSettings
+    photos: list[Path]
+    target: Target
+    picked: list[Face]
+    statement: Consent
+    session: Session
+    folder: Path
+
+
 class _Page:
     """The handlers of the page."""
 
@@ -131,6 +157,25 @@ class _Page:
         return (str(file), target.boxes()), menu, text
 
     @errors_shown
+    def gallery(self, path: str | None, request: gr.Request) -> Any:
+        """The faces of the target as pictures to click."""
+        if not path:
+            return gr.update(value=[], visible=False)
+        target, folder = self.target(path, request), self.studio.sessions.of(request).new_folder()
+        shown = []
+        for k, (face, name) in enumerate(zip(target.faces, target.names, strict=True)):
+            file = folder / f"{k}.png"
+            save_grid(crop(target.shown, alignment(face.landmarks, _PORTRAIT), _PORTRAIT)[None], file)
+            shown.append((str(file), name))
+        return gr.update(value=shown, visible=len(shown) > 1)
+
+    @errors_shown
+    def pick(self, chosen: list[str], event: gr.SelectData) -> Any:
+        """Choose the face that was clicked, or leave it out."""
+        name = f"face {int(event.index) + 1}"
+        return [each for each in chosen if each != name] if name in chosen else sorted([*chosen, name], key=_number)
+
+    @errors_shown
     def swap(
         self,
         run: str,
@@ -143,41 +188,34 @@ class _Page:
         guidance: str | None,
         seed: float,
         label: bool,
+        regions: list[str] | None,
+        padding: str,
+        occlusion: str,
+        colour: str,
+        detail: float,
+        begin: str,
+        end: str,
+        quality: str,
         request: gr.Request,
     ) -> Iterator[Any]:
         """Swap faces: the signed result and its provenance. Nothing is made without a statement of consent."""
-        session = self.studio.sessions.of(request)
-        self.studio.sessions.send(request, [*(sources or []), target])
-        statement = Consent(consent or "")
-        path = self.studio.runs.find(run)
-        settings = replace(_settings(steps, identity, guidance, seed, label), precision=self.studio.precision)
-        if not sources:
-            raise UserError("choose a photo of the person whose face is put in")
-        there = self.target(target, request)
-        unknown = set(chosen or []) - set(there.names)
-        if unknown:
-            raise UserError(f"there is no {sorted(unknown)[0]} in {there.path.name}: it has {', '.join(there.names)}")
-        video, folder = film.is_video(there.path), session.new_folder()
+        entered = (steps, identity, guidance, seed, label, padding, occlusion, colour, detail)
+        ready = self._ready(run, sources, target, consent, chosen, entered, regions, request)
+        there, folder, video = ready.target, ready.folder, film.is_video(ready.target.path)
+        film_settings = _film_settings(begin, end, quality) if video else VideoSettings()
         out = folder / _output_name(there.path, video)
-        picked = [face for face, name in zip(there.faces, there.names, strict=True) if name in (chosen or [])]
 
         def job(tell: Tell) -> str:
-            loaded = load_model(path, self.studio.runs.device)
-            swapper = Swapper(loaded.model, settings, self.studio.detector, self.studio.recogniser)
-            photos = [Path(each) for each in sources]
-            choice, references = _choice(swapper, photos, there, picked, folder)
-            order = photo.Order(
-                [photos] * len(choice.sources), there.path, out, statement, references, _log(self.studio)
-            )
+            loaded, swapper, choice, order = self._loaded(ready, out)
             if video:
-                report = swap_video(swapper, loaded, choice, order, VideoSettings(), False, tell)
+                report = swap_video(swapper, loaded, choice, order, film_settings, False, tell)
                 without = f", {report.frames_without} without a face" if report.frames_without else ""
                 return f"{report.frames} frames{without}"
             with report_calls(loaded.model.denoiser.net, tell, "swapping"):
                 faces = photo.swap_photo(swapper, loaded, choice, order)
             return f"{faces} face{'s' * (faces != 1)}"
 
-        work = Work(session, "frames" if video else "calls", job)
+        work = Work(ready.session, "frames" if video else "calls", job)
         for line in work:
             yield [line, *[gr.skip()] * 4]
         before = folder / "before.png"
@@ -190,6 +228,89 @@ class _Page:
             gr.update(value=str(out), visible=True),
             facts(provenance.read(out)),
         ]
+
+    @errors_shown
+    def preview(
+        self,
+        run: str,
+        sources: list[str] | None,
+        target: str | None,
+        consent: str,
+        chosen: list[str],
+        steps: float,
+        identity: float,
+        guidance: str | None,
+        seed: float,
+        label: bool,
+        regions: list[str] | None,
+        padding: str,
+        occlusion: str,
+        colour: str,
+        detail: float,
+        begin: str,
+        end: str,
+        quality: str,
+        frame: str,
+        request: gr.Request,
+    ) -> Iterator[Any]:
+        """Swap one frame of a film alone: before and after."""
+        entered = (steps, identity, guidance, seed, label, padding, occlusion, colour, detail)
+        ready = self._ready(run, sources, target, consent, chosen, entered, regions, request)
+        if not film.is_video(ready.target.path):
+            raise UserError("a preview is one frame of a film: a photo is swapped at once")
+        film_settings = _film_settings(begin, end, quality)
+        before, out = ready.folder / "before.png", ready.folder / "preview.png"
+
+        def job(tell: Tell) -> str:
+            loaded, swapper, choice, order = self._loaded(ready, out)
+            tell("finding the frame", 0, None)
+            found = video.frame_at(video.opened(order.target, film_settings), frame.strip() or "1")
+            save_grid(found[1][None], before)
+            with report_calls(loaded.model.denoiser.net, tell, "swapping"):
+                faces = photo.swap_photo(swapper, loaded, choice, order, frame=found)
+            return f"frame {found[0] + 1} with {faces} face{'s' * (faces != 1)}"
+
+        work = Work(ready.session, "calls", job)
+        for line in work:
+            yield [line, gr.skip()]
+        text = f"Previewed {work.result} in {duration(work.seconds)}."
+        yield [note(text, "good"), gr.update(value=(str(before), str(out)), visible=True)]
+
+    def _ready(
+        self,
+        run: str,
+        sources: list[str] | None,
+        target: str | None,
+        consent: str,
+        chosen: list[str],
+        entered: tuple[Any, ...],
+        regions: list[str] | None,
+        request: gr.Request,
+    ) -> _Ready:
+        """All that a swap needs, checked before anything is loaded. Raises UserError."""
+        session = self.studio.sessions.of(request)
+        self.studio.sessions.send(request, [*(sources or []), target])
+        statement = Consent(consent or "")
+        path = self.studio.runs.find(run)
+        settings = replace(_settings(regions, *entered), precision=self.studio.precision)
+        if not sources:
+            raise UserError("choose a photo of the person whose face is put in")
+        there = self.target(target, request)
+        unknown = set(chosen or []) - set(there.names)
+        if unknown:
+            raise UserError(f"there is no {sorted(unknown)[0]} in {there.path.name}: it has {', '.join(there.names)}")
+        picked = [face for face, name in zip(there.faces, there.names, strict=True) if name in (chosen or [])]
+        photos = [Path(each) for each in sources]
+        return _Ready(path, settings, photos, there, picked, statement, session, session.new_folder())
+
+    def _loaded(self, ready: _Ready, out: Path) -> tuple[SwapModel, Swapper, Choice, photo.Order]:
+        studio, there = self.studio, ready.target
+        loaded = load_model(ready.run, studio.runs.device)
+        swapper = Swapper(loaded.model, ready.settings, studio.detector, studio.recogniser, run=ready.run)
+        choice, references = _choice(swapper, ready.photos, there, ready.picked, ready.folder)
+        sources = [ready.photos] * len(choice.sources)
+        order = photo.Order(sources, there.path, out, ready.statement, references, _log(studio))
+        return loaded, swapper, choice, order
 
     def target(self, path: str | None, request: gr.Request) -> Target:
         """The photo or film with its faces, which are found once."""
@@ -213,11 +334,23 @@ def page(studio: Studio) -> None:
             with gr.Row():
                 go = gr.Button("Swap", variant="primary", interactive=False, elem_id="swap")
                 stop = gr.Button("Stop")
+            with gr.Accordion("Preview one frame of a film", open=False):
+                frame = gr.Textbox("1", label="Frame", info="Its number from 1 on, or a time such as 0:12.")
+                look = gr.Button("Preview", interactive=False, elem_id="preview")
             status = gr.HTML(note("Choose photos and a target, and say who agreed."), elem_id="swap-status")
         with gr.Column(scale=7, min_width=280):
             found = gr.AnnotatedImage(label="Faces found", height=320, show_legend=False, format="png", elem_id="found")
+            faces = gr.Gallery(
+                label="Click the faces to replace",
+                columns=6,
+                height=180,
+                object_fit="contain",
+                allow_preview=False,
+                visible=False,
+                elem_id="faces",
+            )
             chosen = gr.CheckboxGroup(
-                [], label="Replace", info="Of the faces found; all unless you choose.", visible=False
+                [], label="Replace", info="Of the faces found; all unless you choose.", visible=False, elem_id="chosen"
             )
             results = _results()
     silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
@@ -225,17 +358,21 @@ def page(studio: Studio) -> None:
     studio.sent(sources)
     run.change(handlers.card, run, card, **silent)
     studio.on_load(handlers.card, run, [card])
-    target.change(handlers.find_faces, target, [found, chosen, status], api_name="find_faces", **studio.long)
+    target.change(handlers.find_faces, target, [found, chosen, status], api_name="find_faces", **studio.long).then(
+        handlers.gallery, target, faces, api_visibility="private", show_progress="hidden"
+    )
+    faces.select(handlers.pick, chosen, chosen, **silent)
+    found.select(handlers.pick, chosen, chosen, **silent)
     consent.change(
-        lambda text: gr.update(interactive=is_consent(text)), consent, go, trigger_mode="always_last", **silent
+        lambda text: [gr.update(interactive=is_consent(text))] * 2,
+        consent,
+        [go, look],
+        trigger_mode="always_last",
+        **silent,
     )
-    go.click(
-        handlers.swap,
-        [run, sources, target, consent, chosen, *settings],
-        [status, *results],
-        api_name="swap",
-        **studio.long,
-    )
+    asked = [run, sources, target, consent, chosen, *settings]
+    go.click(handlers.swap, asked, [status, *results], api_name="swap", **studio.long)
+    look.click(handlers.preview, [*asked, frame], [status, results[0]], api_name="preview", **studio.long)
 
 
 def _form() -> tuple[gr.File, gr.File, gr.Textbox, list[Any]]:
@@ -256,9 +393,14 @@ def _form() -> tuple[gr.File, gr.File, gr.Textbox, list[Any]]:
         lines=2,
         elem_id="consent",
     )
+    with gr.Accordion("What is repainted", open=False):
+        regions = gr.CheckboxGroup(list(REGIONS), value=list(FACE), label="Regions", elem_id="regions")
+        finish = forms.components(SwapSettings, _FINISH, _LABELS)
+    with gr.Accordion("Part of a film", open=False):
+        part = forms.components(VideoSettings, _FILM, _LABELS)
     with gr.Accordion("More", open=False):
         settings = forms.components(SwapSettings, _SETTINGS, _LABELS)
-    return sources, target, consent, settings
+    return sources, target, consent, [*settings, regions, *finish, *part]
 
 
 def _results() -> list[Any]:
@@ -271,11 +413,28 @@ def _results() -> list[Any]:
     return [slider, movie, download, gr.HTML(elem_id="provenance")]
 
 
-def _settings(*entered: Any) -> SwapSettings:
+def _settings(regions: list[str] | None, *entered: Any) -> SwapSettings:
     """The settings of a swap from the values of the form; empty ones take their defaults."""
-    pairs = zip(_SETTINGS, entered, strict=True)
-    given = {name: forms.parsed(SwapSettings, name, entry, _LABELS.get(name, "")) for name, entry in pairs}
+    pairs = zip((*_SETTINGS, *_FINISH), entered, strict=True)
+    given = {name: _entered(SwapSettings, name, entry) for name, entry in pairs}
+    if regions is not None:
+        if not regions:
+            raise UserError("choose at least one region to repaint")
+        given["regions"] = "all" if set(regions) == set(FACE) else ",".join(regions)
     return SwapSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _film_settings(*entered: Any) -> VideoSettings:
+    given = {name: _entered(VideoSettings, name, entry) for name, entry in zip(_FILM, entered, strict=True)}
+    return VideoSettings(**{name: value for name, value in given.items() if value is not None})
+
+
+def _entered(cls: type, name: str, entry: Any) -> Any:
+    return forms.parsed(cls, name, entry, _LABELS.get(name, ""))
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition(" ")[2])
 
 
 def _output_name(target: Path, video: bool) -> str:

@@ -35,7 +35,8 @@ class TextDenoiser(Prompting):
     @property
     def weights(self) -> nn.Module:
         """What is stored: the network, and with it an encoder of one's own."""
-        return nn.ModuleDict({"net": self.net, "text": self.encoder}) if self.trains_text else self.net
+        own = self.encoder
+        return nn.ModuleDict({"net": self.net, "text": own}) if isinstance(own, TextEncoder) else self.net
 
     @property
     def trains_text(self) -> bool:

@@ -9,8 +9,8 @@ from ornstein.settings import check, precision_setting, setting
 from ornstein.training.tracking import TRACKERS, check_trackers
 
 __all__ = [
-    "OBJECTIVES", "POST_HOC", "TIME_SAMPLINGS", "WIDTHS", "TrainConfig", "check_ema", "check_length", "decay_of",
-    "ema_decay", "ema_exponent",
+    "LOSS_SPACES", "OBJECTIVES", "POST_HOC", "TIME_SAMPLINGS", "WIDTHS", "TrainConfig", "check_ema", "check_length",
+    "decay_of", "ema_decay", "ema_exponent",
 ]  # fmt: skip
 
 STEPS = 20_000  # optimizer steps if neither steps nor minutes are given
@@ -22,6 +22,8 @@ OBJECTIVES = (
     "simple", "score-matching", "vlb-x0", "vlb-eps", "hybrid", "continuous", "min-snr", "soft-min-snr", "sigmoid",
     "edm",
 )  # fmt: skip
+
+LOSS_SPACES = ("pixel", "whitened", "learned")
 
 # The keys of `ornstein.training.objective.TIME_SAMPLINGS`.
 TIME_SAMPLINGS = ("uniform", "steps", "logit-normal", "log-normal", "importance")
@@ -64,6 +66,10 @@ class TrainConfig:
     objective: str | None = setting(
         None, "Training objective.", choices=OBJECTIVES, by_data="error of the network's output, at uniform times"
     )
+    loss_space: str = setting(
+        "pixel", "Where errors are squared: pixels, whitened by C (R^-1), modes of C each by its own mean error.",
+        choices=LOSS_SPACES, other="the share of whitened, 0.5",
+    )  # fmt: skip
     time_sampling: str | None = setting(
         None, "Distribution of the training times.", choices=TIME_SAMPLINGS,
         other="one with its mean and standard deviation, logit-normal:0,1", by_data="that of the objective",

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, Generic
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ornstein import processes
 from ornstein.autoencoders import AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import BucketSet, Clips, ImageSet, StreamedSet, save_grid, save_sheet
+from ornstein.data.flow import FlowFile, flow_of
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
@@ -29,6 +30,7 @@ from ornstein.store import CONFIG, read_config
 from ornstein.training import TrainState, run_task
 from ornstein.training.autoencoder import Autoencoding
 from ornstein.training.captions import Captioned, CaptionTable, captions_of, encoder_of, tabled
+from ornstein.training.carried import Rows
 from ornstein.training.latents import LatentDiffusion, LatentSet, encode_images
 from ornstein.training.models import new_autoencoder, new_denoiser
 from ornstein.training.settings import DIFFUSION, Settings
@@ -39,6 +41,7 @@ __all__ = ["Job", "ReportPlan", "encode", "new_job", "preview", "size_of"]
 
 # A preview is worth fewer samples and steps than a result.
 _PREVIEW_IMAGES, _PREVIEW_CLIPS, _PREVIEW_STEPS, _PREVIEW_PAIRS = 64, 4, 10, 8
+_FLOW = "flow"  # the folder of a run with the flows of its clips
 _EXAMPLES = 64  # captions of held-out images that previews and the report are made with
 _MEASURED = 8  # samples that the time of a sample is measured with
 
@@ -113,9 +116,23 @@ def _diffusion(
         task = LatentDiffusion(denoiser, config, captions)
     else:
         denoiser = made or new_denoiser(settings, train_set, None, device, **texts)
-        task = Diffusion(denoiser, config, captions)
+        flows = None
+        if settings.carried and not isinstance(train_set, ImageSet | StreamedSet | BucketSet):
+            if not resume:
+                processes.current().agreed(lambda: check_new(out))  # before files are written
+            images, flows = Rows(train_set), FlowFile(train_set, settings.flow_by, out / _FLOW)
+        task = Diffusion(denoiser, config, captions, flows)
     task.objective = objective or task.objective
     states = run_task(task, images if captions is None else Captioned(images), config, out, resume)
+
+    def moves(count: int) -> Tensor | None:
+        """The motion of held-out clips in turn, which samples follow; None for noise that follows none."""
+        if not settings.carried or isinstance(held_out, ImageSet):
+            return None
+        return flow_of(held_out, torch.arange(count) % len(held_out), settings.flow_by)
+
+    def show(model: Denoiser, path: Path) -> None:
+        preview(model, path, moves)
 
     def report(plan: ReportPlan) -> list[Score]:
         if isinstance(train_set, ImageSet | StreamedSet | BucketSet):
@@ -128,13 +145,13 @@ def _diffusion(
             )  # fmt: skip
         assert not isinstance(held_out, ImageSet)
         return write_clip_report(
-            out, denoiser, train_set, held_out, plan.title, plan.shown, plan.advance, plan.judged, plan.budget
+            out, denoiser, train_set, held_out, plan.title, plan.shown, plan.advance, plan.judged, plan.budget, moves
         )
 
     about = size_of(denoiser)
     if denoiser.space is not None and denoiser.data is not None:
         about += f", on latents of {tuple(denoiser.data.shape)}"
-    return Job(about, denoiser, states, preview, report)
+    return Job(about, denoiser, states, show, report)
 
 
 def _autoencoder(
@@ -220,8 +237,8 @@ def size_of(model: nn.Module) -> str:
     return f"{sum(p.numel() for p in model.parameters()):,} parameters"
 
 
-def preview(denoiser: Denoiser, path: Path) -> None:
-    """Write a grid of samples of the model, or a sheet of clips, as a PNG."""
+def preview(denoiser: Denoiser, path: Path, moves: Callable[[int], Tensor | None] = lambda count: None) -> None:
+    """Write a grid of samples of the model, or a sheet of clips that follow the flows `moves(count)`, as a PNG."""
     assert denoiser.data is not None
     clips = len(denoiser.data.shape) == 4
     classes = len(denoiser.data.classes)
@@ -229,7 +246,7 @@ def preview(denoiser: Denoiser, path: Path) -> None:
     columns = classes if 1 < classes <= 16 and not clips else None
     if columns is not None:
         count = columns * max(1, count // columns)
-    samples = draw(denoiser, denoiser.data.labels(count), count, steps=_PREVIEW_STEPS)
+    samples = draw(denoiser, denoiser.data.labels(count), count, steps=_PREVIEW_STEPS, flow=moves(count))
     path.parent.mkdir(parents=True, exist_ok=True)
     upscale = max(1, 64 // samples.shape[-1])
     comment = json.dumps({"preview": path.stem, "steps": _PREVIEW_STEPS, "seed": 0})

@@ -24,6 +24,7 @@ from ornstein.nets.recorded import Recorded
 from ornstein.process import Process
 from ornstein.text import FrozenEncoder, TextDenoiser, TextEncoder
 from ornstein.training.diffusion import prediction_of, schedule_of
+from ornstein.training.loss_space import check_inverse
 from ornstein.training.settings import Settings
 
 __all__ = ["learns_classes", "new_autoencoder", "new_denoiser"]
@@ -87,10 +88,14 @@ def new_denoiser(
     if settings.centre and covariance is not None:
         schedule = _centred(noise, covariance, shape)
     std = 1.0 if space is not None else 0.5  # of the data, for --prediction edm: latents are normalised
+    whitened = settings.net_space == "whitened"
+    if whitened:
+        check_inverse(noise, "--net-space whitened")
     make: Any = Denoiser if encoder is None else partial(TextDenoiser, encoder=encoder, examples=examples)
     return make(
-        net, Process(schedule, noise), prediction_of(settings), std, spec, data_covariance=covariance, space=space
-    ).to(device)
+        net, Process(schedule, noise), prediction_of(settings), std, spec, data_covariance=covariance, space=space,
+        whitened=whitened,
+    ).to(device)  # fmt: skip
 
 
 def _drop(net: nn.Module, share: float) -> None:

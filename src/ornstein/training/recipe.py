@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ornstein import autoencoders, processes
+from ornstein import autoencoders, checkpoint, processes
 from ornstein.data import (
     BucketSet,
     Clips,
@@ -29,9 +29,12 @@ from ornstein.data import (
 from ornstein.data.bundled import CAPTIONED
 from ornstein.data.images import MEMORY_BUDGET
 from ornstein.data.sets import few_images
-from ornstein.devices import choose_device
+from ornstein.denoiser import Denoiser
+from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
+from ornstein.evaluation.run import affordable
+from ornstein.few_steps.choice import COUNTS, SCALES, choose
 from ornstein.progress import progress, say, warn
 from ornstein.settings import to_json
 from ornstein.store import atomic_write
@@ -42,6 +45,7 @@ from ornstein.training.models import learns_classes, new_autoencoder, new_denois
 from ornstein.training.plan import Likeness, by_rule, planned
 from ornstein.training.settings import COMPRESS, DISTIL, SETTINGS, DataSettings, Settings, resumed
 from ornstein.training.state import read_record
+from ornstein.wrapper import device_of, evaluation_mode, network_precision
 
 __all__ = [
     "REPORT", "DataSettings", "Run", "Settings", "Split", "follow", "in_memory", "new_autoencoder", "new_denoiser",
@@ -51,6 +55,8 @@ __all__ = [
 _JUDGED = 256  # samples that a report scores
 _REPORT_SECONDS, _REPORT_SHARE = 60.0, 0.1  # a report takes the larger of a minute and a tenth of the training
 REPORT = "report.html"
+# What a choice of a solver takes: trajectories, and evaluations of each for one scale of guidance.
+_CHOSEN_ON, _CHOICE = 8, 720
 # Bundled sets, which are no paths.
 _BUNDLED = ("digits", *CAPTIONED, "moving-digits", "bouncing-balls", "drifting-textures")
 
@@ -86,6 +92,7 @@ def train(
     *,
     resume: bool = False,
     report: bool = True,
+    choose_solver: bool = True,
     device: str = "auto",
     title: str | None = None,
     judged: int | None = None,
@@ -103,6 +110,9 @@ def train(
         resume: continue the run in `out` with its stored settings; `settings` may extend it (steps, minutes).
         report: evaluate the model at the end and write report.html. It takes at most a tenth of the training or a
             minute, whichever is longer: of a slow model fewer samples are scored.
+        choose_solver: with a report, first choose solver, order and time schedule from a few trajectories of the model
+            (`few_steps.choice`): they are the default of `ornstein sample`. Left out, and said so, if it would take
+            longer than a report.
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
         title: of the report.
         judged: samples that the report scores, however long that takes; None: up to 256 within the time of a report.
@@ -158,9 +168,29 @@ def train(
         report = report and not (out / REPORT).is_file()
     if group.main and report:
         budget = report_seconds(seconds) if judged is None else math.inf
+        if choose_solver:
+            _choose(job.model, out, budget)
         plan = {"shown": asked.shown(), "judged": judged or _JUDGED, "quality_steps": quality_steps, "budget": budget}
         scores = report_of(job, title=title or f"Run {out.name}", **plan)
     return Run(out, asked, scores, job.model, split.train, split.held_out)
+
+
+def _choose(model: nn.Module, out: Path, budget: float) -> None:
+    """Store the best untuned solver of the model in its run."""
+    if not isinstance(model, Denoiser) or model.data is None or getattr(model, "takes_text", False):
+        return
+    scales = SCALES if model.data.classes else SCALES[:1]
+    each = _CHOICE * sum(1 if scale == 1 else 2 for scale in scales)
+    with torch.no_grad(), evaluation_mode(model), progress("choices", transient=True) as bar:
+        task = bar.add_task("choosing a solver", total=len(COUNTS) * len(scales), note="")
+        if affordable(model, budget, _CHOSEN_ON, each) < _CHOSEN_ON:
+            say("no solver chosen for this model, which is slow here: `ornstein tune` does so in its own time")
+            return
+        with network_precision(model, choose_precision("auto", device_of(model))):
+            choices = choose(model, scales=scales, progress=lambda done, total: bar.update(task, completed=done))
+    checkpoint.save_chosen(out, choices)
+    plain = [f"{c.error / c.untuned:.0%} at {c.steps}" for c in choices if c.guidance == 1]
+    say(f"chose a solver for this model: error of the default's by steps {', '.join(plain)}")
 
 
 def _planned(settings: Settings, data: Likeness, device: torch.device) -> Settings:

@@ -77,7 +77,7 @@ _MODELS = {
 }
 _DIFFUSION_ONLY = (
     "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
-    "prediction", "time_sampling", "dropout", "captions", "text_encoder", "patch",
+    "prediction", "time_sampling", "dropout", "captions", "text_encoder", "patch", "loss_space", "net_space", "flow_by",
 )  # fmt: skip
 
 
@@ -187,7 +187,18 @@ class Settings(TrainConfig, DataSettings):
     adversarial: float | None = setting(
         None, "Weight of a patch discriminator.", by_data="none", minimum=0, panel=_LATENTS
     )
-    noise: str = setting("white", "Noise of the process: white, ar1:0.9, or a file of `fit-noise`.", panel=_CLIPS)
+    noise: str = setting(
+        "white", "Noise of the process: white, ar1:0.9, a file of `fit-noise`, or warped:0.25, carried by the motion "
+        "of each clip, with that share of white noise.", panel=_CLIPS,
+    )  # fmt: skip
+    flow_by: Literal["exact", "dis", "farneback", "homography"] | None = setting(
+        None, "How the motion of clips is found, for --noise warped.", panel=_CLIPS,
+        by_data="exact for a bundled set, else OpenCV's dis",
+    )  # fmt: skip
+    net_space: Literal["pixel", "whitened"] = setting(
+        "pixel", "Coordinates that the network computes in: whitened, it sees R^-1 x and R times its output counts.",
+        panel=_CLIPS,
+    )  # fmt: skip
     data_noise: str | None = setting(
         None, "Covariance of the data over frames, written as for --noise: preconditions by it.", panel=_CLIPS
     )
@@ -247,10 +258,31 @@ class Settings(TrainConfig, DataSettings):
             raise UserError("--stream is for images: leave out --frames")
         if self.data_noise is not None and self.predicted != "edm":
             raise UserError("--data-noise preconditions the network, which is --prediction edm: leave out --prediction")
+        self._validate_noise()
         if self.centre and self.schedule != "cosine":
             raise UserError(f"--centre shifts the cosine schedule: leave out --schedule {self.schedule}")
         if self.centre and self.data_noise is None:
             raise UserError("--centre needs the covariance of the data: give --data-noise FILE.json of `fit-noise` too")
+
+    @property
+    def carried(self) -> bool:
+        """Whether the noise is carried by the motion of each clip."""
+        return self.noise.partition(":")[0] == "warped"
+
+    def _validate_noise(self) -> None:
+        """Options of the noise beside a noise that they do nothing for."""
+        for name in ("loss_space", "net_space"):
+            if getattr(self, name) == "pixel":
+                continue
+            value = f"{_option(name)} {getattr(self, name)}"
+            if self.noise == "white":
+                raise UserError(f"{value} does nothing with white noise: give --noise too, or leave it out")
+            if self.carried:
+                raise UserError(f"{value} whitens by one R^-1, and warped noise has one of each clip: leave it out")
+        if self.flow_by is not None and not self.carried:
+            raise UserError("--flow-by finds the motion that noise follows: give --noise warped too, or leave it out")
+        if self.carried and self.data_noise is not None:
+            raise UserError("--data-noise preconditions by a covariance over frames: leave it out with --noise warped")
 
     @property
     def extent(self) -> tuple[int, int] | None:

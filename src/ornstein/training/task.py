@@ -13,12 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from ornstein import checkpoint
+from ornstein.data.flow import FlowFile
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.nets.video import known_masks
+from ornstein.noise import Carried
+from ornstein.process import Prediction
 from ornstein.processes import Processes
 from ornstein.training.captions import CaptionTable
+from ornstein.training.carried import check_carried, noised, rows_and_labels
 from ornstein.training.config import TrainConfig
+from ornstein.training.loss_space import LossSpace
 from ornstein.training.objective import TimeSampling, check_objective, loss_of
 
 __all__ = ["Diffusion", "M", "Part", "Task", "on_cpu"]
@@ -129,16 +134,27 @@ class Diffusion(Task[Denoiser]):
     """Training of a denoiser by the objective of the configuration (E10-E17).
 
     With `captions` the labels of a batch are the numbers of its rows in that table (`training.captions.Captioned`).
+    With `flows` they are those of `training.carried.Rows`, and the noise of each clip is carried by its flow (E40).
     """
 
     by_rows = True
 
-    def __init__(self, denoiser: Denoiser, config: TrainConfig, captions: CaptionTable | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        config: TrainConfig,
+        captions: CaptionTable | None = None,
+        flows: FlowFile | None = None,
+    ) -> None:
         super().__init__(denoiser, [denoiser.net])
         self.captions = captions
+        self.flows = flows
+        if isinstance(denoiser.process.noise, Carried):
+            check_carried(config, flows)
         check_objective(config.objective, denoiser)
         self.settings = config
         self.objective = loss_of(config.objective)
+        self.space = LossSpace(config.loss_space, config.objective, denoiser.process.noise)
         self.times = TimeSampling(config.time_sampling, config.objective, denoiser.process.schedule)
         config_of_net = getattr(denoiser.net, "config", {})
         self.classes: int | None = config_of_net.get("classes")
@@ -161,7 +177,13 @@ class Diffusion(Task[Denoiser]):
         t, weight = self.times.draw(n, small)
         t = t[rows]
         z = torch.randn((n, *x0.shape[1:]), generator=draw, device=x0.device, dtype=x0.dtype)[rows]
-        cond: dict[str, Tensor] = {}
+        carried: Prediction | None = None
+        if self.flows is not None:
+            assert labels is not None
+            numbers, labels = rows_and_labels(labels)
+            flow = self.flows(numbers)
+            carried = noised(self.model.process, x0, t, flow, whole=(n, rows), draw=draw)
+        cond: dict[str, Any] = {}
         if self.captions is not None and labels is not None:
             chosen = torch.rand(n, generator=small)[rows]
             dropped = torch.rand(n, generator=small)[rows] < self.settings.condition_dropout
@@ -172,18 +194,31 @@ class Diffusion(Task[Denoiser]):
             cond["label"] = labels.masked_fill(dropped, -1)
         if self.conditioning:
             cond |= {"known": x0, "known_mask": known_masks(n, x0.shape[2], small)[rows]}
-        losses = self.objective(self.model, x0, t, z, **cond)
+        figures: dict[str, Tensor] = {}
+
+        def norm(error: Tensor, t: Tensor) -> Tensor:
+            if self.space.learns:
+                figures.update(self.space.figures(error, t))
+            return self.space.norm(error, t)
+
+        if self.settings.loss_space != "pixel":
+            cond["norm"] = norm
+        losses = self.objective(self.model, x0, t, z, **cond) if carried is None else self.model.error(carried, **cond)
         if weight is None:
-            return losses.mean(), {}
-        return (losses * weight[rows].to(losses)).mean(), self.times.figures(t, losses)
+            return losses.mean(), figures
+        return (losses * weight[rows].to(losses)).mean(), figures | self.times.figures(t, losses)
 
     def learn(self, figures: dict[str, float], pieces: int) -> dict[str, float]:
-        return self.times.learn(figures, pieces)
+        return self.times.learn(self.space.learn(figures, pieces), pieces)
 
     def to_state(self) -> dict[str, Any] | None:
-        return self.times.to_state()
+        learned, times = self.space.to_state(), self.times.to_state()
+        return times if learned is None else {"modes": learned, "times": times}
 
     def load_state(self, state: dict[str, Any] | None) -> None:
+        if state is not None and "modes" in state:
+            self.space.load_state(state["modes"])
+            state = state["times"]
         self.times.load_state(state)
 
     def _check_labels(self, labels: Tensor) -> None:
@@ -196,7 +231,7 @@ class Diffusion(Task[Denoiser]):
         return self.model.to_config() | captions
 
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
-        checkpoint.save(model, out, extra)
+        checkpoint.save(model, out, extra | getattr(self.objective, "about", {}))
 
 
 def on_cpu(draw: torch.Generator) -> torch.Generator:

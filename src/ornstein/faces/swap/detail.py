@@ -18,7 +18,7 @@ def enlarged(picture: Tensor, times: int, share: float, net: nn.Module | None = 
     """A picture (3, H, W) in [0, 1] `times` as large, a power of 2: (3, H times, W times) in [0, 1].
 
     Each doubling is bicubic plus `share` of the network's correction. The correction has no low frequencies: reduced to
-    the old size again, the picture is the old one, so that the network adds edges and no features of another face.
+    the old size again, the picture is nearly the old one; the network adds edges and no features of another face.
 
     Raises:
         ValueError: `times` is no power of 2.

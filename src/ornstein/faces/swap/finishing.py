@@ -22,7 +22,17 @@ from ornstein.faces.world.population import FaceWorld
 from ornstein.faces.world.views import render
 from ornstein.store import atomic_save_tensors, load_weights
 
-__all__ = ["FOLDER", "SIDE", "DetailNet", "OcclusionNet", "aligned_faces", "load", "train_detail", "train_occlusion"]
+__all__ = [
+    "FOLDER",
+    "SIDE",
+    "DetailNet",
+    "OcclusionNet",
+    "aligned_faces",
+    "load",
+    "save",
+    "train_detail",
+    "train_occlusion",
+]
 
 FOLDER = "finish"
 """Of a run directory: networks that are used instead of the shipped ones."""
@@ -258,21 +268,6 @@ def _train(net: nn.Module, loss: Callable[[], Tensor], began: float, seconds: fl
         tell(step, mean, done)
 
 
-def save(net: nn.Module, path: Path, note: str) -> None:
+def save(net: nn.Module, path: Path) -> None:
     """Write the weights, in float16: 1e-3 of a weight is nothing to these networks."""
-    atomic_save_tensors(path, {k: v.half() for k, v in net.state_dict().items()}, {"note": note})
-
-
-if __name__ == "__main__":
-    import sys
-
-    def tell(step: int, loss: float, done: float) -> None:
-        if step % 50 == 0:
-            print(step, round(loss, 4), round(done, 3), flush=True)
-
-    kind, minutes, out = sys.argv[1:]
-    save(
-        {"occlusion": train_occlusion, "detail": train_detail}[kind](float(minutes), tell=tell),
-        Path(out),
-        "rendered faces",
-    )
+    atomic_save_tensors(path, {name: value.half() for name, value in net.state_dict().items()}, {})

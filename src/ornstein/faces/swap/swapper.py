@@ -143,17 +143,23 @@ class Swapper:
         Raises:
             UserError: naming the file, if there is no face or no photo, or the person is protected.
         """
-        embeddings, seen = [], []
+        shown = []
         for path in photos:
             image = read_photo(path)
-            face = subject(find_faces(self.detector, image, str(path)), image)
+            shown.append((image, subject(find_faces(self.detector, image, str(path)), image), str(path)))
+        if not shown:
+            raise UserError("no photo of the source was given")
+        return self.source_of(shown)
+
+    def source_of(self, shown: Sequence[tuple[Tensor, Face, str]]) -> Source:
+        """A source from pictures uint8 (3, H, W), its face in each, and their names. Raises UserError as `source`."""
+        embeddings, seen = [], []
+        for image, face, name in shown:
             embedding = self.recogniser(image, [face])
             if self.protected is not None:
-                self.protected.check(embedding, str(path))
+                self.protected.check(embedding, name)
             embeddings.append(embedding[0])
             seen.append(self.aligned(image, face))
-        if not embeddings:
-            raise UserError("no photo of the source was given")
         mean = torch.stack(embeddings).mean(0)
         net = self.model.recogniser
         # the model's recogniser was distilled from dlib's embeddings; those of another one say nothing to it
@@ -161,7 +167,7 @@ class Swapper:
         crops, masks, landmarks = (torch.stack([getattr(each, part) for each in seen]) for part in _PARTS)
         identity = net.normalised(mean) if distilled else net.embed(to_unit(crops)).mean(0).cpu()
         faces = SourceFaces(identity.expand(len(seen), -1), to_unit(crops), masks, landmarks)
-        return Source(tuple(Path(path).name for path in photos), mean, faces)
+        return Source(tuple(Path(name).name for _, _, name in shown), mean, faces)
 
     def reference(self, photo: str | Path) -> Tensor:
         """The embedding (D,) of the main subject of a photo. Raises UserError as `source` does."""
