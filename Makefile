@@ -45,7 +45,7 @@ evidence: evidence-noise evidence-likelihood evidence-latent evidence-faults evi
 
 evidence-noise: setup
 	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise
-	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise --report docs/structured-noise-results.md
+	$(BIN)/python evidence/structured_noise.py --out runs/evidence-noise --report docs/structured-noise-cells.md
 
 # With CIFAR=train.zip, the CIFAR-10 training images as a zip of pictures, it trains on these too.
 evidence-likelihood: setup

@@ -121,12 +121,12 @@ def start(p: orn.Process, n: int, shape: tuple[int, ...]) -> Tensor:
     return p.prior((n, *shape), dtype=torch.float64).sample(z.reshape(n, *shape))
 
 
-def sampled(method: str, d: Any, task: Task, steps: int, x: Tensor, iterations: int = ITERATIONS) -> Tensor:
+def sampled(method: str, d: Any, task: Task, steps: int, x: Tensor, by: str | None = None) -> Tensor:
     """Samples of one of our methods, as `ornstein.edit.restore` runs it."""
     kind = METHODS[{"repaint": "ddnm", "twisted": "moments"}.get(method, method)]
-    settings = {"iterations": iterations} if kind is Moments else {}
+    settings = {"iterations": ITERATIONS} if kind is Moments else {}
     posterior = kind(d, task.A, task.y, task.noise_std, **settings)
-    solver: Any = "ddpm" if method in ANCESTRAL else None
+    solver: Any = "ddpm" if method in ANCESTRAL else by
     if method in ("repaint", "twisted"):
         solver = repaint if method == "repaint" else partial(twisted, particles=PARTICLES)
     return orn.sample(posterior, x.shape, solver=solver, steps=steps, start=x, batch=len(x))
@@ -302,7 +302,7 @@ def theirs() -> Iterator[tuple[str, Run]]:
             )
 
 
-def peers(n: int, work: int, kept: Kept) -> Table:
+def peers(n: int, work: int, kept: Kept, solver: str | None = None) -> Table:
     """Six tasks, one run: ours beside the best of azula's, and its best of each method."""
     data = priors()
     kernel = torch.tensor([[0.1, 0.2, 0.4, 0.2, 0.1]])
@@ -324,7 +324,8 @@ def peers(n: int, work: int, kept: Kept) -> Table:
             task = replace(task, prior=shaped(task.prior, task.A.shape))
         d, x = task.prior.denoiser(p), start(p, n, task.A.shape)
         key = f"{task.name}, {work} evaluations"
-        own = kept(f"{key}, ours, {n}", partial(run_at, ours, d, task, work, x))
+        name = "ours" if solver is None else f"ours by {solver}"
+        own = kept(f"{key}, {name}, {n}", partial(run_at, partial(ours, by=solver), d, task, work, x))
         few, found = start(p, n // 16, task.A.shape), []
         for name, run in theirs():
             errors, _ = kept(f"{key}, {name}, {len(few)}", partial(run_at, run, d, task, work, few))
@@ -339,8 +340,8 @@ def peers(n: int, work: int, kept: Kept) -> Table:
     return table
 
 
-def ours(d: Any, task: Task, steps: int, x: Tensor) -> Tensor:
-    return sampled("moments", d, task, steps, x)
+def ours(d: Any, task: Task, steps: int, x: Tensor, by: str | None = None) -> Tensor:
+    return sampled("moments", d, task, steps, x, by)
 
 
 def means_of_four() -> Tensor:
@@ -372,12 +373,15 @@ def main() -> None:
         "--most", type=int, default=1000, help="samples of twisted, which has as many times 16 particles"
     )
     parser.add_argument("--work", type=int, default=300, help="evaluations a sample, for peers")
+    parser.add_argument("--solver", help="of ours, for peers, in the place of the default one")
     parser.add_argument("--out", type=Path, default=Path("runs/inverse.json"), help="file of the results")
     parser.add_argument("--seconds", type=float, help="processor seconds after which to stop")
     asked = parser.parse_args()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     kept = Kept(asked.out, asked.seconds)
-    tables = bias(asked.n, asked.most, kept) if asked.what == "bias" else [peers(asked.n, asked.work, kept)]
+    tables = (
+        bias(asked.n, asked.most, kept) if asked.what == "bias" else [peers(asked.n, asked.work, kept, asked.solver)]
+    )
     for table in tables:
         print(table.markdown())
 

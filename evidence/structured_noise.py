@@ -7,7 +7,7 @@ stopped and gone on with; the table and the figure are made of the cells that ar
     python evidence/structured_noise.py --out runs/evidence-noise                          # all that is missing
     python evidence/structured_noise.py --out runs/evidence-noise --only bouncing-balls    # cells with this in the name
     python evidence/structured_noise.py --out runs/evidence-noise --part 0/2               # every second one
-    python evidence/structured_noise.py --out runs/evidence-noise --report docs/structured-noise-results.md
+    python evidence/structured_noise.py --out runs/evidence-noise --report docs/structured-noise-cells.md
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from ornstein import Process
+from ornstein.denoiser import Denoises
 from ornstein.few_steps import tuning
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
@@ -31,7 +33,8 @@ def test_a_start_stays_in_its_ball_in_the_norm_of_the_noise(schedule) -> None:
 def parts(count: int = 24) -> tuning.Trajectories:
     p = Process(Cosine(), C)
     covs = 0.05 * torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
-    d = GaussianMixture([0.5, 0.5], [[1.0, -0.5, 0.2], [-1.0, 0.4, 1.0]], covs).denoiser(p)
+    data = GaussianMixture([0.5, 0.5], [[1.0, -0.5, 0.2], [-1.0, 0.4, 1.0]], covs)
+    d = cast(Denoises, data.denoiser(p))
     g = torch.Generator().manual_seed(0)
     x = p.prior((count, 3), dtype=torch.float64).sample(torch.randn(count, 3, generator=g, dtype=torch.float64))
     return [(d, x, tuning.fine(d, x))]

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from ornstein.cli import main
+from ornstein.cli import app
 from ornstein.noise import ClipStatistics, Spectrum, from_config
 from ornstein.noise.spectral import radial_bands
 
@@ -32,9 +33,7 @@ def test_the_fit_is_the_power_of_the_clips() -> None:
 def test_fit_noise_writes_it(kind: str, tmp_path: Path) -> None:
     out = tmp_path / "noise.json"
     line = f"fit-noise drifting-textures --frames 3 --size 16 --clips 20 --kind {kind} --out {out}"
-    with pytest.raises(SystemExit) as end:
-        main(line.split())
-    assert not end.value.code
+    assert CliRunner().invoke(app, line.split()).exit_code == 0
     noise = from_config(json.loads(out.read_text()))
     assert isinstance(noise, Spectrum) and noise.frame == (16, 16)
     power = torch.as_tensor(noise.power)

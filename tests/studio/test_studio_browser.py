@@ -103,7 +103,6 @@ def test_every_page_says_what_it_is_for_and_fits_a_phone(page) -> None:
     for name, words in (
         ("Train", "goes on when this page is closed"),
         ("Generate", "The same seed and settings"),
-        ("Edit", "the picture does not say"),
         ("Personalise", "Teach a model of text"),
         ("Video & noise lab", "Choose a covariance"),
         ("Face swap", "needs the agreement of the people shown"),
@@ -208,6 +207,25 @@ def test_a_face_is_swapped_with_consent_alone(browser, served) -> None:
     until(lambda: not folders[0].exists() and not any(path.exists() for path in sent))
     log = (served.home / "ornstein-swaps.jsonl").read_text()
     assert AGREED in log
+
+
+@pytest.mark.slow
+def test_faces_are_chosen_by_clicking_and_a_region_alone_is_repainted(browser, served) -> None:
+    with opened(browser, served.url) as page:
+        turn_to(page, "Face swap")
+        page.set_input_files("#sources input[type=file]", served.pictures / "source.png")
+        page.set_input_files("#target input[type=file]", served.pictures / "two.png")
+        page.locator("#faces img").nth(1).wait_for()
+        page.locator("#faces button").nth(0).click()
+        until(lambda: page.locator("#chosen input:checked").count() == 1)
+        page.get_by_text("What is repainted").click()
+        for name in ("eyes", "brows", "nose", "skin"):
+            page.locator("#regions").get_by_label(name, exact=True).uncheck()
+        page.locator("#consent textarea").fill(AGREED)
+        page.locator("#swap:not([disabled])").wait_for()
+        press(page, "Swap")
+        good(page, "#swap-status", "Swapped 1 face in")
+        assert fits_a_phone(page)
 
 
 def test_an_image_is_measured_a_set_is_ranked_and_a_model_evaluated(page, served) -> None:
@@ -347,27 +365,3 @@ def test_what_is_too_large_is_refused_on_the_page(page, served, tmp_path: Path) 
     page.set_input_files("#upload input[type=file]", large)
     page.get_by_text("exceed the maximum allowed size of 2.0 Mb").first.wait_for()
     assert not list(served.cache.rglob("large.zip"))
-
-
-@pytest.mark.slow
-def test_a_painted_part_is_filled(page, served) -> None:
-    turn_to(page, "Edit")
-    page.locator("#edit-picture input[type=file]").first.set_input_files(served.pictures / "grey.png")
-    canvas = page.locator("#edit-picture canvas").first
-    canvas.wait_for()
-    page.wait_for_timeout(1500)  # the picture is drawn
-    box = canvas.bounding_box()
-    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(*middle)
-    page.mouse.down()
-    page.mouse.move(middle[0] + 15, middle[1] + 10, steps=4)
-    page.mouse.up()
-    page.wait_for_timeout(500)
-    press(page, "Edit")
-    good(page, "#edit-status", "4 answers")
-    page.locator("#answers img").nth(3).wait_for()
-    page.locator("#edit-spread img").first.wait_for()
-    page.get_by_label("vary").check()
-    press(page, "Edit")
-    good(page, "#edit-status", "the middle")
-    assert fits_a_phone(page)

@@ -10,6 +10,7 @@ from ornstein.denoiser import Denoises
 from ornstein.request import SOLVER
 from ornstein.solvers.adaptive import rk45
 from ornstein.solvers.chain import ddim, ddpm
+from ornstein.solvers.coloured import coloured
 from ornstein.solvers.multistep import multistep, singlestep
 from ornstein.solvers.ode import euler, heun, rk4
 from ornstein.solvers.restart import restart
@@ -24,6 +25,7 @@ __all__ = [
     "Noise",
     "Solver",
     "Tuned",
+    "coloured",
     "ddim",
     "ddpm",
     "euler",

@@ -96,10 +96,11 @@ def combine(
             out = out + (a * w) * (m - here)
         return out
     a, std, _ = p.at(s)
-    out = torch.add((a * (1 + scale[0])) * base.x0, base.eps, alpha=keep * std * (1 + scale[1]))
+    of_x0, of_eps = (1 + float(each) for each in scale)
+    out = torch.add((a * of_x0) * base.x0, base.eps, alpha=keep * std * of_eps)
     for w, m in past:
-        out.add_(m, alpha=a * w)
-    return out.sub_(here, alpha=a * sum(w for w, _ in past)) if past else out
+        out.add_(m, alpha=a * float(w))
+    return out.sub_(here, alpha=a * sum(float(w) for w, _ in past)) if past else out
 
 
 @lru_cache(4096)

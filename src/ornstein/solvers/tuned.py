@@ -98,7 +98,7 @@ class Tuned:
                 Step((float(s["scale"][0]), float(s["scale"][1])), tuple(float(w) for w in s["past"]))
                 for s in config["steps"]
             )
-            numbers = {k: float(config[k]) for k in ("guidance", "error", "untuned")}
+            guidance, error, untuned = (float(config[k]) for k in ("guidance", "error", "untuned"))
             form = config.get("form", "x0")  # configs without a form are older, and of x0
         except (KeyError, IndexError, TypeError) as e:
             raise ValueError(f"no tuned solver: {e!r} is missing or wrong") from e
@@ -107,7 +107,7 @@ class Tuned:
             raise ValueError("no tuned solver: its times do not fall from 1 to 0, one for each step and the end")
         if form not in get_args(Form):
             raise ValueError(f"no tuned solver: its form {form!r} is none of {', '.join(get_args(Form))}")
-        return cls(times, steps, form=form, **numbers)
+        return cls(times, steps, guidance, error, untuned, form)
 
 
 PAST = 6

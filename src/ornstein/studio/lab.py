@@ -29,7 +29,7 @@ from ornstein.studio.work import Tell, Work, errors_shown, note
 
 __all__ = ["correlations", "covariance", "page", "with_noise"]
 
-WHITE, AR1, MIXED, FITTED = "white", "ar1", "mixed", "fitted"
+WHITE, AR1, MIXED, WARPED, FITTED = "white", "ar1", "mixed", "warped", "fitted"
 _KINDS = ("ar1", "mixed", "toeplitz", "spectral", "blend:0.5")
 _BUNDLED = ("moving-digits", "bouncing-balls", "drifting-textures")
 _SIDE = 32  # pixels of a noise clip
@@ -46,8 +46,8 @@ def covariance(family: str, correlation: float, frames: int, fitted: Path | None
     """The chosen covariance over frames.
 
     Args:
-        family: "white", "ar1", "mixed" or "fitted".
-        correlation: of neighbouring frames, for ar1 and mixed.
+        family: "white", "ar1", "mixed", "warped" (by a plane that turns) or "fitted".
+        correlation: of neighbouring frames, for ar1 and mixed; of a point that moves, for warped.
         frames: number of frames.
         fitted: the file of the fitted one, if there is one.
 
@@ -58,9 +58,21 @@ def covariance(family: str, correlation: float, frames: int, fitted: Path | None
         if fitted is None:
             raise UserError("fit a covariance first: choose videos below and press Fit")
         return noises.parse(str(fitted), frames)
+    if family == WARPED:
+        share = 1 - max(0.0, min(1.0, correlation))  # g of (1 - g) C + g I
+        ratio = (share / (1 - share)) ** 0.5 if share < 1 else 1e3
+        return noises.Warped(_turning(frames), min(ratio / (1 + ratio), 0.999))
     if family not in (WHITE, AR1, MIXED):
-        raise UserError(f"no covariance {family!r}: one of {WHITE}, {AR1}, {MIXED}, {FITTED}")
+        raise UserError(f"no covariance {family!r}: one of {WHITE}, {AR1}, {MIXED}, {WARPED}, {FITTED}")
     return noises.parse(family if family == WHITE else f"{family}:{correlation:g}", frames)
+
+
+def _turning(frames: int) -> Tensor:
+    """The flow (F - 1, 2, H, W) of a plane that turns about the middle of the frame by 18 degrees a frame."""
+    angle, middle = torch.tensor(torch.pi / 10), (_SIDE - 1) / 2
+    y, x = torch.meshgrid(torch.arange(_SIDE) - middle, torch.arange(_SIDE) - middle, indexing="ij")
+    cos, sin = angle.cos() - 1, angle.sin()
+    return torch.stack([cos * x - sin * y, sin * x + cos * y]).expand(frames - 1, -1, -1, -1)
 
 
 def correlations(noise: Covariance, frames: int) -> Tensor:
@@ -174,6 +186,8 @@ class _Page:
             raise UserError(f"{path.name} is a model of images: choose one of clips")
         length, count = denoiser.data.shape[1], _whole(steps, 1, 1000, "steps")
         number = _whole(0 if seed is None else seed, 0, 2**53, "seed")
+        if family == WARPED or isinstance(denoiser.process.noise, noises.Carried):
+            raise UserError("warped noise follows a motion: `ornstein sample RUN --like CLIPS` draws such samples")
         other = with_noise(denoiser, covariance(family, correlation, length, self.fitted(request)))
         work = Work(session, "steps", lambda tell: _samples_of(path, (denoiser, other), count, number, tell))
         for line in work:
@@ -234,7 +248,10 @@ def page(studio: Studio) -> None:
 def _form() -> tuple[list[Any], gr.Button]:
     """The inputs and the button of `noise`."""
     family = gr.Radio(
-        [WHITE, AR1, MIXED, FITTED], value=AR1, label="Covariance", info="ar1 decays by lag, mixed does not."
+        [WHITE, AR1, MIXED, WARPED, FITTED],
+        value=AR1,
+        label="Covariance",
+        info="ar1 decays by lag, mixed does not; warped moves with a plane that turns.",
     )
     correlation = gr.Slider(-0.99, 0.99, 0.9, step=0.01, label="Correlation of neighbouring frames")
     frames = gr.Slider(2, 64, 16, step=1, label="Frames")

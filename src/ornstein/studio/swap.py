@@ -343,7 +343,8 @@ def page(studio: Studio) -> None:
             faces = gr.Gallery(
                 label="Click the faces to replace",
                 columns=6,
-                height=150,
+                height=180,
+                object_fit="contain",
                 allow_preview=False,
                 visible=False,
                 elem_id="faces",
