@@ -2,9 +2,9 @@
 
 Everything is kept in --out, and gone on with where it is called again. The tables of docs/faces.md are made of it.
 
-    python evidence/faces.py world --out runs/evidence-faces --minutes 6
+    python evidence/faces.py world --out runs/evidence-faces --minutes 6 --seed 11 --seed 12
     ornstein faces prepare lfw-train.zip --out runs/lfw64
-    python evidence/faces.py photos --faces runs/lfw64 --out runs/evidence-faces --recogniser 10 --minutes 80
+    python evidence/faces.py photos --faces runs/lfw64 --out runs/evidence-faces --world 12 --minutes 80
     python evidence/faces.py scores --faces runs/lfw64 --out runs/evidence-faces
     python evidence/faces.py flicker --faces runs/lfw64 --out runs/evidence-faces
 """
@@ -31,8 +31,11 @@ from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.train.evaluate import Held, photos_of, score_swaps, swap_held
 from ornstein.faces.train.face_set import open_faces
 from ornstein.faces.train.objective import FaceSettings
-from ornstein.faces.train.runs import people_split, train_recogniser, train_swap
-from ornstein.faces.world.demo import PHOTOS, demo
+from ornstein.faces.train.runs import people_split, pretrain_swap, train_recogniser, train_swap
+from ornstein.faces.world import nearest_identity
+from ornstein.faces.world.dataset import cases
+from ornstein.faces.world.demo import PHOTOS, demo, swap_cases
+from ornstein.faces.world.scores import evaluate
 from ornstein.store import atomic_write
 from ornstein.training import TrainConfig
 
@@ -60,15 +63,29 @@ def world(args: argparse.Namespace) -> None:
     print(", ".join(f"{name} {value:.0f}" for name, value in spent.items()))
     for name, score in scores.items():
         print(f"{name:<20}" + "  ".join(f"{key} {value:.3f}" for key, value in score.items()))
+    for seed in args.seed or ():
+        unseen = cases(100, 64, seed)
+        swaps = swap_cases(finished.model, unseen)
+        inside = nearest_identity(swaps, unseen.states, unseen.people) == torch.arange(len(swaps))
+        print(
+            f"people of seed {seed}: {evaluate(unseen, swaps)['swap']}, "
+            f"inside the face {float(inside.float().mean()):.0%}"
+        )
 
 
 def photos(args: argparse.Namespace) -> None:
     train, held = people_split(open_faces(args.faces))
     out = args.out / "photos"
-    teach = TrainConfig(minutes=args.recogniser, batch=64, learning_rate=2e-3, checkpoint_every=200)
-    for state in train_recogniser(train, out, teach):
-        if state.step % 50 == 0:
-            print(f"recogniser {state.step}: {state.loss:.3f}, {state.images_per_second:.0f} images/s", flush=True)
+    if args.recogniser:
+        teach = TrainConfig(minutes=args.recogniser, batch=64, learning_rate=2e-3, checkpoint_every=200)
+        for state in train_recogniser(train, out, teach):
+            if state.step % 50 == 0:
+                print(f"recogniser {state.step}: {state.loss:.3f}, {state.images_per_second:.0f} images/s", flush=True)
+    if args.world:
+        first = TrainConfig(minutes=args.world, batch=32, learning_rate=1e-3, checkpoint_every=200)
+        for state in pretrain_swap(train, out, first, args.preset):
+            if state.step % 50 == 0:
+                print(f"rendered faces {state.step}: {state.loss:.3f}", flush=True)
     settings = FaceSettings(identity=args.identity, swap=args.swap, begins=args.begins)
     config = TrainConfig(minutes=args.minutes, batch=32, learning_rate=1e-3, checkpoint_every=200)
     # the folder is there, with the recogniser in it: a run that was not begun is gone on with from its beginning
@@ -145,8 +162,12 @@ def main() -> None:
             command.add_argument("--minutes", type=float, default=6.0)
             command.add_argument("--photos", type=int, default=PHOTOS)
             command.add_argument("--preset", default="xs")
+            command.add_argument("--seed", type=int, action="append", help="of other people to swap; may be repeated")
         if run is photos:
-            command.add_argument("--recogniser", type=float, default=8.0, help="minutes for the recogniser")
+            command.add_argument(
+                "--recogniser", type=float, default=0.0, help="minutes for a distilled recogniser, 0 for dlib's"
+            )
+            command.add_argument("--world", type=float, default=12.0, help="minutes on rendered faces before")
             command.add_argument("--minutes", type=float, default=120.0, help="minutes for the swap")
             command.add_argument("--preset", default="s")
             command.add_argument("--identity", type=float, default=FaceSettings.identity)

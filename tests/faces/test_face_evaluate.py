@@ -59,6 +59,9 @@ def test_a_perfect_swap_and_none_at_all(two):
     # the sources' own crops in the place of the swaps: right faces, and the background of another picture
     whole = score_swaps(held, sources, 0.0, Recogniser(), None)
     assert whole.top1 == 1 and whole.background < 40 and whole.to_source < whole.to_target
+    # the second judge and the mesh agree; an unswapped target keeps its expression to the bit
+    assert none.judge_top1 == 0 and none.judge_target == 1 and whole.judge_top1 == 1 and whole.judge_target == 0
+    assert none.expression == 0 < none.jitter < 0.05 and whole.expression > 0 and math.isnan(none.judge_real)
 
 
 def test_masks_of_photos_are_those_of_their_landmarks(two):

@@ -41,9 +41,9 @@ def test_agreement_of_a_perfect_and_of_a_clueless_pupil():
     photos, net = blobs(), tiny_net()
     net.fit_scale(photos.embeddings)
     truth = net.normalised(photos.embeddings)
-    net.embed = lambda images: truth  # type: ignore[method-assign]
+    net.embed = lambda images, landmarks: truth  # type: ignore[method-assign]
     assert agreement(net, photos) == pytest.approx({"likeness": 1, "top1": 1, "verified": 1})
-    net.embed = lambda images: torch.ones(len(images), 3)  # type: ignore[method-assign]
+    net.embed = lambda images, landmarks: torch.ones(len(images), 3)  # type: ignore[method-assign]
     assert agreement(net, photos)["top1"] == pytest.approx(1 / 32) and agreement(net, photos)["verified"] == 0.5
 
 

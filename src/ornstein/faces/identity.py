@@ -287,7 +287,7 @@ def augmented(images: Tensor, draw: torch.Generator, strength: float = 1.0, mirr
 
 
 @torch.no_grad()
-def agreement(net: IdentityNet, photos: Photos, among: int = 100) -> dict[str, float]:
+def agreement(net: Recognises, photos: Photos, among: int = 100) -> dict[str, float]:
     """How far the net agrees with its teacher on `photos`, whose people it should not have seen.
 
     Returns:
@@ -297,7 +297,7 @@ def agreement(net: IdentityNet, photos: Photos, among: int = 100) -> dict[str, f
         nobody has two photos.
     """
     truth = net.normalised(photos.embeddings)
-    guess = net.embed(photos.batch(torch.arange(len(photos)))[0]).cpu()
+    guess = net.embed(photos.batch(torch.arange(len(photos)))[0], photos.landmarks).cpu()
     _, first = _firsts(photos.person)
     first = first[:among]
     nearest = torch.cdist(guess[first], truth[first]).argmin(1)

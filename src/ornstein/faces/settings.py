@@ -342,7 +342,7 @@ class TrainCommand:
 
 @dataclass(frozen=True)
 class EvaluateCommand:
-    """Evaluate swaps of people that the model has not seen, by dlib's recogniser and landmarks.
+    """Evaluate swaps of people that the model has not seen, by two recognisers, landmarks and the mesh of the face.
 
     Example: ornstein faces evaluate runs/faces --data runs/prepared -n 100
     """

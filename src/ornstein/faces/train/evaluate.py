@@ -1,4 +1,4 @@
-"""Evaluation of swaps of photographs, by a recogniser and landmarks that no training saw."""
+"""Evaluation of swaps of photographs: by dlib, by a recogniser that no training saw, and by the mesh of the face."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ornstein.data import to_uint8
 from ornstein.evaluation import frechet_distance, open_features
 from ornstein.faces import align
 from ornstein.faces.detect import Detector, Face
+from ornstein.faces.judge import judge
+from ornstein.faces.mesh import expression, mesh
 from ornstein.faces.photos import Photos
 from ornstein.faces.recognise import Recogniser
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
@@ -20,6 +22,7 @@ from ornstein.faces.train.face_set import FaceSet
 
 __all__ = ["Held", "SwapScores", "embed_crops", "found_landmarks", "photos_of", "score_swaps", "swap_held"]
 
+_JITTER = (0.95, 3.0)  # scale and degrees by which a target is moved, to see how steady its expression is measured
 _ENLARGED = 256  # dlib takes landmarks in whole pixels: crops are enlarged to this side before it sees them
 
 
@@ -62,20 +65,29 @@ def found_landmarks(detector: Detector, crops: Tensor, landmarks: Tensor) -> tup
 class SwapScores:
     """Scores of swaps of held-out people: person i of `among` into the photo of person i + 1.
 
-    top1: share of swaps whose nearest of the `among` photos, by dlib, is the source; target_top1: is the target still.
+    judge_top1: share of swaps whose nearest of the `among` crops is the source, by `judge.FaceRes`, which is a term of
+    no training; judge_target: is the target still; judge_real: of the same people's other photos, where they have one,
+    NaN if nobody has. top1, target_top1: the same by dlib, which training and guidance use.
     to_source, to_target: mean distance of dlib's embeddings; below 0.6 it takes two faces for one person. pose: root
-    mean square error of the five landmarks, as a share of the eyes' distance; found: share with a detected face.
+    mean square error of the five landmarks, as a share of the eyes' distance. expression: root mean square difference
+    of the `mesh.expression` from the target's; jitter: that of the target itself, turned by 3 degrees and a little
+    smaller. found: share with a detected face.
     background: PSNR in dB outside the mask, infinite if nothing was changed. frechet: Frechet distance to the unswapped
     crops of all held-out people by `features`; frechet_floor: that of the targets themselves. seconds: a face, of the
     sampler alone.
     """
 
     among: int
+    judge_top1: float
+    judge_target: float
+    judge_real: float
     top1: float
     target_top1: float
     to_source: float
     to_target: float
     pose: float
+    expression: float
+    jitter: float
     found: float
     background: float
     frechet: float
@@ -98,6 +110,7 @@ class Held:
     landmarks: Tensor
     embeddings: Tensor  # dlib's, of the photographs
     real: Tensor  # uint8, all crops of held-out people
+    others: tuple[Tensor, Tensor, Tensor]  # second photos: whose they are, crops and landmarks
 
     @classmethod
     def of(cls, faces: FaceSet, among: int, seed: int = 0) -> Held:
@@ -105,7 +118,11 @@ class Held:
         order = torch.randperm(len(faces.people), generator=torch.Generator().manual_seed(seed))[:among]
         rows = torch.stack([(faces.person == person).nonzero()[0, 0] for person in order])
         photos = photos_of(faces).select(rows)
-        return cls(photos, faces.images[rows], faces.landmarks[rows], faces.embeddings[rows], faces.images)
+        seconds = [(faces.person == person).nonzero()[1:2, 0] for person in order]
+        whose = torch.tensor([i for i, found in enumerate(seconds) if len(found)], dtype=torch.int64)
+        second = torch.cat(seconds)
+        others = (whose, faces.images[second], faces.landmarks[second])
+        return cls(photos, faces.images[rows], faces.landmarks[rows], faces.embeddings[rows], faces.images, others)
 
 
 def swap_held(
@@ -156,17 +173,24 @@ def score_swaps(
         eyes = (landmarks[:, 0:2].mean(1) - landmarks[:, 2:4].mean(1)).norm(dim=1)
         error = (points - landmarks).square().sum(2).mean(1).sqrt() / eyes
         pose, found = float(error[seen].mean()), float(seen.float().mean())
+    close, still, real_close = _judged(held, swaps)
+    moves, jitter = _expressions(swaps, targets, landmarks)
     outside = held.photos.masks.roll(-1, 0) == 0
     wrong = ((swaps.float() - targets.float()) * outside).square().sum() / (3 * outside.sum())
     make = open_features("conv")(held.real)
     real = make(held.real)
     return SwapScores(
         among=n,
+        judge_top1=close,
+        judge_target=still,
+        judge_real=real_close,
         top1=float((nearest == at).float().mean()),
         target_top1=float((nearest == (at + 1) % n).float().mean()),
         to_source=float(source.mean()),
         to_target=float(target.mean()),
         pose=pose,
+        expression=moves,
+        jitter=jitter,
         found=found,
         background=float(10 * torch.log10(255**2 / wrong)),
         frechet=frechet_distance(make(swaps), real),
@@ -175,3 +199,28 @@ def score_swaps(
         seconds=seconds,
         settings=dict(settings),
     )
+
+
+def _judged(held: Held, swaps: Tensor) -> tuple[float, float, float]:
+    """The shares of swaps that are nearest to the source and to the target, and of second photos to their person."""
+    known = judge(*_enlarged(held.crops, held.landmarks))
+    at, n = torch.arange(len(swaps)), len(swaps)
+    nearest = (judge(*_enlarged(swaps, held.landmarks.roll(-1, 0))) @ known.T).argmax(1)
+    whose, crops, points = held.others
+    real = float("nan")
+    if len(whose):
+        real = float(((judge(*_enlarged(crops, points)) @ known.T).argmax(1) == whose).float().mean())
+    return float((nearest == at).float().mean()), float((nearest == (at + 1) % n).float().mean()), real
+
+
+def _expressions(swaps: Tensor, targets: Tensor, landmarks: Tensor) -> tuple[float, float]:
+    """The differences of expression of swaps and targets, and of the targets and themselves moved a little."""
+    large, points = _enlarged(targets, landmarks)
+    middle = complex(_ENLARGED - 1, _ENLARGED - 1) / 2
+    move = align.Similarity.about(middle, middle, *_JITTER)
+    moved = torch.stack([align.warp(image, move, (_ENLARGED, _ENLARGED)) for image in large])
+    truth = expression(mesh(large, points))
+    swapped = expression(mesh(_enlarged(swaps, landmarks)[0], points))
+    again = expression(mesh(moved, torch.stack([move(each) for each in points])))
+    a, b = (float((each - truth).square().mean().sqrt()) for each in (swapped, again))
+    return a, b
