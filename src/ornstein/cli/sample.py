@@ -245,6 +245,7 @@ def _images(
     if asked.cache > 1:
         settings["cache"] = asked.cache
         denoiser = _cached(asked.cache, denoiser, shape, request, labels)
+        assert denoiser.data is not None
     record = record_of(asked.run, settings)
     batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"

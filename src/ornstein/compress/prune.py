@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ State = Mapping[str, Tensor]
 
 
 def taylor_gradients(
-    model: Denoiser, batches: Sequence[tuple[Tensor, dict[str, Tensor]]], generator: torch.Generator
+    model: Denoiser, batches: Sequence[tuple[Tensor, dict[str, Any]]], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Gradients of the loss over diffusion time, added up over the times whose loss is not negligible.
 

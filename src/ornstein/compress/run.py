@@ -150,7 +150,7 @@ def _folder(asked: CompressSettings, run: Path, out: Path) -> Compressed:
 
 
 def _student(
-    asked: CompressSettings, teacher: Denoiser, batches: list[tuple[Tensor, dict[str, Tensor]]]
+    asked: CompressSettings, teacher: Denoiser, batches: list[tuple[Tensor, dict[str, Any]]]
 ) -> tuple[Denoiser, int, int]:
     """The model that is fine-tuned, its multiply-adds, and those of the large one."""
     if asked.method == "prune":
@@ -176,7 +176,7 @@ def _without_tuning(asked: CompressSettings, student: Denoiser, teacher: Denoise
 
 
 def pruned(
-    teacher: Denoiser, settings: CompressSettings, batches: list[tuple[Tensor, dict[str, Tensor]]]
+    teacher: Denoiser, settings: CompressSettings, batches: list[tuple[Tensor, dict[str, Any]]]
 ) -> tuple[Denoiser, int, int]:
     """The pruned copy of a model, its multiply-adds, and those of the model; `batches` of data are for "taylor"."""
     assert teacher.data is not None
@@ -208,7 +208,7 @@ def pruned(
 def _values(
     teacher: Denoiser,
     settings: CompressSettings,
-    batches: list[tuple[Tensor, dict[str, Tensor]]],
+    batches: list[tuple[Tensor, dict[str, Any]]],
     draw: torch.Generator,
 ) -> dict[str, Tensor] | None:
     """What the criterion squares and adds up; None for random channels."""
@@ -290,7 +290,7 @@ def _tuning(asked: CompressSettings, run: Path, out: Path, resume: bool) -> Sett
 
 def _batches(
     tuning: Settings | None, split: Split | None, teacher: Denoiser, out: Path, resume: bool, device: torch.device
-) -> list[tuple[Tensor, dict[str, Tensor]]]:
+) -> list[tuple[Tensor, dict[str, Any]]]:
     """Some of the data with their conditions, for the criterion."""
     if tuning is None or split is None:
         return []
