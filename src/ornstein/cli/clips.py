@@ -151,7 +151,7 @@ def _flow(asked: Sample, denoiser: Denoiser, n: int) -> Tensor | None:
     assert denoiser.data is not None
     channels, frames, *size = denoiser.data.shape
     if asked.flow is not None:
-        flows = read_flow(asked.flow, (frames, *size))
+        flows = read_flow(asked.flow, (frames, size[0], size[1]))
         return flows[torch.arange(n) % len(flows)]
     stored = Settings.stored(asked.run / SETTINGS) if (asked.run / SETTINGS).is_file() else None
     if asked.like is None and stored is None:

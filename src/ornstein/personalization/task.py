@@ -200,7 +200,7 @@ class Personalisation(Task[Learned]):
             t = (torch.arange(_TIMES) + 0.5) / _TIMES
             z = z.to(next(self.denoiser.net.parameters()).device)
             y = pictures.latents[i][0].to(z).expand(_TIMES, *pictures.latents[i].shape[1:])
-            cond = self.texts.of([pictures.prompts[i][0]] * _TIMES, y.shape[1:])
+            cond: dict[str, Any] = self.texts.of([pictures.prompts[i][0]] * _TIMES, y.shape[1:])
             losses.append(float(self.denoiser.loss(y, t, z, **cond).mean()))
             if i < _DRIFT_PICTURES:
                 now, before = self._of_class(y, t, z)

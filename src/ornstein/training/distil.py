@@ -158,7 +158,7 @@ class Distillation(Task[Denoiser]):
         k = torch.randint(len(self.times) - 1, (n,), generator=on_cpu(draw))[rows]
         row, at = torch.arange(len(x0), device=x0.device), k.to(x0.device, non_blocking=True)
         aim = leading_to(self.model.process, x0[row, at], self.times[k], x0[row, at + 1], self.times[k + 1])
-        cond = {} if labels is None else {"label": labels}
+        cond: dict[str, Any] = {} if labels is None else {"label": labels}
         return self.model.error(aim, **cond).mean(), {}
 
     def config(self) -> dict[str, Any]:

@@ -31,8 +31,7 @@ class LossSpace:
     blends them, (1 - b) ||e||^2/N + b ||R^-1 e||^2/N. With C = V diag(l) V^T these weigh the square of mode k by 1,
     1/l_k and 1 - b + b/l_k. "learned" weighs it by 1/L_k(t), L_k the mean square of mode k so far at times about t:
     the loss sum_k (|e_k|^2 e^-u_k + u_k) of Karras et al. 2024 (arXiv:2312.02696, eq. 21) at its best u_k = log L_k,
-    in closed
-    form. Every mode at every noise level then has the same loss, 1.
+    in closed form. Every mode at every noise level then has the same loss, 1.
 
     Args:
         text: of --loss-space.
@@ -73,9 +72,12 @@ class LossSpace:
         if self.square is not None:
             weight = 1 / self.square[_bins(t).cpu()].to(error)
             return (weight * self._modes(error)).mean(1)
-        pixel = error.flatten(1).square().mean(1) if self.share < 1 else 0.0
-        white = self.noise.mahalanobis(error) / math.prod(error.shape[1:]) if self.share else 0.0
-        return (1 - self.share) * pixel + self.share * white
+        total = error.new_zeros(len(error))
+        if self.share < 1:
+            total = total + (1 - self.share) * error.flatten(1).square().mean(1)
+        if self.share:
+            total = total + self.share * self.noise.mahalanobis(error) / math.prod(error.shape[1:])
+        return total
 
     def figures(self, error: Tensor, t: Tensor) -> dict[str, Tensor]:
         """What `learn` needs of the errors (B, *) at the times (B,): sums over parts of a batch are of the whole."""
