@@ -21,7 +21,7 @@ from rich.console import Console
 from tables import Table
 from torch import Tensor
 
-from ornstein.noise import AR1, OU, Covariance, Kronecker, LowRank, Mixed, SpectralAR1, Toeplitz
+from ornstein.noise import AR1, OU, Covariance, Kronecker, LowRank, Mixed, SpectralAR1, Toeplitz, Warped
 
 CLIP = (8, 3, 16, 64, 64)
 LONG = (1, 3, 4096, 8, 8)
@@ -88,6 +88,7 @@ def _short(clock: Clock) -> Table:
         LowRank(torch.ones(frames), torch.ones(frames, 2)),
         Kronecker(AR1(frames, 0.9), (AR1(height, 0.5), AR1(width, 0.5))),
         SpectralAR1(frames, [0.9, 0.5, 0.1], size=(height, width)),
+        Warped(_turning(frames, height, width)),
     ]
     rows = []
     for c in (*bounded, *others):
@@ -95,6 +96,14 @@ def _short(clock: Clock) -> Table:
         note = "" if c not in bounded else "ok" if times[2] <= BOUND else "TOO SLOW"
         rows.append((type(c).__name__, times, note))
     return _table(f"sample {CLIP}: at most {BOUND} where marked", rows)
+
+
+def _turning(frames: int, height: int, width: int) -> Tensor:
+    """The flow (F - 1, 2, H, W) of a picture that turns by 2 degrees a frame about its middle."""
+    angle = torch.deg2rad(torch.tensor(2.0))
+    y, x = torch.meshgrid(torch.arange(height) - height / 2, torch.arange(width) - width / 2, indexing="ij")
+    cosine, sine = angle.cos() - 1, angle.sin()
+    return torch.stack([x * cosine - y * sine, x * sine + y * cosine]).expand(frames - 1, -1, -1, -1)
 
 
 def _long(clock: Clock) -> Table:
