@@ -136,10 +136,7 @@ def compress(
 def _folder(asked: CompressSettings, run: Path, out: Path) -> Compressed:
     """Prune a folder of diffusers into a folder of diffusers, without fine-tuning."""
     if asked.method != "prune" or asked.steps != 0:
-        raise UserError(
-            f"{run} is a folder of diffusers, which is pruned without fine-tuning: give --steps 0; "
-            "`ornstein import` makes a run of it first"
-        )
+        raise UserError(f"{run} is a folder of diffusers, which is pruned without fine-tuning: give --steps 0")
     teacher = checkpoint.load(run)
     if not isinstance(teacher.net, DiffusersNet):
         raise UserError(f"{run} is a pipeline of several networks: of diffusers, UNet2DModel alone is compressed")
