@@ -18,8 +18,8 @@ NOT_COMPUTING = {
     "ema", "export", "import", "push", "info", "ls", "env", "lora info", "lora convert", "lora merge", "lora scale",
     "faces verify", "faces protect", "faces card",
 }  # fmt: skip
-# They compute on the CPU, and their help says so: one's budget is processor time, the other's detector is dlib.
-ON_THE_CPU = {"contrast", "faces prepare"}
+# They compute on the CPU, and their help says so: budgets are processor time, networks small, or dlib does the work.
+ON_THE_CPU = {"contrast", "faces prepare", "faces finish"}
 COMMANDS: Mapping[str, Any] = typer.main.get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
 
 

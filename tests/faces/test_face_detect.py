@@ -12,6 +12,7 @@ from torch import Tensor
 from ornstein.errors import UserError
 from ornstein.faces.align import Similarity, alignment, crop, template, warp
 from ornstein.faces.detect import DenseLandmarks, Detector, Face, find_faces, largest, nearest, subject
+from ornstein.faces.dlib_net import dlib_net
 from ornstein.faces.read import decode_photo
 from ornstein.faces.recognise import Recogniser
 
@@ -180,5 +181,6 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     pytest.importorskip("dlib", reason="the extra `faces` is not installed")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    dlib_net.cache_clear()
     with pytest.raises(UserError, match=r"face-recognition-models is not installed: pip install -e '\.\[faces\]'"):
         Recogniser()

@@ -20,7 +20,6 @@ SAME_PERSON = 0.6
 """Faces nearer than this are of one person by dlib's own calibration (99.4% on LFW's pairs)."""
 
 _PADDING = 0.25
-_BATCH = 32
 
 
 class FaceRecogniser(Protocol):
@@ -63,9 +62,10 @@ class Recogniser:
         """The embeddings float32 (N, 128) of `chips`, which may be of several pictures."""
         if not chips:
             return torch.empty(0, self.dimension)
-        parts = (torch.from_numpy(np.stack(chips[low : low + _BATCH])) for low in range(0, len(chips), _BATCH))
+        # one by one, so that an embedding has the same bits in any batch and on any number of processes
+        each = (torch.from_numpy(chip)[None].permute(0, 3, 1, 2).float() for chip in chips)
         with torch.no_grad():
-            return torch.cat([self._net(part.permute(0, 3, 1, 2).float()) for part in parts])
+            return torch.cat([self._net(chip) for chip in each])
 
     def __call__(self, image: Tensor, faces: Sequence[Face]) -> Tensor:
         """The embeddings float32 (N, 128) of faces of one picture uint8 (3, H, W)."""

@@ -424,7 +424,7 @@ class CostsCommand:
 
 @dataclass(frozen=True)
 class FinishCommand:
-    """Train the two small networks that finish a swap, on rendered faces: what covers a face, and finer detail.
+    """Train the two small networks that finish a swap, on rendered faces and the CPU: what covers a face, finer detail.
 
     A swap uses those of RUN instead of the shipped ones.
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -132,6 +131,8 @@ KINDS: dict[str, Callable[[_Canvas], tuple[Tensor, Tensor | None]]] = {
 @lru_cache(maxsize=1)
 def textures() -> tuple[Tensor, ...]:
     """The two photographs that scikit-learn ships (a temple, a flower), float (3, H, W) in [0, 1]."""
+    from sklearn.datasets import load_sample_images  # a second to import, and only a training needs it
+
     return tuple(torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in load_sample_images().images)
 
 
