@@ -365,3 +365,26 @@ def test_what_is_too_large_is_refused_on_the_page(page, served, tmp_path: Path) 
     page.set_input_files("#upload input[type=file]", large)
     page.get_by_text("exceed the maximum allowed size of 2.0 Mb").first.wait_for()
     assert not list(served.cache.rglob("large.zip"))
+
+
+@pytest.mark.slow
+def test_a_painted_part_is_filled(page, served) -> None:
+    turn_to(page, "Edit")
+    page.get_by_text("the picture does not say").wait_for()
+    editor = page.locator("#edit-picture")
+    with page.expect_file_chooser() as chooser:
+        editor.locator("button[aria-label^='Upload']").first.click()
+    chooser.value.set_files(served.pictures / "grey.png")
+    editor.get_by_text("Upload an image").wait_for(state="detached")
+    editor.locator("button[aria-label*='Brush']").first.click()
+    box = editor.locator("canvas").first.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 15, middle[1] + 10, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(1500)  # the stroke is sent
+    press(page, "Edit")
+    good(page, "#edit-status", "4 answers")
+    page.locator("#answers img").nth(3).wait_for()
+    assert fits_a_phone(page)
