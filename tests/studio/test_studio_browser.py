@@ -216,7 +216,7 @@ def test_faces_are_chosen_by_clicking_and_a_region_alone_is_repainted(browser, s
         page.set_input_files("#sources input[type=file]", served.pictures / "source.png")
         page.set_input_files("#target input[type=file]", served.pictures / "two.png")
         page.locator("#faces img").nth(1).wait_for()
-        page.locator("#faces button").nth(0).click()
+        page.locator("#faces img").nth(0).click()
         until(lambda: page.locator("#chosen input:checked").count() == 1)
         page.get_by_text("What is repainted").click()
         for name in ("eyes", "brows", "nose", "skin"):
