@@ -18,7 +18,7 @@ from ornstein.evaluation.samples import class_number, record_of
 from ornstein.sampling import State
 from ornstein.settings import field_of
 from ornstein.studio import forms
-from ornstein.studio.generate import checked_seed
+from ornstein.studio.draws import checked_seed
 from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.work import Tell, Work, errors_shown, note
 
