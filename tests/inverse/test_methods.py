@@ -44,6 +44,17 @@ def test_moment_matching_is_exact_for_one_gaussian(noise: Covariance, t: float) 
     torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("t", [0.0, 0.05, 0.4, 0.9, 1.0])
+def test_noise_on_a_whole_sample_is_removed_exactly_for_a_mixture(t: float) -> None:
+    schedules = (orn.schedules.Cosine(), orn.schedules.Rectified(), orn.schedules.LinearBeta())
+    whole, y = Mask(torch.ones(N), (N,)), torch.tensor([[0.4, -0.2, 0.1, 0.3]], dtype=torch.float64)
+    for p in map(orn.Process, schedules):
+        x = torch.randn(5, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        ours = Moments(TWO.denoiser(p), whole, y, 0.8)(x, t).x0
+        exact = TWO.posterior(torch.eye(N, dtype=torch.float64), y[0], 0.8).denoiser(p)(x, t).x0
+        torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("noise", [Identity(), AR1(N, 0.7)], ids=["white", "ar1"])
 def test_samples_of_moment_matching_have_the_posterior_and_those_of_dps_have_not(noise: Covariance) -> None:
     p, count = process(noise), 4000

@@ -67,6 +67,11 @@ class Operator:
         """Whether `gram` and `pinv` exist."""
         return type(self).gram is not Operator.gram
 
+    @property
+    def whole(self) -> bool:
+        """Whether y is the sample itself, but for noise."""
+        return False
+
     def pinv(self, y: Tensor) -> Tensor:
         """The pseudo-inverse A^+ y: of all x that explain y best, the one of least norm, (B, *shape)."""
         return self.adjoint(self.gram(y, reciprocal))
@@ -152,6 +157,10 @@ class Mask(Operator):
         if not bool(((known == 0) | (known == 1)).all()):
             raise ValueError("a mask holds 0 and 1")
         self.known = known.to(torch.bool)
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.known.all())
 
     def linear(self, x: Tensor) -> Tensor:
         return x * self.known.to(x)
