@@ -23,7 +23,7 @@ from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
 __all__ = ["KINDS", "Demo", "Distil", "Ema", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
 
-KINDS = ("ar1", "mixed", "toeplitz", "spectral", "equal-snr", "blue", "best")
+KINDS = ("ar1", "mixed", "toeplitz", "spectral", "equal-snr", "blue", "ar1-equal-snr", "toeplitz-equal-snr", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ class Sample:
     guidance: float | None = again(SampleRequest, "guidance", None)
     guidance_interval: tuple[float, float] | None = again(SampleRequest, "guidance_interval", None)
     guidance_rescale: float = again(SampleRequest, "guidance_rescale", 0.0)
+    coloured: str | None = again(SampleRequest, "coloured", None)
     seed: int = again(SampleRequest, "seed", 0)
     batch: int | None = again(SampleRequest, "batch", None)
     precision: str = precision_setting()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Collection
 from dataclasses import replace
@@ -29,7 +30,7 @@ from ornstein.interop.memory import samples_at_once
 from ornstein.interop.pipeline import Pipeline
 from ornstein.noise import Carried
 from ornstein.progress import progress, say, warn
-from ornstein.request import GRID, STEPS, SampleRequest
+from ornstein.request import COLOURS, GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
 from ornstein.settings import extent_of, extent_text
 from ornstein.sizes import check_sample
@@ -160,7 +161,21 @@ def _request(
         precision=choose_precision(asked.precision, device),
         guidance_interval=asked.guidance_interval,
         guidance_rescale=asked.guidance_rescale,
+        coloured=None if asked.coloured is None else _table(asked.coloured),
     )
+
+
+def _table(colour: str) -> str | list[list[float]]:
+    """--coloured: a name, or the table in a file; whether it is one says the solver."""
+    if colour in COLOURS:
+        return colour
+    try:
+        table = json.loads(Path(colour).read_text())
+        torch.as_tensor(table, dtype=torch.float64)
+    except (OSError, ValueError, TypeError) as error:
+        known = ", ".join(COLOURS)
+        raise UserError(f"--coloured {colour}: neither {known}, nor a .json file of a table ({error})") from None
+    return table
 
 
 def _batch(denoiser: Denoiser, clips: bool, device: torch.device, guided: bool) -> int:
@@ -182,6 +197,12 @@ def _chosen(
 ) -> tuple[str | Tuned, int, str | tuple[float, ...]]:
     """Solver, number of steps and time schedule."""
     run, few = asked.run, denoiser.distilled
+    if asked.coloured is not None:
+        if few is not None or asked.solver not in (None, "ddim", "ddpm"):
+            what = f"{run} is distilled" if few is not None else f"--solver {asked.solver} has none"
+            raise UserError(f"--coloured is the noise of the steps of ddim: {what}")
+        steps = STEPS if steps is None else steps
+        return "ddim", steps, grid or default_grid("ddim", denoiser.process.schedule, steps)
     if few is None:
         steps = STEPS if steps is None else steps
         chosen = choose_solver(run, asked.solver, steps, grid, guidance, from_noise)
@@ -230,6 +251,7 @@ def _images(
         "seed": request.seed,
         "guidance": request.guidance,
         **guidance_rule(request),
+        **({} if asked.coloured is None else {"coloured": request.coloured}),
         "batch": request.batch,
         "class": asked.label,
         **({} if asked.size is None else {"size": list(shape[1:])}),
