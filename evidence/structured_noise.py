@@ -318,7 +318,8 @@ def main() -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.colours:
-        for seed, source in product(range(arguments.seeds), SOURCES[:3]):
+        wanted = [source for source in SOURCES[:3] if any(text in source for text in arguments.only)]
+        for seed, source in product(range(arguments.seeds), wanted):
             file = arguments.out / f"colours-{source}-{seed}-{arguments.steps}.json"
             if not file.exists():
                 scratch = arguments.out / "models" / file.stem

@@ -95,7 +95,7 @@ def test_a_product_as_a_text(tmp_path: Path) -> None:
     assert parse(f"white x {file}", 3) == Kronecker(None, Spectrum(POWER))
     file.write_text(json.dumps(to_config(Mixed(3, 0.5))))
     for wrong in (f"ar1:0.9 x {file}", f"warped x {file}", f"ar1:0.9 x {tmp_path}/none.json", "ar1:0.9 x "):
-        with pytest.raises(ValueError, match="spectrum over pixels|cannot be read"):
+        with pytest.raises(ValueError, match=r"spectrum over pixels|cannot be read"):
             parse(wrong, 3)
     assert parse("white", 3) == Identity()
 

@@ -157,4 +157,5 @@ class Kronecker(Covariance):
 
     def __repr__(self) -> str:
         white = f", {self.white:g} white" if self.white else ""
-        return f"Kronecker({' x '.join(map(repr, [*self._factors, *([self._spectrum] if self._spectrum else [])]))}{white})"
+        factors = [*self._factors, *([] if self._spectrum is None else [self._spectrum])]
+        return f"Kronecker({' x '.join(map(repr, factors))}{white})"
