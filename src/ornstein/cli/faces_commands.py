@@ -37,7 +37,7 @@ from ornstein.faces.train.face_set import FaceSet, open_faces
 from ornstein.faces.train.prepare import NO_FACE, SIZES
 from ornstein.faces.train.prepare import prepare as prepare_photos
 from ornstein.faces.train.runs import people_split, pretrain_swap, train_recogniser, train_swap
-from ornstein.faces.train.shards import PATTERN
+from ornstein.faces.train.shards import PATTERN, complete_shard, is_complete
 from ornstein.faces.world.demo import demo as run_demo
 from ornstein.progress import cell, console, progress, say
 from ornstein.store import atomic_write
@@ -149,11 +149,21 @@ def _faces_of(asked: TrainCommand) -> tuple[FaceSet, Path]:
     if not any(folder.glob(PATTERN)):
         folder = asked.out / PREPARED
         _prepared(asked.data, folder, asked.size or SIZES[0], resume=True)
+    _completed(folder)
     faces = open_faces(folder)
     size = faces.images.shape[-1]
     if asked.size not in (None, size):
         raise UserError(f"{folder} was prepared with --size {size}, not {asked.size}: leave out --size")
     return faces, folder
+
+
+def _completed(folder: Path) -> None:
+    """Give prepared faces of an older version the points of their shape."""
+    shards = [path for path in sorted(folder.glob(PATTERN)) if not is_complete(path)]
+    if shards:
+        with progress("shards") as bar:
+            for path in bar.track(shards, description="points of the faces"):
+                complete_shard(path)
 
 
 def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:

@@ -67,6 +67,9 @@ class SwapSettings:
         maximum=20,
     )
     towards: float = setting(0.0, "Guidance by the model's recogniser, about 0.02; 0 for none.", minimum=0, maximum=1)
+    shape: float = setting(
+        0.5, "Share of the source's own shape of the face; the rest is the target's.", minimum=0, maximum=1
+    )
     blend: Literal["feather", "laplacian", "poisson"] = setting(
         "laplacian", "How the face is blended into the picture."
     )

@@ -9,6 +9,7 @@ from ornstein.data import to_uint8
 from ornstein.faces.align import Similarity, alignment, mask, warp
 from ornstein.faces.dlib_net import chips, dlib_net
 from ornstein.faces.photos import Photos
+from ornstein.faces.shape import shape_of
 from ornstein.faces.world.landmarks import LANDMARKS
 from ornstein.faces.world.parameters import attributes, identities
 from ornstein.faces.world.views import Rendered, rendered
@@ -66,9 +67,10 @@ def framed_photos(n: int, size: int, seed: int, first: int = 0) -> Photos:
         images, points, _ = zip(*(framed(*each, size) for each in zip(out.image, five, strict=True)), strict=True)
         with torch.no_grad():
             embeddings = net(127.5 * (chips(out.image, five) + 1))
-        points = torch.stack(points)
-        masks = (255 * mask(points, size)).round().to(torch.uint8)
-        return to_uint8(torch.stack(images)), masks, points, embeddings
+        places = torch.stack(points)
+        masks = (255 * mask(places, size)).round().to(torch.uint8)
+        small = torch.stack(images)
+        return to_uint8(small), masks, places, embeddings, shape_of(127.5 * (small + 1), places)
 
-    images, masks, points, embeddings = rendered(people[person], states[state], round(_ROOM * size), crops)
-    return Photos(images, masks, points, person, embeddings, state)
+    images, masks, places, embeddings, points = rendered(people[person], states[state], round(_ROOM * size), crops)
+    return Photos(images, masks, places, person, embeddings, state, points=points)
