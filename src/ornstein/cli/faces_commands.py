@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
+from ornstein import checkpoint
 from ornstein.checkpoint import read_config
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
@@ -110,7 +111,7 @@ def train(asked: TrainCommand, given: frozenset[str]) -> None:
             lambda config: train_swap(ours, out, config, None, asked.net, resume=True, device=device),
         )
     ]
-    if asked.world:
+    if asked.world and not (out / checkpoint.CONFIG).exists():  # else the photographs have begun
         stages.insert(
             0,
             (
@@ -162,8 +163,10 @@ def _completed(folder: Path) -> None:
     shards = [path for path in sorted(folder.glob(PATTERN)) if not is_complete(path)]
     if shards:
         with progress("shards") as bar:
-            for path in bar.track(shards, description="points of the faces"):
+            task = bar.add_task("points of the faces", total=len(shards), note="")
+            for path in shards:
                 complete_shard(path)
+                bar.advance(task)
 
 
 def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:

@@ -97,7 +97,7 @@ def is_complete(path: Path) -> bool:
 
 
 def complete_shard(path: Path) -> None:
-    """Give a shard of an older version the points of its faces, found in their crops. Raises UserError as `read_shard`."""
+    """Find the points of the faces of an older version's shard in their crops. Raises UserError as `read_shard`."""
     header = read_header(path)
     tensors = read_shard(path, header)
     tensors["points"] = shape_of(tensors["images"], tensors["landmarks"])
