@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,8 @@ from ornstein.checkpoint import read_config
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.faces import provenance
-from ornstein.faces.detect import Detector, find_faces, subject
-from ornstein.faces.provenance.blocklist import BlockList
-from ornstein.faces.provenance.card import ModelCard, read_card, write_card
-from ornstein.faces.read import read_photo
-from ornstein.faces.recognise import Recogniser
-from ornstein.faces.settings import (
+from ornstein.faces.commands import (
+    AdaptCommand,
     CardCommand,
     DemoCommand,
     EvaluateCommand,
@@ -32,7 +28,13 @@ from ornstein.faces.settings import (
     TrainCommand,
     VerifyCommand,
 )
+from ornstein.faces.detect import Detector, find_faces, subject
+from ornstein.faces.provenance.blocklist import BlockList
+from ornstein.faces.provenance.card import ModelCard, read_card, write_card
+from ornstein.faces.read import read_photo
+from ornstein.faces.recognise import Recogniser
 from ornstein.faces.swap.sampling import FaceModel
+from ornstein.faces.train.adapt import Check, adapt_swap
 from ornstein.faces.train.evaluate import Held, score_swaps, swap_held
 from ornstein.faces.train.face_set import FaceSet, open_faces
 from ornstein.faces.train.prepare import NO_FACE, SIZES
@@ -45,7 +47,7 @@ from ornstein.store import atomic_write
 from ornstein.training import TrainConfig, TrainState
 from ornstein.training.state import check_new
 
-__all__ = ["SCORES", "card", "demo", "evaluate", "prepare", "protect", "train", "verify"]
+__all__ = ["SCORES", "adapt", "card", "demo", "evaluate", "prepare", "protect", "train", "verify"]
 
 SCORES = "scores.json"
 PREPARED = "prepared"
@@ -156,6 +158,23 @@ def _faces_of(asked: TrainCommand) -> tuple[FaceSet, Path]:
     if asked.size not in (None, size):
         raise UserError(f"{folder} was prepared with --size {size}, not {asked.size}: leave out --size")
     return faces, folder
+
+
+def adapt(asked: AdaptCommand, given: frozenset[str]) -> None:
+    with progress("of the time") as bar:
+        task = bar.add_task("held-out photos", total=1.0, note="")
+
+        def tell(done: float, check: Check) -> None:
+            bar.update(task, completed=min(done, 1.0), note=f"step {check.step}  error {check.error:.4f}")
+
+        settings = {each.name: getattr(asked, each.name) for each in fields(asked)}
+        made = adapt_swap(**settings, tell=tell)
+    for name, why in made.skipped:
+        say(f"skipped {name}: {why}")
+    best, first = made.best, made.checks[0]
+    say(f"{made.photos} photos, {made.held_out} of them held out")
+    say(f"error of these {first.error:.4f} before, {best.error:.4f} after {best.step} steps")
+    say(f"done: swap with `ornstein swap SOURCE TARGET --model {asked.out}`")
 
 
 def _completed(folder: Path) -> None:

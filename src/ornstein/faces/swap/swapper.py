@@ -33,7 +33,7 @@ from ornstein.faces.swap.cover import Uncovered
 from ornstein.faces.swap.detail import enlarged
 from ornstein.faces.swap.finishing import SIDE, load
 from ornstein.faces.swap.regions import head, hull, region_weights
-from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.swap.sampling import SHAPE, FaceModel, swap_crops
 
 __all__ = ["SMALLEST", "Aligned", "SwapModel", "SwapSettings", "Swapper", "load_model"]
 
@@ -130,6 +130,8 @@ class Swapper:
         self.model, self.settings, self.protected = model, settings or SwapSettings(), protected
         if self.settings.guidance is None:
             self.settings = replace(self.settings, guidance=model.guidance)
+        if not model.shaped and self.settings.shape != SHAPE:
+            raise UserError("--shape needs a model that sees the shape of a face: train it again")
         self._precision = choose_precision(self.settings.precision, model.device)
         self.detector = detector or BlazeDetector()
         self.scanner = scanner or detector or BlazeDetector(thorough=False)

@@ -89,7 +89,7 @@ def pretrain_swap(
     """
     folder = Path(out) / WORLD
     recogniser = _recogniser(out, faces.embeddings)
-    rendered = framed_photos(photos, faces.images.shape[-1], config.seed)
+    rendered = framed_photos(photos, faces.images.shape[-1], config.seed, shaped=faces.points is not None)
     # nobody is scored here: the truth of every swap is known
     task = _task(rendered, recogniser, FaceSettings(begins=1.0), config, preset, device, folder)
     return run_task(task, task.photos, config, folder, resume=folder.is_dir())
