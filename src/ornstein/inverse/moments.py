@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ornstein.inverse.operators import Operator
 from ornstein.inverse.posterior import Linearised, Posterior
 from ornstein.noise import Identity
 from ornstein.process import check_times, expand
@@ -47,7 +48,8 @@ class Moments(Posterior):
         if self.A.whole and isinstance(self.process.noise, Identity):
             return self.joint_mean(x_t, t, y, cond)
         p = self.linearised(x_t, t, cond)
-        return p.x0 + p.times_cov(self.A.adjoint(self.weights(p, y)))
+        A, value = self.A.at(p.x0)
+        return p.x0 + p.times_cov(A.adjoint(self.weights(p, A, y - value)))
 
     def joint_mean(self, x_t: Tensor, t: Times, y: Tensor, cond: dict[str, Any]) -> Tensor:
         """E[x_0 | x_t, y] for y = x_0 + noise_std n and white noise: both measure x_0, and their precisions add."""
@@ -66,15 +68,14 @@ class Moments(Posterior):
         variance = trust * p.s**2 / (p.a**2 + p.s**2)
         return variance if variance.ndim == 0 else variance.reshape(-1, *[1] * len(self.A.measured))
 
-    def weights(self, p: Linearised, y: Tensor) -> Tensor:
+    def weights(self, p: Linearised, A: Operator, residual: Tensor) -> Tensor:
         """(noise_std^2 + A Cov A^T)^-1 (y - A x0_hat), in the space of measurements."""
 
         doubt = self.doubt(p)
 
         def system(v: Tensor) -> Tensor:
-            return (self.noise_std**2 + doubt) * v + self.A.linear(p.times_cov(self.A.adjoint(v)))
+            return (self.noise_std**2 + doubt) * v + A.linear(p.times_cov(A.adjoint(v)))
 
-        residual = y - self.A.linear(p.x0)
         return conjugate_gradients(system, residual, self.iterations, self.tolerance)
 
 

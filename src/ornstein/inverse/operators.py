@@ -43,6 +43,10 @@ class Operator:
         """A x: (B, *shape) -> (B, *)."""
         raise NotImplementedError
 
+    def at(self, x: Tensor) -> tuple[Operator, Tensor]:
+        """The linear part about samples x (B, *shape), and the measurement of x: of a linear A, itself and A x."""
+        return self, self.linear(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """What an instrument would give for x, without its noise."""
         return self.linear(x)
