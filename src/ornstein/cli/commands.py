@@ -103,6 +103,9 @@ class Sample:
     size: int | str | None = size_setting(
         None, "Size of the images.", by_data="that of the training, the commonest bucket if there are several"
     )
+    tiled: bool = setting(
+        False, "Make a larger --size of overlapping tiles of the size of the training, at constant memory."
+    )
     label: str | None = setting(
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )

@@ -28,7 +28,8 @@ from ornstein.evaluation.samples import choose_solver, class_number, guidance_ru
 from ornstein.interop.lora import lora_file
 from ornstein.interop.memory import samples_at_once
 from ornstein.interop.pipeline import Pipeline
-from ornstein.noise import Carried
+from ornstein.nets import Tiled
+from ornstein.noise import Carried, Covariance, FrameCovariance, Identity, Kronecker
 from ornstein.progress import progress, say, warn
 from ornstein.request import COLOURS, GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
@@ -72,6 +73,8 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
     clips = len(denoiser.data.shape) == 4
+    if asked.tiled:
+        denoiser.net = _tiled(asked, denoiser)
     if asked.size is not None:
         denoiser.data = _resized(asked, denoiser)
     _refuse_idle(asked, given, clips, denoiser.data.shape, isinstance(denoiser.process.noise, Carried))
@@ -94,21 +97,41 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         _images(asked, denoiser, folder, n, labels, request)
 
 
+def _tiled(asked: Sample, denoiser: Denoiser) -> Tiled:
+    """The network in tiles of the size of its training, which share a quarter."""
+    assert denoiser.data is not None
+    tile = (denoiser.data.shape[-2], denoiser.data.shape[-1])
+    height, width = tile if asked.size is None else extent_of(asked.size)
+    if min(height - tile[0], width - tile[1]) < 0 or (height, width) == tile:
+        raise UserError(f"--tiled is for a --size above that of the training, {extent_text(tile)}")
+    if not _over_frames(denoiser.process.noise):
+        raise UserError(f"--tiled: {denoiser.process.noise} holds the pixels of one size together")
+    return Tiled(denoiser.net, tile, min(tile) // 4)
+
+
+def _over_frames(noise: Covariance) -> bool:
+    """Whether C leaves pixels independent of one another, so that it is one of frames of any size."""
+    return isinstance(noise, Identity | FrameCovariance) or (isinstance(noise, Kronecker) and noise.space is None)
+
+
 def _resized(asked: Sample, denoiser: Denoiser) -> SampleSpec:
     """The sample spec at --size. Warns of a size that the model was not trained at."""
     data, (height, width) = denoiser.data, extent_of(asked.size or 0)
     assert data is not None
-    if len(data.shape) != 3 or denoiser.space is not None:
-        kind = "clips have the size of the training" if len(data.shape) != 3 else "latents belong to one size of image"
-        raise UserError(f"--size is for models of images in pixels: {kind}; leave it out")
-    check_sample((data.shape[0], height, width), "--size", asked.trust_sizes)
+    if denoiser.space is not None:
+        raise UserError("--size is for models in pixels: latents belong to one size of image; leave it out")
+    if len(data.shape) != 3 and not asked.tiled:
+        raise UserError("--size is for models of images in pixels; clips have the size of the training, or are --tiled")
+    if asked.tiled and asked.given is not None:
+        raise UserError("--given videos are read at the size of the training: leave out --tiled")
+    check_sample((*data.shape[:-2], height, width), "--size", asked.trust_sizes)
     known = data.sizes or (data.shape[1:],)
-    if (height, width) not in known:
+    if (height, width) not in known and not asked.tiled:
         listed = ", ".join(extent_text((h, w)) for h, w in known)
         warn(
             f"{asked.run} was trained at {listed}: at {extent_text((height, width))} its samples may not hold together"
         )
-    return replace(data, shape=(data.shape[0], height, width))
+    return replace(data, shape=(*data.shape[:-2], height, width))
 
 
 def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...], carried: bool) -> None:
@@ -251,6 +274,7 @@ def _images(
         "seed": request.seed,
         "guidance": request.guidance,
         **guidance_rule(request),
+        **({"tiled": True} if asked.tiled else {}),
         **({} if asked.coloured is None else {"coloured": request.coloured}),
         "batch": request.batch,
         "class": asked.label,
