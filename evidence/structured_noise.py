@@ -306,9 +306,10 @@ def _figure(results: list[dict], path: Path) -> None:
     metrics = (
         ("frechet", "Fréchet distance"), ("flicker", "flicker / that of the data"), ("motion", "motion error, pixels"),
     )  # fmt: skip
+    sources = [source for source in SOURCES if any(r["source"] == source for r in results)]
     kinds = [(name, space) for name in NOISES for space in SPACES]
-    figure, axes = pyplot.subplots(len(metrics), len(SOURCES), figsize=(13, 10), squeeze=False)
-    for column, source in enumerate(SOURCES):
+    figure, axes = pyplot.subplots(len(metrics), len(sources), figsize=(13, 10), squeeze=False)
+    for column, source in enumerate(sources):
         for row, (metric, label) in enumerate(metrics):
             panel = axes[row][column]
             for k, (name, space) in enumerate(kinds):
