@@ -197,7 +197,7 @@ def test_every_frozen_encoder_from_the_command_line(pictures: Path, tmp_path: Pa
     model = opened(out)
     assert isinstance(model.encoder, FrozenEncoder) and model.encoder.kind == kind
     weights = load_file(out / "model.safetensors")
-    assert not any(name.startswith("text.") and "null" not in name for name in weights)
+    assert not any(name.startswith("text.tokens") for name in weights)
     one, other = (samples(model, cond=model.encode([text] * 2)) for text in ("a red picture", "a blue picture"))
     assert torch.isfinite(one).all() and not torch.equal(one, other)
 
@@ -205,13 +205,19 @@ def test_every_frozen_encoder_from_the_command_line(pictures: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_two_processes_learn_from_captions_what_one_does(pictures: Path, tmp_path: Path) -> None:
     settings = ("--size", 8, "--net", "xs", "--batch", 4, "--steps", 3, "--warmup", 1, "--no-report")
-    train = ("train", "--data", pictures, "--captions", "auto", "--device", "cpu", *settings)
+    train = ("train", "--data", pictures, "--captions", "auto", "--device", "cpu", "--precision", "float32", *settings)
     done(*train, "--out", tmp_path / "one")
     result = torchrun(*train, "--out", tmp_path / "two")
     assert result.returncode == 0, result.stderr
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys() and any(name.startswith("text.") for name in one)
-    assert all(torch.allclose(value, two[name], atol=1e-4) for name, value in one.items())
+    runs = [tmp_path / name for name in ("one", "two")]
+    losses = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two = (load_file(run / "model.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    for part in ("net.", "text."):
+        apart = torch.cat([(one[name] - two[name]).abs().flatten() for name in one if name.startswith(part)])
+        # a gradient that is zero but for rounding has a step of either sign
+        assert float((apart > 1e-4).float().mean()) < 0.01, part
 
 
 def test_encoder_folders_that_cannot_be_used(pictures: Path, tmp_path: Path) -> None:

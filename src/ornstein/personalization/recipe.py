@@ -133,6 +133,7 @@ def personalize(
         + (f", {len(held_out)} held out" if held_out is not None else "")
     )
     steps = _follow(states, task, asked, prompts, out, resume)
+    group.wait()  # the main process has written what the others read below
     group.end()
     if task.stops and task.checks:
         restore(learned, out)
