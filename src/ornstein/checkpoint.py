@@ -228,7 +228,7 @@ def _pipeline_hash(folder: Path) -> str:
 
 
 def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
-    """Store solvers tuned for the model at `path` beside it; those for other numbers of steps are kept.
+    """Store solvers tuned for the model at `path` beside it; those for other steps and guidance scales are kept.
 
     Raises:
         UserError: as `check_tuned`.
@@ -236,15 +236,19 @@ def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
     check_tuned(path)
     folder, model = run_folder(path), fingerprint(path)
     folder.mkdir(exist_ok=True)
-    stored: dict[tuple[int, float], dict[str, Any]] = {}
+    stored: dict[tuple[int, float, float], dict[str, Any]] = {}
+
+    def key(t: Tuned) -> tuple[int, float, float]:
+        return len(t.steps), t.guidance, t.guidance if t.until is None else t.until
+
     if (folder / TUNED).is_file():
         content = read_json(folder / TUNED)
         if content.get("model") == model:
-            stored = {(len(t.steps), t.guidance): t.to_config() for t in _tuned(folder, content)}
-    stored |= {(len(t.steps), t.guidance): t.to_config() for t in solvers}
+            stored = {key(t): t.to_config() for t in _tuned(folder, content)}
+    stored |= {key(t): t.to_config() for t in solvers}
     atomic_write(
         folder / TUNED,
-        json_bytes({"format": FORMAT, "model": model, "solvers": [stored[key] for key in sorted(stored)]}),
+        json_bytes({"format": FORMAT, "model": model, "solvers": [stored[k] for k in sorted(stored)]}),
     )
 
 

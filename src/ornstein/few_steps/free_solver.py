@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ class FreeSolver:
         self.scale = torch.zeros(steps, 2, dtype=torch.float64, requires_grad=True)
         self.past = [torch.zeros(min(k, PAST), dtype=torch.float64, requires_grad=True) for k in range(1, steps)]
         self.parameters = [self.spacing, self.scale, *self.past]
+        self.curvature: Tensor | None = None  # the inverse of the second derivative of the last loss
 
     def solver(self) -> tuple[Tensor, list[Step]]:
         """Time steps (N + 1,) and solver steps, differentiable in the parameters."""
@@ -95,7 +97,12 @@ class FreeSolver:
         return x
 
     def minimise(
-        self, loss: Callable[[], float], iterations: int, progress: Progress, others: Sequence[Tensor] = ()
+        self,
+        loss: Callable[[], float],
+        iterations: int,
+        progress: Progress,
+        others: Sequence[Tensor] = (),
+        change: Tensor | None = None,
     ) -> Tuned:
         """Minimise by L-BFGS; return the best solver found, and stay there.
 
@@ -105,12 +112,15 @@ class FreeSolver:
             iterations: calls of `loss`, about.
             progress: called with the calls so far and the square root of the least loss.
             others: further parameters.
+            change: a matrix (P, P); the parameters are those now plus `change` z, and z is what moves. From
+                `curvature`: every direction then changes the first loss alike.
         """
         best, found, done = math.inf, self.freeze(), 0
-        numbers = [p.detach().clone() for p in self.parameters]
-        parameters = [*self.parameters, *others]
+        start, numbers = _flat(self.parameters), _flat(self.parameters)
+        z = torch.zeros_like(start, requires_grad=True)
+        moving = [z, *others] if change is not None else [*self.parameters, *others]
         optimizer = torch.optim.LBFGS(
-            parameters,
+            moving,
             max_iter=iterations,
             max_eval=iterations,
             history_size=_HISTORY,
@@ -121,11 +131,15 @@ class FreeSolver:
 
         def closure() -> float:
             nonlocal best, found, done, numbers
-            for p in parameters:
+            if change is not None:
+                self._set(start + change @ z.detach())
+            for p in (*self.parameters, *others):
                 p.grad = torch.zeros_like(p)
             value = loss()
+            if change is not None:
+                z.grad = change.T @ torch.cat([torch.as_tensor(p.grad).flatten() for p in self.parameters])
             if value < best:
-                best, found, numbers = value, self.freeze(), [p.detach().clone() for p in self.parameters]
+                best, found, numbers = value, self.freeze(), _flat(self.parameters)
             done += 1
             progress(min(done, iterations), math.sqrt(best))
             return value if math.isfinite(value) else 1e10
@@ -133,10 +147,15 @@ class FreeSolver:
         if iterations > 0:
             optimizer.step(closure)
             progress(iterations, math.sqrt(best))
-            with torch.no_grad():
-                for p, value in zip(self.parameters, numbers, strict=True):
-                    p.copy_(value)
+            self._set(numbers)
+            if change is None and not others:
+                self.curvature = _inverse_curvature(optimizer.state[moving[0]], len(start))
         return found
+
+    def _set(self, numbers: Tensor) -> None:
+        with torch.no_grad():
+            for p, part in zip(self.parameters, numbers.split([p.numel() for p in self.parameters]), strict=True):
+                p.copy_(part.reshape(p.shape))
 
     def add_gradient(self, loss: Tensor, others: Sequence[Tensor] = ()) -> None:
         """Add the gradient of a loss to the parameters' `grad`."""
@@ -144,6 +163,20 @@ class FreeSolver:
         for p, g in zip(own, torch.autograd.grad(loss, own), strict=True):
             assert p.grad is not None
             p.grad += g
+
+
+def _flat(parameters: Sequence[Tensor]) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def _inverse_curvature(state: dict[str, Any], n: int) -> Tensor:
+    """The inverse of the second derivative as L-BFGS knows it, (n, n), from its pairs of steps and gradients."""
+    inverse = torch.eye(n, dtype=torch.float64) * float(state.get("H_diag", 1.0))
+    for y, step in zip(state.get("old_dirs", ()), state.get("old_stps", ()), strict=True):
+        share = 1 / float(y @ step)
+        turn = torch.eye(n, dtype=torch.float64) - share * torch.outer(step, y)
+        inverse = turn @ inverse @ turn.T + share * torch.outer(step, step)
+    return inverse
 
 
 def _shares(schedule: Schedule, steps: int, start: Start) -> Tensor:

@@ -2,8 +2,8 @@
 
 The first stage brings each end near the fine solution from the same noise. What is left of its error may still show in
 the samples as a whole, and the fine solution itself has the errors of the model. Here the ends as a set are brought
-near given samples, such as the training images, in a sliced Wasserstein distance, while the distance of each from its
-fine solution keeps within a limit.
+near given samples, such as the training images, by the Fréchet distance in features, while the distance of each from
+its fine solution keeps within a limit.
 """
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ornstein.denoiser import Denoises
 from ornstein.devices import float64_device
 from ornstein.few_steps.free_solver import FreeSolver, Progress
-from ornstein.randomness import normal
 from ornstein.solvers.tuned import Tuned
 
-__all__ = ["Matching", "SlicedWasserstein", "matched", "squares"]
+__all__ = ["FeatureDistance", "Matching", "matched", "squares"]
 
 _ROOM = 1 / 9  # of the untuned solver's mean square error, or
-_MORE = 1.5  # so many times that of the first stage: what the second stage may use of it
+_MORE = 2.0  # so many times that of the first stage: what the second stage may use of it
 _WALL = 4  # the penalty is (mean square error/limit)^4: small below the limit, and steep at it
 
-_STREAM = 0x4D41544D
-_SLICES, _WHOLE, _BINS = 32, 64, 128
-_SIDE, _LEAST = 5, 8  # pixels of a patch; of an octave that has another one below it
+_STEP = 0.2  # of the limit, twice what a step of 1 adds to E
+_LEAST_SHARE = 0.05  # of the distance, that there may be to gain at least
+_LEAST_SPREAD = 0.01  # about a grey level: a feature that all samples share is not divided by rounding alone
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Matching:
         iterations: runs of the optimiser.
     """
 
-    distance: Callable[[Tensor], Tensor]
+    distance: FeatureDistance
     starts: Sequence[tuple[Denoises, Tensor]] = ()
     iterations: int = 30
 
@@ -55,9 +54,9 @@ def matched(
     match: Matching,
     progress: Progress = lambda done, error: None,
 ) -> Tuned:
-    """Minimise D/D_0 + (E/limit)^4: the distance, against its value now, and the mean square error E of the ends.
+    """Minimise D/D_0 + (E/limit)^4: the distance, against what it may lose, and the mean square error E of the ends.
 
-    The limit is 1/9 of the untuned solver's mean square error, or 1.5 times that of `free` now if this is more.
+    The limit is 1/9 of the untuned solver's mean square error, or twice that of `free` now if this is more.
 
     Args:
         free: from the first stage; it is left at the solver that is returned.
@@ -78,6 +77,7 @@ def matched(
 
     ends, error = run()
     first, limit = float(match.distance(torch.cat(ends))), max(_ROOM, _MORE * error)
+    first = max(first - match.distance.least(sum(map(len, ends))), _LEAST_SHARE * first)  # what there is to gain
 
     def loss() -> float:
         ends, error = run()
@@ -95,7 +95,15 @@ def matched(
             free.add_gradient(total)
         return float(distance) + (error / limit) ** _WALL
 
-    return free.minimise(loss, match.iterations, progress)
+    return free.minimise(loss, match.iterations, progress, change=_change(free, limit))
+
+
+def _change(free: FreeSolver, limit: float) -> Tensor | None:
+    """Parameters by coordinates in which a step of 1 adds about a tenth of the limit to E."""
+    if free.curvature is None:
+        return None
+    values, vectors = torch.linalg.eigh(free.curvature)
+    return vectors * (_STEP * limit * values.clamp(min=1e-12 * float(values[-1]))).sqrt()
 
 
 def squares(error: Tensor) -> Tensor:
@@ -108,67 +116,46 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(float64_device(x.device)).double()
 
 
-class SlicedWasserstein:
-    """The sliced Wasserstein distance of samples (B, *) from given ones, and differentiable.
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
 
-    A slice is a random projection, and its distance the squared 2-Wasserstein distance of the two sets of numbers, over
-    the variance of the given one; the mean over slices is taken. Slices are of whole samples, and of images and clips
-    also of patches of 5x5 pixels on every octave, with weights that sum to 0, all positions in one set (Karras et al.
-    2018, arXiv:1710.10196, section 5, with the octaves themselves in place of a Laplacian pyramid).
+
+class FeatureDistance:
+    """The squared Fréchet distance of samples (B, *) from given ones, differentiable.
+
+    Each feature is scaled to unit variance over the given samples.
 
     Args:
         real: the given samples (M, *), as the model makes them.
+        features: of samples, (B, *) to (B, D); the numbers themselves by default. Of images take
+            `autoencoders.perceptual.octave_statistics`, whose filters are not those that `ornstein evaluate` measures
+            with.
 
     Raises:
         ValueError: fewer than two samples.
     """
 
-    def __init__(self, real: Tensor) -> None:
+    def __init__(self, real: Tensor, features: Callable[[Tensor], Tensor] = _flat) -> None:
         if len(real) < 2:
             raise ValueError(f"a distance of distributions needs two samples or more, got {len(real)}")
-        self._shape = tuple(real.shape[1:])
+        self._shape, self._given, self._features = tuple(real.shape[1:]), real, features
         with torch.no_grad():
-            self._real = [(_quantiles(v), _wide(v).var(1)) for v in self._slices(real)]
+            f = torch.cat([_wide(features(part)) for part in real.split(_AT_ONCE)])
+            self._mean, self._std = f.mean(0), f.std(0).clamp(min=_LEAST_SPREAD)
+            self._root = torch.linalg.qr((f - self._mean) / self._std / math.sqrt(len(f) - 1), mode="r").R
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The distance of x (B, *), a number without a unit. Raises ValueError for samples of another shape."""
+        """The distance of x (B, *), B > 1. Raises ValueError for samples of another shape."""
         if tuple(x.shape[1:]) != self._shape:
             raise ValueError(f"samples of {tuple(x.shape[1:])} are compared with samples of {self._shape}")
-        parts = []
-        for values, (known, variance) in zip(self._slices(x), self._real, strict=True):
-            apart = (_quantiles(values) - known).square().mean(1) / variance.clamp(min=1e-12)
-            parts.append(apart.mean())
-        return torch.stack(parts).mean()
+        f = (_wide(self._features(x)) - self._mean) / self._std
+        mean = f.mean(0)
+        root = (f - mean) / math.sqrt(len(f) - 1)
+        cross = torch.linalg.svdvals(root @ self._root.T).sum()
+        return mean.square().sum() + root.square().sum() + self._root.square().sum() - 2 * cross
 
-    def _slices(self, x: Tensor) -> list[Tensor]:
-        """Sets of numbers, (slices, numbers) each."""
-        whole = _directions(_WHOLE, math.prod(self._shape), 0).to(x)
-        out = [whole @ x.flatten(1).T]
-        if len(self._shape) < 3:
-            return out
-        frames = x if len(self._shape) == 3 else x.transpose(1, 2).flatten(0, 1)
-        octave = 1
-        while True:
-            sides = [min(_SIDE, n) for n in frames.shape[2:]]
-            w = _directions(_SLICES, frames.shape[1] * math.prod(sides), octave)
-            w = (w - w.mean(1, keepdim=True)).reshape(_SLICES, frames.shape[1], *sides).to(x)
-            out.append(F.conv2d(frames, w).transpose(0, 1).flatten(1))
-            if min(frames.shape[2:]) < _LEAST:
-                return out
-            frames, octave = F.avg_pool2d(frames, 2), octave + 1
-
-
-def _directions(count: int, n: int, octave: int) -> Tensor:
-    """Random unit vectors (count, n), the same on every machine."""
-    w = normal((count, n), 0, torch.arange(count), octave, _STREAM, torch.float64)
-    return w / w.norm(dim=1, keepdim=True)
-
-
-def _quantiles(values: Tensor) -> Tensor:
-    """The means of equal shares of each row (K, n), in order: (K, bins)."""
-    ordered = _wide(values.sort(1).values)
-    total = F.pad(ordered.cumsum(1), (1, 0))
-    at = torch.linspace(0, values.shape[1], _BINS + 1, dtype=torch.float64, device=ordered.device)
-    low = at.floor().long().clamp(max=values.shape[1] - 1)
-    upto = torch.lerp(total[:, low], total[:, low + 1], (at - low).expand(len(values), -1))
-    return upto.diff(dim=1) * (_BINS / values.shape[1])
+    def least(self, count: int) -> float:
+        """The distance of so many of the given samples from all of them: about what the best samples have."""
+        order = torch.randperm(len(self._given), generator=torch.Generator().manual_seed(0))[:count]
+        with torch.no_grad():
+            return float(self(self._given[order.to(self._given.device)]))

@@ -29,7 +29,18 @@ from ornstein.solvers.multistep import multistep
 from ornstein.solvers.tuned import Tuned
 from ornstein.wrapper import Conditioned, device_of
 
-__all__ = ["Start", "Trajectories", "best_start", "fine", "judged", "moved", "trajectories", "tune", "untuned_solver"]
+__all__ = [
+    "Start",
+    "Trajectories",
+    "best_start",
+    "fine",
+    "judged",
+    "moved",
+    "starts",
+    "trajectories",
+    "tune",
+    "untuned_solver",
+]
 
 _FINE_STEPS = 100
 # Time schedules to choose from: slope (the default's is 0.35) and floor. A small slope with a floor is near equal steps
@@ -71,19 +82,28 @@ def trajectories(
     Raises:
         ValueError: the model has no sample spec.
     """
-    if model.data is None:
-        raise ValueError("the model has no sample spec (data), so the shape of its samples is unknown")
     out: Trajectories = []
     for low in range(first, first + count, batch):
-        index = torch.arange(low, min(low + batch, first + count))
-        labels = (index % len(model.data.classes)).to(device_of(model)) if model.data.classes else None
-        d: Denoises = Conditioned(model if guidance == 1 else ClassifierFree(model, guidance), _given(label=labels))
-        shape, device = (len(index), *model.data.shape), device_of(model)
-        z = normal(shape, 0, index, 0, stream=_STREAM, device=device)
-        x = model.process.prior(shape, device=device).sample(z)
+        d, x = starts(model, range(low, min(low + batch, first + count)), guidance)
         out.append((d, x, fine(d, x)))
-        progress(low - first + len(index))
+        progress(low - first + len(x))
     return out
+
+
+def starts(model: Denoiser, rows: range, guidance: float = 1.0) -> tuple[Denoises, Tensor]:
+    """The denoiser with its conditions, and x_1 (B, *), of the trajectories with the numbers `rows`.
+
+    Raises:
+        ValueError: the model has no sample spec.
+    """
+    if model.data is None:
+        raise ValueError("the model has no sample spec (data), so the shape of its samples is unknown")
+    index = torch.arange(rows.start, rows.stop)
+    labels = (index % len(model.data.classes)).to(device_of(model)) if model.data.classes else None
+    d: Denoises = Conditioned(model if guidance == 1 else ClassifierFree(model, guidance), _given(label=labels))
+    shape, device = (len(index), *model.data.shape), device_of(model)
+    z = normal(shape, 0, index, 0, stream=_STREAM, device=device)
+    return d, model.process.prior(shape, device=device).sample(z)
 
 
 def _given(**cond: Tensor | None) -> dict[str, Tensor]:
