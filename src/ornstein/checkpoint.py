@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -52,6 +53,7 @@ __all__ = [
     "save",
     "save_chosen",
     "save_tuned",
+    "solver_of",
 ]
 
 TUNED = "tuned.json"
@@ -146,6 +148,7 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
         what = f"{e} is missing" if isinstance(e, KeyError) else " ".join(str(e).split()) or type(e).__name__
         raise UserError(f"{where} does not describe a model: {what[:300]}") from e
     load_weights(denoiser.weights, folder / MODEL)
+    denoiser.solvers = functools.partial(solver_of, folder)
     return denoiser.eval()
 
 
@@ -285,6 +288,18 @@ def _tuned(folder: Path, content: dict[str, Any]) -> list[Tuned]:
         return [Tuned.from_config(c) for c in content["solvers"]]
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder / TUNED} cannot be used: {e}; run `ornstein tune {folder}` again") from e
+
+
+def solver_of(path: str | Path, steps: int, guidance: float) -> Tuned | None:
+    """The solver that a run keeps for so many steps and this guidance: tuned, else chosen; None if it has neither.
+
+    Raises:
+        UserError: a file is damaged, or the tuned solvers are of another model.
+    """
+    serving = [t for t in load_tuned(path, steps) if t.serves(guidance)]
+    if serving:
+        return min(serving, key=lambda t: t.until is not None)  # one for this scale alone comes first
+    return load_chosen(path, steps, guidance)
 
 
 def save_chosen(path: str | Path, choices: list[Choice]) -> None:

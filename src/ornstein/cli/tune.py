@@ -14,6 +14,7 @@ from ornstein import checkpoint
 from ornstein.autoencoders.perceptual import octave_statistics
 from ornstein.cli.commands import Tune
 from ornstein.cli.models import open_model
+from ornstein.cli.tune_likelihood import tune_likelihood
 from ornstein.data import ImageSet, StreamedSet, to_unit
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
@@ -29,7 +30,7 @@ from ornstein.training.settings import SETTINGS, Settings
 __all__ = ["tune"]
 
 _LEAST, _MOST, _EQUATIONS = 32, 128, 2**17
-_MATCHED = 128  # samples of the second stage
+_MATCHED, _MOST_MATCHED, _NUMBERS = 128, 384, 2**15  # samples of the second stage, at least and at most
 _MATCHING = 3  # its iterations: one for so many of the first stage
 _REAL = 2048  # images that they are compared with
 _ROUNDING = 1e-6  # an untuned error of float32 rounding leaves nothing to gain
@@ -38,8 +39,11 @@ _ROUNDING = 1e-6  # an untuned error of float32 rounding leaves nothing to gain
 def tune(asked: Tune, given: frozenset[str]) -> None:
     """Learn a solver for each number of steps, and store those that are better than the untuned one."""
     asked = replace(asked, run=checkpoint.locate(asked.run))
+    if asked.likelihood is not None:
+        tune_likelihood(asked, given, tuned_model(asked)[0])
+        return
     run, counts = asked.run, sorted(set(asked.steps))
-    model, scales = _model(asked)
+    model, scales = tuned_model(asked)
     checkpoint.check_tuned(run)  # before minutes of trajectories
     real = _images(asked, model, scales)
     # Each number of a sample is an equation for the few hundred numbers to be found.
@@ -75,7 +79,7 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
     _store(run, learned)
 
 
-def _model(asked: Tune) -> tuple[Denoiser, tuple[float, ...]]:
+def tuned_model(asked: Tune) -> tuple[Denoiser, tuple[float, ...]]:
     """The model on its device, and the scales of guidance, rising."""
     run, scales = asked.run, tuple(sorted(set(asked.guidance)))
     if len(scales) == 1:
@@ -143,13 +147,13 @@ def _size(model: Denoiser) -> int | str:
 def _matching(asked: Tune, model: Denoiser, scales: tuple[float, ...], real: Tensor, count: int) -> Matching:
     """The second stage: the trajectories' starts, and as many more as make up its samples."""
     device = next(model.parameters()).device
+    # Small samples are cheap, and a distance of distributions gains by more of them.
+    most = max(_MATCHED, min(_MOST_MATCHED, _NUMBERS // math.prod(real.shape[1:])))
     first = 2 * count  # past those that are followed
-    more = [
-        starts(model, range(low, min(low + asked.batch, first + _MATCHED)), scale)
-        for scale in scales
-        for low in range(first + min(count, _MATCHED), first + _MATCHED, asked.batch)
-    ]
-    return Matching(FeatureDistance(real.to(device), octave_statistics), more, max(1, asked.iterations // _MATCHING))
+    rows = [range(low, min(low + asked.batch, first + most)) for low in range(first + count, first + most, asked.batch)]
+    more = [starts(model, part, scale) for scale in scales for part in rows]
+    distance = FeatureDistance(real.to(device), octave_statistics)
+    return Matching(distance, more, max(1, asked.iterations // _MATCHING), choose_precision("auto", device))
 
 
 def _judged(found: Tuned, held_out: list[Trajectories], scales: tuple[float, ...]) -> Tuned:

@@ -39,11 +39,11 @@ def choose_solver(
         raise UserError("a tuned solver makes whole samples from noise: give another --solver for --given and --frames")
     if grid is not None:
         raise UserError("a tuned solver has its own times: leave out --grid")
-    serving = [t for t in checkpoint.load_tuned(run, steps) if t.serves(guidance)]
-    if serving:
-        return min(serving, key=lambda t: t.until is not None)  # one for this scale alone comes first
+    kept = checkpoint.solver_of(run, steps, guidance)
     if name is None:
-        return checkpoint.load_chosen(run, steps, guidance) or SOLVER
+        return kept or SOLVER
+    if kept is not None and kept.learned:
+        return kept
     known = ", ".join(f"{len(t.steps)} (guidance {t.scales})" for t in checkpoint.load_tuned(run))
     raise UserError(
         f"{run} has no solver tuned for {steps} steps with guidance {guidance:g}; it has {known or 'none'}: "

@@ -22,8 +22,8 @@ from ornstein.solvers.tuned import Tuned
 
 __all__ = ["FeatureDistance", "Matching", "matched", "squares"]
 
-_ROOM = 1 / 9  # of the untuned solver's mean square error, or
-_MORE = 2.0  # so many times that of the first stage: what the second stage may use of it
+_ROOM = 0.75**2  # of the mean square error of the best untuned solver, or
+_MORE = 1.3  # so many times that of the first stage: what the second stage may use of it
 _WALL = 4  # the penalty is (mean square error/limit)^4: small below the limit, and steep at it
 
 _STEP = 0.2  # of the limit, twice what a step of 1 adds to E
@@ -40,11 +40,13 @@ class Matching:
         distance: of ends (B, *) from the samples to match; differentiable.
         starts: batches of (denoiser with its conditions, x_1) beside those of the trajectories.
         iterations: runs of the optimiser.
+        precision: of the network meanwhile; None for its own.
     """
 
     distance: FeatureDistance
     starts: Sequence[tuple[Denoises, Tensor]] = ()
     iterations: int = 30
+    precision: torch.dtype | None = None
 
 
 def matched(
@@ -52,17 +54,20 @@ def matched(
     parts: Sequence[tuple[Denoises, Tensor, Tensor]],
     scales: Sequence[float],
     match: Matching,
+    untuned: float,
     progress: Progress = lambda done, error: None,
 ) -> Tuned:
     """Minimise D/D_0 + (E/limit)^4: the distance, against what it may lose, and the mean square error E of the ends.
 
-    The limit is 1/9 of the untuned solver's mean square error, or twice that of `free` now if this is more.
+    The limit is three quarters of the error of the best untuned solver, or 1.3 times the mean square error of `free`
+    now if this is more.
 
     Args:
         free: from the first stage; it is left at the solver that is returned.
         parts: trajectories (denoiser, x_1, fine end).
         scales: the untuned solver's mean square error on each part.
         match: what to match.
+        untuned: E of the best untuned solver.
         progress: called with the iterations so far and the square root of the objective.
     """
     starts = [*((d, x) for d, x, _ in parts), *match.starts]
@@ -76,7 +81,7 @@ def matched(
         return ends, sum(float(squares(x - end)) / (count * scale) for x, (_, _, end), scale in shares)
 
     ends, error = run()
-    first, limit = float(match.distance(torch.cat(ends))), max(_ROOM, _MORE * error)
+    first, limit = float(match.distance(torch.cat(ends))), max(_ROOM * untuned, _MORE * error)
     first = max(first - match.distance.least(sum(map(len, ends))), _LEAST_SHARE * first)  # what there is to gain
 
     def loss() -> float:
@@ -93,7 +98,7 @@ def matched(
             if i < len(parts):
                 total = total + wall * squares(end - parts[i][2]) / (count * scales[i])
             free.add_gradient(total)
-        return float(distance) + (error / limit) ** _WALL
+        return float(distance.detach()) + (error / limit) ** _WALL
 
     return free.minimise(loss, match.iterations, progress, change=_change(free, limit))
 

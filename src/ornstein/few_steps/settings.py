@@ -41,6 +41,9 @@ class TuneSettings:
     data: str | None = setting(
         None, "Images for the second stage, as for `train`.", names=("-d", "--data"), by_data="those of the run"
     )
+    likelihood: int | None = setting(
+        None, "Learn the likelihood in so many evaluations, for `evaluate --likelihood few`, and no solver.", minimum=2
+    )
     batch: int = setting(16, "Samples through the network at once.", names=("-b", "--batch"), minimum=1)
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from ornstein.solvers import SOLVER, SOLVERS, Solver, grids
 from ornstein.solvers.coefficients import Form
 from ornstein.solvers.multistep import multistep
 from ornstein.solvers.tuned import Tuned
-from ornstein.wrapper import Conditioned, device_of
+from ornstein.wrapper import Conditioned, device_of, network_precision
 
 __all__ = [
     "Start",
@@ -149,7 +149,8 @@ def tune(
     if not parts or min(len(x) for _, x, _ in parts) == 0:
         raise ValueError("a solver is tuned on trajectories of the model, but none were given")
     few = parts[: -(-len(parts) // _QUARTER)]
-    free = FreeSolver(parts[0][0].process.schedule, steps, best_start(few, steps))
+    start = best_start(few, steps)
+    free = FreeSolver(parts[0][0].process.schedule, steps, start)
     early = iterations * 2 // 3 if len(few) < len(parts) else 0
     scales = _untuned(parts, steps)
     if early > 0:
@@ -157,7 +158,9 @@ def tune(
     found = _fit(free, parts, scales, iterations - early, lambda done, error: progress(early + done, error), radius)
     if match is None or iterations == 0:
         return found
-    return matched(free, parts, scales, match, lambda done, error: progress(iterations + done, error))
+    untuned = _relative(untuned_solver(free.schedule, steps, start), parts, scales)
+    with network_precision(parts[0][0], match.precision):
+        return matched(free, parts, scales, match, untuned, lambda done, error: progress(iterations + done, error))
 
 
 def moved(process: Process, x: Tensor, v: Tensor, radius: float) -> Tensor:
@@ -204,6 +207,13 @@ def _fit(
     return free.minimise(loss, iterations, progress, moves)
 
 
+def _relative(solver: Tuned, parts: Trajectories, scales: list[float]) -> float:
+    """The mean square error, of each part relative to `scales`."""
+    times, count = torch.tensor(solver.times, dtype=torch.float64), sum(end.numel() for _, _, end in parts)
+    each = (_error(parts[i : i + 1], solver, times) / scales[i] * part[2].numel() for i, part in enumerate(parts))
+    return sum(each) / count
+
+
 def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
     """The solver with its error and that of the untuned one, measured on new trajectories with `guidance`."""
     error = _error(parts, tuned, torch.tensor(tuned.times, dtype=torch.float64))
@@ -223,10 +233,7 @@ def best_start(parts: Trajectories, steps: int) -> Start:
     schedule, scales = parts[0][0].process.schedule, _untuned(parts, steps)
 
     def error(start: Start) -> float:
-        solver = untuned_solver(schedule, steps, start)
-        times = torch.tensor(solver.times, dtype=torch.float64)
-        each = (_error(parts[i : i + 1], solver, times) / scales[i] * len(part[1]) for i, part in enumerate(parts))
-        return sum(each)
+        return _relative(untuned_solver(schedule, steps, start), parts, scales)
 
     errors = {start: error(start) for start in (Start(*kind, *grid) for grid in _GRIDS for kind in _KINDS[:2])}
     best = min(errors, key=lambda start: errors[start])
