@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoises
 from ornstein.guidance import ClassifierFree
-from ornstein.inverse import METHODS, Grey, Mask, Operator, downsampling, invert, repaint, twisted
+from ornstein.inverse import METHODS, Decoded, Grey, Mask, Operator, downsampling, invert, repaint, twisted
 from ornstein.noise import SingularCovarianceError
 from ornstein.randomness import normal
 from ornstein.request import SampleRequest
@@ -99,7 +99,7 @@ def restore(
 
     Args:
         d: the model.
-        A: what was measured, see `ornstein.inverse.operators`.
+        A: what was measured, see `ornstein.inverse.operators`; for a model of latents, of the picture or of the latent.
         y: measurements, (B, *).
         noise_std: standard deviation of the noise in y.
         n: answers for each measurement.
@@ -112,7 +112,7 @@ def restore(
         callback, **options: as for `ornstein.sample`.
 
     Returns:
-        (B n, *shape).
+        (B n, *shape), the model's samples: latents of a model of latents.
 
     Raises:
         ValueError: y does not fit the operator or is not finite, the model does not make samples of its shape, an
@@ -124,6 +124,7 @@ def restore(
         raise ValueError(f"unknown method {method!r}; known: {', '.join(METHODS_OF_EDITS)}")
     if distilled_of(d) is not None:
         raise ValueError("a distilled model has no E[x_0 | x_t] to condition: use its teacher")
+    A = _of_samples(d, A)
     _check_shape(d, A.shape)
     A.check(y)
     plain = method in ("ddrm", "ddnm", "diffpir", "pigdm", "repaint")
@@ -158,7 +159,7 @@ def upscale(
     Raises:
         ValueError: the model's side is no multiple of y's, or as `restore`.
     """
-    shape = _shape_of(d)
+    shape = _picture_of(d)
     if y.ndim != len(shape) + 1 or shape[-1] % y.shape[-1] or shape[-1] // y.shape[-1] * y.shape[-2] != shape[-2]:
         raise ValueError(f"the model makes pictures of {shape}: {tuple(y.shape[1:])} is no whole fraction of them")
     return restore(d, downsampling(shape[-1] // y.shape[-1], shape, kind), y, noise_std, n, method, **options)
@@ -172,7 +173,7 @@ def colourise(
     Raises:
         ValueError: the model has no three channels, or as `restore`.
     """
-    return restore(d, Grey(_shape_of(d)), y, noise_std, n, method, **options)
+    return restore(d, Grey(_picture_of(d)), y, noise_std, n, method, **options)
 
 
 def sdedit(
@@ -328,6 +329,20 @@ def _shape_of(d: Denoises) -> tuple[int, ...]:
     if spec is None:
         raise ValueError("the model does not say what its samples look like: give restore an operator of their shape")
     return tuple(spec.shape)
+
+
+def _picture_of(d: Denoises) -> tuple[int, ...]:
+    """The shape of the pictures or clips of a model, which are not the samples of one of latents."""
+    space = getattr(module_of(d), "space", None)
+    return _shape_of(d) if space is None else tuple(space.shape)
+
+
+def _of_samples(d: Denoises, A: Operator) -> Operator:
+    """The operator on the model's samples; of latents through the decoder, if it is one on pictures."""
+    space: Any = getattr(module_of(d), "space", None)
+    if space is None or _shape_of(d) == A.shape or tuple(space.shape) != A.shape:
+        return A
+    return Decoded(A, space.mean_of, _shape_of(d))
 
 
 def _check_shape(d: Denoises, shape: tuple[int, ...]) -> None:

@@ -17,7 +17,7 @@ from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
 from ornstein.request import SOLVER, STEPS, SampleRequest
 from ornstein.schedules import Discrete, Schedule
-from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
+from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids, with_colour
 from ornstein.solvers.grids import GRID
 from ornstein.wrapper import (
     conditions_of,
@@ -72,6 +72,7 @@ def sample(
     precision: str | torch.dtype | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
+    coloured: str | Sequence[Sequence[float]] | Tensor | None = None,
 ) -> Tensor:
     """Samples from a denoiser: the reverse process from times[0] down to times[1].
 
@@ -83,8 +84,8 @@ def sample(
     Args:
         d: a `Denoiser`, an exact denoiser of `ornstein.oracles`, or anything that wraps one.
         shape: (B, *), the number of samples and the shape of each.
-        solver, steps, grid, seed, guidance, times, batch, first, precision, guidance_interval, guidance_rescale: see
-            `SampleRequest`.
+        solver, steps, grid, seed, guidance, times, batch, first, precision, guidance_interval, guidance_rescale,
+            coloured: see `SampleRequest`.
         cond: conditions for the network by name: tensors (B, ...) or lists with one entry a sample; anything else is
             shared by all samples. `negative` is a dict of conditions for the other side of guidance, such as those of
             a negative prompt; without it that side has no conditions. `flow`, (B, F - 1, 2, H, W) in pixels, is the
@@ -101,8 +102,9 @@ def sample(
             trajectory that starts at t = 0 without `start`; a solver that diverges.
     """
     request = SampleRequest(
-        solver, steps, grid, times, seed, guidance, batch, first, precision, guidance_interval, guidance_rescale
-    )
+        solver, steps, grid, times, seed, guidance, batch, first, precision, guidance_interval, guidance_rescale,
+        coloured,
+    )  # fmt: skip
     return draw(d, shape, request, cond, start, callback)
 
 
@@ -163,6 +165,8 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
         what = f"this model was distilled for {own} at its own time steps"
         warnings.warn(f"{what}: with others its samples differ from its teacher's", UserWarning, stacklevel=4)
         solver, steps, grid = solver or own.solver, steps or own.steps, GRID if grid is None else grid
+    if request.coloured is not None:
+        solver = with_colour(request.coloured, request.solver)
     if isinstance(solver, str):
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")

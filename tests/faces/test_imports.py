@@ -6,8 +6,9 @@ from typing import get_args
 import pytest
 
 import ornstein.faces
+from ornstein.faces.commands import TrainCommand
 from ornstein.faces.nets.face import PRESETS
-from ornstein.faces.settings import SwapSettings, TrainCommand
+from ornstein.faces.settings import SwapSettings
 from ornstein.faces.swap.blend import METHODS
 from ornstein.settings import type_hints
 

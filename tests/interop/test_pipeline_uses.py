@@ -127,7 +127,13 @@ def test_a_hole_is_filled_in_latents_and_the_rest_kept_to_the_bit(pipeline: Fold
     assert not np.array_equal(*made) and ("channels for the mask" in said) == (name == "inpaint")
     if name == "sd1":
         done("edit", "sdedit", *words[2:4], "--prompt", "a cat", "--steps", 2, "-o", tmp_path / "v.png")
-        refused(ornstein("edit", "restore", *words[2:4], "--prompt", "a", "-o", tmp_path / "r"), "latents", "inpaint")
+        words[3] = tmp_path / "s.png"
+        Image.fromarray(picture[:32, :32]).save(words[3])
+        for method in ((), ("--method", "moments")):
+            out = tmp_path / f"u{len(method)}.png"
+            done("edit", "upscale", *words[2:4], "--factor", 2, "--prompt", "a", "--steps", 2, *method, "-o", out)
+            assert Image.open(out).size == (64, 64)
+        refused(ornstein("edit", "restore", *words[2:4], "--method", "ddnm", "--prompt", "a", "-o", out), "eigenvalues")
         refused(ornstein("edit", "sdedit", *words[2:4], "-o", tmp_path / "r"), "takes text")
 
 

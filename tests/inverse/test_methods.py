@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import ornstein as orn
-from ornstein.inverse import DDNM, DPS, METHODS, Mask, Matrix, Moments, invert, repaint, twisted
+from ornstein.inverse import DDNM, DPS, METHODS, Decoded, Mask, Matrix, Moments, invert, repaint, twisted
 from ornstein.noise import AR1, Covariance, Identity
 from ornstein.oracles import GaussianMixture
 
@@ -42,6 +42,50 @@ def test_moment_matching_is_exact_for_one_gaussian(noise: Covariance, t: float) 
     ours = Moments(ONE.denoiser(p), Matrix(A, (N,)), Y, STD, iterations=4, tolerance=0.0)(x, t).x0
     exact = ONE.posterior(A, Y[0], STD).denoiser(p)(x, t).x0
     torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.05, 0.4, 0.9, 1.0])
+def test_noise_on_a_whole_sample_is_removed_exactly_for_a_mixture(t: float) -> None:
+    schedules = (orn.schedules.Cosine(), orn.schedules.Rectified(), orn.schedules.LinearBeta())
+    whole, y = Mask(torch.ones(N), (N,)), torch.tensor([[0.4, -0.2, 0.1, 0.3]], dtype=torch.float64)
+    for p in map(orn.Process, schedules):
+        x = torch.randn(5, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        ours = Moments(TWO.denoiser(p), whole, y, 0.8)(x, t).x0
+        exact = TWO.posterior(torch.eye(N, dtype=torch.float64), y[0], 0.8).denoiser(p)(x, t).x0
+        torch.testing.assert_close(ours, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_what_was_measured_of_decoded_pictures_is_exact_for_a_linear_decoder() -> None:
+    p = process(Identity())
+    draw = torch.Generator().manual_seed(4)
+    W, b = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((6, N), (6,)))
+    of_pictures = torch.randn(3, 6, generator=draw, dtype=torch.float64)
+    y = torch.randn(1, 3, generator=draw, dtype=torch.float64)
+    A = Decoded(Matrix(of_pictures, (6,)), lambda z: z @ W.mT.to(z) + b.to(z), (N,))
+    x = torch.randn(5, N, generator=draw, dtype=torch.float64)
+    ours = Moments(ONE.denoiser(p), A, y, STD, iterations=3, tolerance=0.0)(x, 0.4).x0
+    exact = ONE.posterior(of_pictures @ W, y[0] - of_pictures @ b, STD).denoiser(p)(x, 0.4).x0
+    torch.testing.assert_close(ours, exact, rtol=1e-6, atol=1e-7)
+
+
+def test_the_decoder_is_linearised_where_it_is_asked() -> None:
+    draw = torch.Generator().manual_seed(5)
+    attention = torch.nn.MultiheadAttention(4, 2, batch_first=True).double()
+
+    def decode(z: Tensor) -> Tensor:  # with attention, whose fused kernel has no second derivative
+        tokens = torch.nn.functional.silu(z.double()).reshape(len(z), 3, 4)
+        q = attention(tokens, tokens, tokens, need_weights=False)[0]
+        return (tokens + q).flatten(1).to(z)
+
+    A = Decoded(Mask(torch.tensor([1, 0] * 6), (12,)), decode, (12,))
+    z, v = torch.randn(2, 2, 12, generator=draw, dtype=torch.float64)
+    tangent, value = A.at(z)
+    torch.testing.assert_close(value, A.linear(z))
+    h = 1e-6
+    slope = (A.linear(z + h * v) - A.linear(z - h * v)) / (2 * h)
+    torch.testing.assert_close(tangent.linear(v), slope, rtol=1e-6, atol=1e-8)
+    w = torch.randn(2, 12, generator=draw, dtype=torch.float64)
+    torch.testing.assert_close((tangent.linear(v) * w).sum(), (v * tangent.adjoint(w)).sum())
 
 
 @pytest.mark.parametrize("noise", [Identity(), AR1(N, 0.7)], ids=["white", "ar1"])

@@ -350,8 +350,8 @@ def edited(client, served, tmp_path: Path, **change):
     }
     asked = {
         "run": str(served.home / "digits"), "picture": sent, "task": "fill what is painted", "operator": "blur:1",
-        "noise_std": 0.1, "factor": 2, "strength": 0.5, "label": "3", "method": "moments", "n": 2, "steps": 2,
-        "seed": 0,
+        "noise_std": 0.1, "factor": 2, "strength": 0.5, "label": "3", "prompt": "", "negative": "",
+        "method": "moments", "n": 2, "steps": 2, "guidance": 1, "seed": 0,
     } | change  # fmt: skip
     return picture, client.predict(**asked, api_name="/edit")
 
@@ -374,6 +374,7 @@ def test_a_painted_part_is_filled_and_the_rest_kept(client, served, tmp_path: Pa
         ({"task": "colour"}, "no colours to give"),
         ({"n": 0}, "less than minimum value 1"),
         ({"label": "cat"}, "no class 'cat'"),
+        ({"label": "none", "guidance": 2}, "guidance strengthens a condition"),
         ({"run": "/etc"}, "no run '/etc' is open here"),
     ],
 )

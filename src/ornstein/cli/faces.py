@@ -1,4 +1,4 @@
-"""`ornstein faces prepare | train | evaluate | demo | verify | protect | card | costs | finish | benchmark`."""
+"""`ornstein faces prepare | train | adapt | evaluate | demo | verify | protect | card | costs | finish | benchmark`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from ornstein.cli.lazy import HELP, Group, Lazy
 
 __all__ = ["COMMANDS", "faces"]
 
-_SETTINGS, _BODIES = "ornstein.faces.settings:", "ornstein.cli.faces_commands:"
+_SETTINGS, _BODIES = "ornstein.faces.commands:", "ornstein.cli.faces_commands:"
 COMMANDS = {
     name: Lazy(help, f"{_SETTINGS}{name.title()}Command", f"{_BODIES}{name}")
     for name, help in {
         "prepare": "Detect, align and embed the face in each of your photos.",
         "train": "Train a face swap on your photographs.",
+        "adapt": "Adapt a face swap to one person's photos.",
         "evaluate": "Evaluate swaps of people that the model has not seen.",
         "demo": "Train and evaluate a swap on rendered faces.",
         "verify": "Read the provenance of a photo or a video.",

@@ -6,23 +6,20 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.table import Table
 
+from ornstein import checkpoint
 from ornstein.checkpoint import read_config
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.faces import provenance
-from ornstein.faces.detect import Detector, find_faces, subject
-from ornstein.faces.provenance.blocklist import BlockList
-from ornstein.faces.provenance.card import ModelCard, read_card, write_card
-from ornstein.faces.read import read_photo
-from ornstein.faces.recognise import Recogniser
-from ornstein.faces.settings import (
+from ornstein.faces.commands import (
+    AdaptCommand,
     CardCommand,
     DemoCommand,
     EvaluateCommand,
@@ -31,20 +28,26 @@ from ornstein.faces.settings import (
     TrainCommand,
     VerifyCommand,
 )
+from ornstein.faces.detect import Detector, find_faces, subject
+from ornstein.faces.provenance.blocklist import BlockList
+from ornstein.faces.provenance.card import ModelCard, read_card, write_card
+from ornstein.faces.read import read_photo
+from ornstein.faces.recognise import Recogniser
 from ornstein.faces.swap.sampling import FaceModel
+from ornstein.faces.train.adapt import Check, adapt_swap
 from ornstein.faces.train.evaluate import Held, score_swaps, swap_held
 from ornstein.faces.train.face_set import FaceSet, open_faces
 from ornstein.faces.train.prepare import NO_FACE, SIZES
 from ornstein.faces.train.prepare import prepare as prepare_photos
 from ornstein.faces.train.runs import people_split, pretrain_swap, train_recogniser, train_swap
-from ornstein.faces.train.shards import PATTERN
+from ornstein.faces.train.shards import PATTERN, complete_shard, is_complete
 from ornstein.faces.world.demo import demo as run_demo
 from ornstein.progress import cell, console, progress, say
 from ornstein.store import atomic_write
 from ornstein.training import TrainConfig, TrainState
 from ornstein.training.state import check_new
 
-__all__ = ["SCORES", "card", "demo", "evaluate", "prepare", "protect", "train", "verify"]
+__all__ = ["SCORES", "adapt", "card", "demo", "evaluate", "prepare", "protect", "train", "verify"]
 
 SCORES = "scores.json"
 PREPARED = "prepared"
@@ -110,7 +113,7 @@ def train(asked: TrainCommand, given: frozenset[str]) -> None:
             lambda config: train_swap(ours, out, config, None, asked.net, resume=True, device=device),
         )
     ]
-    if asked.world:
+    if asked.world and not (out / checkpoint.CONFIG).exists():  # else the photographs have begun
         stages.insert(
             0,
             (
@@ -149,11 +152,40 @@ def _faces_of(asked: TrainCommand) -> tuple[FaceSet, Path]:
     if not any(folder.glob(PATTERN)):
         folder = asked.out / PREPARED
         _prepared(asked.data, folder, asked.size or SIZES[0], resume=True)
+    _completed(folder)
     faces = open_faces(folder)
     size = faces.images.shape[-1]
     if asked.size not in (None, size):
         raise UserError(f"{folder} was prepared with --size {size}, not {asked.size}: leave out --size")
     return faces, folder
+
+
+def adapt(asked: AdaptCommand, given: frozenset[str]) -> None:
+    with progress("of the time") as bar:
+        task = bar.add_task("held-out photos", total=1.0, note="")
+
+        def tell(done: float, check: Check) -> None:
+            bar.update(task, completed=min(done, 1.0), note=f"step {check.step}  error {check.error:.4f}")
+
+        settings = {each.name: getattr(asked, each.name) for each in fields(asked)}
+        made = adapt_swap(**settings, tell=tell)
+    for name, why in made.skipped:
+        say(f"skipped {name}: {why}")
+    best, first = made.best, made.checks[0]
+    say(f"{made.photos} photos, {made.held_out} of them held out")
+    say(f"error of these {first.error:.4f} before, {best.error:.4f} after {best.step} steps")
+    say(f"done: swap with `ornstein swap SOURCE TARGET --model {asked.out}`")
+
+
+def _completed(folder: Path) -> None:
+    """Give prepared faces of an older version the points of their shape."""
+    shards = [path for path in sorted(folder.glob(PATTERN)) if not is_complete(path)]
+    if shards:
+        with progress("shards") as bar:
+            task = bar.add_task("points of the faces", total=len(shards), note="")
+            for path in shards:
+                complete_shard(path)
+                bar.advance(task)
 
 
 def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:

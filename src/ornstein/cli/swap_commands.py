@@ -13,7 +13,8 @@ from ornstein.cli.swap import detectors
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.extras import require
-from ornstein.faces.settings import BenchmarkCommand, CostsCommand, FinishCommand, SwapSettings
+from ornstein.faces.commands import BenchmarkCommand, CostsCommand, FinishCommand
+from ornstein.faces.settings import SwapSettings
 from ornstein.faces.swap import Swapper, finishing, load_model
 from ornstein.faces.swap import benchmark as protocols
 from ornstein.faces.swap.costs import costs as measured

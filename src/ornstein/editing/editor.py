@@ -207,7 +207,7 @@ class Editor:
             y: the damaged picture (C', h, w), or for operators that give none, what they measured.
             shape: of the picture, where y does not say it.
         """
-        self._pixels("restore")
+        self._no_clips("restore")
         if not bool(y.isfinite().all()):
             raise UserError("the input has values that are not finite")
         factor, step = step_of(operator)
@@ -278,11 +278,13 @@ class Editor:
         except ValueError as error:
             raise UserError(str(error)) from None
         options = self._all() | {"first": first, "cond": self._repeated(1)}
-        return edit.restore(model, A, y.to(device_of(model)), noise_std, self.n, **options).cpu()
+        if model.space is not None:  # a decoder is far from linear where x0_hat is blurred: small steps follow it
+            options.setdefault("method", "dps")
+        return model.decode(edit.restore(model, A, y.to(device_of(model)), noise_std, self.n, **options)).cpu()
 
     def colourise(self, y: Tensor, noise_std: float) -> Tensor:
         """Colours for a grey picture (1, H, W). By "resize" the colours are made at the model's size, and y is kept."""
-        self._pixels("colourise")
+        self._no_clips("colourise")
         if self.shape[0] != 3:
             raise UserError(f"the model makes pictures of {_channels(self.shape[0])}: it has no colours to give")
         if self.fit == "crop":
@@ -301,7 +303,7 @@ class Editor:
 
     def upscale(self, y: Tensor, factor: int | None, kind: str, noise_std: float) -> Tensor:
         """A picture (C, h, w) larger by a whole factor: draws of what `kind` of downsampling would make y of."""
-        self._pixels("upscale")
+        self._no_clips("upscale")
         self._check(y)
         if factor is None:
             factor = self.shape[-1] // y.shape[-1]
@@ -318,7 +320,8 @@ class Editor:
         if self.fit != "tile":
             model, x = self._framed(x)
             return self._varied(model, x, strength)
-        self._pixels("sdedit with --fit tile")
+        if self.model.space is not None:
+            raise UserError("--fit tile is for models of pixels: the latents of tiles do not join")
         places = tiles(x.shape[-2:], self.shape[-2:])
         if min(x.shape[-2] - self.shape[-2], x.shape[-1] - self.shape[-1]) < 0:
             raise UserError(f"tiles of {_extent(self.shape)} are larger than the picture: leave out --fit tile")
@@ -395,14 +398,6 @@ class Editor:
         if self.clips:
             raise UserError(
                 f"{what} is for models of pictures: `ornstein edit inpaint` fills masks and frames of clips"
-            )
-
-    def _pixels(self, what: str) -> None:
-        self._no_clips(what)
-        if self.model.space is not None:
-            raise UserError(
-                f"{what} needs the pixels that were measured, and this model makes latents: inpaint, sdedit and "
-                "interpolate work with it"
             )
 
     def _sampler(self) -> dict[str, Any]:

@@ -52,7 +52,12 @@ class EditSettings:
 class PosteriorSettings(EditSettings):
     """What edits by the posterior p(x_0 | y) have besides."""
 
-    method: str = setting("moments", "How p(y | x_t) is approximated.", choices=METHODS)
+    method: str | None = setting(
+        None,
+        "How p(y | x_t) is approximated.",
+        choices=METHODS,
+        by_data="moments; of latents dps, but for a fill",
+    )
     particles: int = setting(16, "Particles of each answer, for twisted.", minimum=1)
     iterations: int | None = setting(
         None, "Iterations of conjugate gradients, for moments and twisted.", by_data="3", minimum=1

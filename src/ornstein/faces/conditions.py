@@ -8,19 +8,29 @@ from torch.nn import functional as F
 
 from ornstein.faces.nets.placement import spots
 from ornstein.faces.nets.unet import blurred
+from ornstein.faces.shape import CONTOURS, contours, moved_face
 
-__all__ = ["CHANNELS", "LIGHT", "POINTS", "appearance", "blended_features", "scene"]
+__all__ = ["CHANNELS", "LIGHT", "POINTS", "SHAPED", "appearance", "blended_features", "scene"]
 
 CHANNELS = 5
-"""Channels of a scene: the picture, the mask, the landmarks."""
+"""Channels of a scene with landmarks: the picture, the mask, the landmarks."""
+SHAPED = 4 + len(CONTOURS)
+"""Channels of a scene with the points of `shape`: the picture, the mask, the contours."""
 POINTS = 5
 """The landmarks that every detector gives: the first ones."""
 LIGHT = 4
 """Cells a side of the blur that shows how a face is lit and little of whose it is."""
 
 
-def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None = None, hidden: bool = True) -> Tensor:
-    """The channels (B, 5, H, W) that describe the target to a network: the picture, the mask, the landmarks as spots.
+def scene(
+    target: Tensor,
+    mask: Tensor,
+    landmarks: Tensor,
+    tint: Tensor | None = None,
+    hidden: bool = True,
+    points: Tensor | None = None,
+) -> Tensor:
+    """The channels (B, S, H, W) that describe the target to a network: the picture, the mask, the landmarks as spots.
 
     Args:
         target: the crop (B, 3, H, W) in [-1, 1].
@@ -28,6 +38,7 @@ def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None =
         landmarks: (B, K, 2), in pixels of the crop.
         tint: (B, 3, 1, 1), added to the blur.
         hidden: blur the face to 8x8. Without it the picture is as it is: for `RelitUNet`.
+        points: (B, shape.POINTS, 3), where the points of the swapped face lie: their contours replace the landmarks.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -45,7 +56,8 @@ def scene(target: Tensor, mask: Tensor, landmarks: Tensor, tint: Tensor | None =
     if hidden:
         face = blurred(target) if tint is None else blurred(target) + tint
         picture = torch.lerp(target, face, mask)
-    return torch.cat([picture, 2 * mask - 1, 2 * spots(landmarks, size).to(target) - 1], dim=1)
+    where = spots(landmarks, size) if points is None else contours(points.to(target.device), size)
+    return torch.cat([picture, 2 * mask - 1, 2 * where.to(target) - 1], dim=1)
 
 
 def blended_features(target: Tensor, shown: Tensor, weight: float) -> Tensor:
@@ -71,12 +83,12 @@ def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) ->
     """The channels (B, 4, H, W) that show `FaceUNet` the source's face, at the place of the target's.
 
     The source crop where its mask is, 0 elsewhere, and the mask; moved by the least-squares similarity that takes its
-    landmarks to those of the target.
+    landmarks to those of the target, or by the thin plate of `shape.moved_face` if they are all points of a shape.
 
     Args:
         source: (B, 3, H, W) in [-1, 1].
         mask: (B, 1, H, W) in [0, 1].
-        landmarks, onto: (B, K, 2) of the source and of the target, in pixels.
+        landmarks, onto: (B, K, 2) of the source and of the target, in pixels; or (B, shape.POINTS, 3).
 
     Raises:
         ValueError: the shapes do not fit.
@@ -86,6 +98,9 @@ def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) ->
         raise ValueError(f"a source (B, 3, H, W) and its mask (B, 1, H, W), not {source.shape} and {mask.shape}")
     if landmarks.shape != onto.shape or len(onto) != b or landmarks.shape[1] < 2:
         raise ValueError(f"the same landmarks, 2 or more, of {b} faces each, not {landmarks.shape} and {onto.shape}")
+    shown = torch.cat([source * mask, mask], dim=1)
+    if landmarks.shape[2] == 3:
+        return moved_face(shown, landmarks, onto)
     # `align.Similarity.fit` of a batch, from the target back to the source, which is what a resampler reads:
     # q = mean_q + [[c, -s], [s, c]] (p - mean_p)
     p, q = onto.to(source), landmarks.to(source)
@@ -99,5 +114,4 @@ def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) ->
     )
     at = (torch.stack([x, y], -1).flatten(0, 1).to(source) - mean_p[:, None]) @ turn + mean_q[:, None]
     grid = torch.stack([(2 * at[..., 0] + 1) / width - 1, (2 * at[..., 1] + 1) / height - 1], -1)
-    shown = torch.cat([source * mask, mask], dim=1)
     return F.grid_sample(shown, grid.unflatten(1, (height, width)), align_corners=False)

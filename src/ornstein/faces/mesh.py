@@ -54,11 +54,15 @@ EXPRESSION = (
 
 @dataclass(frozen=True)
 class Mesh:
-    """points: float32 (N, 468, 2). irises: (N, 2, 2), their middles, left and right. score: (N,), that it is a face."""
+    """points: float32 (N, 468, 2). irises: (N, 2, 2), their middles, left and right. score: (N,), that it is a face.
+
+    depth: (N, 468), in the units of the points, larger further away.
+    """
 
     points: Tensor
     irises: Tensor
     score: Tensor
+    depth: Tensor
 
     @property
     def five(self) -> Tensor:
@@ -79,28 +83,29 @@ def mesh(images: Tensor, landmarks: Tensor) -> Mesh:
     """
     rows = [_mesh(image, points) for image, points in zip(images.cpu().float(), landmarks.cpu(), strict=True)]
     if not rows:
-        return Mesh(torch.empty(0, _POINTS, 2), torch.empty(0, 2, 2), torch.empty(0))
+        return Mesh(torch.empty(0, _POINTS, 2), torch.empty(0, 2, 2), torch.empty(0), torch.empty(0, _POINTS))
     return Mesh(*(torch.stack(part) for part in zip(*rows, strict=True)))
 
 
-def _mesh(image: Tensor, five: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _mesh(image: Tensor, five: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     net = _network(_FACE)
     side = net.size[0]
     look = alignment(five[:5], side)
-    points, score = _seen(net, image, look)
+    points, _, _ = _seen(net, image, look)
     look = _square(points, points[_LEFT_EYE[0]], points[_RIGHT_EYE[0]], _ROOM, side)
-    points, score = _seen(net, image, look)
+    points, depth, score = _seen(net, image, look)
     irises = [_iris(image, points[list(eye)], mirrored) for eye, mirrored in ((_LEFT_EYE, False), (_RIGHT_EYE, True))]
-    return points.float(), torch.stack(irises).float(), score
+    return points.float(), torch.stack(irises).float(), score, depth.float()
 
 
-def _seen(net: TFLite, image: Tensor, look: Similarity) -> tuple[Tensor, Tensor]:
-    """The points (468, 2) in the picture, float64, and the score, of the square that `look` cuts out."""
+def _seen(net: TFLite, image: Tensor, look: Similarity) -> tuple[Tensor, Tensor, Tensor]:
+    """The points (468, 2) in the picture and their depth, float64, and the score, of the square that `look` cuts."""
     side = net.size[0]
     points, score = net(warp(image, look, (side, side)).clamp(0, 255)[None] / 255)
     if points.numel() < score.numel():
         points, score = score, points
-    return look.inverse()(points.reshape(_POINTS, 3)[:, :2].double() - 0.5), score.flatten()[0].sigmoid()
+    points = points.reshape(_POINTS, 3).double()
+    return look.inverse()(points[:, :2] - 0.5), points[:, 2] / look.scale, score.flatten()[0].sigmoid()
 
 
 def _iris(image: Tensor, corners: Tensor, mirrored: bool) -> Tensor:

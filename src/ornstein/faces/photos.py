@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ornstein.data import to_unit
 from ornstein.faces.conditions import POINTS, appearance
+from ornstein.faces.shape import MIRROR
 
 __all__ = ["Pairs", "Photos", "SourceFaces", "mirror"]
 
@@ -19,12 +20,14 @@ class SourceFaces:
     """The sources of swaps: an identity vector each, and a picture of the face.
 
     identity: (B, D). image: (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) of its face. landmarks: (B, K, 2) in pixels.
+    points: (B, shape.POINTS, 3), for a model that needs them.
     """
 
     identity: Tensor
     image: Tensor
     mask: Tensor
     landmarks: Tensor
+    points: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.identity)
@@ -32,30 +35,36 @@ class SourceFaces:
     @classmethod
     def cat(cls, faces: Sequence[SourceFaces]) -> SourceFaces:
         """The rows of all of them."""
-        return cls(*(torch.cat(parts) for parts in zip(*(each._parts for each in faces), strict=True)))
+        points = [each.points for each in faces if each.points is not None]
+        return cls(
+            *(torch.cat(parts) for parts in zip(*(each._parts for each in faces), strict=True)),
+            torch.cat(points) if len(points) == len(faces) else None,
+        )
 
     def to(self, device: torch.device) -> SourceFaces:
-        return SourceFaces(*(part.to(device, non_blocking=True) for part in self._parts))
+        return self._each(lambda part: part.to(device, non_blocking=True))
 
     def select(self, rows: Tensor | slice) -> SourceFaces:
         """These faces alone."""
-        return SourceFaces(*(part[rows] for part in self._parts))
+        return self._each(lambda part: part[rows])
 
     def repeat(self, n: int) -> SourceFaces:
         """One face n times."""
-        return SourceFaces(*(part.expand(n, *part.shape[1:]) for part in self._parts))
+        return self._each(lambda part: part.expand(n, *part.shape[1:]))
 
     def roll(self, n: int) -> SourceFaces:
         """Row i is row i - n."""
-        return SourceFaces(*(part.roll(n, 0) for part in self._parts))
+        return self._each(lambda part: part.roll(n, 0))
 
-    def known(self, onto: Tensor, moved: bool = True) -> dict[str, Tensor]:
+    def known(self, onto: Tensor, moved: bool = True, points: Tensor | None = None) -> dict[str, Tensor]:
         """The conditions of the source for targets with the landmarks `onto` (B, K, 2).
 
         moved: move the face onto those landmarks, for `FaceUNet`; a `RelitUNet` moves it itself.
+        points: (B, shape.POINTS, 3), where those of the face go, instead of the landmarks.
         """
         if moved:
-            face = appearance(self.image, self.mask, self.landmarks, onto)
+            here, there = (self.landmarks, onto) if self.points is None or points is None else (self.points, points)
+            face = appearance(self.image, self.mask, here, there)
             return {"identity": self.identity, "appearance": face}
         face = torch.cat([self.image * self.mask, self.mask], 1)
         return {"identity": self.identity, "appearance": face, "points": torch.stack([self.landmarks, onto], 1)}
@@ -64,13 +73,16 @@ class SourceFaces:
     def _parts(self) -> tuple[Tensor, ...]:
         return self.identity, self.image, self.mask, self.landmarks
 
+    def _each(self, change: Callable[[Tensor], Tensor]) -> SourceFaces:
+        return SourceFaces(*map(change, self._parts), None if self.points is None else change(self.points))
+
 
 @dataclass(frozen=True)
 class Pairs:
     """Training pairs of swaps: the face of `source` painted into `target` should look as `truth`.
 
     truth, target: (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) of the target's face. landmarks: (B, K, 2) of the target
-    in pixels.
+    in pixels. points: (B, shape.POINTS, 3) of the truth, if they are known.
     """
 
     truth: Tensor
@@ -78,14 +90,17 @@ class Pairs:
     mask: Tensor
     landmarks: Tensor
     source: SourceFaces
+    points: Tensor | None = None
 
     def to(self, device: torch.device) -> Pairs:
         parts = (part.to(device, non_blocking=True) for part in self._parts)
-        return Pairs(*parts, source=self.source.to(device))
+        points = None if self.points is None else self.points.to(device)
+        return Pairs(*parts, source=self.source.to(device), points=points)
 
     def select(self, rows: Tensor) -> Pairs:
         """These pairs alone."""
-        return Pairs(*(part[rows] for part in self._parts), source=self.source.select(rows))
+        points = None if self.points is None else self.points[rows]
+        return Pairs(*(part[rows] for part in self._parts), source=self.source.select(rows), points=points)
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
@@ -110,6 +125,7 @@ class Photos:
         embeddings: (N, D) of any recogniser.
         state: (N,), or None.
         mirrored: (K,), which landmark each one is in a mirror. None: the first five change sides, the others stay.
+        points: (N, shape.POINTS, 3), or None.
 
     Raises:
         ValueError: the numbers of rows differ.
@@ -124,12 +140,14 @@ class Photos:
         embeddings: Tensor,
         state: Tensor | None = None,
         mirrored: Tensor | None = None,
+        points: Tensor | None = None,
     ) -> None:
         self.images, self.masks, self.landmarks = images.cpu(), masks.cpu(), landmarks.float().cpu()
         self.person, self.embeddings = person.cpu(), embeddings.float().cpu()
         self.state = None if state is None else state.cpu()
         self.mirrored = None if mirrored is None else mirrored.cpu()
-        lengths = {len(part) for part in (images, masks, landmarks, person, embeddings)}
+        self.points = None if points is None else points.float().cpu()
+        lengths = {len(part) for part in (images, masks, landmarks, person, embeddings, points) if part is not None}
         if len(lengths) != 1 or not len(images):
             raise ValueError(f"photos, masks, landmarks, people and embeddings must be equally many, not {lengths}")
         self._same_person = _Groups(self.person)
@@ -151,25 +169,27 @@ class Photos:
         """These photos alone."""
         rows = rows.cpu()
         parts = (p[rows] for p in (self.images, self.masks, self.landmarks, self.person, self.embeddings))
-        return Photos(*parts, state=None if self.state is None else self.state[rows], mirrored=self.mirrored)
+        state, points = (None if part is None else part[rows] for part in (self.state, self.points))
+        return Photos(*parts, state=state, mirrored=self.mirrored, points=points)
 
     def known_as(self, embeddings: Tensor) -> Photos:
         """The same photos with other embeddings (N, D)."""
         parts = (self.images, self.masks, self.landmarks, self.person)
-        return Photos(*parts, embeddings, state=self.state, mirrored=self.mirrored)
+        return Photos(*parts, embeddings, state=self.state, mirrored=self.mirrored, points=self.points)
 
     def faces(self, rows: Tensor, mirrored: Tensor | None = None) -> SourceFaces:
         """These photos as sources, in a mirror where `mirrored` (B,) is true."""
         rows = rows.cpu()
         image, mask, landmarks = self._seen(rows, mirrored)
-        return SourceFaces(self.embeddings[rows], image, mask, landmarks)
+        return SourceFaces(self.embeddings[rows], image, mask, landmarks, self._points(rows, mirrored))
 
     def pairs(self, rows: Tensor, draw: torch.Generator) -> Pairs:
         """One pair for each truth in `rows` (B,): another photo of that person as the source; half of them mirrored."""
         rows = rows.cpu()
         source, target, mirrored = self._drawn(rows, draw)
         truth = self._seen(rows, mirrored)[0]
-        return Pairs(truth, *self._seen(target, mirrored), source=self.faces(source, mirrored ^ (source == rows)))
+        known = self.faces(source, mirrored ^ (source == rows))
+        return Pairs(truth, *self._seen(target, mirrored), source=known, points=self._points(rows, mirrored))
 
     def places(self, n: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The landmarks (n, K, 2) of sources, targets and truths of n pairs of any rows, in pixels."""
@@ -192,6 +212,15 @@ class Photos:
             return image, mask, landmarks
         image, mask = (torch.where(mirrored[:, None, None, None], each.flip(3), each) for each in (image, mask))
         return image, mask, self._turned(landmarks, mirrored)
+
+    def _points(self, rows: Tensor, mirrored: Tensor | None) -> Tensor | None:
+        if self.points is None:
+            return None
+        points = self.points[rows]
+        if mirrored is None:
+            return points
+        flipped = torch.cat([self.size - 1 - points[..., :1], points[..., 1:]], 2)[:, MIRROR]
+        return torch.where(mirrored[:, None, None], flipped, points)
 
     def _turned(self, landmarks: Tensor, mirrored: Tensor) -> Tensor:
         return torch.where(mirrored[:, None, None], mirror(landmarks, self.size, self.mirrored), landmarks)

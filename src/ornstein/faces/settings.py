@@ -1,4 +1,4 @@
-"""The settings of face swaps and of their commands, each declared once. It does not import PyTorch."""
+"""The settings of face swaps and of `ornstein swap`, each declared once. It does not import PyTorch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from ornstein.errors import UserError
 from ornstein.settings import check, setting
 
 __all__ = [
+    "DEVICE",
+    "DEVICES",
     "FACE",
     "ORDERS",
+    "OTHERS",
+    "PRECISION",
     "REGIONS",
-    "BenchmarkCommand",
-    "CardCommand",
-    "CostsCommand",
-    "DemoCommand",
-    "EvaluateCommand",
-    "FinishCommand",
-    "PrepareCommand",
-    "ProtectCommand",
+    "Precision",
     "SwapCommand",
     "SwapSettings",
-    "TrainCommand",
-    "VerifyCommand",
     "VideoSettings",
     "parse_indices",
     "parse_noise",
@@ -42,9 +37,9 @@ ORDERS = (
 )  # fmt: skip
 _LARGEST_PADDING = 40
 
-_PRECISION = "Precision of the networks' convolutions and matrix products."
-_DEVICE = "Where to compute."
-_DEVICES, _OTHERS = ("auto", "cpu", "cuda", "mps"), "cuda:0, cuda:1, ..."
+PRECISION = "Precision of the networks' convolutions and matrix products."
+DEVICE = "Where to compute."
+DEVICES, OTHERS = ("auto", "cpu", "cuda", "mps"), "cuda:0, cuda:1, ..."
 
 
 @dataclass(frozen=True)
@@ -67,6 +62,9 @@ class SwapSettings:
         maximum=20,
     )
     towards: float = setting(0.0, "Guidance by the model's recogniser, about 0.02; 0 for none.", minimum=0, maximum=1)
+    shape: float = setting(
+        0.5, "Share of the source's own shape of the face; the rest is the target's.", minimum=0, maximum=1
+    )
     blend: Literal["feather", "laplacian", "poisson"] = setting(
         "laplacian", "How the face is blended into the picture."
     )
@@ -90,7 +88,7 @@ class SwapSettings:
     )
     label: bool = setting(True, "The visible badge; the manifest says if it is missing.")
     seed: int = setting(0, "The same seed gives the same picture.", minimum=0, maximum=2**63 - 1, random=True)
-    precision: Precision = setting("auto", _PRECISION)
+    precision: Precision = setting("auto", PRECISION)
 
     def __post_init__(self) -> None:
         check(self)
@@ -270,7 +268,7 @@ class _SwapFiles:
     log: Path | None = setting(None, "The log of swaps.", by_data="ornstein-swaps.jsonl beside --out")
     resume: bool = setting(False, "Go on with a video, or with a --batch, that was stopped.")
     overwrite: bool = setting(False, "Replace an --out that this command did not write.")
-    device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
+    device: str = setting("auto", DEVICE, choices=DEVICES, other=OTHERS)
 
 
 @dataclass(frozen=True)
@@ -279,197 +277,3 @@ class SwapCommand(VideoSettings, SwapSettings, _SwapFiles):
 
     Example: ornstein swap me.jpg party.jpg -o swapped.png --i-have-consent "Ann Lee, her birthday card"
     """
-
-
-@dataclass(frozen=True)
-class PrepareCommand:
-    """Detect, align and embed the face in each of your photos; by dlib, on the CPU.
-
-    Example: ornstein faces prepare photos.zip --out faces --size 64
-    """
-
-    data: Path = setting(help="Photos: a folder or a zip archive, best with a folder per person.", argument=True)
-    out: Path = setting(help="The folder to write.")
-    size: int = setting(64, "Side of the aligned faces: 64, 128 or 256.", unit="pixels")
-    shard: str = setting("1/1", "I/N: do the I-th of N parts only, to share the work.")
-    workers: int | None = setting(None, "Processes.", by_data="the number of cores", minimum=1)
-    resume: bool = setting(False, "Go on after what is finished in --out.")
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class TrainCommand:
-    """Train a face swap on your photographs: they are prepared, then it learns from rendered faces, then from them.
-
-    A tenth of the people is held out, for `faces evaluate`.
-
-    Example: ornstein faces train photos.zip --minutes 180 --out runs/faces
-    """
-
-    data: Path = setting(
-        help="Photos, a folder or a zip archive, best with a folder per person; or what `faces prepare` wrote.",
-        argument=True,
-    )
-    out: Path = setting(help="The run directory to write.")
-    minutes: float = setting(120.0, "Training time, after the preparation.", unit="minutes", above=0)
-    size: Literal[64, 128, 256] | None = setting(
-        None, "Side of the aligned faces.", by_data="64, or that of the prepared faces", unit="pixels"
-    )
-    world: float = setting(
-        0.15, "Share of the training time on rendered faces, whose true swaps are known.", minimum=0, below=1
-    )
-    recogniser: float | None = setting(
-        None,
-        "Train a small recogniser after dlib's for so long first, and use it instead: it needs no file of dlib's.",
-        by_data="dlib's own, with a gradient",
-        unit="minutes",
-        above=0,
-    )
-    net: Literal["xs", "s", "m", "l"] = setting("s", "Size of the network.")
-    batch: int = setting(32, "Faces a step.", minimum=1)
-    seed: int = setting(0, "Seed of everything random.", minimum=0, maximum=2**63 - 1, random=True)
-    licence: str | None = setting(None, "The licence of the model, for its card.", by_data="not stated")
-    research_only: bool = setting(False, "The data are for research only, says the card.")
-    device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
-    precision: Precision = setting("auto", _PRECISION)
-    resume: bool = setting(False, "Go on with the run in OUT.")
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class EvaluateCommand:
-    """Evaluate swaps of people that the model has not seen, by two recognisers, landmarks and the mesh of the face.
-
-    Example: ornstein faces evaluate runs/faces --data runs/prepared -n 100
-    """
-
-    run: Path = setting(help="The run directory of `faces train`.", argument=True)
-    data: Path = setting(help="What it was trained on: the people it held out are found again.")
-    num: int = setting(
-        100, "Held-out people to swap with each other.", names=("-n", "--num"), old_names=("--people",), minimum=2
-    )
-    steps: int = setting(20, "Steps of the sampler.", minimum=1)
-    guidance: float | None = setting(
-        None, "Scale of classifier-free guidance.", by_data="what suits the model", minimum=0, maximum=20
-    )
-    strength: float = setting(1.0, "0 is the target's identity, 1 the source's, or beyond.", minimum=0, maximum=3)
-    towards: float = setting(0.0, "A step of identity guidance, in units of the pixels.", minimum=0, maximum=1)
-    device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
-    precision: Precision = setting("auto", _PRECISION)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class DemoCommand:
-    """Train a swap on rendered faces, swap people it has not seen, and compare with the truth.
-
-    Example: ornstein faces demo && open runs/demo-swap/report.html
-    """
-
-    out: Path = setting(Path("runs/demo-swap"), "The run directory to write.")
-    minutes: float = setting(6.0, "Time in all, about, on two cores.", unit="minutes", above=0)
-    device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
-    precision: Precision = setting("auto", _PRECISION)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class VerifyCommand:
-    """Read a file's provenance: who signed it, whether it was changed since, and what was stated about the swap.
-
-    Exits with 1 unless the file is signed and intact.
-
-    Example: ornstein faces verify swapped.png
-    """
-
-    file: Path = setting(help="A photo or a video.", argument=True)
-
-
-@dataclass(frozen=True)
-class ProtectCommand:
-    """Put people on a list of protected faces, which `ornstein swap --block-list` refuses as source and as target.
-
-    Example: ornstein faces protect ann.jpg bo.jpg --out protected.json
-    """
-
-    photos: list[Path] = setting(help="Photos of the people.", argument=True, repeated=True)
-    out: Path = setting(help="The list to write, or to add to.")
-
-
-@dataclass(frozen=True)
-class CostsCommand:
-    """Measure what a swap costs on this machine, by the resolution of the picture.
-
-    Example: ornstein faces costs runs/faces
-    """
-
-    run: Path = setting(help="The run directory of a face-swap model.", argument=True)
-    steps: int = setting(20, "Steps of the sampler.", minimum=1)
-    detector: Literal["blaze", "dlib"] = setting("blaze", "What finds faces.")
-    repeats: int = setting(1, "Swaps of each size, of which the fastest counts.", minimum=1, maximum=100)
-    device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
-    precision: Precision = setting("auto", _PRECISION)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class FinishCommand:
-    """Train the two small networks that finish a swap, on rendered faces and the CPU: what covers a face, finer detail.
-
-    A swap uses those of RUN instead of the shipped ones.
-
-    Example: ornstein faces finish runs/faces --minutes 20
-    """
-
-    run: Path = setting(help="The run directory of a face-swap model.", argument=True)
-    minutes: float = setting(8.0, "Processor time in all.", unit="minutes", above=0)
-    only: Literal["occlusion", "detail"] | None = setting(None, "Train this one alone.")
-    seed: int = setting(0, "Seed of everything random.", minimum=0, maximum=2**63 - 1, random=True)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class BenchmarkCommand:
-    """Evaluate a model on the CASIA FaceSwapping protocol, for who has its pictures.
-
-    Example: ornstein faces benchmark casia/ --run runs/faces
-    """
-
-    folder: Path = setting(help="The folder with the pictures, faces/, and image_pairs_*.txt.", argument=True)
-    run: Path = setting(help="The run directory of a face-swap model.")
-    out: Path | None = setting(None, "Where to keep swaps and scores.", by_data="RUN/benchmark")
-    num: int | None = setting(None, "Pairs, the first ones.", names=("-n", "--num"), by_data="all", minimum=1)
-    steps: int = setting(20, "Steps of the sampler.", minimum=1)
-    resume: bool = setting(False, "Keep the swaps that are in --out already.")
-    device: str = setting("auto", _DEVICE, choices=_DEVICES, other=_OTHERS)
-    precision: Precision = setting("auto", _PRECISION)
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True)
-class CardCommand:
-    """Show or write a model's card, which `ornstein swap` prints when the model is used.
-
-    Example: ornstein faces card runs/faces --licence "research only" --data "Labeled Faces in the Wild" --research-only
-    """
-
-    run: Path = setting(help="The run directory of a model.", argument=True)
-    licence: str | None = setting(None, "The licence of the model.")
-    data: str | None = setting(None, "What it was trained on.")
-    research_only: bool | None = setting(
-        None, "Whether its data are for research only.", names=("--research-only/--any-use",)
-    )

@@ -1,5 +1,6 @@
 """Inverse problems: what was measured, and denoisers of what it may have come from (E39)."""
 
+from ornstein.inverse.decoded import Decoded
 from ornstein.inverse.gradients import DPS, PiGDM
 from ornstein.inverse.inversion import Inversion, invert
 from ornstein.inverse.jpeg import JPEG
@@ -24,8 +25,8 @@ from ornstein.inverse.posterior import Posterior
 from ornstein.inverse.projections import DDNM, DDRM, DiffPIR, repaint
 
 __all__ = [
-    "DDNM", "DDRM", "DPS", "JPEG", "METHODS", "Blur", "Chain", "Cut", "DiffPIR", "Grey", "Inversion", "Mask", "Matrix",
-    "Moments", "Operator", "PiGDM", "Posterior", "Resized", "downsampling", "invert", "known_frames",
+    "DDNM", "DDRM", "DPS", "JPEG", "METHODS", "Blur", "Chain", "Cut", "Decoded", "DiffPIR", "Grey", "Inversion", "Mask",
+    "Matrix", "Moments", "Operator", "PiGDM", "Posterior", "Resized", "downsampling", "invert", "known_frames",
     "named_operator", "radon", "repaint", "sensing", "twisted",
 ]  # fmt: skip
 

@@ -28,9 +28,10 @@ class DPS(Posterior):
 
     def posterior_mean(self, x_t: Tensor, t: Times, y: Tensor, cond: dict[str, Any]) -> Tensor:
         p = self.linearised(x_t, t, cond)
-        r = y - self.A.linear(p.x0)
+        A, value = self.A.at(p.x0)
+        r = y - value
         spread = r.square().mean(tuple(range(1, r.ndim)), keepdim=True) + self.noise_std**2
-        weighted = self.A.adjoint(r / spread.clamp(min=1e-12))
+        weighted = A.adjoint(r / spread.clamp(min=1e-12))
         return p.x0 + self.scale * p.times_cov(weighted)
 
 

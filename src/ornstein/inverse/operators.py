@@ -43,6 +43,10 @@ class Operator:
         """A x: (B, *shape) -> (B, *)."""
         raise NotImplementedError
 
+    def at(self, x: Tensor) -> tuple[Operator, Tensor]:
+        """The linear part about samples x (B, *shape), and the measurement of x: of a linear A, itself and A x."""
+        return self, self.linear(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """What an instrument would give for x, without its noise."""
         return self.linear(x)
@@ -66,6 +70,11 @@ class Operator:
     def diagonalisable(self) -> bool:
         """Whether `gram` and `pinv` exist."""
         return type(self).gram is not Operator.gram
+
+    @property
+    def whole(self) -> bool:
+        """Whether y is the sample itself, but for noise."""
+        return False
 
     def pinv(self, y: Tensor) -> Tensor:
         """The pseudo-inverse A^+ y: of all x that explain y best, the one of least norm, (B, *shape)."""
@@ -152,6 +161,10 @@ class Mask(Operator):
         if not bool(((known == 0) | (known == 1)).all()):
             raise ValueError("a mask holds 0 and 1")
         self.known = known.to(torch.bool)
+
+    @property
+    def whole(self) -> bool:
+        return bool(self.known.all())
 
     def linear(self, x: Tensor) -> Tensor:
         return x * self.known.to(x)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ornstein.denoiser import Denoises
 from ornstein.inverse.moments import Moments
+from ornstein.inverse.operators import Operator
 from ornstein.inverse.posterior import Linearised
 from ornstein.solvers import Noise
 from ornstein.solvers.stepping import pairs
@@ -89,25 +90,27 @@ class _Twist:
     cond: dict[str, Any]
 
     def __call__(self, x: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor]:
-        A, p = self.method.A, self.method.linearised(x, t, self.cond)
-        residual = self.y - A.linear(p.x0)
+        p = self.method.linearised(x, t, self.cond)
+        A, value = self.method.A.at(p.x0)
+        residual = self.y - value
         if math.prod(A.measured) <= _DENSE:
-            weights, logdet = self._dense(p, residual, self.method.doubt(p))
+            weights, logdet = self._dense(p, A, residual)
         else:  # without the determinant: the weights are less even, their limit is the same
-            weights, logdet = self.method.weights(p, self.y), 0.0
+            weights, logdet = self.method.weights(p, A, residual), 0.0
         quadratic = (residual * weights).flatten(1).sum(1)
         return p.x0, p.x0 + p.times_cov(A.adjoint(weights)), -(quadratic + logdet) / 2
 
-    def _dense(self, p: Linearised, residual: Tensor, doubt: Tensor) -> tuple[Tensor, Tensor]:
+    def _dense(self, p: Linearised, A: Operator, residual: Tensor) -> tuple[Tensor, Tensor]:
         """(noise_std^2 I + A Cov A^T)^-1 residual and log det, over what is measured at all."""
-        A, shape = self.method.A, residual.shape
+        shape = residual.shape
         units = torch.eye(math.prod(shape[1:]), dtype=residual.dtype, device=residual.device)
         columns = [A.linear(p.times_cov(A.adjoint(e.reshape(1, *shape[1:])))).flatten(1) for e in units]
         cov = torch.stack(columns, 2).double()
         cov = (cov + cov.mT) / 2
         values, vectors = torch.linalg.eigh(cov)
         # a direction of no variance is one that no sample has: unmeasured, or known exactly
-        values = values.clamp(min=0) + self.method.noise_std**2 + float(doubt) + 1e-9 * values.amax(1, keepdim=True)
+        noise = self.method.noise_std**2 + float(self.method.doubt(p))
+        values = values.clamp(min=0) + noise + 1e-9 * values.amax(1, keepdim=True)
         turned = (vectors.mT @ residual.flatten(1).double()[..., None])[..., 0]
         weights = (vectors @ (turned / values)[..., None])[..., 0]
         return weights.to(residual.dtype).reshape(shape), values.log().sum(1)

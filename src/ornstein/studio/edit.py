@@ -15,12 +15,14 @@ from ornstein.editing.files import Output, read_picture, write_answers
 from ornstein.editing.settings import METHODS, Inpaint, Restore, Sdedit, Upscale
 from ornstein.errors import UserError
 from ornstein.evaluation.samples import class_number, record_of
+from ornstein.interop.settings import Prompts
 from ornstein.sampling import State
 from ornstein.settings import field_of
 from ornstein.studio import forms
-from ornstein.studio.draws import checked_seed
+from ornstein.studio.draws import AUTOMATIC, checked_seed
 from ornstein.studio.studio import Studio, gallery
 from ornstein.studio.work import Tell, Work, errors_shown, note
+from ornstein.text import TextDenoiser
 
 __all__ = ["TASKS", "page", "painted"]
 
@@ -64,10 +66,11 @@ class _Page:
         self.studio = studio
 
     def classes(self, name: str) -> Any:
-        """The menu of classes for a run that was chosen; the status stays."""
-        data = self.studio.runs.model(self.studio.runs.find(name)).data
-        assert data is not None
-        return gr.update(choices=[_NO_CLASS, *data.classes], value=_NO_CLASS), gr.skip()
+        """The menu of classes, and whether prompts are shown, for a run that was chosen."""
+        model = self.studio.runs.model(self.studio.runs.find(name))
+        assert model.data is not None
+        text = gr.update(visible=isinstance(model, TextDenoiser))
+        return gr.update(choices=[_NO_CLASS, *model.data.classes], value=_NO_CLASS), text, text
 
     @errors_shown
     def edit(
@@ -80,9 +83,12 @@ class _Page:
         factor: float,
         strength: float,
         label: str,
+        prompt: str,
+        negative: str,
         method: str,
         n: float,
         steps: float,
+        guidance: float,
         seed: float,
         request: gr.Request,
     ) -> Iterator[Any]:
@@ -94,17 +100,25 @@ class _Page:
         model = self.studio.runs.model(path)
         check_editable(model, path.name)
         file, mask = painted(picture)
-        for name, value, low, high in (("answers", n, 1, _MOST), ("steps", steps, 1, 200), ("noise", noise_std, 0, 2)):
+        limits = {"answers": (n, 1, _MOST), "steps": (steps, 0, 200), "noise": (noise_std, 0, 2)}
+        for name, (value, low, high) in (limits | {"guidance": (guidance, 0, 20)}).items():
             if value is None or not low <= value <= high:
                 raise UserError(f"{name} must lie between {low} and {high}, not {value}")
         assert model.data is not None
         cond = {}
         if label not in (None, "", _NO_CLASS):
             cond["label"] = torch.tensor([class_number(label, model.data, path)])
-        options: dict[str, Any] = {"steps": int(steps), "seed": checked_seed(seed), "precision": self.studio.dtype}
-        if task != VARY:
+        elif (prompt or "").strip() and isinstance(model, TextDenoiser):
+            model = model.prompted([prompt.strip()], (negative or "").strip() or None)
+            cond["label"] = torch.zeros(1, dtype=torch.int64)
+        if guidance != 1 and not cond:
+            raise UserError("guidance strengthens a condition: choose a class, or write a prompt for a model of text")
+        options: dict[str, Any] = {"seed": checked_seed(seed), "precision": self.studio.dtype}
+        if steps:
+            options["steps"] = int(steps)
+        if task != VARY and method != AUTOMATIC:
             options["method"] = method
-        editor = Editor(model, int(n), cond=cond, options=options)
+        editor = Editor(model, int(n), cond=cond, guidance=guidance if cond else None, options=options)
         folder = session.new_folder()
 
         def job(tell: Tell) -> tuple[Tensor, Tensor]:
@@ -186,7 +200,7 @@ def page(studio: Studio) -> None:
                 height=380,
             )
             inputs = [run, picture, *_form()]
-            label = inputs[7]
+            shown = inputs[7:10]
             with gr.Row():
                 go, stop = gr.Button("Edit", variant="primary"), gr.Button("Stop")
             status = gr.HTML(note("Nothing edited yet."), elem_id="edit-status")
@@ -195,8 +209,8 @@ def page(studio: Studio) -> None:
             spread = gr.Image(label="Where the answers differ", elem_id="edit-spread", type="filepath", format="png")
     studio.on_stop(stop)
     silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    run.input(handlers.classes, run, [label, status], **silent)
-    studio.on_load(handlers.classes, run, [label, status])
+    run.input(handlers.classes, run, shown, **silent)
+    studio.on_load(handlers.classes, run, shown)
     go.click(handlers.edit, inputs, [status, answers, spread], api_name="edit", **studio.long)
 
 
@@ -214,12 +228,17 @@ def _form() -> list[Any]:
     factor = gr.Number(_FACTOR, label="Factor", info=info(Upscale, "factor"), precision=0, visible=False)
     strength = gr.Slider(0.05, 1, 0.5, step=0.05, label="Strength", info=info(Sdedit, "strength"), visible=False)
     label = gr.Dropdown([_NO_CLASS], value=_NO_CLASS, label="Class", allow_custom_value=True)
+    prompt, negative = (
+        gr.Textbox("", label=text, info=info(Prompts, name), visible=False, elem_id=f"edit-{name}")
+        for name, text in (("prompt", "Prompt"), ("negative", "Negative prompt"))
+    )
     with gr.Row(equal_height=False):
         n = gr.Slider(1, _MOST, 4, step=1, label="Answers", min_width=160)
         seed = gr.Number(0, label="Seed", precision=0, min_width=120)
     with gr.Accordion("More", open=False):
-        method = gr.Dropdown(list(METHODS), value="moments", label="Method", info=info(Inpaint, "method"))
-        steps = gr.Slider(1, 200, 20, step=1, label="Steps", info=info(Restore, "steps"))
+        method = gr.Dropdown([AUTOMATIC, *METHODS], value=AUTOMATIC, label="Method", info=info(Inpaint, "method"))
+        steps = gr.Slider(0, 200, 0, step=1, label="Steps", info=f"0: {info(Restore, 'steps')}")
+        guidance = gr.Slider(0, 10, 1, step=0.1, label="Guidance", info=info(Restore, "guidance"))
 
     def fields_of(chosen: str) -> list[Any]:
         of = {operator: (RESTORE,), noise: (RESTORE, ENLARGE, COLOUR), factor: (ENLARGE,), strength: (VARY,)}
@@ -227,4 +246,4 @@ def _form() -> list[Any]:
 
     silent: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
     task.change(fields_of, task, [operator, noise, factor, strength], **silent)
-    return [task, operator, noise, factor, strength, label, method, n, steps, seed]
+    return [task, operator, noise, factor, strength, label, prompt, negative, method, n, steps, guidance, seed]

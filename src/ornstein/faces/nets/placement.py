@@ -10,7 +10,7 @@ __all__ = ["Placement", "spots", "still", "thin_plate"]
 
 _FEW = 5  # landmarks that every detector gives, the first ones: the others are predicted from them if they are missing
 _STIFF = 0.02  # stiffness of a thin plate: with 0 it goes through all points and folds where they cross
-_COARSE = 16  # cells a side at which a thin plate is evaluated; it is smooth
+_COARSE = 16  # cells a side at which a thin plate is evaluated
 _TOUCH = 1e-6
 _FAR = 80.0  # squared deviations: beyond it a spot is 0, and denormal numbers would cost 40 times as much
 _POINT = 1 / 32  # deviation of a landmark's spot, as a share of the side
@@ -89,7 +89,7 @@ class Placement(nn.Module):
         return answer.unflatten(1, (self.points, 2)) * self.spread + self.mean
 
 
-def thin_plate(source: Tensor, onto: Tensor, size: int) -> Tensor:
+def thin_plate(source: Tensor, onto: Tensor, size: int, stiffness: float = _STIFF, cells: int = _COARSE) -> Tensor:
     """A thin-plate warp: where in the source's picture each pixel of the result is sampled, (B, `size`, `size`, 2).
 
     The spline takes the points `onto` (B, K, 2) near those of the `source` (B, K, 2), in units of half the picture:
@@ -97,17 +97,18 @@ def thin_plate(source: Tensor, onto: Tensor, size: int) -> Tensor:
 
         (K + stiffness) w + P a = source,   P^T w = 0,
 
-    the last equation regularised, so that points on a line have a solution too.
+    the last equation regularised, so that points on a line have a solution too. It is evaluated at `cells` x `cells`
+    places and interpolated: it is smooth.
 
     Source: Bookstein 1989 (Principal warps, IEEE PAMI 11(6)); Wahba 1990, the stiffness.
     """
     b, k, _ = onto.shape
-    bend = _bending(onto, onto) + _STIFF * torch.eye(k, device=onto.device)
+    bend = _bending(onto, onto) + stiffness * torch.eye(k, device=onto.device)
     flat = torch.cat([torch.ones_like(onto[..., :1]), onto], 2)
     touch = -_TOUCH * torch.eye(3, device=onto.device).expand(b, 3, 3)
     left = torch.cat([torch.cat([bend, flat], 2), torch.cat([flat.mT, touch], 2)], 1)
     w = torch.linalg.solve(left, torch.cat([source, source.new_zeros(b, 3, 2)], 1))
-    cells = min(_COARSE, size)
+    cells = min(cells, size)
     at = still(cells, onto.device).reshape(1, -1, 2)
     away = _bending(at, onto) @ w[:, :k] + w[:, k, None] + at @ w[:, k + 1 :] - at
     away = F.interpolate(away.mT.unflatten(2, (cells, cells)), (size, size), mode="bicubic", align_corners=False)
@@ -120,10 +121,13 @@ def still(size: int, device: torch.device | None = None) -> Tensor:
     return torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
 
 
-def spots(landmarks: Tensor, size: int) -> Tensor:
-    """All landmarks (B, K, 2) in pixels as Gaussian spots of height 1 in one picture (B, 1, size, size), at most 1."""
+def spots(landmarks: Tensor, size: int, width: float = _POINT) -> Tensor:
+    """All landmarks (B, K, 2) in pixels as Gaussian spots of height 1 in one picture (B, 1, size, size), at most 1.
+
+    width: their standard deviation, as a share of the side.
+    """
     at = torch.arange(size, device=landmarks.device)
-    squares = (((at - landmarks[..., i, None]) / (_POINT * size)).square() for i in (0, 1))
+    squares = (((at - landmarks[..., i, None]) / (width * size)).square() for i in (0, 1))
     x, y = (torch.exp(-square.clamp(max=_FAR) / 2) for square in squares)
     # a Gaussian is the product of one along each axis: K of them are a product of matrices
     return (y.mT @ x).clamp(max=1)[:, None].to(landmarks.dtype)

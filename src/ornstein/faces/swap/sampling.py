@@ -12,16 +12,17 @@ from torch import Tensor
 import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, Denoises
-from ornstein.faces.conditions import blended_features, scene
+from ornstein.faces.conditions import SHAPED, blended_features, scene
 from ornstein.faces.identity import IDENTITY, Recognises, likeness, load_identity
-from ornstein.faces.nets import RelitUNet
+from ornstein.faces.nets import FaceUNet, RelitUNet
 from ornstein.faces.photos import SourceFaces
+from ornstein.faces.shape import onto
 from ornstein.process import Prediction
 from ornstein.schedules import Times
 from ornstein.solvers import grids
 from ornstein.wrapper import Conditioned, Wrapper, device_of
 
-__all__ = ["GUIDANCE", "LEND", "Between", "FaceModel", "Inside", "Towards", "swap_crops"]
+__all__ = ["GUIDANCE", "LEND", "SHAPE", "Between", "FaceModel", "Inside", "Towards", "swap_crops"]
 
 # The last step goes from here to the data: a network that was trained for hours does not remove the little noise that
 # is left below, and passes it on as grain; a prediction of x0 from here has none.
@@ -29,6 +30,8 @@ _LAST = 0.25
 LEND = 0.5
 """The default blend weight of the source's blurred features, for photographs. Above it, swaps are recognised as the
 source more often, and begin to copy the source's mouth."""
+SHAPE = 0.5
+"""The default share of the source's own shape of the face."""
 GUIDANCE = 4.0
 """The default guidance scale for photographs: below it a swap keeps too much of its target."""
 
@@ -71,6 +74,12 @@ class FaceModel:
     def relights(self) -> bool:
         """Whether it sees the target as it is, and moves the source's face itself: `RelitUNet`."""
         return isinstance(getattr(self.denoiser, "net", None), RelitUNet)
+
+    @property
+    def shaped(self) -> bool:
+        """Whether it needs the points of `ornstein.faces.shape` of source and target."""
+        net = getattr(self.denoiser, "net", None)
+        return isinstance(net, FaceUNet) and net.config["scene"] == SHAPED
 
     @property
     def size(self) -> int:
@@ -172,6 +181,8 @@ def swap_crops(
     strength: float = 1.0,
     towards: float = 0.0,
     lend: float = LEND,
+    points: Tensor | None = None,
+    shape: float = SHAPE,
     own: Tensor | None = None,
     start: Tensor | None = None,
     seed: int = 0,
@@ -196,6 +207,8 @@ def swap_crops(
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
         lend: blend weight of the source's blurred features, smaller if `strength` is below 1, and 0 at 0: see
             `conditions.blended_features`. A `RelitUNet` sees the target as it is, and ignores it.
+        points: (B, shape.POINTS, 3) of the target, for a model that is `shaped`; the source has them too then.
+        shape: share of the source's own shape in the face, the rest is the target's: see `shape.onto`.
         own: (B, K), the target's own identity for `strength`; None is what the model's recogniser finds.
         start: (B, 3, H, W), the state at t = 1, for example one noise for all frames of a clip. Without it sample i has
             the noise of (seed, first + i), whatever the batch.
@@ -212,6 +225,8 @@ def swap_crops(
     b, device = len(target), model.device
     if len(source) not in (1, b):
         raise ValueError(f"{len(source)} sources for {b} targets: give one each, or one for all")
+    if model.shaped and (points is None or source.points is None):
+        raise ValueError("this model needs the points of the faces of source and target: see ornstein.faces.shape")
     target, mask, landmarks = target.to(device), mask.to(device), landmarks.to(device)
     source = (source.repeat(b) if len(source) == 1 else source).to(device)
     if strength == 1:
@@ -225,21 +240,26 @@ def swap_crops(
     out = []
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
-        y, m, points, who = target[rows], mask[rows], landmarks[rows], source.select(rows)
-        known = who.known(points, moved=hidden)
+        y, m, five, who = target[rows], mask[rows], landmarks[rows], source.select(rows)
+        there = here = None
+        if model.shaped and points is not None and who.points is not None:
+            here = points[rows].to(device)
+            there = onto(who.points, here, shape * min(strength, 1.0))
+        known = who.known(five, hidden, there)
         shown = y
         if hidden:
             blended = blended_features(y, known["appearance"], lend * min(strength, 1.0))
             shown = torch.lerp(y, blended, m)
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
-        d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, points, hidden=hidden)})
+        d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, five, hidden=hidden, points=there)})
         if own is not None:
-            d = Between(d, SourceFaces(own[rows].to(device), y, m, points).known(points, moved=hidden), strength)
+            mine = SourceFaces(own[rows].to(device), y, m, five, here)
+            d = Between(d, mine.known(five, hidden, there), strength)
         if scale != 1:
             d = orn.guidance.ClassifierFree(d, scale)
         d = Inside(d, y, m)
         if towards > 0:
-            d = Towards(d, model.recogniser, who.identity, m, towards, landmarks=points)
+            d = Towards(d, model.recogniser, who.identity, m, towards, landmarks=five)
         x = orn.sample(
             d,
             tuple(y.shape),

@@ -25,6 +25,7 @@ from ornstein.faces.provenance.card import ModelCard, read_card
 from ornstein.faces.read import read_photo
 from ornstein.faces.recognise import FaceRecogniser, Recogniser
 from ornstein.faces.settings import FACE, SwapSettings, parse_padding, parse_regions
+from ornstein.faces.shape import shape_in
 from ornstein.faces.swap.blend import paste
 from ornstein.faces.swap.choose import LARGEST, Choice, Source
 from ornstein.faces.swap.colour import match_colour, match_light
@@ -32,7 +33,7 @@ from ornstein.faces.swap.cover import Uncovered
 from ornstein.faces.swap.detail import enlarged
 from ornstein.faces.swap.finishing import SIDE, load
 from ornstein.faces.swap.regions import head, hull, region_weights
-from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.swap.sampling import SHAPE, FaceModel, swap_crops
 
 __all__ = ["SMALLEST", "Aligned", "SwapModel", "SwapSettings", "Swapper", "load_model"]
 
@@ -85,6 +86,8 @@ def load_model(run: str | Path, device: str | torch.device = "auto") -> SwapMode
 class Aligned:
     """A face as a model sees it: crop uint8 (3, S, S), mask (1, S, S), landmarks (5, 2) in crop pixels.
 
+    points: (shape.POINTS, 3) in crop pixels, if the model needs them.
+
     transform: from the picture to the crop. pasted: (1, P, P), what is put back of it, P a multiple of S; the mask,
     unless there is another one.
     """
@@ -94,6 +97,7 @@ class Aligned:
     landmarks: Tensor
     transform: Similarity
     pasted: Tensor | None = None
+    points: Tensor | None = None
 
 
 class Swapper:
@@ -126,6 +130,8 @@ class Swapper:
         self.model, self.settings, self.protected = model, settings or SwapSettings(), protected
         if self.settings.guidance is None:
             self.settings = replace(self.settings, guidance=model.guidance)
+        if not model.shaped and self.settings.shape != SHAPE:
+            raise UserError("--shape needs a model that sees the shape of a face: train it again")
         self._precision = choose_precision(self.settings.precision, model.device)
         self.detector = detector or BlazeDetector()
         self.scanner = scanner or detector or BlazeDetector(thorough=False)
@@ -166,7 +172,7 @@ class Swapper:
         distilled = isinstance(self.recogniser, Recogniser) and net.config["embedding"] == len(mean)
         crops, masks, landmarks = (torch.stack([getattr(each, part) for each in seen]) for part in _PARTS)
         identity = net.normalised(mean) if distilled else net.embed(to_unit(crops)).mean(0).cpu()
-        faces = SourceFaces(identity.expand(len(seen), -1), to_unit(crops), masks, landmarks)
+        faces = SourceFaces(identity.expand(len(seen), -1), to_unit(crops), masks, landmarks, _points(seen))
         return Source(tuple(Path(name).name for _, _, name in shown), mean, faces)
 
     def reference(self, photo: str | Path) -> Tensor:
@@ -216,7 +222,9 @@ class Swapper:
         size = self.model.size
         transform = alignment(face.landmarks, size)
         points = transform(face.landmarks)
-        return Aligned(crop(image, transform, size), mask(points[None], size)[0], points.float(), transform)
+        shape = shape_in(image, face.landmarks, transform) if self.model.shaped else None
+        covers = mask(points[None], size)[0]
+        return Aligned(crop(image, transform, size), covers, points.float(), transform, points=shape)
 
     def placed(self, image: Tensor, face: Face, share: float = 1.0) -> Aligned:
         """A face that is swapped, with what is put back of it: its regions, without what stands before it.
@@ -283,6 +291,8 @@ class Swapper:
             guidance=s.guidance,
             strength=s.identity,
             towards=s.towards,
+            points=_points(faces),
+            shape=s.shape,
             start=start,
             seed=s.seed,
             first=first,
@@ -310,3 +320,9 @@ class Swapper:
         faces = [self.placed(shown, face) for face, _ in chosen]
         sources = [choice.sources[number] for _, number in chosen]
         return self.put_back(pixels, faces, self.painted(faces, sources))
+
+
+def _points(faces: Sequence[Aligned]) -> Tensor | None:
+    """The points (N, shape.POINTS, 3) of faces that have them."""
+    points = [face.points for face in faces if face.points is not None]
+    return torch.stack(points) if points else None

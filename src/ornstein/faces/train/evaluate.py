@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,9 +23,19 @@ from ornstein.faces.recognise import Recogniser
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.train.face_set import FaceSet
 
-__all__ = ["Held", "SwapScores", "embed_crops", "found_landmarks", "photos_of", "score_swaps", "swap_held"]
+__all__ = [
+    "Held",
+    "SwapScores",
+    "embed_crops",
+    "found_landmarks",
+    "photos_of",
+    "score_swaps",
+    "seen_again",
+    "swap_held",
+]
 
-_JITTER = (0.95, 3.0)  # scale and degrees by which a target is moved, to see how steady its expression is measured
+# What `seen_again` does to a picture: pixels, a share of the scale, a quality of JPEG, grey levels.
+_SHIFT, _SCALE, _QUALITY, _GRAIN = 0.5, 0.05, 75, 4.0
 _ENLARGED = 256  # dlib takes landmarks in whole pixels: crops are enlarged to this side before it sees them
 
 
@@ -30,7 +43,7 @@ def photos_of(faces: FaceSet) -> Photos:
     """A prepared set of faces as photos to train swaps on, with masks."""
     size = faces.images.shape[-1]
     masks = torch.cat([(255 * align.mask(part, size)).round().to(torch.uint8) for part in faces.landmarks.split(512)])
-    return Photos(faces.images, masks, faces.landmarks, faces.person, faces.embeddings)
+    return Photos(faces.images, masks, faces.landmarks, faces.person, faces.embeddings, points=faces.points)
 
 
 def embed_crops(recogniser: Recogniser, crops: Tensor, landmarks: Tensor) -> Tensor:
@@ -70,8 +83,8 @@ class SwapScores:
     NaN if nobody has. top1, target_top1: the same by dlib, which training and guidance use.
     to_source, to_target: mean distance of dlib's embeddings; below 0.6 it takes two faces for one person. pose: root
     mean square error of the five landmarks, as a share of the eyes' distance. expression: root mean square difference
-    of the `mesh.expression` from the target's; jitter: that of the target itself, turned by 3 degrees and a little
-    smaller. found: share with a detected face.
+    of the `mesh.expression` from the target's; jitter: that of the target itself, seen again: moved, enlarged or
+    reduced, compressed and noisy (`seen_again`). found: share with a detected face.
     background: PSNR in dB outside the mask, infinite if nothing was changed. frechet: Frechet distance to the unswapped
     crops of all held-out people by `features`; frechet_floor: that of the targets themselves. seconds: a face, of the
     sampler alone.
@@ -149,6 +162,7 @@ def swap_held(
         target.mask,
         target.landmarks,
         sources,
+        points=target.points,
         own=target.identity if settings.get("strength", 1) != 1 else None,
         precision=precision,
         **settings,  # pyright: ignore[reportArgumentType]  (numbers by name)
@@ -214,13 +228,32 @@ def _judged(held: Held, swaps: Tensor) -> tuple[float, float, float]:
 
 
 def _expressions(swaps: Tensor, targets: Tensor, landmarks: Tensor) -> tuple[float, float]:
-    """The differences of expression of swaps and targets, and of the targets and themselves moved a little."""
+    """The differences of expression of swaps and targets, and of the targets and themselves seen again."""
     large, points = _enlarged(targets, landmarks)
-    middle = complex(_ENLARGED - 1, _ENLARGED - 1) / 2
-    move = align.Similarity.about(middle, middle, *_JITTER)
-    moved = torch.stack([align.warp(image, move, (_ENLARGED, _ENLARGED)) for image in large])
     truth = expression(mesh(large, points))
     swapped = expression(mesh(_enlarged(swaps, landmarks)[0], points))
-    again = expression(mesh(moved, torch.stack([move(each) for each in points])))
+    again = expression(mesh(*_enlarged(*seen_again(targets, landmarks))))
     a, b = (float((each - truth).square().mean().sqrt()) for each in (swapped, again))
     return a, b
+
+
+def seen_again(crops: Tensor, landmarks: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Crops uint8 (N, 3, S, S) as another camera would have taken them, and their landmarks (N, 5, 2).
+
+    Moved by up to half a pixel, enlarged or reduced by up to 5 %, JPEG of quality 75, and Gaussian noise of standard
+    deviation 4 of 255: what differs between two pictures of the same face in the same moment.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    size = crops.shape[-1]
+    middle = complex(size - 1, size - 1) / 2
+    pictures, places = [], []
+    for crop, points in zip(crops, landmarks.double(), strict=True):
+        x, y, scale = (2 * torch.rand(3, generator=draw) - 1).tolist()
+        move = align.Similarity.about(middle, middle + complex(x, y) * _SHIFT, 1 + _SCALE * scale, 0)
+        moved = align.warp(crop, move, (size, size)).clamp(0, 255).round().to(torch.uint8)
+        file = io.BytesIO()
+        Image.fromarray(moved.permute(1, 2, 0).numpy()).save(file, "jpeg", quality=_QUALITY)
+        moved = torch.from_numpy(np.asarray(Image.open(file)).copy()).permute(2, 0, 1).float()
+        pictures.append(moved + _GRAIN * torch.randn(moved.shape, generator=draw))
+        places.append(move(points))
+    return torch.stack(pictures).clamp(0, 255).round().to(torch.uint8), torch.stack(places).to(landmarks)

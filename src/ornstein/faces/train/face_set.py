@@ -21,7 +21,8 @@ class FaceSet:
 
     images: uint8 (N, 3, H, W), in natural order of `names`. embeddings: float32 (N, 128). landmarks: float32 (N, 5, 2),
     (x, y) in crop pixels. transforms: float64 (N, 2, 3), from photograph to crop pixels. scores: float32 (N,), the
-    detector's. person: int64 (N,) into `people`.
+    detector's. points: float32 (N, shape.POINTS, 3) in crop pixels, None in sets of older versions. person: int64 (N,)
+    into `people`.
     """
 
     source: str
@@ -33,6 +34,7 @@ class FaceSet:
     people: list[str]
     person: Tensor
     names: list[str]
+    points: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -76,6 +78,7 @@ class FaceSet:
             people=[name for name, keep in zip(self.people, kept.tolist(), strict=True) if keep],
             person=renumbered[self.person[rows]],
             names=[self.names[row] for row in rows.tolist()],
+            points=None if self.points is None else self.points[rows],
         )
 
 
@@ -109,7 +112,7 @@ def open_faces(path: str | Path) -> FaceSet:
     if sum(file.stat().st_size for file in found) < count * 3 * size**2:
         raise UserError(f"{folder} is damaged: its files are smaller than the {count} faces that they name")
     images = torch.empty(count, 3, size, size, dtype=torch.uint8)
-    rest: dict[str, list[Tensor]] = {"embeddings": [], "landmarks": [], "transforms": [], "scores": []}
+    rest: dict[str, list[Tensor]] = {"embeddings": [], "landmarks": [], "transforms": [], "scores": [], "points": []}
     start = 0
     for file, header in zip(found, headers, strict=True):
         tensors = read_shard(file, header)
@@ -117,7 +120,8 @@ def open_faces(path: str | Path) -> FaceSet:
         images[start : start + len(part)] = part
         start += len(part)
         for name, parts in rest.items():
-            parts.append(tensors[name])
+            if name in tensors:
+                parts.append(tensors[name])
     owners = [person for header in headers for person in header["people"]]
     people = sorted(set(owners), key=natural_key)
     number = {name: i for i, name in enumerate(people)}
@@ -131,4 +135,5 @@ def open_faces(path: str | Path) -> FaceSet:
         people=people,
         person=torch.tensor([number[owner] for owner in owners]),
         names=[name for header in headers for name in header["names"]],
+        points=torch.cat(rest["points"]) if len(rest["points"]) == len(found) else None,
     )

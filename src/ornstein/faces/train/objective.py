@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, SampleSpec
-from ornstein.faces.conditions import CHANNELS, scene
+from ornstein.faces.conditions import CHANNELS, SHAPED, scene
 from ornstein.faces.identity import IDENTITY, Recognises, augmented, fingerprint, likeness
 from ornstein.faces.nets import FaceUNet
 from ornstein.faces.nets.unet import blurred
@@ -23,7 +23,7 @@ from ornstein.process import Prediction
 from ornstein.settings import check, setting
 from ornstein.training import Task
 
-__all__ = ["FaceSettings", "FaceTask", "face_denoiser"]
+__all__ = ["FaceSettings", "FaceTask", "face_denoiser", "relit"]
 
 _CLEAREST, _NOISIEST = 0.3, 0.85  # times at which the model's own swaps are scored
 
@@ -46,19 +46,25 @@ class FaceSettings:
     tint: float = setting(
         0.05, "Standard deviation of a shift of the blurred face's colours, which hides whose they are.", minimum=0
     )
-    identity: float = setting(0.1, "Weight of the identity term, 1 - cosine, on pairs with a known truth.", minimum=0)
-    swap: float = setting(0.2, "Weight of the identity term on swaps of two people.", minimum=0)
+    light: float = setting(
+        0.2, "Standard deviation of random changes of the source's colours and light: both are the target's.", minimum=0
+    )
+    identity: float = setting(0.0, "Weight of the identity term, 1 - cosine, on pairs with a known truth.", minimum=0)
+    swap: float = setting(0.05, "Weight of the identity term on swaps of two people.", minimum=0)
     swaps: float = setting(0.25, "Share of the batch that is swapped so.", minimum=0, maximum=1)
     colour: float = setting(1.0, "Weight of the squared error of a swap's 8x8 blur against the target's.", minimum=0)
-    begins: float = setting(0.5, "Fraction of the training after which the identity terms begin.", minimum=0, maximum=1)
+    begins: float = setting(0.7, "Fraction of the training after which the identity terms begin.", minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
         check(self)
 
 
-def face_denoiser(size: int, identity: int, preset: str = "s") -> Denoiser:
-    """An untrained swap model for crops of `size` pixels and identity vectors of that length (v-prediction, cosine)."""
-    net = FaceUNet.preset(preset, size=size, scene=CHANNELS, identity=identity)
+def face_denoiser(size: int, identity: int, preset: str = "s", shaped: bool = True) -> Denoiser:
+    """An untrained swap model for crops of `size` pixels and identity vectors of that length (v-prediction, cosine).
+
+    shaped: it is shown the points of `ornstein.faces.shape`, and not five landmarks alone.
+    """
+    net = FaceUNet.preset(preset, size=size, scene=SHAPED if shaped else CHANNELS, identity=identity)
     return Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=SampleSpec((3, size, size)))
 
 
@@ -93,10 +99,12 @@ class FaceTask(Task[Denoiser]):
 
         t = low_discrepancy(n, draw).float().to(device) ** (1 / (1 + settings.noise))
         dropped = torch.rand(n, generator=draw, device=draw.device).to(device) < settings.dropout
-        shown = scene(pairs.target, pairs.mask, pairs.landmarks, settings.tint * normal(n, 3, 1, 1))
+        tint = settings.tint * normal(n, 3, 1, 1)
+        shown = scene(pairs.target, pairs.mask, pairs.landmarks, tint, points=pairs.points)
         z = normal(*pairs.truth.shape)
         x_t = self.model.process.add_noise(pairs.truth, t, z)
-        known = pairs.source.known(pairs.landmarks)
+        known = pairs.source.known(pairs.landmarks, points=pairs.points)
+        known["appearance"] = relit(known["appearance"], settings.light * normal(n, 9))
         guess = self.model(x_t, t, scene=shown, **known, dropped=dropped)
         truth = Prediction(self.model.process, x_t, t, pairs.truth, self.model.process.noise.color(z))
         weight = torch.lerp(torch.full_like(pairs.mask, settings.outside), torch.ones_like(pairs.mask), pairs.mask)
@@ -104,10 +112,12 @@ class FaceTask(Task[Denoiser]):
         if progress < settings.begins:
             zero = error.new_zeros(())
             return error, {"error": error, "unlike": zero, "swap_unlike": zero}
-        # the fifth of the rows with middling noise: less of it hides nothing, under more there is nothing to be seen
-        some = t.argsort()[2 * n // 5 : n - 2 * n // 5]
-        trust = self.model.process.coefficients(t, x_t)[0].flatten().square() * ~dropped
-        unlike = (trust[some] * self.unlike(guess.x0[some], pairs.select(some), draw)).mean()
+        unlike = error.new_zeros(())
+        if settings.identity:
+            # a fifth of the rows, with middling noise: less of it hides nothing, under more there is nothing to be seen
+            some = t.argsort()[2 * n // 5 : n - 2 * n // 5]
+            trust = self.model.process.coefficients(t, x_t)[0].flatten().square() * ~dropped
+            unlike = (trust[some] * self.unlike(guess.x0[some], pairs.select(some), draw)).mean()
         swap_unlike, colour = self.swapped(pairs, shown, draw)
         total = error + settings.identity * unlike + settings.swap * swap_unlike + settings.colour * colour
         return total, {"error": error, "unlike": unlike, "swap_unlike": swap_unlike}
@@ -125,7 +135,7 @@ class FaceTask(Task[Denoiser]):
             return shown.new_zeros(()), shown.new_zeros(())
         some = replace(pairs, source=pairs.source.roll(1)).select(torch.arange(n, device=shown.device))
         process = self.model.process
-        known = {"scene": shown[:n]} | some.source.known(some.landmarks)
+        known = {"scene": shown[:n]} | some.source.known(some.landmarks, points=some.points)
 
         def noise() -> Tensor:
             return torch.randn(some.target.shape, generator=draw, device=draw.device).to(shown.device)
@@ -147,3 +157,17 @@ class FaceTask(Task[Denoiser]):
     def save(self, model: Denoiser, out: Path, extra: dict[str, Any]) -> None:
         self.recogniser.save(out / IDENTITY)
         checkpoint.save(model, out, extra | {"faces": asdict(self.settings)})
+
+
+def relit(shown: Tensor, by: Tensor) -> Tensor:
+    """A source's `appearance` (B, 4, H, W) in other colours and another light.
+
+    by: (B, 9), with 0 for no change: the logarithm of a gain of each channel and of all of them, a shift of each
+    channel, and the slopes of the light to the right and downwards, from the middle to the edge.
+    """
+    height, width = shown.shape[2:]
+    y, x = (torch.linspace(-1, 1, side, device=shown.device) for side in (height, width))
+    by = by[..., None, None]
+    light = by[:, 4:7] + by[:, 7:8] * x + by[:, 8:9] * y[:, None]
+    colours = shown[:, :3] * (by[:, :3] / 2 + by[:, 3:4]).exp() + light * shown[:, 3:]
+    return torch.cat([colours, shown[:, 3:]], 1)

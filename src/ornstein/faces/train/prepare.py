@@ -1,9 +1,10 @@
 """Preparation of photographs: faces are detected, aligned and embedded, in shards that survive a kill.
 
 The folder of a set holds one file `faces-00017-of-00182.safetensors` for each 64 files of the source: images uint8
-(n, 3, S, S), embeddings float32 (n, 128), landmarks float32 (n, 5, 2) in crop pixels, transforms float64 (n, 2, 3) from
-the photograph to the crop; names, people, and the skipped files with the reasons are in its metadata. Shards made on
-several machines form one set if they lie in one folder; `index.json` is written once all are there.
+(n, 3, S, S), embeddings float32 (n, 128), landmarks float32 (n, 5, 2) and the points of the mesh float32 (n, 470, 3) in
+crop pixels, transforms float64 (n, 2, 3) from the photograph to the crop; names, people, and the skipped files with the
+reasons are in its metadata. Shards made on several machines form one set if they lie in one folder; `index.json` is
+written once all are there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ornstein.faces.detect import Detector, FaceDetector, subject
 from ornstein.faces.models import LANDMARKS_5, RECOGNITION, require_models
 from ornstein.faces.read import decode_photo
 from ornstein.faces.recognise import FaceRecogniser, Recogniser
+from ornstein.faces.shape import shape_in
 from ornstein.faces.train.face_set import FaceSet, open_faces
 from ornstein.faces.train.shards import INDEX, PATTERN, Row, read_header, shard_name, write_shard
 from ornstein.store import atomic_write, read_json, remove_partial
@@ -273,6 +275,7 @@ class _Worker:
             embedding=self._recogniser(image, [face])[0],
             landmarks=transform(face.landmarks).float(),
             transform=transform.matrix,
+            points=shape_in(image, face.landmarks, transform),
             score=face.score,
         )
 

@@ -12,6 +12,7 @@ from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
+from ornstein.faces.conditions import CHANNELS
 from ornstein.faces.identity import MODEL, Distillation, ExactIdentity, IdentityNet, Recognises
 from ornstein.faces.photos import Photos
 from ornstein.faces.train.evaluate import photos_of
@@ -88,9 +89,9 @@ def pretrain_swap(
     """
     folder = Path(out) / WORLD
     recogniser = _recogniser(out, faces.embeddings)
-    rendered = framed_photos(photos, faces.images.shape[-1], config.seed)
+    rendered = framed_photos(photos, faces.images.shape[-1], config.seed, shaped=faces.points is not None)
     # nobody is scored here: the truth of every swap is known
-    task = _task(rendered, recogniser, FaceSettings(begins=1.0), config, preset, device)
+    task = _task(rendered, recogniser, FaceSettings(begins=1.0), config, preset, device, folder)
     return run_task(task, task.photos, config, folder, resume=folder.is_dir())
 
 
@@ -122,9 +123,8 @@ def train_swap(
     Raises:
         UserError, RunError: as `run_task`.
     """
-    task = _task(
-        photos_of(faces), _recogniser(out, faces.embeddings), settings or FaceSettings(), config, preset, device
-    )
+    recogniser = _recogniser(out, faces.embeddings)
+    task = _task(photos_of(faces), recogniser, settings or FaceSettings(), config, preset, device, Path(out))
     if (Path(out) / WORLD / checkpoint.MODEL).exists():
         task.model.load_state_dict(checkpoint.load(Path(out) / WORLD).state_dict())
     return run_task(task, task.photos, config, out, resume)
@@ -148,9 +148,13 @@ def _task(
     config: TrainConfig,
     preset: str,
     device: str | torch.device,
+    run: Path,
 ) -> FaceTask:
     where = choose_device(device)
     photos = photos.known_as(recogniser.normalised(photos.embeddings))
     torch.manual_seed(config.seed)
-    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset)
+    shaped = photos.points is not None
+    if (run / checkpoint.CONFIG).exists():  # a run of an older version goes on as it began
+        shaped = shaped and checkpoint.read_config(run)["net"].get("scene") != CHANNELS
+    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset, shaped)
     return FaceTask(denoiser.to(where), recogniser.to(where), photos, settings)

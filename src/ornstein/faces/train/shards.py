@@ -12,9 +12,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ornstein.errors import UserError
+from ornstein.faces.shape import POINTS, shape_of
 from ornstein.store import atomic_save_tensors, check_regular, load_tensors
 
-__all__ = ["FORMAT", "INDEX", "PATTERN", "Row", "read_header", "read_shard", "shard_name", "write_shard"]
+__all__ = [
+    "FORMAT",
+    "INDEX",
+    "PATTERN",
+    "Row",
+    "complete_shard",
+    "is_complete",
+    "read_header",
+    "read_shard",
+    "shard_name",
+    "write_shard",
+]
 
 INDEX = "index.json"
 PATTERN = "faces-*-of-*.safetensors"
@@ -23,7 +35,10 @@ _LARGEST_SIDE = 4096  # pixels
 
 
 class Row(NamedTuple):
-    """One face: image uint8 (3, S, S), embedding (D,), landmarks (5, 2) in crop pixels, transform (2, 3) to them."""
+    """One face: image uint8 (3, S, S), embedding (D,), landmarks (5, 2) in crop pixels, transform (2, 3) to them.
+
+    points: (shape.POINTS, 3), in crop pixels.
+    """
 
     name: str
     person: str
@@ -31,6 +46,7 @@ class Row(NamedTuple):
     embedding: Tensor
     landmarks: Tensor
     transform: Tensor
+    points: Tensor
     score: float
 
 
@@ -57,8 +73,9 @@ def write_shard(
         "embeddings": torch.empty(0, dimension),
         "landmarks": torch.empty(0, 5, 2),
         "transforms": torch.empty(0, 2, 3, dtype=torch.float64),
+        "points": torch.empty(0, POINTS, 3),
     }
-    columns = [[row.image, row.embedding, row.landmarks, row.transform] for row in rows]
+    columns = [[row.image, row.embedding, row.landmarks, row.transform, row.points] for row in rows]
     stacked = map(torch.stack, zip(*columns, strict=True))
     tensors = dict(zip(empty, stacked, strict=True)) if rows else empty
     tensors["scores"] = torch.tensor([row.score for row in rows], dtype=torch.float32)
@@ -69,6 +86,21 @@ def write_shard(
         "people": [row.person for row in rows],
         "skipped": list(skipped),
     }
+    atomic_save_tensors(path, tensors, {"faces": json.dumps(header)})
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a shard has the points of its faces: those of older versions have none. Raises UserError if damaged."""
+    read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return "points" in file.keys()  # noqa: SIM118  (no dict)
+
+
+def complete_shard(path: Path) -> None:
+    """Find the points of the faces of an older version's shard in their crops. Raises UserError as `read_shard`."""
+    header = read_header(path)
+    tensors = read_shard(path, header)
+    tensors["points"] = shape_of(tensors["images"], tensors["landmarks"])
     atomic_save_tensors(path, tensors, {"faces": json.dumps(header)})
 
 
@@ -115,6 +147,8 @@ def read_shard(path: Path, header: dict[str, Any]) -> dict[str, Tensor]:
         "scores": (n,),
         "embeddings": (n, None),
     }
+    if "points" in tensors:  # sets of older versions have none
+        shapes["points"] = (n, POINTS, 3)
     for name, shape in shapes.items():
         given = tuple(tensors[name].shape) if name in tensors else ()
         if len(given) != len(shape) or any(k not in (None, m) for k, m in zip(shape, given, strict=True)):

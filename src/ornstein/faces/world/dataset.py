@@ -14,7 +14,7 @@ from ornstein.faces.world.landmarks import LANDMARKS
 from ornstein.faces.world.parameters import ATTRIBUTES, attributes, identities
 from ornstein.faces.world.views import Rendered, render, rendered
 
-__all__ = ["Cases", "Looks", "cases", "mirror_order", "region", "world_photos"]
+__all__ = ["Blocks", "Cases", "Looks", "cases", "drawn_blocks", "mirror_order", "region", "world_photos"]
 
 _BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose true result is among them
 _MARGIN = 0.1  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
@@ -62,6 +62,39 @@ class Looks:
         return portraits.flatten(1)
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of 8 people in the same 8 states: a picture of each person in each state.
+
+    people, states: (N / 8, K) and (N / 8, A). person, state: (N,), whose picture it is and in which state.
+    """
+
+    people: Tensor
+    states: Tensor
+    person: Tensor
+    state: Tensor
+
+    @property
+    def looks(self) -> tuple[Tensor, Tensor]:
+        """Identity and attributes of each picture."""
+        return self.people[self.person], self.states[self.state]
+
+
+def drawn_blocks(n: int, seed: int, first: int = 0) -> Blocks:
+    """The people and states of n pictures, a multiple of 64; block k is a function of (seed, first + k).
+
+    Raises:
+        ValueError: n is not a positive multiple of 64.
+    """
+    if n < 1 or n % _BLOCK**2:
+        raise ValueError(f"photos of the face world come in blocks of {_BLOCK**2}, not {n}")
+    rows = n // _BLOCK
+    at = torch.arange(n)
+    block, person, state = at // _BLOCK**2 * _BLOCK, at // _BLOCK % _BLOCK, at % _BLOCK
+    people, states = identities(rows, seed, first * _BLOCK), attributes(rows, seed, first * _BLOCK)
+    return Blocks(people, states, block + person, block + state)
+
+
 def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | None = None) -> Photos:
     """Photos of the face world, in blocks of 8 people in the same 8 states, with their `Looks` as embeddings.
 
@@ -74,21 +107,14 @@ def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | No
     Raises:
         ValueError: n is not a positive multiple of 64.
     """
-    if n < 1 or n % _BLOCK**2:
-        raise ValueError(f"photos of the face world come in blocks of {_BLOCK**2}, not {n}")
-    blocks = n // _BLOCK**2
-    people = identities(blocks * _BLOCK, seed, first * _BLOCK)
-    states = attributes(blocks * _BLOCK, seed, first * _BLOCK)
-    at = torch.arange(n)
-    block, person, state = at // _BLOCK**2, at // _BLOCK % _BLOCK, at % _BLOCK
-    person, state = block * _BLOCK + person, block * _BLOCK + state
+    drawn = drawn_blocks(n, seed, first)
 
     def small(out: Rendered) -> tuple[Tensor, Tensor, Tensor]:
         return to_uint8(out.image), (255 * region(out.mask)).round().to(torch.uint8), out.landmarks
 
-    images, masks, landmarks = rendered(people[person], states[state], size, small)
-    embeddings = (looks or Looks(people))(people)[person]
-    return Photos(images, masks, landmarks, person, embeddings, state, mirrored=mirror_order())
+    images, masks, landmarks = rendered(*drawn.looks, size, small)
+    embeddings = (looks or Looks(drawn.people))(drawn.people)[drawn.person]
+    return Photos(images, masks, landmarks, drawn.person, embeddings, drawn.state, mirrored=mirror_order())
 
 
 def mirror_order() -> Tensor:

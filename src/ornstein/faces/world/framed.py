@@ -9,8 +9,9 @@ from ornstein.data import to_uint8
 from ornstein.faces.align import Similarity, alignment, mask, warp
 from ornstein.faces.dlib_net import chips, dlib_net
 from ornstein.faces.photos import Photos
+from ornstein.faces.shape import shape_of
+from ornstein.faces.world.dataset import drawn_blocks
 from ornstein.faces.world.landmarks import LANDMARKS
-from ornstein.faces.world.parameters import attributes, identities
 from ornstein.faces.world.views import Rendered, rendered
 
 __all__ = ["FIVE", "framed", "framed_photos"]
@@ -20,7 +21,6 @@ FIVE = tuple(
     for name in ("right_eye_outer", "right_eye_inner", "left_eye_outer", "left_eye_inner", "nose_base")
 )
 """The landmarks of the face world that are those of `align`, in its order."""
-_BLOCK = 8  # people in the same 8 states, as in `world_photos`
 _ROOM = 1.5  # pixels of the render for one of the crop: a crop shows two thirds of a render's side, about
 
 
@@ -36,7 +36,7 @@ def framed(picture: Tensor, points: Tensor, size: int) -> tuple[Tensor, Tensor, 
     return warp(picture, transform, (size, size)), transform(points).float(), transform
 
 
-def framed_photos(n: int, size: int, seed: int, first: int = 0) -> Photos:
+def framed_photos(n: int, size: int, seed: int, first: int = 0, shaped: bool = True) -> Photos:
     """Photos of the face world as photographs are framed, with the masks of these and dlib's embeddings.
 
     Blocks of 8 people in the same 8 states, as those of `world_photos`: the true result of a swap of two people of a
@@ -46,19 +46,13 @@ def framed_photos(n: int, size: int, seed: int, first: int = 0) -> Photos:
         n: number of photos, a multiple of 64.
         size: side of the crops in pixels.
         seed, first: block k is a function of (seed, first + k).
+        shaped: find the points of their shape, for models that need them.
 
     Raises:
         ValueError: n is not a positive multiple of 64.
         UserError: dlib's recogniser is not installed.
     """
-    if n < 1 or n % _BLOCK**2:
-        raise ValueError(f"photos of the face world come in blocks of {_BLOCK**2}, not {n}")
-    blocks = n // _BLOCK**2
-    people = identities(blocks * _BLOCK, seed, first * _BLOCK)
-    states = attributes(blocks * _BLOCK, seed, first * _BLOCK)
-    at = torch.arange(n)
-    block, person, state = at // _BLOCK**2, at // _BLOCK % _BLOCK, at % _BLOCK
-    person, state = block * _BLOCK + person, block * _BLOCK + state
+    drawn = drawn_blocks(n, seed, first)
     net = dlib_net()
 
     def crops(out: Rendered) -> tuple[Tensor, ...]:
@@ -66,9 +60,11 @@ def framed_photos(n: int, size: int, seed: int, first: int = 0) -> Photos:
         images, points, _ = zip(*(framed(*each, size) for each in zip(out.image, five, strict=True)), strict=True)
         with torch.no_grad():
             embeddings = net(127.5 * (chips(out.image, five) + 1))
-        points = torch.stack(points)
-        masks = (255 * mask(points, size)).round().to(torch.uint8)
-        return to_uint8(torch.stack(images)), masks, points, embeddings
+        places = torch.stack(points)
+        masks = (255 * mask(places, size)).round().to(torch.uint8)
+        small = torch.stack(images)
+        points = (shape_of(127.5 * (small + 1), places),) if shaped else ()
+        return to_uint8(small), masks, places, embeddings, *points
 
-    images, masks, points, embeddings = rendered(people[person], states[state], round(_ROOM * size), crops)
-    return Photos(images, masks, points, person, embeddings, state)
+    images, masks, places, embeddings, *points = rendered(*drawn.looks, round(_ROOM * size), crops)
+    return Photos(images, masks, places, drawn.person, embeddings, drawn.state, points=points[0] if shaped else None)

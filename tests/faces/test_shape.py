@@ -1,0 +1,110 @@
+"""The shape of a face: turned, mirrored, drawn, and a picture moved along with it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ornstein.faces.align import Similarity
+from ornstein.faces.conditions import SHAPED, appearance, scene
+from ornstein.faces.mesh import PARTS
+from ornstein.faces.photos import Photos
+from ornstein.faces.shape import MIRROR, POINTS, contours, moved_face, onto, shape_in, shape_of, turned
+
+
+@pytest.fixture(scope="module")
+def face(portrait: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The portrait, its five landmarks, and the points of its shape."""
+    from ornstein.faces.detect import Detector
+
+    five = Detector(thorough=False)(portrait)[0].landmarks.float()
+    return portrait, five, shape_of(portrait[None], five[None])
+
+
+def test_a_mirror_is_its_own_inverse_and_keeps_the_parts():
+    order = torch.tensor(MIRROR)
+    assert torch.equal(order[order], torch.arange(POINTS))
+    for polygons in PARTS.values():
+        points = {point for polygon in polygons for point in polygon}
+        assert {MIRROR[point] for point in points} == points
+    assert MIRROR[33] == 263 and MIRROR[1] == 1 and MIRROR[468] == 469
+
+
+def test_the_shape_of_a_mirrored_picture(face):
+    picture, five, points = face
+    width = picture.shape[2]
+    flipped = torch.stack([width - 1 - five[:, 0], five[:, 1]], 1)[[2, 3, 0, 1, 4]]
+    again = shape_of(picture.flip(2)[None], flipped[None])
+    expected = torch.cat([width - 1 - points[..., :1], points[..., 1:]], 2)[:, list(MIRROR)]
+    apart = float((five[0] - five[2]).norm())
+    assert float((again - expected)[..., :2].norm(dim=2).mean()) < 0.03 * apart
+
+
+def test_a_turned_copy_comes_back_exactly_and_is_never_reflected():
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(2, 30, 3, generator=draw).double()
+    turn = torch.linalg.qr(torch.randn(2, 3, 3, generator=draw).double())[0]
+    turn = turn * torch.det(turn)[:, None, None]
+    moved = 2.5 * points @ turn + torch.tensor([3.0, -1.0, 7.0])
+    assert torch.allclose(turned(points, moved), moved, atol=1e-9)
+    reflected = moved * torch.tensor([-1.0, 1.0, 1.0])
+    assert float((turned(points, reflected) - reflected).norm(dim=2).mean()) > 0.5
+    assert torch.equal(onto(points, moved, 0.0), moved)
+    other = torch.randn(2, 30, 3, generator=draw).double()
+    assert torch.allclose(onto(points, other, 0.5), (other + turned(points, other)) / 2)
+
+
+def test_a_picture_goes_where_its_points_go(face):
+    _, _, points = face
+    size = 64
+    points = points * (size / 260)
+    draw = torch.Generator().manual_seed(1)
+    shift = 1.5 * torch.randn(1, POINTS, 3, generator=draw).mean(1, keepdim=True)
+    there = points * torch.tensor([1.1, 0.95, 1.0]) + shift
+    along = torch.arange(size, dtype=torch.float32)
+    ramp = torch.stack([along.expand(size, size), along[:, None].expand(size, size)])[None]
+    moved = moved_face(ramp, points, there)
+    # a picture that says its own coordinates: the pixel at a new place shows the old one
+    for k in (1, 33, 263, 61, 291, 152):
+        x, y = there[0, k, :2].round().long().tolist()
+        expected = points[0, k, :2] + (torch.tensor([x, y]) - there[0, k, :2]) / torch.tensor([1.1, 0.95])
+        assert float((moved[0, :, y, x] - expected).abs().max()) < 0.2
+    middle = slice(20, 44)
+    still = moved_face(ramp, points, points)
+    assert float((still - ramp)[..., middle, middle].abs().max()) < 0.02
+
+
+def test_contours_are_where_the_parts_are(face):
+    _, _, points = face
+    points = points * (64 / 260)
+    drawn = contours(points, 64)
+    assert drawn.shape == (1, 5, 64, 64) and float(drawn.max()) <= 1
+    x, y = points[0, 468, :2].round().long().tolist()
+    assert float(drawn[0, 4, y, x]) > 0.5 and float(drawn[0, 2, y, x]) < 0.01  # the irises' channel, and not the lips'
+
+
+def test_points_of_a_crop_are_those_of_its_picture(face):
+    picture, five, points = face
+    place = Similarity.about(complex(130, 130), complex(32, 32), 0.3, 10.0)
+    inside = shape_in(picture, five, place)
+    assert torch.allclose(inside[:, :2].double(), place(points[0, :, :2]), atol=1e-3)
+    assert torch.allclose(inside[:, 2], 0.3 * points[0, :, 2], atol=1e-3)
+
+
+def test_pairs_carry_the_points_of_the_truth_and_of_a_mirrored_source(face):
+    _, _, points = face
+    size = 32
+    points = (points * (size / 260)).expand(2, -1, -1)
+    images = torch.randint(0, 255, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    masks = torch.full((2, 1, size, size), 255, dtype=torch.uint8)
+    photos = Photos(images, masks, points[:, :5, :2], torch.arange(2), torch.zeros(2, 4), points=points)
+    pairs = photos.pairs(torch.arange(2), torch.Generator().manual_seed(0))
+    assert pairs.points is not None and pairs.source.points is not None
+    # a person with one photo is its own source, in a mirror: mirrored back it is the truth
+    flipped = torch.cat([size - 1 - pairs.source.points[..., :1], pairs.source.points[..., 1:]], 2)[:, list(MIRROR)]
+    assert torch.allclose(flipped, pairs.points, atol=1e-4)
+    assert torch.equal(pairs.source.image.flip(3), pairs.truth)
+    shown = scene(pairs.target, pairs.mask, pairs.landmarks, points=pairs.points)
+    assert shown.shape == (2, SHAPED, size, size)
+    known = pairs.source.known(pairs.landmarks, points=pairs.points)
+    face = appearance(pairs.source.image, pairs.source.mask, pairs.source.points, pairs.points)
+    assert torch.equal(known["appearance"], face)
