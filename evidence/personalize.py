@@ -45,19 +45,21 @@ BASE = {"captions": "auto", "size": SIZE, "net": "s", "patch": 2, "batch": 32, "
 SHOWN = (0, 15, 26, 41)  # the states of the four pictures of the new person
 UNSEEN, EACH = [i for i in range(48) if i not in SHOWN][::2][:20], 3  # states that are asked for, and pictures of each
 REAL, CLASS, CLASS_IMAGES = 1000, 256, 48
-GUIDANCE, SECONDS, RECIPE_RATE = 2.0, 60.0, 5e-3
+GUIDANCE, SECONDS, RECIPE_RATE = 2.0, 40.0, 5e-3
 RECIPES = {"recipe": False, "recipe, prior images": True}
 _LORA, _FULL = {"learning_rate": 5e-3, "ema": 0.1}, {"method": "dreambooth", "learning_rate": 5e-4, "ema": 0.1}
-_KEPT = {"prior": "distilled", "prior_weight": 3.0}
-_WIDE = {"rank": 16, "alpha": 16.0}
+_FROZEN, _KEPT = {"prior": "frozen", "prior_weight": 4.0}, {"prior": "distilled", "prior_weight": 3.0}
+_WIDE, _OF_TEXT = {"rank": 16, "alpha": 16.0}, {"targets": ("reading.kv", "reading.q")}
 METHODS: dict[str, dict[str, Any]] = {
-    "lora 4, prior distilled": _LORA | _KEPT,
-    "lora 16 of text attention, prior distilled": _LORA | _KEPT | _WIDE | {"targets": ("reading.kv", "reading.q")},
-    "lora 4": _LORA,
     "dreambooth, prior distilled": _FULL | _KEPT,
-    "lora 16, prior distilled": _LORA | _KEPT | _WIDE,
-    "lora 4, prior images": _LORA | {"prior": "images"},
+    "dreambooth, prior frozen": _FULL | _FROZEN,
     "dreambooth": _FULL,
+    "lora 4, prior distilled": _LORA | _KEPT,
+    "lora 4, prior frozen": _LORA | _FROZEN,
+    "lora 4": _LORA,
+    "lora 4, prior images": _LORA | {"prior": "images"},
+    "lora 16, prior distilled": _LORA | _KEPT | _WIDE,
+    "lora 16 of the attention to text, prior distilled": _LORA | _KEPT | _WIDE | _OF_TEXT,
 }
 
 
