@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ornstein.data import open_images
@@ -46,6 +47,7 @@ def test_pictures_show_their_captions() -> None:
     assert torch.equal(captioned.faces(rows[3:5], 32), drawn[3:5])
 
 
+@pytest.mark.slow
 def test_the_set_is_opened_by_name() -> None:
     opened = open_images("captioned-faces", 32)
     found = read_captions("captioned-faces", opened.names)
