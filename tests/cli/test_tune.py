@@ -109,6 +109,7 @@ def test_one_solver_for_a_range_of_guidance(tuned: Path, tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_matching_images_and_the_likelihood(tuned: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     checkpoint.load(tuned).save(run)
