@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.faces.nets.placement import spots
-from ornstein.faces.nets.unet import blurred
+from ornstein.faces.nets.unet import BLUR, blurred
 from ornstein.faces.shape import CONTOURS, contours, moved_face
 
-__all__ = ["CHANNELS", "LIGHT", "POINTS", "SHAPED", "appearance", "blended_features", "scene"]
+__all__ = ["CHANNELS", "LIGHT", "POINTS", "SHAPED", "appearance", "blended_features", "laid_on", "scene"]
 
 CHANNELS = 5
 """Channels of a scene with landmarks: the picture, the mask, the landmarks."""
@@ -20,6 +20,8 @@ POINTS = 5
 """The landmarks that every detector gives: the first ones."""
 LIGHT = 4
 """Cells a side of the blur that shows how a face is lit and little of whose it is."""
+
+_CONTRAST = 3.0  # the most by which contrast is raised
 
 
 def scene(
@@ -37,7 +39,8 @@ def scene(
         mask: (B, 1, H, W), where the face is.
         landmarks: (B, K, 2), in pixels of the crop.
         tint: (B, 3, 1, 1), added to the blur.
-        hidden: blur the face to 8x8. Without it the picture is as it is: for `RelitUNet`.
+        hidden: blur the face to 8x8, or to 4x4 if `points` say how it is turned and what it does: 8x8 still show whose
+            it is. Without it the picture is as it is: for `RelitUNet`.
         points: (B, shape.POINTS, 3), where the points of the swapped face lie: their contours replace the landmarks.
 
     Raises:
@@ -54,7 +57,8 @@ def scene(
     mask, landmarks = mask.to(target.device), landmarks.to(target.device)
     picture = target
     if hidden:
-        face = blurred(target) if tint is None else blurred(target) + tint
+        face = blurred(target, BLUR if points is None else LIGHT)
+        face = face if tint is None else face + tint
         picture = torch.lerp(target, face, mask)
     where = spots(landmarks, size) if points is None else contours(points.to(target.device), size)
     return torch.cat([picture, 2 * mask - 1, 2 * where.to(target) - 1], dim=1)
@@ -77,6 +81,29 @@ def blended_features(target: Tensor, shown: Tensor, weight: float) -> Tensor:
         return blurred(images) - blurred(images, LIGHT)
 
     return target + weight * (features(source) - features(target))
+
+
+def laid_on(target: Tensor, mask: Tensor, shown: Tensor) -> Tensor:
+    """The target with the source's face laid over it, in the target's colours: a swap by geometry alone.
+
+    The face has the target's mean and standard deviation of each channel, inside the mask.
+
+    Args:
+        target: (B, 3, H, W).
+        mask: (B, 1, H, W).
+        shown: the source's `appearance` (B, 4, H, W).
+    """
+    there = mask * shown[:, 3:]
+    area = there.sum((2, 3), keepdim=True).clamp(min=1e-6)
+
+    def moments(images: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (images * there).sum((2, 3), keepdim=True) / area
+        return mean, (((images - mean).square() * there).sum((2, 3), keepdim=True) / area).sqrt()
+
+    face = shown[:, :3] / shown[:, 3:].clamp(min=0.05)
+    (mean, spread), (wanted, contrast) = moments(face), moments(target)
+    face = (face - mean) * (contrast / spread.clamp(min=1e-3)).clamp(max=_CONTRAST) + wanted
+    return torch.lerp(target, face.clamp(-1, 1), there)
 
 
 def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) -> Tensor:

@@ -12,17 +12,18 @@ from torch import Tensor
 import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, Denoises
-from ornstein.faces.conditions import SHAPED, blended_features, scene
+from ornstein.faces.conditions import SHAPED, blended_features, laid_on, scene
 from ornstein.faces.identity import IDENTITY, Recognises, likeness, load_identity
 from ornstein.faces.nets import FaceUNet, RelitUNet
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.shape import onto
 from ornstein.process import Prediction
+from ornstein.randomness import normal
 from ornstein.schedules import Times
 from ornstein.solvers import grids
 from ornstein.wrapper import Conditioned, Wrapper, device_of
 
-__all__ = ["GUIDANCE", "LEND", "SHAPE", "Between", "FaceModel", "Inside", "Towards", "swap_crops"]
+__all__ = ["BEGIN", "GUIDANCE", "LEND", "SHAPE", "Between", "FaceModel", "Inside", "Towards", "swap_crops"]
 
 # The last step goes from here to the data: a network that was trained for hours does not remove the little noise that
 # is left below, and passes it on as grain; a prediction of x0 from here has none.
@@ -30,6 +31,8 @@ _LAST = 0.25
 LEND = 0.5
 """The default blend weight of the source's blurred features, for photographs. Above it, swaps are recognised as the
 source more often, and begin to copy the source's mouth."""
+BEGIN = 0.7
+"""The default time at which a model that is `shaped` begins, with the source's face laid on."""
 SHAPE = 0.5
 """The default share of the source's own shape of the face."""
 GUIDANCE = 4.0
@@ -183,6 +186,7 @@ def swap_crops(
     lend: float = LEND,
     points: Tensor | None = None,
     shape: float = SHAPE,
+    begin: float | None = None,
     own: Tensor | None = None,
     start: Tensor | None = None,
     seed: int = 0,
@@ -206,8 +210,11 @@ def swap_crops(
         strength: 0 is the target's own identity, 1 the source's, beyond it further from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
         lend: blend weight of the source's blurred features, smaller if `strength` is below 1, and 0 at 0: see
-            `conditions.blended_features`. A `RelitUNet` sees the target as it is, and ignores it.
+            `conditions.blended_features`. A model that is `shaped` sees too little of the
+            target's features, and a `RelitUNet` the target as it is: they ignore it.
         points: (B, shape.POINTS, 3) of the target, for a model that is `shaped`; the source has them too then.
+        begin: the time from which on a shaped model paints: the source's face is laid on by its shape and noised to
+            this time first (Meng et al. 2022, SDEdit). 1 begins with noise alone; None is `BEGIN`.
         shape: share of the source's own shape in the face, the rest is the target's: see `shape.onto`.
         own: (B, K), the target's own identity for `strength`; None is what the model's recogniser finds.
         start: (B, 3, H, W), the state at t = 1, for example one noise for all frames of a clip. Without it sample i has
@@ -236,7 +243,9 @@ def swap_crops(
     schedule = model.denoiser.process.schedule
     scale = model.guidance if guidance is None else guidance
     hidden = not model.relights
-    grid = [1.0, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (1.0, _LAST), steps - 1), 0.0]
+    first_time = (BEGIN if begin is None else begin) if model.shaped else 1.0
+    last = min(_LAST, first_time / 2)
+    grid = [first_time, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (first_time, last), steps - 1), 0.0]
     out = []
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
@@ -247,7 +256,7 @@ def swap_crops(
             there = onto(who.points, here, shape * min(strength, 1.0))
         known = who.known(five, hidden, there)
         shown = y
-        if hidden:
+        if hidden and there is None:
             blended = blended_features(y, known["appearance"], lend * min(strength, 1.0))
             shown = torch.lerp(y, blended, m)
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
@@ -260,6 +269,12 @@ def swap_crops(
         d = Inside(d, y, m)
         if towards > 0:
             d = Towards(d, model.recogniser, who.identity, m, towards, landmarks=five)
+        z = None if start is None else start[rows]
+        if first_time < 1:
+            if z is None:
+                z = normal(tuple(y.shape), seed, torch.arange(first + low, first + low + len(y)), 0, device=device)
+            began = laid_on(y, m, known["appearance"])
+            z = model.denoiser.process.add_noise(began, first_time, z.to(device))
         x = orn.sample(
             d,
             tuple(y.shape),
@@ -267,7 +282,7 @@ def swap_crops(
             grid=grid,
             seed=seed,
             cond=known,
-            start=None if start is None else start[rows],
+            start=z,
             first=first + low,
             batch=len(y),
             precision=precision,
