@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.faces.nets.placement import spots
-from ornstein.faces.nets.unet import BLUR, blurred
+from ornstein.faces.nets.unet import blurred
 from ornstein.faces.shape import CONTOURS, contours, moved_face
 
 __all__ = ["CHANNELS", "LIGHT", "POINTS", "SHAPED", "appearance", "blended_features", "laid_on", "scene"]
@@ -39,8 +39,7 @@ def scene(
         mask: (B, 1, H, W), where the face is.
         landmarks: (B, K, 2), in pixels of the crop.
         tint: (B, 3, 1, 1), added to the blur.
-        hidden: blur the face to 8x8, or to 4x4 if `points` say how it is turned and what it does: 8x8 still show whose
-            it is. Without it the picture is as it is: for `RelitUNet`.
+        hidden: blur the face to 8x8. Without it the picture is as it is: for `RelitUNet`.
         points: (B, shape.POINTS, 3), where the points of the swapped face lie: their contours replace the landmarks.
 
     Raises:
@@ -57,8 +56,7 @@ def scene(
     mask, landmarks = mask.to(target.device), landmarks.to(target.device)
     picture = target
     if hidden:
-        face = blurred(target, BLUR if points is None else LIGHT)
-        face = face if tint is None else face + tint
+        face = blurred(target) if tint is None else blurred(target) + tint
         picture = torch.lerp(target, face, mask)
     where = spots(landmarks, size) if points is None else contours(points.to(target.device), size)
     return torch.cat([picture, 2 * mask - 1, 2 * where.to(target) - 1], dim=1)

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, SampleSpec
-from ornstein.faces.conditions import CHANNELS, LIGHT, SHAPED, scene
+from ornstein.faces.conditions import CHANNELS, SHAPED, scene
 from ornstein.faces.identity import IDENTITY, Recognises, augmented, fingerprint, likeness
 from ornstein.faces.nets import FaceUNet
-from ornstein.faces.nets.unet import BLUR, blurred
+from ornstein.faces.nets.unet import blurred
 from ornstein.faces.photos import Pairs, Photos
 from ornstein.objectives import low_discrepancy
 from ornstein.process import Prediction
@@ -52,7 +52,7 @@ class FaceSettings:
     identity: float = setting(0.0, "Weight of the identity term, 1 - cosine, on pairs with a known truth.", minimum=0)
     swap: float = setting(0.05, "Weight of the identity term on swaps of two people.", minimum=0)
     swaps: float = setting(0.25, "Share of the batch that is swapped so.", minimum=0, maximum=1)
-    colour: float = setting(1.0, "Weight of the squared error of a swap's blur against the target's.", minimum=0)
+    colour: float = setting(1.0, "Weight of the squared error of a swap's 8x8 blur against the target's.", minimum=0)
     begins: float = setting(0.7, "Fraction of the training after which the identity terms begin.", minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
@@ -148,8 +148,7 @@ class FaceTask(Task[Denoiser]):
         t = torch.rand(n, generator=draw, device=draw.device).to(shown.device) * (_NOISIEST - _CLEAREST) + _CLEAREST
         guess = self.model(process.add_noise(first, t, noise()), t, **known).x0
         picture = torch.lerp(some.target, guess, some.mask)
-        cells = BLUR if pairs.points is None else LIGHT
-        return self.unlike(guess, some, draw).mean(), F.mse_loss(blurred(picture, cells), blurred(some.target, cells))
+        return self.unlike(guess, some, draw).mean(), F.mse_loss(blurred(picture), blurred(some.target))
 
     def config(self) -> dict[str, Any]:
         faces = asdict(self.settings) | {"recogniser": fingerprint(self.recogniser)}
