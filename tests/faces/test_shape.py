@@ -156,7 +156,7 @@ def test_a_model_of_shapes_needs_them_and_leaves_the_rest_of_the_picture(face):
     with pytest.raises(ValueError, match="points"):
         swap_crops(model, target, mask, five, source, steps=1)
     outside = (mask == 0).expand_as(target)
-    for settings in ({}, {"begin": 1.0}, {"shape": 0.0}, {"strength": 0.5}):
+    for settings in ({}, {"onset": 1.0}, {"onset": 0.0}, {"shape": 0.0}, {"strength": 0.5}):
         made = swap_crops(model, target, mask, five, source, steps=2, points=points, **settings)
         assert bool(made.isfinite().all()) and torch.equal(made[outside], target[outside])
         alone = swap_crops(

@@ -31,7 +31,8 @@ __all__ = ["is_consent", "page"]
 
 _PAGE = (
     "Put a face into a photo or a film. It needs the agreement of the people shown, and says in a signed manifest that "
-    "it was made. A model is fitted to one person's photos by `ornstein faces adapt`. What you send is deleted when this page is closed; save what you want to keep."
+    "it was made. What you send is deleted when this page is closed; save what you want to keep. `ornstein faces "
+    "adapt` fits a model to one person's photos."
 )
 _SETTINGS = ("steps", "identity", "guidance", "seed", "label")
 _FINISH = ("padding", "occlusion", "colour", "detail")

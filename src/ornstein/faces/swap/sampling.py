@@ -24,10 +24,10 @@ from ornstein.solvers import grids
 from ornstein.wrapper import Conditioned, Wrapper, device_of
 
 __all__ = [
-    "BEGIN",
     "GUIDANCE",
     "LEND",
     "LEND_SHAPED",
+    "ONSET",
     "SHAPE",
     "Between",
     "FaceModel",
@@ -42,7 +42,7 @@ _LAST = 0.25
 LEND = 0.5
 """The default blend weight of the source's blurred features, for photographs. Above it, swaps are recognised as the
 source more often, and begin to copy the source's mouth."""
-BEGIN = 0.7
+ONSET = 0.7
 """The default time at which a model that is `shaped` begins, with the source's face laid on."""
 SHAPE = 0.5
 """The default share of the source's own shape of the face."""
@@ -200,7 +200,7 @@ def swap_crops(
     lend: float | None = None,
     points: Tensor | None = None,
     shape: float = SHAPE,
-    begin: float | None = None,
+    onset: float | None = None,
     own: Tensor | None = None,
     start: Tensor | None = None,
     seed: int = 0,
@@ -228,8 +228,8 @@ def swap_crops(
             blended, with that of the laid-on face; None is `LEND`, or `LEND_SHAPED`. A `RelitUNet` sees the target as
             it is, and ignores it.
         points: (B, shape.POINTS, 3) of the target, for a model that is `shaped`; the source has them too then.
-        begin: the time from which on a shaped model paints: the source's face is laid on by its shape and noised to
-            this time first (Meng et al. 2022, SDEdit). 1 begins with noise alone; None is `BEGIN`.
+        onset: the time from which on a shaped model paints: the source's face is laid on by its shape and noised to
+            this time first (Meng et al. 2022, SDEdit). 1 begins with noise, 0 is the laid-on face; None is `ONSET`.
         shape: share of the source's own shape in the face, the rest is the target's: see `shape.onto`.
         own: (B, K), the target's own identity for `strength`; None is what the model's recogniser finds.
         start: (B, 3, H, W), the state at t = 1, for example one noise for all frames of a clip. Without it sample i has
@@ -259,9 +259,11 @@ def swap_crops(
     scale = model.guidance if guidance is None else guidance
     hidden = not model.relights
     lent = (LEND_SHAPED if model.shaped else LEND) if lend is None else lend
-    first_time = (BEGIN if begin is None else begin) if model.shaped else 1.0
+    first_time = (ONSET if onset is None else onset) if model.shaped else 1.0
     last = min(_LAST, first_time / 2)
-    grid = [first_time, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (first_time, last), steps - 1), 0.0]
+    grid = [first_time, 0.0]
+    if steps > 1 and first_time > 0:
+        grid = [*grids.make("logistic", schedule, (first_time, last), steps - 1), 0.0]
     out = []
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
@@ -272,6 +274,9 @@ def swap_crops(
             there = onto(who.points, here, shape * min(strength, 1.0))
         known = who.known(five, hidden, there)
         shown, laid = _shown(y, m, None if not hidden else known["appearance"], there is not None, lent, strength)
+        if first_time == 0:
+            out.append(torch.where(m > 0, laid.clamp(-1, 1), y))
+            continue
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
         d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, five, hidden=hidden, points=there)})
         if own is not None:
