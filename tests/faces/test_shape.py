@@ -1,5 +1,7 @@
 """The shape of a face: turned, mirrored, drawn, and a picture moved along with it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -156,7 +158,8 @@ def test_a_model_of_shapes_needs_them_and_leaves_the_rest_of_the_picture(face):
     with pytest.raises(ValueError, match="points"):
         swap_crops(model, target, mask, five, source, steps=1)
     outside = (mask == 0).expand_as(target)
-    for settings in ({}, {"onset": 1.0}, {"onset": 0.0}, {"shape": 0.0}, {"strength": 0.5}):
+    cases: list[dict[str, Any]] = [{}, {"onset": 1.0}, {"onset": 0.0}, {"shape": 0.0}, {"strength": 0.5}]
+    for settings in cases:
         made = swap_crops(model, target, mask, five, source, steps=2, points=points, **settings)
         assert bool(made.isfinite().all()) and torch.equal(made[outside], target[outside])
         alone = swap_crops(
