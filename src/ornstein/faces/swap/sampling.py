@@ -43,8 +43,8 @@ LEND = 0.5
 """The default blend weight of the source's blurred features, for photographs. Above it, swaps are recognised as the
 source more often, and begin to copy the source's mouth."""
 ONSET = 0.0
-"""The default time at which a model that is `shaped` begins, with the source's face laid on: of 0, 0.25 and 0.5 the laid-on
-face alone was recognised most often with the small networks that were measured (docs/faces.md)."""
+"""The default time at which a model that is `shaped` begins, with the source's face laid on: of 0, 0.25 and 0.5 the
+laid-on face alone was recognised most often with the small networks that were measured (docs/faces.md)."""
 SHAPE = 0.5
 """The default share of the source's own shape of the face."""
 LEND_SHAPED = 1.0
