@@ -7,7 +7,10 @@ stopped and gone on with; the table and the figure are made of the cells that ar
     python evidence/structured_noise.py --out runs/evidence-noise                          # all that is missing
     python evidence/structured_noise.py --out runs/evidence-noise --only bouncing-balls    # cells with this in the name
     python evidence/structured_noise.py --out runs/evidence-noise --part 0/2               # every second one
+    python evidence/structured_noise.py --out runs/evidence-noise --colours --seeds 3      # noise with a colour alone
     python evidence/structured_noise.py --out runs/evidence-noise --report docs/structured-noise-cells.md
+
+The source "bikes" is a real video, cut into patches (`real_clips.py`); its motion is estimated.
 """
 
 from __future__ import annotations
@@ -19,22 +22,26 @@ import statistics
 import time
 from collections.abc import Iterable
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import torch
+from real_clips import patches
 from torch import Tensor
 
 import ornstein as orn
-from ornstein.data import open_clips, save_gif, save_sheet
-from ornstein.data.flow import FlowFile, estimate_flow
+from ornstein.data import Clips, open_clips, save_gif, save_sheet
+from ornstein.data.flow import FlowFile, estimate_flow, flow_of
 from ornstein.evaluation import clip_features, clip_frechet, correlation_error, flicker, motion_error, warp_error
 from ornstein.noise import Carried, ClipStatistics, Covariance, Identity
+from ornstein.solvers import coloured
+from ornstein.solvers.coloured import COLOURS
 from ornstein.store import atomic_write
 from ornstein.training import TrainConfig, run_task
 from ornstein.training.carried import Rows
 from ornstein.training.task import Diffusion
 
-SOURCES = ("drifting-textures", "moving-digits", "bouncing-balls")
+SOURCES = ("drifting-textures", "moving-digits", "bouncing-balls", "bikes")
 NOISES = ("I", "Mixed", "AR1", "Toeplitz", "SpectralAR1", "EqualSNR", "Warped")
 SPACES = ("pixel", "whitened")
 STEPS = (4, 8, 32)
@@ -42,12 +49,21 @@ FRAMES, SIZE = 8, 16
 SAMPLES = 96
 BOUND = 16  # clips whose likelihood is bounded, by so many steps
 DEGRADE = 0.1  # of warped noise
+STOCHASTIC_STEPS = 20  # of the comparison of colours
+
+
+@cache
+def clips_of(source: str) -> tuple[Clips, Clips]:
+    """Clips to train on and held-out ones."""
+    if source == "bikes":
+        return patches(source, FRAMES, SIZE, 68)
+    return open_clips(source, FRAMES, SIZE).split(0.1, seed=0)
 
 
 @cache
 def covariances(source: str) -> dict[str, Covariance]:
     """Every C of the experiment, fitted to 512 clips of the source."""
-    clips = open_clips(source, FRAMES, SIZE).batch(torch.arange(512))[0]
+    clips = clips_of(source)[0].batch(torch.arange(512))[0]
     fitted = ClipStatistics.of(clips)
     return {
         "I": Identity(),
@@ -60,10 +76,11 @@ def covariances(source: str) -> dict[str, Covariance]:
     }
 
 
-def one(source: str, name: str, space: str, seed: int, steps: int, scratch: Path) -> dict[str, object]:
-    """Train, sample at every number of steps, measure against held-out clips and the motion that these have."""
-    noise = covariances(source)[name]
-    training, held_out = open_clips(source, FRAMES, SIZE).split(0.1, seed=0)
+def trained(
+    source: str, noise: Covariance, space: str, seed: int, steps: int, scratch: Path
+) -> tuple[orn.Denoiser, list[float], float]:
+    """The model, its losses, and the seconds of processor time."""
+    training, _ = clips_of(source)
     torch.manual_seed(seed)
     net = orn.nets.VideoUNet(1, SIZE, FRAMES, width=32, multipliers=(1, 1), depths=(1, 1), attention=(8,))
     denoiser = orn.Denoiser(net, orn.Process(orn.schedules.Cosine(), noise), "v")
@@ -74,9 +91,18 @@ def one(source: str, name: str, space: str, seed: int, steps: int, scratch: Path
     carried = isinstance(noise, Carried)
     task = Diffusion(denoiser, config, flows=FlowFile(training, None, None) if carried else None)
     loss = [state.loss for state in run_task(task, Rows(training) if carried else training, config, scratch)]
-    seconds = time.process_time() - began
+    shutil.rmtree(scratch)
+    return denoiser, loss, time.process_time() - began
+
+
+def one(source: str, name: str, space: str, seed: int, steps: int, scratch: Path) -> dict[str, object]:
+    """Train, sample at every number of steps, measure against held-out clips and the motion that these have."""
+    noise = covariances(source)[name]
+    denoiser, loss, seconds = trained(source, noise, space, seed, steps, scratch)
+    carried = isinstance(noise, Carried)
+    training, held_out = clips_of(source)
     rows = torch.arange(SAMPLES)
-    real, flow = held_out.batch(rows)[0], held_out.flow(rows)
+    real, flow = held_out.batch(rows)[0], flow_of(held_out, rows)
     cond = {"flow": flow} if carried else {}
     made = []
     for n in STEPS:
@@ -89,7 +115,6 @@ def one(source: str, name: str, space: str, seed: int, steps: int, scratch: Path
             save_sheet(torch.cat([real[:4], x[:4]]), scratch.with_suffix(".png"), upscale=3)
             for i in range(2):
                 save_gif(x[i], scratch.with_name(f"{scratch.name}-{i}.gif"), 8.0, 6)
-    shutil.rmtree(scratch)
     return {
         "source": source,
         "noise": name,
@@ -100,9 +125,26 @@ def one(source: str, name: str, space: str, seed: int, steps: int, scratch: Path
         "loss": statistics.fmean(loss[-50:]),
         "rows": made,
         "bits": None if carried else bits(denoiser, real),
-        "training_clips": measure(training.batch(rows)[0], real, training.flow(rows)),
+        "training_clips": measure(training.batch(rows)[0], real, flow_of(training, rows)),
         "data_flicker": flicker(real),
     }
+
+
+def colours(source: str, seed: int, steps: int, scratch: Path) -> dict[str, object]:
+    """A model of white noise, sampled by stochastic steps whose fresh noise is white, or has a colour."""
+    denoiser, *_ = trained(source, Identity(), "pixel", seed, steps, scratch)
+    rows = torch.arange(SAMPLES)
+    held_out = clips_of(source)[1]
+    real, flow = held_out.batch(rows)[0], flow_of(held_out, rows)
+    made: dict[str, dict[str, float]] = {}
+    for name, table in (("white", [[1.0]]), *COLOURS.items(), ("none", [[0.0]])):
+        solver = partial(coloured, table=table)
+        shape = (SAMPLES, 1, FRAMES, SIZE, SIZE)
+        x = orn.sample(
+            denoiser, shape, solver=solver, steps=STOCHASTIC_STEPS, seed=seed, batch=32, precision=torch.bfloat16
+        )
+        made[name] = measure(x.clamp(-1, 1), real, flow)
+    return {"source": source, "seed": seed, "training_steps": steps, "colours": made}
 
 
 def bits(denoiser: orn.Denoiser, real: Tensor) -> float:
@@ -131,33 +173,60 @@ def measure(x: Tensor, real: Tensor, flow: Tensor) -> dict[str, float]:
 
 def report(folder: Path, path: Path) -> None:
     """The table of means and spreads over seeds, and the figure beside it."""
-    results = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    results = [r for r in found if "rows" in r]
     metrics = {"frechet": "Fréchet", "flicker": "flicker", "motion": "motion error"}
     columns = [f"{label}, {n} steps" for label in metrics.values() for n in STEPS]
     lines = [
         *_preface(results),
-        f"| source | noise | loss | seeds | {' | '.join(columns)} | warp error, 8 steps | bits/dim |",
-        "|---" * (6 + len(columns)) + "|",
+        f"| source | noise | loss | training steps | seeds | {' | '.join(columns)} | warp error, 8 steps | bits/dim |",
+        "|---" * (7 + len(columns)) + "|",
     ]
     for source in SOURCES:
         of_source = [r for r in results if r["source"] == source]
         for name in NOISES:
-            for space in SPACES:
-                runs = [r for r in of_source if (r["noise"], r["space"]) == (name, space)]
+            for space, steps in product(SPACES, sorted({r["training_steps"] for r in of_source})):
+                runs = [r for r in of_source if (r["noise"], r["space"], r["training_steps"]) == (name, space, steps)]
                 if runs:
                     cells = [_spread(runs, metric, n) for metric in metrics for n in STEPS]
                     known = [r["bits"] for r in runs if r["bits"] is not None]
                     bound = f"{statistics.fmean(known):.2f}" if known else "-"
-                    start = f"| {source} | {name} | {space} | {len(runs)} | {' | '.join(cells)}"
+                    start = f"| {source} | {name} | {space} | {steps} | {len(runs)} | {' | '.join(cells)}"
                     lines.append(f"{start} | {_spread(runs, 'warp', 8)} | {bound} |")
         if of_source:
             floor = [statistics.fmean(r["training_clips"][metric] for r in of_source) for metric in metrics]
             cells = " | ".join(f"{value:.3g}{' |' * (len(STEPS) - 1)}" for value in floor)
             warp = statistics.fmean(r["training_clips"]["warp"] for r in of_source)
-            lines.append(f"| {source} | *training clips* | | | {cells} | {warp:.3g} | |")
+            lines.append(f"| {source} | *training clips* | | | | {cells} | {warp:.3g} | |")
+    lines += _colours([r for r in found if "colours" in r])
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, ("\n".join(lines) + "\n").encode())
-    _figure(results, path.with_suffix(".png"))
+    usual = min(r["training_steps"] for r in results)
+    _figure([r for r in results if r["training_steps"] == usual], path.with_suffix(".png"))
+
+
+def _colours(results: list[dict]) -> list[str]:
+    """The table of noise that has a colour while sampling, seed by seed."""
+    if not results:
+        return []
+    names = list(results[0]["colours"])
+    lines = [
+        "",
+        "## Coloured noise while sampling",
+        "",
+        f"Models of white noise, {STOCHASTIC_STEPS} steps whose fresh noise is white, has a colour "
+        "(`ornstein sample --coloured`), or is left out; `--colours`.",
+        "",
+        f"| source | figure, seed by seed | {' | '.join(names)} |",
+        "|---" * (2 + len(names)) + "|",
+    ]
+    for source in SOURCES:
+        runs = [r for r in results if r["source"] == source]
+        for metric, label in (("frechet", "Fréchet"), ("flicker", "flicker")):
+            if runs:
+                cells = (", ".join(f"{r['colours'][name][metric]:.3g}" for r in runs) for name in names)
+                lines.append(f"| {source} | {label} | {' | '.join(cells)} |")
+    return lines
 
 
 def _preface(results: list[dict]) -> list[str]:
@@ -167,7 +236,7 @@ def _preface(results: list[dict]) -> list[str]:
         "",
         "Mean ± standard deviation over seeds; made by `make evidence-noise`, explained in "
         "[structured noise](structured-noise.md).",
-        f"Of the {cells} cells of three seeds {len(results)} were run; a row that is missing was not. Flicker is over "
+        f"Of the {cells} cells of three seeds, and others of more training, {len(results)} were run. Flicker is over "
         "that of the data.",
         "Motion error: end-point error, in pixels a frame, of the flow estimated from the samples against that of "
         "held-out clips,",
@@ -241,12 +310,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--part", default="0/1", help="i/n: only every n-th, from the i-th")
     parser.add_argument("--only", nargs="*", default=[""], help="only cells whose name has one of these in it")
+    parser.add_argument("--colours", action="store_true", help="compare the colours of fresh noise, and nothing else")
     parser.add_argument("--report", type=Path, help="write the table here, and the figure beside it, and stop")
     arguments = parser.parse_args()
     if arguments.report is not None:
         report(arguments.out, arguments.report)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.colours:
+        wanted = [source for source in SOURCES[:3] if any(text in source for text in arguments.only)]
+        for seed, source in product(range(arguments.seeds), wanted):
+            file = arguments.out / f"colours-{source}-{seed}-{arguments.steps}.json"
+            if not file.exists():
+                scratch = arguments.out / "models" / file.stem
+                shutil.rmtree(scratch, ignore_errors=True)
+                result = colours(source, seed, arguments.steps, scratch)
+                atomic_write(file, json.dumps(result, indent=1).encode())
+                print(file.stem, {k: round(v["frechet"], 4) for k, v in result["colours"].items()}, flush=True)  # pyright: ignore[reportAttributeAccessIssue]
+        return
     part, parts = map(int, arguments.part.split("/"))
     cells = [("-".join(map(str, cell)), cell) for cell in jobs(arguments.seeds)]
     # in the order of --only, so that what is asked for first is there first

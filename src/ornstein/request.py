@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # importing PyTorch takes two seconds, which the help of a co
 
     from ornstein.solvers import Solver
 
-__all__ = ["GRID", "GRIDS", "SOLVER", "SOLVERS", "STEPS", "SampleRequest"]
+__all__ = ["COLOURS", "GRID", "GRIDS", "SOLVER", "SOLVERS", "STEPS", "SampleRequest"]
 
 SOLVER = "flow-3m"
 STEPS = 20
@@ -25,6 +25,7 @@ SOLVERS = (
     "dpmpp-3m", "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "sa-3m", "restart", "heun-churn", "rk45",
 )  # fmt: skip
 GRIDS = ("logistic", "uniform", "log-snr", "karras", "trailing")
+COLOURS = ("blue", "red", "settling")  # the keys of `solvers.COLOURS`
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class SampleRequest:
             the dtype of the samples.
         guidance_interval: guide at the times low <= t <= high alone; None is at all of them.
         guidance_rescale: 0 to 1, how far the spread of a guided output is brought back to that of the conditional one.
+        coloured: stochastic steps whose fresh noise has a colour: a name of `ornstein.solvers.COLOURS`, or a table of
+            `solvers.coloured`, shares of fresh noise by time and spatial frequency. The solver is then "ddim".
 
     Raises:
         ValueError: steps or batch below 1; an interval or a rescale without guidance.
@@ -84,6 +87,13 @@ class SampleRequest:
     )
     guidance_rescale: float = setting(
         0.0, "How far to bring the contrast of guided samples back to that of plain ones.", minimum=0, maximum=1
+    )
+    coloured: str | Sequence[Sequence[float]] | torch.Tensor | None = setting(
+        None,
+        "Stochastic steps whose fresh noise has this colour: fine detail alone, coarse shapes alone, or all that are "
+        "not settled yet.",
+        choices=COLOURS,
+        other="a .json file of shares, a row for each time from 0 to 1, in it one for each spatial frequency from 0 up",
     )
 
     def __post_init__(self) -> None:

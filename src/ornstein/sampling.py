@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
 from ornstein.request import SOLVER, STEPS, SampleRequest
 from ornstein.schedules import Discrete, Schedule
-from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids
+from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids, with_colour
 from ornstein.solvers.grids import GRID
 from ornstein.wrapper import (
     conditions_of,
@@ -25,6 +25,7 @@ from ornstein.wrapper import (
     distilled_of,
     evaluation_mode,
     filled_in,
+    kept_solver,
     network_precision,
     networks_of,
     rows_of,
@@ -71,18 +72,20 @@ def sample(
     precision: str | torch.dtype | None = None,
     guidance_interval: tuple[float, float] | None = None,
     guidance_rescale: float = 0.0,
+    coloured: str | Sequence[Sequence[float]] | Tensor | None = None,
 ) -> Tensor:
     """Samples from a denoiser: the reverse process from times[0] down to times[1].
 
-    By default 20 steps of "flow-3m" on the "logistic" time schedule, as `ornstein sample`; a distilled model takes its
-    own few steps, and a warning says so if others are requested. Everything runs on the device of the network's
+    By default 20 steps, as `ornstein sample`: of the solver that a loaded run keeps for this number of steps and this
+    guidance, tuned or chosen, and else of "flow-3m" on the "logistic" time schedule. A distilled model takes its own
+    few steps, and a warning says so if others are requested. Everything runs on the device of the network's
     weights; `start` and `cond` may be on any.
 
     Args:
         d: a `Denoiser`, an exact denoiser of `ornstein.oracles`, or anything that wraps one.
         shape: (B, *), the number of samples and the shape of each.
-        solver, steps, grid, seed, guidance, times, batch, first, precision, guidance_interval, guidance_rescale: see
-            `SampleRequest`.
+        solver, steps, grid, seed, guidance, times, batch, first, precision, guidance_interval, guidance_rescale,
+            coloured: see `SampleRequest`.
         cond: conditions for the network by name: tensors (B, ...) or lists with one entry a sample; anything else is
             shared by all samples. `negative` is a dict of conditions for the other side of guidance, such as those of
             a negative prompt; without it that side has no conditions. `flow`, (B, F - 1, 2, H, W) in pixels, is the
@@ -99,8 +102,9 @@ def sample(
             trajectory that starts at t = 0 without `start`; a solver that diverges.
     """
     request = SampleRequest(
-        solver, steps, grid, times, seed, guidance, batch, first, precision, guidance_interval, guidance_rescale
-    )
+        solver, steps, grid, times, seed, guidance, batch, first, precision, guidance_interval, guidance_rescale,
+        coloured,
+    )  # fmt: skip
     return draw(d, shape, request, cond, start, callback)
 
 
@@ -118,7 +122,7 @@ def draw(
         raise ValueError(f"a shape is that of a batch of samples, (B, ...), got {shape}")
     if start is not None and tuple(start.shape) != shape:
         raise ValueError(f"start has shape {tuple(start.shape)}, but samples of {shape} were requested")
-    solver, times = settled(d, request)
+    solver, times = settled(d, _as_kept(d, request, start))
     cond = conditions_of(d, cond, shape[0])
     d = _guided(d, request, cond)
     _check_start(d, float(times[0]), start)
@@ -161,6 +165,8 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
         what = f"this model was distilled for {own} at its own time steps"
         warnings.warn(f"{what}: with others its samples differ from its teacher's", UserWarning, stacklevel=4)
         solver, steps, grid = solver or own.solver, steps or own.steps, GRID if grid is None else grid
+    if request.coloured is not None:
+        solver = with_colour(request.coloured, request.solver)
     if isinstance(solver, str):
         if solver not in SOLVERS:
             raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
@@ -168,6 +174,16 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
     if isinstance(solver, Tuned):
         grid = solver.times
     return solver, grids.make(grid, d.process.schedule, request.times, steps)
+
+
+def _as_kept(d: Denoises, request: SampleRequest, start: Tensor | None) -> SampleRequest:
+    """The request with the solver that the model's run keeps, where samples are made from noise and none is named."""
+    named = request.solver is not None or request.grid is not None
+    if named or start is not None or tuple(request.times) != (1.0, 0.0) or distilled_of(d) is not None:
+        return request
+    guidance = 1.0 if request.guidance is None else request.guidance
+    kept = kept_solver(d, request.steps or STEPS, guidance)
+    return request if kept is None else replace(request, solver=kept)
 
 
 def default_grid(solver: str | Solver, schedule: Schedule, steps: int) -> str:

@@ -163,7 +163,7 @@ def sample_long(
         for k in range(1, windows):
             known = torch.cat([x[:, :, -overlap:], x.new_zeros(*part[:2], window - overlap, *part[3:])], dim=2)
             start = prior.sample(noise(k, 0))
-            of_window = replace(of_rows, solver=_with_noise(step_with, noise, k), grid=times)
+            of_window = replace(of_rows, solver=_with_noise(step_with, noise, k), grid=times, coloured=None)
             new = draw(GivenFrames(d, known, mask), part, of_window, own, start, _of_window(callback, k, windows))
             x = torch.cat([x, new[:, :, overlap:]], dim=2)
         out.append(x[:, :, : shape[2]])

@@ -215,6 +215,42 @@ def test_clips_go_on_as_what_the_given_ones_are(tmp_path: Path, monkeypatch: pyt
     )
 
 
+def test_noise_of_a_colour_and_clips_in_tiles(tmp_path: Path) -> None:
+    run, table = tmp_path / "run", tmp_path / "table.json"
+    untrained(True).save(run)
+    table.write_text("[[0.0, 1.0]]")
+    out = {}
+    for name, options in {
+        "blue": ("--coloured", "blue"),
+        "table": ("--coloured", table, "--solver", "ddim"),
+        "none": ("--solver", "ddim"),
+        "long": ("--coloured", "settling", "--frames", 12, "--size", f"{SIZE + 7}x{SIZE}", "--tiled"),
+    }.items():
+        out[name] = tmp_path / name
+        done("sample", run, "-n", 1, "--steps", 2, "--out", out[name], *options)
+    pictures = {name: Image.open(folder / "sheet.png").tobytes() for name, folder in out.items()}
+    assert pictures["blue"] == pictures["table"] != pictures["none"]
+    frames = Image.open(out["long"] / "00000.gif")
+    assert frames.n_frames == 12 and frames.width * SIZE == frames.height * (SIZE + 7)  # pyright: ignore[reportAttributeAccessIssue]
+    to = ("sample", run, "-n", 1, "--out", tmp_path / "no")
+    refused(ornstein(*to, "--coloured", "blue", "--solver", "heun"), "--coloured", "heun")
+    table.write_text("[[0.0, 2.0]]")
+    refused(ornstein(*to, "--coloured", table), "each in [0, 1]")
+    refused(ornstein(*to, "--coloured", tmp_path / "none.json"), "none.json", "settling")
+    refused(ornstein(*to, "--tiled"), "--tiled", "above that of the training")
+    refused(ornstein(*to, "--size", 2 * SIZE), "--tiled")
+    refused(ornstein(*to, "--size", 2 * SIZE, "--tiled", "--given", "moving-digits"), "leave out --tiled")
+
+
+def test_a_transformer_of_clips(tmp_path: Path) -> None:
+    """The space-time transformer is trained, continues and makes longer clips as the U-Net does."""
+    run = tmp_path / "run"
+    common = ("--frames", 4, "--size", 16, "--batch", 2, "--steps", 2, "--no-report")
+    done("train", "--data", "moving-digits", *common, "--net", "dit:xs", "--given-frames", "--out", run)
+    done("sample", run, "-n", 1, "--steps", 2, "--frames", 7, "--out", tmp_path / "long")
+    assert Image.open(tmp_path / "long" / "00000.gif").n_frames == 7  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_mistakes(films: Path, noise: Path, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     common = ("train", "--size", SIZE, "--out", out)

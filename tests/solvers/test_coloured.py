@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 import ornstein as orn
-from ornstein.noise import AR1, Covariance, Identity
+from ornstein import request
+from ornstein.noise import AR1, Covariance, Identity, Kronecker, Warped
 from ornstein.process import Prediction
 from ornstein.randomness import normal
-from ornstein.solvers import coloured, ddim
+from ornstein.solvers import COLOURS, coloured, ddim, with_colour
 
 TIMES = torch.tensor([1.0, 0.7, 0.4, 0.15], dtype=torch.float64)
 BLUE = [[0.1, 0.9], [1.0, 0.0], [0.3, 0.6]]
@@ -55,3 +56,24 @@ def test_the_law_is_that_of_the_process_whatever_the_table(noise: Covariance) ->
 def test_wrong_tables(table: object) -> None:
     with pytest.raises(ValueError, match="table of shares"):
         run(Point(Identity()), table, 1)
+
+
+def test_a_colour_by_name_is_its_table() -> None:
+    assert tuple(COLOURS) == request.COLOURS
+    d, shape = Point(AR1(4, 0.8)), (3, 1, 4, 6, 5)
+    for name, table in COLOURS.items():
+        one = orn.sample(d, shape, coloured=name, steps=4)
+        other = orn.sample(d, shape, solver=with_colour(table), steps=4)
+        assert torch.equal(one, other)
+        assert torch.equal(one, orn.sample(d, shape, coloured=table, steps=4, solver="ddim", batch=2))
+
+
+def test_what_has_no_colour_is_refused() -> None:
+    d = Point(Identity())
+    with pytest.raises(ValueError, match="leave out the solver"):
+        orn.sample(d, (1, 1, 4, 6, 5), solver="heun", coloured="blue")
+    with pytest.raises(ValueError, match="unknown colour"):
+        orn.sample(d, (1, 1, 4, 6, 5), coloured="green")
+    for noise in (Warped(torch.zeros(3, 2, 6, 5)), Kronecker(space=(AR1(6, 0.5), AR1(5, 0.5)))):
+        with pytest.raises(ValueError, match="mix spatial frequencies"):
+            orn.sample(Point(noise), (1, 1, 4, 6, 5), coloured="red", steps=2)

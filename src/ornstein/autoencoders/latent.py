@@ -15,6 +15,7 @@ from ornstein import autoencoders
 from ornstein.autoencoders.autoencoder import Autoencoder
 from ornstein.errors import UserError
 from ornstein.likelihood.model import STREAM, chunks
+from ornstein.nets.tiled import blended_tiles
 from ornstein.randomness import normal
 
 __all__ = ["TILE", "JointBound", "LatentSpace", "decode_tiled", "joint_bound"]
@@ -148,45 +149,8 @@ class LatentSpace:
 
 
 def decode_tiled(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int = TILE, overlap: int = _OVERLAP) -> Tensor:
-    """decode(z) for z (B, c, h, w) of any size, in tiles of at most `tile` latents a side to bound the memory.
-
-    Neighbouring tiles share `overlap` latents, over which their blend weights change linearly.
-    """
-    if max(z.shape[-2:]) <= tile:
-        return decode(z)
-    rows, columns = (_starts(n, tile, overlap) for n in z.shape[-2:])
-    total = weight = torch.empty(0)
-    for top in rows:
-        for left in columns:
-            part = decode(z[..., top : top + tile, left : left + tile])
-            factor = part.shape[-1] // min(tile, z.shape[-1] - left)
-            if not total.numel():
-                total = part.new_zeros(*part.shape[:-2], z.shape[-2] * factor, z.shape[-1] * factor)
-                weight = total.new_zeros(total.shape[-2:])
-            place = (
-                ...,
-                slice(top * factor, top * factor + part.shape[-2]),
-                slice(left * factor, left * factor + part.shape[-1]),
-            )
-            fade = _fade(part.shape[-2], overlap * factor, part)[:, None] * _fade(
-                part.shape[-1], overlap * factor, part
-            )
-            total[place] += part * fade
-            weight[place[0], place[1], place[2]] += fade
-    return total / weight
-
-
-def _starts(n: int, tile: int, overlap: int) -> list[int]:
-    if n <= tile:
-        return [0]
-    count = math.ceil((n - overlap) / (tile - overlap))
-    return [round(i * (n - tile) / (count - 1)) for i in range(count)]
-
-
-def _fade(n: int, overlap: int, like: Tensor) -> Tensor:
-    """Blend weights (n,) that rise over the first `overlap` and fall over the last; positive at the rim too."""
-    ramp = torch.arange(1, n + 1, device=like.device, dtype=like.dtype)
-    return torch.minimum(ramp, ramp.flip(0)).clamp(max=overlap + 1) / (overlap + 1)
+    """decode(z) for z (B, c, h, w) of any size, in tiles of at most `tile` latents a side to bound the memory."""
+    return blended_tiles(decode, z, (tile, tile), overlap)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def _settings(asked: Sample, request: SampleRequest) -> dict[str, Any]:
     decided = {"solver": solver, "steps": request.steps, "grid": request.grid, "seed": request.seed}
     given = {"guidance": request.guidance, "class": asked.label, "frames": asked.frames, "given": asked.given}
     given |= {"flow": None if asked.flow is None else str(asked.flow), "like": asked.like}
-    given |= guidance_rule(request)
+    given |= {"size": asked.size, "tiled": asked.tiled or None}
+    given |= guidance_rule(request) | {"coloured": asked.coloured}
     return decided | {name: value for name, value in given.items() if value is not None}
 
 
@@ -173,6 +174,7 @@ def _options(request: SampleRequest) -> dict[str, Any]:
         "guidance",
         "guidance_interval",
         "guidance_rescale",
+        "coloured",
         "batch",
         "precision",
     )

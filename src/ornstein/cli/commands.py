@@ -23,7 +23,7 @@ from ornstein.training.settings import DataSettings, DistilSettings, Settings
 
 __all__ = ["KINDS", "Demo", "Distil", "Ema", "Env", "FitNoise", "Info", "Ls", "Plan", "Sample", "Train", "Tune"]
 
-KINDS = ("ar1", "mixed", "toeplitz", "spectral", "equal-snr", "blue", "best")
+KINDS = ("ar1", "mixed", "toeplitz", "spectral", "equal-snr", "blue", "ar1-equal-snr", "toeplitz-equal-snr", "best")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +103,9 @@ class Sample:
     size: int | str | None = size_setting(
         None, "Size of the images.", by_data="that of the training, the commonest bucket if there are several"
     )
+    tiled: bool = setting(
+        False, "Make a larger --size of overlapping tiles of the size of the training, at constant memory."
+    )
     label: str | None = setting(
         None, "A class, by name or number.", names=("--class",), by_data="each in turn, or those of the given videos"
     )
@@ -116,6 +119,7 @@ class Sample:
     guidance: float | None = again(SampleRequest, "guidance", None)
     guidance_interval: tuple[float, float] | None = again(SampleRequest, "guidance_interval", None)
     guidance_rescale: float = again(SampleRequest, "guidance_rescale", 0.0)
+    coloured: str | None = again(SampleRequest, "coloured", None)
     seed: int = again(SampleRequest, "seed", 0)
     batch: int | None = again(SampleRequest, "batch", None)
     precision: str = precision_setting()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Collection
 from dataclasses import replace
@@ -27,9 +28,10 @@ from ornstein.evaluation.samples import choose_solver, class_number, guidance_ru
 from ornstein.interop.lora import lora_file
 from ornstein.interop.memory import samples_at_once
 from ornstein.interop.pipeline import Pipeline
-from ornstein.noise import Carried
+from ornstein.nets import Tiled
+from ornstein.noise import Carried, Covariance, FrameCovariance, Identity, Kronecker
 from ornstein.progress import progress, say, warn
-from ornstein.request import GRID, STEPS, SampleRequest
+from ornstein.request import COLOURS, GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
 from ornstein.settings import extent_of, extent_text
 from ornstein.sizes import check_sample
@@ -71,6 +73,8 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
     if denoiser.data is None:
         raise UserError(f"{asked.run} does not say what its samples look like; train it with `ornstein train`")
     clips = len(denoiser.data.shape) == 4
+    if asked.tiled:
+        denoiser.net = _tiled(asked, denoiser)
     if asked.size is not None:
         denoiser.data = _resized(asked, denoiser)
     _refuse_idle(asked, given, clips, denoiser.data.shape, isinstance(denoiser.process.noise, Carried))
@@ -93,21 +97,41 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         _images(asked, denoiser, folder, n, labels, request)
 
 
+def _tiled(asked: Sample, denoiser: Denoiser) -> Tiled:
+    """The network in tiles of the size of its training, which share a quarter."""
+    assert denoiser.data is not None
+    tile = (denoiser.data.shape[-2], denoiser.data.shape[-1])
+    height, width = tile if asked.size is None else extent_of(asked.size)
+    if min(height - tile[0], width - tile[1]) < 0 or (height, width) == tile:
+        raise UserError(f"--tiled is for a --size above that of the training, {extent_text(tile)}")
+    if not _over_frames(denoiser.process.noise):
+        raise UserError(f"--tiled: {denoiser.process.noise} holds the pixels of one size together")
+    return Tiled(denoiser.net, tile, min(tile) // 4)
+
+
+def _over_frames(noise: Covariance) -> bool:
+    """Whether C leaves pixels independent of one another, so that it is one of frames of any size."""
+    return isinstance(noise, Identity | FrameCovariance) or (isinstance(noise, Kronecker) and noise.space is None)
+
+
 def _resized(asked: Sample, denoiser: Denoiser) -> SampleSpec:
     """The sample spec at --size. Warns of a size that the model was not trained at."""
     data, (height, width) = denoiser.data, extent_of(asked.size or 0)
     assert data is not None
-    if len(data.shape) != 3 or denoiser.space is not None:
-        kind = "clips have the size of the training" if len(data.shape) != 3 else "latents belong to one size of image"
-        raise UserError(f"--size is for models of images in pixels: {kind}; leave it out")
-    check_sample((data.shape[0], height, width), "--size", asked.trust_sizes)
+    if denoiser.space is not None:
+        raise UserError("--size is for models in pixels: latents belong to one size of image; leave it out")
+    if len(data.shape) != 3 and not asked.tiled:
+        raise UserError("--size is for models of images in pixels; clips have the size of the training, or are --tiled")
+    if asked.tiled and asked.given is not None:
+        raise UserError("--given videos are read at the size of the training: leave out --tiled")
+    check_sample((*data.shape[:-2], height, width), "--size", asked.trust_sizes)
     known = data.sizes or (data.shape[1:],)
-    if (height, width) not in known:
+    if (height, width) not in known and not asked.tiled:
         listed = ", ".join(extent_text((h, w)) for h, w in known)
         warn(
             f"{asked.run} was trained at {listed}: at {extent_text((height, width))} its samples may not hold together"
         )
-    return replace(data, shape=(data.shape[0], height, width))
+    return replace(data, shape=(*data.shape[:-2], height, width))
 
 
 def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tuple[int, ...], carried: bool) -> None:
@@ -160,7 +184,21 @@ def _request(
         precision=choose_precision(asked.precision, device),
         guidance_interval=asked.guidance_interval,
         guidance_rescale=asked.guidance_rescale,
+        coloured=None if asked.coloured is None else _table(asked.coloured),
     )
+
+
+def _table(colour: str) -> str | list[list[float]]:
+    """--coloured: a name, or the table in a file; whether it is one says the solver."""
+    if colour in COLOURS:
+        return colour
+    try:
+        table = json.loads(Path(colour).read_text())
+        torch.as_tensor(table, dtype=torch.float64)
+    except (OSError, ValueError, TypeError) as error:
+        known = ", ".join(COLOURS)
+        raise UserError(f"--coloured {colour}: neither {known}, nor a .json file of a table ({error})") from None
+    return table
 
 
 def _batch(denoiser: Denoiser, clips: bool, device: torch.device, guided: bool) -> int:
@@ -182,6 +220,12 @@ def _chosen(
 ) -> tuple[str | Tuned, int, str | tuple[float, ...]]:
     """Solver, number of steps and time schedule."""
     run, few = asked.run, denoiser.distilled
+    if asked.coloured is not None:
+        if few is not None or asked.solver not in (None, "ddim", "ddpm"):
+            what = f"{run} is distilled" if few is not None else f"--solver {asked.solver} has none"
+            raise UserError(f"--coloured is the noise of the steps of ddim: {what}")
+        steps = STEPS if steps is None else steps
+        return "ddim", steps, grid or default_grid("ddim", denoiser.process.schedule, steps)
     if few is None:
         steps = STEPS if steps is None else steps
         chosen = choose_solver(run, asked.solver, steps, grid, guidance, from_noise)
@@ -230,6 +274,8 @@ def _images(
         "seed": request.seed,
         "guidance": request.guidance,
         **guidance_rule(request),
+        **({"tiled": True} if asked.tiled else {}),
+        **({} if asked.coloured is None else {"coloured": request.coloured}),
         "batch": request.batch,
         "class": asked.label,
         **({} if asked.size is None else {"size": list(shape[1:])}),

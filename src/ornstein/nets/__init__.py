@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from ornstein.nets.dit import DiT
+from ornstein.nets.tiled import Tiled
 from ornstein.nets.unet import UNet
 from ornstein.nets.video import VideoUNet, frames_known, known_masks
 
@@ -20,7 +21,7 @@ NETS: dict[str, str] = {
 }
 """The module of each network, by the name that a stored model has for it."""
 
-__all__ = ["NETS", "DiT", "FaceUNet", "RelitUNet", "UNet", "VideoUNet", "frames_known", "known_masks"]
+__all__ = ["NETS", "DiT", "FaceUNet", "RelitUNet", "Tiled", "UNet", "VideoUNet", "frames_known", "known_masks"]
 
 
 def __getattr__(name: str) -> Any:

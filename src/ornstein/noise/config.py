@@ -69,15 +69,18 @@ def parse(text: str, length: int) -> Covariance:
     """The covariance over `length` frames that a text names.
 
     Args:
-        text: "white", "ar1:0.9", "mixed:0.5", "warped" or "warped:0.25" (its `degrade`), or the path of a JSON file of
-            `to_config`.
+        text: "white", "ar1:0.9", "mixed:0.5", "warped" or "warped:0.25" (its `degrade`), the path of a JSON file of
+            `to_config`, or "ar1:0.9 x FILE.json": the product of a covariance over frames and a `Spectrum`.
         length: number of frames.
 
     Raises:
         ValueError: the text is something else, the file cannot be read, or it was made for another number of frames.
     """
+    over_frames, product, space = text.partition(" x ")
     name, _, value = text.partition(":")
     try:
+        if product:
+            return _product(parse(over_frames.strip(), length), _read(Path(space.strip())))
         if name == "white" and not value:
             return Identity()
         if name == "ar1":
@@ -92,8 +95,15 @@ def parse(text: str, length: int) -> Covariance:
         raise ValueError(f"noise {text!r}: {e}") from e
     raise ValueError(
         f"unknown noise {text!r}; write white or ar1:0.9, mixed:0.5, or a file.json of `ornstein fit-noise`; or "
-        "warped:0.25"
+        "warped:0.25, or 'ar1:0.9 x FILE.json' with a spectrum in the file"
     )
+
+
+def _product(time: Covariance, config: dict[str, Any]) -> Covariance:
+    space = from_config(config)
+    if not isinstance(space, Spectrum) or not isinstance(time, FrameCovariance | Identity):
+        raise ValueError(f"a product is of a covariance over frames and a spectrum over pixels, not {time} x {space}")
+    return Kronecker(time if isinstance(time, FrameCovariance) else None, space)
 
 
 def _read(path: Path) -> dict[str, Any]:

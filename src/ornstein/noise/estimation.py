@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ornstein.noise.ar1 import AR1
 from ornstein.noise.covariance import Covariance, Identity
+from ornstein.noise.frames import FrameCovariance
+from ornstein.noise.kronecker import Kronecker
 from ornstein.noise.mixed import Mixed
 from ornstein.noise.spectral import SpectralAR1, conjugates, radial_bands
 from ornstein.noise.spectrum import Spectrum
@@ -265,9 +267,16 @@ def summary(
     }
     kappa = {name: statistics.kappa(c, shrinkage) for name, c in fits.items()}
     # over pixels alone: there is no condition number over frames
-    fits |= {"equal-snr": statistics.equal_snr(shrinkage), "blue": blue(statistics.size)}
+    power = statistics.equal_snr(shrinkage)
+    fits |= {"equal-snr": power, "blue": blue(statistics.size)}
+    fits |= {f"{name}-equal-snr": Kronecker(over_frames, power) for name, over_frames in _over_frames(fits).items()}
     bands, share = statistics.band_correlation()
     return Summary(statistics.clips, statistics.correlation(), bands, share, fits, kappa)
+
+
+def _over_frames(fits: dict[str, Covariance]) -> dict[str, FrameCovariance]:
+    """The fits over frames that go with a spectrum over pixels."""
+    return {name: c for name in ("ar1", "toeplitz") if isinstance(c := fits[name], FrameCovariance)}
 
 
 def blue(size: tuple[int, int]) -> Spectrum:

@@ -58,7 +58,7 @@ class Spectrum(Covariance):
         return int(height), int(width)
 
     @property
-    def _half(self) -> Tensor:
+    def half(self) -> Tensor:
         """P at the frequencies of rfft2, (H, W//2 + 1) float64."""
         power = torch.as_tensor(self.power)
         return power[:, : power.shape[1] // 2 + 1]
@@ -70,7 +70,7 @@ class Spectrum(Covariance):
 
     def _factors(self, operation: Operation) -> Tensor:
         # No variance at all in a null direction, where rounding alone has a root of 1e-8.
-        half = torch.where(self._half > NULL * self._half.max(), self._half, 0.0)
+        half = torch.where(self.half > NULL * self.half.max(), self.half, 0.0)
         return half ** POWERS[operation]
 
     def _operate(self, operation: Operation, x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Spectrum(Covariance):
             raise ValueError(f"{self} acts on samples (*, H, W), got a sample of {shape}")
         if self.singular:
             raise SingularCovarianceError(self)
-        return math.prod(shape[:-2]) * float((self._half.log() * conjugates(*self.frame)).sum())
+        return math.prod(shape[:-2]) * float((self.half.log() * conjugates(*self.frame)).sum())
 
     def dense(self) -> Tensor:
         """The matrix over (H, W) flattened, float64, (HW, HW)."""

@@ -10,7 +10,7 @@ from ornstein.denoiser import Denoises
 from ornstein.request import SOLVER
 from ornstein.solvers.adaptive import rk45
 from ornstein.solvers.chain import ddim, ddpm
-from ornstein.solvers.coloured import coloured
+from ornstein.solvers.coloured import COLOURS, coloured, with_colour
 from ornstein.solvers.multistep import multistep, singlestep
 from ornstein.solvers.ode import euler, heun, rk4
 from ornstein.solvers.restart import restart
@@ -19,6 +19,7 @@ from ornstein.solvers.stepping import Counted, Noise
 from ornstein.solvers.tuned import Tuned
 
 __all__ = [
+    "COLOURS",
     "SOLVER",
     "SOLVERS",
     "Counted",
@@ -38,6 +39,7 @@ __all__ = [
     "rk4",
     "rk45",
     "singlestep",
+    "with_colour",
 ]
 
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
+from ornstein.noise import Covariance, FrameCovariance, Identity, Kronecker, SpectralAR1, Spectrum
 from ornstein.solvers.stepping import Noise, knots
 
-__all__ = ["coloured"]
+__all__ = ["COLOURS", "coloured", "with_colour"]
+
+COLOURS: dict[str, list[list[float]]] = {
+    "blue": [[0.0, 1.0]],
+    "red": [[1.0, 0.0]],
+    "settling": [[0.0, 1.0], [1.0, 1.0]],
+}
+"""Tables of `coloured` by name. "settling": all at first, fine detail alone towards the end."""
 
 
 def coloured(
@@ -30,7 +39,8 @@ def coloured(
             spectrum; linear between.
 
     Raises:
-        ValueError: a table of another shape or with values outside [0, 1]; samples that are no images or clips.
+        ValueError: a table of another shape or with values outside [0, 1]; samples that are no images or clips; noise
+            that mixes spatial frequencies.
 
     Source: the idea is that of Colored Noise Sampling (arXiv:2605.30332); the step is E24 for each frequency.
     """
@@ -39,10 +49,12 @@ def coloured(
         raise ValueError("a table of shares of noise is (T, K), each in [0, 1]")
     if x.ndim < 4:
         raise ValueError(f"noise has a colour over pixels, (B, *, H, W); got shape {tuple(x.shape)}")
+    p = d.process
+    if not _by_frequency(p.noise):
+        raise ValueError(f"noise has a colour where it does not mix spatial frequencies, as {p.noise} does")
     size = (int(x.shape[-2]), int(x.shape[-1]))
     y, w = torch.fft.fftfreq(size[0], dtype=torch.float64), torch.fft.rfftfreq(size[1], dtype=torch.float64)
     column = y[:, None].hypot(w[None]) / math.sqrt(0.5)
-    p = d.process
     for k, (start, end) in enumerate(knots(p, times, down=True)):
         prediction = d(x, start.t)
         largest = end.s * math.sqrt(-math.expm1(start.log_snr - end.log_snr))
@@ -52,6 +64,32 @@ def coloured(
         if end.s > 0:
             x = x + _filtered(p.noise.color(noise(k)), share, size)
         yield x
+
+
+def with_colour(colour: str | Tensor | Sequence[Sequence[float]], solver: object = None) -> partial[Iterator[Tensor]]:
+    """The solver `coloured` with a table, or the name of one.
+
+    Args:
+        colour: a name of `COLOURS`, or a table.
+        solver: what was asked for besides; None, "ddim" and "ddpm" are what this is.
+
+    Raises:
+        ValueError: an unknown name, or another solver.
+    """
+    if solver not in (None, "ddim", "ddpm"):
+        raise ValueError(f"fresh noise has a colour in the steps of ddim, not of {solver}: leave out the solver")
+    if not isinstance(colour, str):
+        return partial(coloured, table=colour)
+    if colour not in COLOURS:
+        raise ValueError(f"unknown colour of noise {colour!r}; known: {', '.join(COLOURS)}, or a table")
+    return partial(coloured, table=COLOURS[colour])
+
+
+def _by_frequency(noise: Covariance) -> bool:
+    """Whether C is diagonal over the spatial frequencies of a frame."""
+    if isinstance(noise, Kronecker):
+        return noise.space is None or isinstance(noise.space, Spectrum)
+    return isinstance(noise, Identity | FrameCovariance | Spectrum | SpectralAR1)
 
 
 def _between(values: Tensor, at: Tensor) -> Tensor:

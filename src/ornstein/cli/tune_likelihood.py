@@ -1,0 +1,70 @@
+"""`ornstein tune --likelihood`: log p in a few evaluations, learned for one model."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ornstein import checkpoint
+from ornstein.cli.commands import Tune
+from ornstein.data import ImageSet, StreamedSet, to_unit
+from ornstein.denoiser import Denoiser
+from ornstein.errors import UserError
+from ornstein.evaluation.matched import choose, class_numbers
+from ornstein.likelihood import bits_per_dim, fit_few
+from ornstein.progress import progress, say
+from ornstein.training.recipe import in_memory, open_data
+from ornstein.training.settings import SETTINGS, Settings
+
+__all__ = ["tune_likelihood"]
+
+_LEAST, _MOST, _EQUATIONS = 48, 96, 2**17
+_KNOWN = 4096  # images whose mean and covariance are taken
+_OF_SOLVERS = ("steps", "guidance", "iterations", "radius", "match", "precision")
+
+
+def tune_likelihood(asked: Tune, given: frozenset[str], model: Denoiser) -> None:
+    """Learn log p in `asked.likelihood` evaluations, from training images, and store it in the run."""
+    run = asked.run
+    for name in _OF_SOLVERS:
+        if name in given:
+            raise UserError(f"--{name} is of solvers: leave it out with --likelihood")
+    if model.space is not None or model.data is None or len(model.data.shape) != 3:
+        raise UserError("--likelihood is for models of pixels")
+    if asked.data is not None:
+        height, width = model.data.shape[1:]
+        settings = Settings(data=asked.data, size=f"{width}x{height}", channels=model.data.shape[0])
+    elif (run / SETTINGS).is_file():
+        settings = Settings.stored(run / SETTINGS)
+    else:
+        raise UserError(f"{run} does not say which images it was trained on: give --data")
+    train = open_data(settings).train
+    if not isinstance(train, ImageSet | StreamedSet):
+        raise UserError("--likelihood is learned from images of one size")
+    images = in_memory(train)
+    if tuple(images.images.shape[1:]) != tuple(model.data.shape):
+        raise UserError(f"the images are {tuple(images.images.shape[1:])}, the model makes {tuple(model.data.shape)}")
+    count = asked.trajectories or max(_LEAST, min(_MOST, _EQUATIONS // math.prod(model.data.shape)))
+    rows, known = choose(images, count), choose(images, _KNOWN)
+    classes = class_numbers(images, model.data)
+    with progress("images", transient=True) as bar:
+        task = bar.add_task("following", total=None, note="")
+        assert asked.likelihood is not None
+        device = next(model.parameters()).device
+        few = fit_few(
+            model,
+            to_unit(images.images[rows]).to(device),
+            asked.likelihood,
+            data=to_unit(images.images[known]).to(device),
+            dequantisation="uniform",
+            batch=asked.batch,
+            cond=None if classes is None else {"label": classes[rows]},
+            advance=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    folder = checkpoint.run_folder(run)
+    folder.mkdir(exist_ok=True)
+    few.save(folder, checkpoint.fingerprint(run))
+    off = float(bits_per_dim(torch.tensor(few.spread), (1, *model.data.shape), None))
+    say(f"log p in {few.evaluations} evaluations: {off:.4f} bits/dim from the fine solution an image, held out")
+    say(f"stored in {folder}; `ornstein evaluate {run} --likelihood few`")
