@@ -35,7 +35,8 @@ _TOWARDS = {"left of": (-1.0, 0.0), "right of": (1.0, 0.0), "above": (0.0, -1.0)
 _UNSEEN_RELATIONS = 10  # one in so many relations of two seen objects is held out
 _HOLLOW = ("circle", "square", "triangle", "diamond")  # another shape fits inside these
 _ROOMY = {"triangle": 1.25}  # by how much larger it must be for that
-_RADIUS, _OUTER, _INNER = (0.11, 0.15), (0.27, 0.32), (0.095, 0.12)  # of the side
+_RADIUS, _OUTER, _INNER = (0.11, 0.15), (0.29, 0.33), (0.11, 0.13)  # of the side
+_GROWTH, _FILLED = 1.5, (0.6, 1.0)  # scenes with room are drawn larger, so that 32 pixels show what each shape is
 _GAP, _BORDER = 0.05, 0.02
 _BACKGROUND = (0.05, 0.25)
 _LEAST = 0.008  # of the picture: a smaller spot is no shape
@@ -133,9 +134,12 @@ def _drawn(rng: np.random.Generator) -> Scene | None:
             if apart < _GAP and not (told[0][0] == "inside" and (i, j) == (1, 0)):
                 return None
     low, high = (places - reach[:, None]).min(0), (places + reach[:, None]).max(0)
-    room = 1 - 2 * _BORDER - (high - low)
-    if room.min() < 0:
+    most = (1 - 2 * _BORDER) / (high - low).max()
+    if most < 1:
         return None
+    scale = 1 + (min(most, _GROWTH) - 1) * rng.uniform(*_FILLED)
+    places, radii, low, high = (scale * each for each in (places, radii, low, high))
+    room = 1 - 2 * _BORDER - (high - low)
     places = places - low + _BORDER + rng.uniform(size=2) * room
     objects = [
         Object(shape, colour, float(x), float(y), float(radius))
