@@ -4,11 +4,11 @@
     python benchmarks/compress.py --data CIFAR.zip --teacher runs/cifar --seeds 0 --work runs/compress-cifar
     python benchmarks/compress.py --plot docs/images/compress.png --work runs/compress-digits,runs/compress-cifar
 
-For each seed a teacher is trained (or --teacher taken), then pruned to each --macs by importance (taylor) and at random
-and fine-tuned for a tenth of the processor time of the teacher's training; and a net of the small shape of taylor is
-trained from scratch for all of that time. The Fréchet distance is in random convolutional features, of the same noise for
-all models, from the training images. A step is one evaluation of the network on a batch, in turn with the teacher's,
-the least of several, in processor time. What is done is kept in --work, and a second call goes on from there.
+For each seed a teacher is trained (or --teacher taken), then pruned to each --macs by each criterion and fine-tuned for
+a tenth of the processor time of the teacher's training; and a net of the small shape of taylor is trained from scratch
+for all of that time. The Fréchet distance is in random convolutional features, of the same noise for all models, from
+the training images. A step is one evaluation of the network on a batch, in turn with the teacher's, the least of
+several, in processor time. What is done is kept in --work, and a second call goes on from there.
 """
 
 from __future__ import annotations
