@@ -229,7 +229,7 @@ def plot(works: list[Path], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(works), 2, figsize=(9, 3.4 * len(works)), squeeze=False, sharey="row")
-    marks = {"teacher": "k*", "taylor": "o", "magnitude": "s", "random": "^", "scratch": "x"}
+    marks = {"teacher": "k*", "taylor": "C0o", "magnitude": "C2s", "random": "C1^", "scratch": "C3x"}
     for line, work in zip(axes, works, strict=True):
         for row in means(work):
             kind = row["name"].split("-")[0]
@@ -237,7 +237,6 @@ def plot(works: list[Path], path: Path) -> None:
                 axis.plot([row[of]] * len(row["ratios"]), row["ratios"], marks[kind], label=kind, alpha=0.8)
         for axis, label in zip(line, ("multiply-adds, of the teacher's", f"ms of a step of {_BATCH}"), strict=True):
             axis.set_xlabel(label)
-            axis.set_yscale("log")
             axis.axhline(1.25, color="0.6", linewidth=0.8, linestyle="--")
         line[0].set_ylabel("Fréchet distance / teacher's")
         line[0].set_title(work.name.removeprefix("compress-"), loc="left")
