@@ -14,8 +14,9 @@ from ornstein import checkpoint
 from ornstein.autoencoders.perceptual import octave_statistics
 from ornstein.cli.commands import Tune
 from ornstein.cli.models import open_model
+from ornstein.cli.tune_data import training_images
 from ornstein.cli.tune_likelihood import tune_likelihood
-from ornstein.data import ImageSet, StreamedSet, to_unit
+from ornstein.data import to_unit
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
@@ -24,8 +25,6 @@ from ornstein.few_steps.tuning import Trajectories, judged, starts, trajectories
 from ornstein.few_steps.tuning import tune as learn
 from ornstein.progress import progress, say
 from ornstein.solvers.tuned import Tuned
-from ornstein.training.recipe import in_memory, open_data
-from ornstein.training.settings import SETTINGS, Settings
 
 __all__ = ["tune"]
 
@@ -112,36 +111,15 @@ def _images(asked: Tune, model: Denoiser, scales: tuple[float, ...]) -> Tensor |
         if wanted:
             raise UserError("--iterations 0 learns nothing: leave out --match and --data")
         return None
-    run = asked.run
     try:
-        assert model.data is not None
-        if model.space is not None or len(model.data.shape) != 3 or getattr(model, "takes_text", False):
-            raise UserError(
-                "the second stage of tuning is for models of pixels without text: leave out --match, --data"
-            )
-        if asked.data is not None:
-            settings = Settings(data=asked.data, size=_size(model), channels=model.data.shape[0])
-        elif (run / SETTINGS).is_file():
-            settings = Settings.stored(run / SETTINGS)
-        else:
-            raise UserError(f"{run} does not say which images it was trained on: give --data")
-        train = open_data(settings).train
-        if not isinstance(train, ImageSet | StreamedSet):
-            raise UserError("the second stage of tuning compares images of one size: leave out --match")
-        images = in_memory(train).images
-        if tuple(images.shape[1:]) != tuple(model.data.shape):
-            raise UserError(f"the images are {tuple(images.shape[1:])}, the model makes {tuple(model.data.shape)}")
+        if getattr(model, "takes_text", False):
+            raise UserError("the second stage of tuning is for models without text: leave out --match and --data")
+        images = training_images(asked.run, model, asked.data).images
     except UserError:
         if wanted:
             raise
         return None
     return to_unit(images[:: max(1, len(images) // _REAL)][:_REAL])
-
-
-def _size(model: Denoiser) -> int | str:
-    assert model.data is not None
-    height, width = model.data.shape[1:]
-    return height if height == width else f"{width}x{height}"
 
 
 def _matching(asked: Tune, model: Denoiser, scales: tuple[float, ...], real: Tensor, count: int) -> Matching:

@@ -8,14 +8,13 @@ import torch
 
 from ornstein import checkpoint
 from ornstein.cli.commands import Tune
-from ornstein.data import ImageSet, StreamedSet, to_unit
+from ornstein.cli.tune_data import training_images
+from ornstein.data import to_unit
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation.matched import choose, class_numbers
 from ornstein.likelihood import bits_per_dim, fit_few
 from ornstein.progress import progress, say
-from ornstein.training.recipe import in_memory, open_data
-from ornstein.training.settings import SETTINGS, Settings
 
 __all__ = ["tune_likelihood"]
 
@@ -30,21 +29,8 @@ def tune_likelihood(asked: Tune, given: frozenset[str], model: Denoiser) -> None
     for name in _OF_SOLVERS:
         if name in given:
             raise UserError(f"--{name} is of solvers: leave it out with --likelihood")
-    if model.space is not None or model.data is None or len(model.data.shape) != 3:
-        raise UserError("--likelihood is for models of pixels")
-    if asked.data is not None:
-        height, width = model.data.shape[1:]
-        settings = Settings(data=asked.data, size=f"{width}x{height}", channels=model.data.shape[0])
-    elif (run / SETTINGS).is_file():
-        settings = Settings.stored(run / SETTINGS)
-    else:
-        raise UserError(f"{run} does not say which images it was trained on: give --data")
-    train = open_data(settings).train
-    if not isinstance(train, ImageSet | StreamedSet):
-        raise UserError("--likelihood is learned from images of one size")
-    images = in_memory(train)
-    if tuple(images.images.shape[1:]) != tuple(model.data.shape):
-        raise UserError(f"the images are {tuple(images.images.shape[1:])}, the model makes {tuple(model.data.shape)}")
+    images = training_images(run, model, asked.data)
+    assert model.data is not None
     count = asked.trajectories or max(_LEAST, min(_MOST, _EQUATIONS // math.prod(model.data.shape)))
     rows, known = choose(images, count), choose(images, _KNOWN)
     classes = class_numbers(images, model.data)

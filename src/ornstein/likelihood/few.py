@@ -277,8 +277,8 @@ def _fitted(start: FewSteps, x: Tensor, flows: list[tuple[GaussianFlow, Tensor, 
     divergences: list[Tensor] = []
     weights = torch.zeros_like(start.states)
     count = start.evaluations
+    at = y
     for k in range(count + 1):
-        at = y
         if slopes:
             seen = torch.stack([f[learn].flatten() for f in slopes], 1)
             weights[k, :k] = _least_squares(seen, (states[learn, k] - y[learn]).flatten(), _STATE_RIDGE)
