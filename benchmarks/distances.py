@@ -3,8 +3,9 @@
     python benchmarks/distances.py --model RUN [...] [-n 1000] [--seeds 3] [--steps 5,8,10]
 
 RUN must have been tuned (`ornstein tune RUN --steps 5,8,10`) and its data must be where they were. The features are
-those of `ornstein evaluate`; the real images are the training images, at most 5000. Of diffusers' samplers those with
-the smallest end-point errors on 8 trajectories are measured, and the best distance among them is shown. The spread is
+those of `ornstein evaluate`; the real images are the training images, at most 5000. Of the samplers of diffusers, and
+of azula where it is installed, the two of each with the smallest end-point errors on 4 trajectories are measured, and
+the best distance among them is shown. The network has the precision of `ornstein sample` for all. The spread is
 the standard deviation over seeds. A difference is taken seed by seed, from the same noise, and has a much smaller error
 than the distances.
 """
@@ -18,12 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peers import Peer, diffusers_peers
+from peers import Peer, azula_peers, diffusers_peers
 from tables import Table
 from torch import Tensor
 
 import ornstein as orn
 from ornstein.data import ImageSet, to_uint8
+from ornstein.devices import choose_precision
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance, real_floor
 from ornstein.evaluation.run import STEPS
@@ -36,7 +38,7 @@ from solvers import rms, tuned_of
 
 REAL = 5000
 FINALISTS = 2
-_FEW = 8
+_FEW = 4
 _OTHER = "dpmpp-3m"  # the best known multistep solver
 
 Draw = Callable[[Tensor, dict[str, Tensor]], Tensor]
@@ -48,6 +50,7 @@ class Scorer:
     def __init__(self, run: Path, count: int, seeds: int, batch: int = 128) -> None:
         self.run, self.count, self.seeds, self.batch = run, count, seeds, batch
         self.model = orn.load(run)
+        self.model.precision = choose_precision("auto", torch.device("cpu"))
         train = open_data(replace(Settings.stored(run / "train.json"), stream=False)).train
         assert isinstance(train, ImageSet)
         self.real = train.images[:: max(1, len(train) // REAL)][:REAL]
@@ -81,15 +84,17 @@ class Scorer:
 
     def finalists(self, steps: int) -> list[Peer]:
         ((d, x, end),) = tuning.trajectories(self.model, _FEW, first=1 << 20)
-        peers = list(diffusers_peers(self.model.process.schedule))
-        errors = [(rms([(p(d, x, steps), end)]), i) for i, p in enumerate(peers)]
-        return [peers[i] for _, i in sorted(errors)[:FINALISTS]]
+        best = []
+        for peers in (list(diffusers_peers(self.model.process.schedule)), list(azula_peers())):
+            errors = [(rms([(p(d, x, steps), end)]), i) for i, p in enumerate(peers)]
+            best += [peers[i] for _, i in sorted(errors)[:FINALISTS]]
+        return best
 
 
 def of_model(run: Path, counts: list[int], count: int, seeds: int) -> Table:
     scorer = Scorer(run, count, seeds)
     floor, long = real_floor(scorer.target), scorer.distances(scorer.ours(SOLVER, STEPS))
-    columns = ["evaluations", "tuned", SOLVER, _OTHER, "best of diffusers", ""]
+    columns = ["evaluations", "tuned", SOLVER, _OTHER, "best of theirs", ""]
     table = Table(
         f"The model {run.name}: {count} samples a seed, {seeds} seeds, against {len(scorer.real)} real images",
         [*columns, f"tuned less {SOLVER}", "tuned less theirs"],
@@ -99,7 +104,7 @@ def of_model(run: Path, counts: list[int], count: int, seeds: int) -> Table:
     for n in counts:
         draws = {"tuned": scorer.ours(tuned_of(run, n), n), **{s: scorer.ours(s, n) for s in (SOLVER, _OTHER)}}
         ours = {name: scorer.distances(draw) for name, draw in draws.items()}
-        theirs = {p.name: scorer.distances(scorer.theirs(p, n)) for p in scorer.finalists(n)}
+        theirs = {f"{p.library}: {p.name}": scorer.distances(scorer.theirs(p, n)) for p in scorer.finalists(n)}
         name = min(theirs, key=lambda k: statistics.fmean(theirs[k]))
         less = [[a - b for a, b in zip(ours["tuned"], k, strict=True)] for k in (ours[SOLVER], theirs[name])]
         table.add(n, *map(_spread, ours.values()), _spread(theirs[name]), name, *map(_spread, less))

@@ -1,6 +1,7 @@
 """What correlated noise costs: every covariance against white noise, in one process.
 
     python benchmarks/noise.py [--repeats 41] [--threads 1] [--device cuda]
+    python benchmarks/noise.py --flow                    # what the motion of clips costs a training
 
 The yardstick is torch.randn and one read and write of the tensor (a clone), taken in turns with each candidate, so
 that a busy machine slows both. Printed are the medians, and the median of the ratios of each turn. The
@@ -13,19 +14,30 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from tables import Table
 from torch import Tensor
 
-from ornstein.noise import AR1, OU, Covariance, Kronecker, LowRank, Mixed, SpectralAR1, Toeplitz, Warped
+from ornstein.data import open_clips
+from ornstein.data.flow import FlowFile, estimate_flow
+from ornstein.denoiser import Denoiser
+from ornstein.nets import VideoUNet
+from ornstein.noise import AR1, OU, Covariance, Kronecker, LowRank, Mixed, SpectralAR1, Toeplitz, Warped, carry
+from ornstein.process import Process
+from ornstein.schedules import Cosine
+from ornstein.training import TrainConfig
+from ornstein.training.task import Diffusion
 
 CLIP = (8, 3, 16, 64, 64)
 LONG = (1, 3, 4096, 8, 8)
-BOUND = 1.3
+BOUND, WARPED_BOUND = 1.3, 5.0
+FLOW_BOUND, EPOCHS = 0.2, 10  # of a training step, over so many epochs
 
 
 def main() -> None:
@@ -33,9 +45,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=41)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--flow", action="store_true", help="measure flow estimation against a training step, and stop")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     Console().print(f"torch {torch.__version__} on {arguments.device}, {arguments.threads} threads, float32")
+    if arguments.flow:
+        flow_costs(arguments.repeats).show()
+        return
     for table in costs(arguments.repeats, torch.device(arguments.device)):
         table.show()
 
@@ -82,20 +98,68 @@ def _table(title: str, rows: list[tuple[str, tuple[float, float, float], str]]) 
 def _short(clock: Clock) -> Table:
     frames, height, width = CLIP[2:]
     lags = torch.arange(frames, dtype=torch.float64)
-    bounded: list[Covariance] = [AR1(frames, 0.9), Mixed(frames, 0.5), Toeplitz(1 / (1 + lags))]
+    warped = Warped(_turning(frames, height, width))
+    bounded: list[Covariance] = [AR1(frames, 0.9), Mixed(frames, 0.5), Toeplitz(1 / (1 + lags)), warped]
     others: list[Covariance] = [
         OU(lags, 0.1),
         LowRank(torch.ones(frames), torch.ones(frames, 2)),
         Kronecker(AR1(frames, 0.9), (AR1(height, 0.5), AR1(width, 0.5))),
         SpectralAR1(frames, [0.9, 0.5, 0.1], size=(height, width)),
-        Warped(_turning(frames, height, width)),
     ]
     rows = []
     for c in (*bounded, *others):
         times = clock.against_white(lambda c=c: c.sample(CLIP, device=clock.device), CLIP)
-        note = "" if c not in bounded else "ok" if times[2] <= BOUND else "TOO SLOW"
+        bound = WARPED_BOUND if c is warped else BOUND
+        note = "" if c not in bounded else "ok" if times[2] <= bound else "TOO SLOW"
         rows.append((type(c).__name__, times, note))
-    return _table(f"sample {CLIP}: at most {BOUND} where marked", rows)
+    return _table(f"sample {CLIP}: at most {BOUND} where marked, {WARPED_BOUND:g} of Warped", rows)
+
+
+def flow_costs(repeats: int) -> Table:
+    """Flow of a batch against a training step on it, for two sizes of clips; medians of processor time."""
+    table = Table(
+        f"the motion of a batch of 8 clips of 8 frames, ms; share of a training step over {EPOCHS} epochs: at most "
+        f"{FLOW_BOUND:.0%}",
+        ["pixels a side", "step with white noise", "fitting, once a clip", "reading", "carrying noise", "share", ""],
+    )
+    for size in (16, 32):
+        clips = open_clips("drifting-textures", 8, size)
+        rows = torch.arange(8)
+        x0 = clips.batch(rows)[0]
+        net = VideoUNet.preset("xs", channels=1, size=size, frames=8)
+        task = Diffusion(Denoiser(net, Process(Cosine())), TrainConfig(steps=1, batch=8))
+        optimizer = torch.optim.AdamW(net.parameters())
+
+        def step() -> None:
+            task.loss(x0, None, torch.Generator().manual_seed(0), 0.0)[0].backward()  # noqa: B023
+            optimizer.step()  # noqa: B023
+            optimizer.zero_grad()  # noqa: B023
+
+        with tempfile.TemporaryDirectory() as folder:
+            kept = FlowFile(clips, "dis", Path(folder))
+            flow = kept(rows)
+            spent = {
+                "step": step,
+                "fit": lambda: estimate_flow(x0),  # noqa: B023
+                "read": lambda: kept(rows),  # noqa: B023
+                "carry": lambda: carry(flow, 1, torch.randn, 0.1),  # noqa: B023
+            }
+            ms = {name: 1000 * _busy(f, repeats) for name, f in spent.items()}
+        share = (ms["fit"] / EPOCHS + ms["read"]) / ms["step"]
+        note = "ok" if share <= FLOW_BOUND else "TOO SLOW"
+        table.add(size, *ms.values(), f"{share:.1%}", note)
+    return table
+
+
+def _busy(f: Callable[[], object], repeats: int) -> float:
+    """Median seconds of processor time."""
+    f()
+    times = []
+    for _ in range(repeats):
+        began = time.process_time()
+        f()
+        times.append(time.process_time() - began)
+    return statistics.median(times)
 
 
 def _turning(frames: int, height: int, width: int) -> Tensor:

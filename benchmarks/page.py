@@ -39,8 +39,9 @@ HEADINGS = {
     ),
     "distances": (
         "Fréchet distances of few evaluations",
-        "Samples from the same noise against real images, in the features of `ornstein evaluate`. A difference below "
-        "zero says that the tuned solver is nearer.",
+        "Samples from the same noise against real images, in the features of `ornstein evaluate`, with the network in "
+        "the precision of `ornstein sample`. A difference below zero says that the tuned solver is nearer. Its second "
+        "stage has seen training images, in features of other filters (`ornstein tune`).",
     ),
     "sampling": (
         "Time",
@@ -62,6 +63,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="where parts and the digits are kept")
     parser.add_argument("--model", type=Path, action="append", default=[], help="a further run to measure on")
     parser.add_argument("--only", default=",".join(HEADINGS), help=f"of {', '.join(HEADINGS)}; none: write the page")
+    parser.add_argument("--trajectories", type=int, default=64, help="that end-point errors are measured on")
+    parser.add_argument("-n", type=int, default=1000, help="samples a seed of Fréchet distances")
+    parser.add_argument("--seeds", type=int, default=3, help="of Fréchet distances")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled network of the times")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
@@ -76,7 +81,7 @@ def main() -> None:
     for run in runs:
         if set(only) & {"solvers", "distances", "sampling"}:
             _tuned(run, arguments.quick)
-    parts = _parts(runs, arguments.quick)
+    parts = _parts(runs, arguments)
     for name in only:
         tables = parts[name]()
         for table in tables:
@@ -93,27 +98,31 @@ def main() -> None:
     Console().print(f"{out}: {', '.join(n for n in HEADINGS if (work / f'{n}.json').is_file())}")
 
 
-def _parts(runs: list[Path], quick: bool) -> dict[str, Callable[[], list[Table]]]:
+def _parts(runs: list[Path], given: argparse.Namespace) -> dict[str, Callable[[], list[Table]]]:
     """What measures each part; imported when it is."""
+    quick = given.quick
 
     def solvers() -> list[Table]:
         from solvers import mixtures, of_model
 
-        few, iterations = (8, 5) if quick else (64, 100)
+        few, iterations = (8, 5) if quick else (given.trajectories, 100)
         counts = COUNTS[:1] if quick else (*COUNTS, 20)
-        return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few)]
+        return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few, min(8, few))]
 
     def distances() -> list[Table]:
         from distances import of_model
 
-        return [of_model(r, COUNTS[:1] if quick else COUNTS, *((32, 2) if quick else (1000, 3))) for r in runs]
+        return [
+            of_model(r, COUNTS[:1] if quick else COUNTS, *((32, 2) if quick else (given.n, given.seeds))) for r in runs
+        ]
 
     def sampling() -> list[Table]:
         from sampling import equal_quality, equal_steps
 
         if quick:
             return [equal_steps(16, 16, 2, 2, 1, compiled=False), equal_quality(runs[-1], 16, 1, 2, 1)]
-        return [equal_steps(64, 32, 16, 10, 5, compiled=True), *(equal_quality(r, 1000, 2, 16, 5) for r in runs)]
+        rows = [equal_quality(r, given.n, min(2, given.seeds), 16, 5) for r in runs]
+        return [equal_steps(64, 32, 16, 10, 5, compiled=not given.no_compile), *rows]
 
     def bench() -> list[Table]:
         return [_bench(r, 1 if quick else 5) for r in runs]

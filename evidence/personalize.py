@@ -5,14 +5,13 @@
     python evidence/personalize.py people DIR   # methods, ranks, priors at equal processor time, and a plain recipe
     python evidence/personalize.py table DIR    # the table and the curves of docs/personalize.md
 
-A state is a pose, an expression, a background and a light of `STATES`; the prompt says all of it, so that what a
-picture should be is known: who it shows is the nearest of 100 people rendered in the state that was asked for, and what
-it shows the nearest state, rendered of the person that was learned.
+A state is a pose, an expression, a background and a light, as in the set `captioned-faces`; the prompt says all of it,
+so that what a picture should be is known: who it shows is the nearest of 100 people rendered in the state that was
+asked for, and what it shows the nearest state, rendered of the person that was learned.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import tempfile
@@ -32,7 +31,8 @@ from ornstein.denoiser import Denoiser
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.faces.world import identities, render
-from ornstein.faces.world.parameters import ATTRIBUTES
+from ornstein.faces.world.captioned import PARTS, STATES, numbers
+from ornstein.faces.world.captioned import caption as prompt
 from ornstein.personalization.learned import begin
 from ornstein.personalization.pictures import open_pictures
 from ornstein.personalization.settings import PersonalizeSettings
@@ -40,20 +40,6 @@ from ornstein.personalization.task import Personalisation
 from ornstein.store import load_tensors
 
 SIZE, PEOPLE, PICTURES = 32, 2000, 8000
-PARTS: tuple[tuple[tuple[str, dict[str, float]], ...], ...] = (
-    (("facing left", {"yaw": -0.45}), ("facing ahead", {"yaw": 0.0}), ("facing right", {"yaw": 0.45})),
-    (("serious", {"smile": -0.2}), ("smiling", {"smile": 1.0, "mouth_open": 0.5})),
-    (
-        ("on red", {"back_red": 0.8, "back_green": 0.15, "back_blue": 0.15}),
-        ("on green", {"back_red": 0.15, "back_green": 0.65, "back_blue": 0.2}),
-        ("on blue", {"back_red": 0.15, "back_green": 0.25, "back_blue": 0.85}),
-        ("on grey", {"back_red": 0.5, "back_green": 0.5, "back_blue": 0.5}),
-    ),
-    (("lit from the left", {"light_x": -1.1}), ("lit from the right", {"light_x": 1.1})),
-)
-STATES = list(itertools.product(*(range(len(part)) for part in PARTS)))
-PLAIN = {"light_y": 0.4, "light_power": 1.0, "ambient": 0.32, "scale": 1.0, "cloth_red": 0.35, "cloth_green": 0.35,
-         "cloth_blue": 0.4}  # fmt: skip
 NEW, OTHERS = 7_000, 8_000  # seeds of people that no training has
 BASE = {"captions": "auto", "size": SIZE, "net": "s", "patch": 2, "batch": 32, "steps": 1400, "checkpoint_every": 200}
 SHOWN = (0, 15, 26, 41)  # the states of the four pictures of the new person
@@ -61,30 +47,20 @@ UNSEEN, EACH = [i for i in range(48) if i not in SHOWN][::2][:20], 3  # states t
 REAL, CLASS, CLASS_IMAGES = 1000, 256, 48
 GUIDANCE, SECONDS, RECIPE_RATE = 2.0, 40.0, 5e-3
 RECIPES = {"recipe": False, "recipe, prior images": True}
+_LORA, _FULL = {"learning_rate": 5e-3, "ema": 0.1}, {"method": "dreambooth", "learning_rate": 5e-4, "ema": 0.1}
+_FROZEN, _KEPT = {"prior": "frozen", "prior_weight": 4.0}, {"prior": "distilled", "prior_weight": 3.0}
+_WIDE, _OF_TEXT = {"rank": 16, "alpha": 16.0}, {"targets": ("reading.kv", "reading.q")}
 METHODS: dict[str, dict[str, Any]] = {
-    "lora 4": {"rank": 4, "learning_rate": 5e-3},
-    "lora 4, prior images": {"rank": 4, "learning_rate": 5e-3, "prior": "images"},
-    "lora 4, prior frozen": {"rank": 4, "learning_rate": 5e-3, "prior": "frozen"},
-    "dreambooth": {"method": "dreambooth", "learning_rate": 3e-4},
-    "dreambooth, prior images": {"method": "dreambooth", "learning_rate": 3e-4, "prior": "images"},
-    "lora 16": {"rank": 16, "alpha": 16.0, "learning_rate": 5e-3},
-    "lora 1": {"rank": 1, "alpha": 1.0, "learning_rate": 5e-3},
+    "dreambooth, prior distilled": _FULL | _KEPT,
+    "dreambooth, prior frozen": _FULL | _FROZEN,
+    "dreambooth": _FULL,
+    "lora 4, prior distilled": _LORA | _KEPT,
+    "lora 4, prior frozen": _LORA | _FROZEN,
+    "lora 4": _LORA,
+    "lora 4, prior images": _LORA | {"prior": "images"},
+    "lora 16, prior distilled": _LORA | _KEPT | _WIDE,
+    "lora 16 of the attention to text, prior distilled": _LORA | _KEPT | _WIDE | _OF_TEXT,
 }
-
-
-def prompt(state: tuple[int, ...], who: str = "person") -> str:
-    """The caption of a state."""
-    return f"a photo of a {who} " + " ".join(part[k][0] for part, k in zip(PARTS, state, strict=True))
-
-
-def numbers(states: list[tuple[int, ...]]) -> Tensor:
-    """The attributes of states, (B, 26)."""
-    rows = torch.zeros(len(states), len(ATTRIBUTES))
-    for row, state in zip(rows, states, strict=True):
-        chosen = PLAIN | {k: v for part, i in zip(PARTS, state, strict=True) for k, v in part[i][1].items()}
-        for name, value in chosen.items():
-            row[ATTRIBUTES.index(name)] = value
-    return rows
 
 
 def data(folder: Path) -> None:
@@ -186,7 +162,7 @@ def seconds_a_step(folder: Path, settings: dict[str, Any]) -> float:
 def learned(folder: Path, out: Path, settings: dict[str, Any]) -> Any:
     """A personalisation of the base, or its resumption."""
     shared = {"captions": "auto", "held_out": 0.0, "sample_every": 0, "report": False, "guidance": GUIDANCE, "batch": 4}
-    if settings.get("prior") == "images":
+    if settings.get("prior") in ("images", "distilled"):
         shared |= {"class_images": CLASS_IMAGES, "class_folder": folder / "class"}
     who = "a photo of a sks person"
     return orn.personalize(folder / "base", folder / "new", who, out, **shared | {"checkpoint_every": 1000} | settings)
@@ -236,7 +212,7 @@ def people(folder: Path, only: str | None = None) -> None:
     results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     if not (folder / "warm" / "config.json").exists():  # the pictures of the class, once for all
         learned(folder, folder / "warm", {"prior": "images", "steps": 1})
-    for name in ("base", *RECIPES, *METHODS) if only is None else (only,):
+    for name in ("base", *METHODS, *RECIPES) if only is None else (only,):
         if name in results:
             continue
         who, more = "sks person", {}

@@ -26,6 +26,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from PIL import Image
 from real_clips import patches
 from torch import Tensor
 
@@ -203,6 +204,37 @@ def report(folder: Path, path: Path) -> None:
     atomic_write(path, ("\n".join(lines) + "\n").encode())
     usual = min(r["training_steps"] for r in results)
     _figure([r for r in results if r["training_steps"] == usual], path.with_suffix(".png"))
+    _animation(folder / "models", path.with_name(f"{path.stem}-motion.gif"))
+
+
+def _animation(folder: Path, path: Path) -> None:
+    """Real clips above, and below them samples in warped noise that were asked for their motion; of every source."""
+    columns: list[list[Image.Image]] = []  # of a pair of clips, frame by frame
+    for source in SOURCES:
+        sheets = sorted(folder.glob(f"{source}-Warped-pixel-0-*.png"), key=lambda file: int(file.stem.split("-")[-1]))
+        if not sheets:
+            continue
+        sheet = Image.open(sheets[-1]).convert("L")
+        side = sheet.width // FRAMES
+        at = lambda row, k, sheet=sheet, side=side: sheet.crop((k * side, row * side, (k + 1) * side, (row + 1) * side))  # noqa: E731
+        for clip in range(4):
+            frames = []
+            for k in range(FRAMES):
+                pair = Image.new("L", (side, 2 * side), 255)
+                pair.paste(at(clip, k), (0, 0))
+                pair.paste(at(4 + clip, k), (0, side))
+                frames.append(pair)
+            columns.append(frames)
+    if columns:
+        whole = []
+        for k in range(FRAMES):
+            picture = Image.new("L", (sum(c[k].width for c in columns), max(c[k].height for c in columns)), 255)
+            left = 0
+            for column in columns:
+                picture.paste(column[k], (left, 0))
+                left += column[k].width
+            whole.append(picture.quantize(32))
+        whole[0].save(path, save_all=True, append_images=whole[1:], duration=125, loop=0)
 
 
 def _colours(results: list[dict]) -> list[str]:
@@ -274,9 +306,10 @@ def _figure(results: list[dict], path: Path) -> None:
     metrics = (
         ("frechet", "Fréchet distance"), ("flicker", "flicker / that of the data"), ("motion", "motion error, pixels"),
     )  # fmt: skip
+    sources = [source for source in SOURCES if any(r["source"] == source for r in results)]
     kinds = [(name, space) for name in NOISES for space in SPACES]
-    figure, axes = pyplot.subplots(len(metrics), len(SOURCES), figsize=(13, 10), squeeze=False)
-    for column, source in enumerate(SOURCES):
+    figure, axes = pyplot.subplots(len(metrics), len(sources), figsize=(13, 10), squeeze=False)
+    for column, source in enumerate(sources):
         for row, (metric, label) in enumerate(metrics):
             panel = axes[row][column]
             for k, (name, space) in enumerate(kinds):

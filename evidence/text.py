@@ -2,6 +2,7 @@
 
     python evidence/text.py train RUN [STEPS]    # `ornstein train --data shapes ...`, 40 minutes of one core
     python evidence/text.py meaning RUN          # attributes and relations of unseen combinations, by guidance
+    python evidence/text.py faces RUN            # the same of a run on `--data captioned-faces`: attributes of states
 
 The prompts are captions of scenes with combinations that no picture of the training has: a colour of each shape, and a
 tenth of the relations between two shapes.
@@ -16,8 +17,10 @@ import ornstein as orn
 from ornstein.data import save_grid, to_uint8
 from ornstein.data.shapes import judge, parse, scenes
 from ornstein.denoiser import Denoiser
+from ornstein.faces.world import captioned
 
 SETTINGS = {"captions": "auto", "size": 32, "net": "s", "patch": 2, "batch": 32, "steps": 9500, "checkpoint_every": 500}
+FACE_PARTS = ("pose", "expression", "background", "light")
 PROMPTS, STEPS, SEED = 400, 20, 1  # the training draws its scenes with seed 0
 
 
@@ -41,8 +44,28 @@ def meaning(model: Denoiser, guidance: float, unseen: bool, count: int = PROMPTS
     return f"guidance {guidance:g}, {'un' * unseen}seen combinations: {', '.join(parts)}, whole pictures {whole:.1%}"
 
 
+def faces(model: Denoiser, guidance: float, unseen: bool, count: int = PROMPTS) -> str:
+    """A line with the share of attributes that samples of a model of the face world show as their prompts say."""
+    states = [state for state in captioned.STATES if (state in captioned.HELD_OUT) == unseen]
+    asked = [states[i % len(states)] for i in range(count)]
+    assert model.data is not None
+    cond = model.encode([captioned.caption(state) for state in asked])  # pyright: ignore[reportCallIssue]
+    x = orn.sample(model, (count, *model.data.shape), steps=STEPS, seed=SEED, guidance=guidance, cond=cond, batch=100)
+    found = captioned.read(to_uint8(model.decode(x)))
+    right = [[a == b for a, b in zip(one, other, strict=True)] for one, other in zip(found, asked, strict=True)]
+    parts = [f"{name} {sum(each) / count:.1%}" for name, each in zip(FACE_PARTS, zip(*right, strict=True), strict=True)]
+    every = sum(map(sum, right)) / (count * len(FACE_PARTS))
+    return f"guidance {guidance:g}, {'un' * unseen}seen states: attributes {every:.1%} ({', '.join(parts)})"
+
+
 def main() -> None:
     what, run = sys.argv[1], Path(sys.argv[2])
+    if what == "faces":
+        model = orn.load(run)
+        for guidance in (1.0, 2.0, 4.0):
+            print(faces(model, guidance, unseen=True), flush=True)
+        print(faces(model, 2.0, unseen=False), flush=True)
+        return
     if what == "train":
         settings = SETTINGS | ({"steps": int(sys.argv[3])} if len(sys.argv) > 3 else {})
         orn.train("shapes", run, resume=(run / "train.json").is_file(), report=False, **settings)

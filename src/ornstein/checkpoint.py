@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -52,6 +53,7 @@ __all__ = [
     "save",
     "save_chosen",
     "save_tuned",
+    "solver_of",
 ]
 
 TUNED = "tuned.json"
@@ -146,6 +148,7 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
         what = f"{e} is missing" if isinstance(e, KeyError) else " ".join(str(e).split()) or type(e).__name__
         raise UserError(f"{where} does not describe a model: {what[:300]}") from e
     load_weights(denoiser.weights, folder / MODEL)
+    denoiser.solvers = functools.partial(solver_of, folder)
     return denoiser.eval()
 
 
@@ -228,7 +231,7 @@ def _pipeline_hash(folder: Path) -> str:
 
 
 def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
-    """Store solvers tuned for the model at `path` beside it; those for other numbers of steps are kept.
+    """Store solvers tuned for the model at `path` beside it; those for other steps and guidance scales are kept.
 
     Raises:
         UserError: as `check_tuned`.
@@ -236,15 +239,19 @@ def save_tuned(path: str | Path, solvers: list[Tuned]) -> None:
     check_tuned(path)
     folder, model = run_folder(path), fingerprint(path)
     folder.mkdir(exist_ok=True)
-    stored: dict[tuple[int, float], dict[str, Any]] = {}
+    stored: dict[tuple[int, float, float], dict[str, Any]] = {}
+
+    def key(t: Tuned) -> tuple[int, float, float]:
+        return len(t.steps), t.guidance, t.guidance if t.until is None else t.until
+
     if (folder / TUNED).is_file():
         content = read_json(folder / TUNED)
         if content.get("model") == model:
-            stored = {(len(t.steps), t.guidance): t.to_config() for t in _tuned(folder, content)}
-    stored |= {(len(t.steps), t.guidance): t.to_config() for t in solvers}
+            stored = {key(t): t.to_config() for t in _tuned(folder, content)}
+    stored |= {key(t): t.to_config() for t in solvers}
     atomic_write(
         folder / TUNED,
-        json_bytes({"format": FORMAT, "model": model, "solvers": [stored[key] for key in sorted(stored)]}),
+        json_bytes({"format": FORMAT, "model": model, "solvers": [stored[k] for k in sorted(stored)]}),
     )
 
 
@@ -281,6 +288,18 @@ def _tuned(folder: Path, content: dict[str, Any]) -> list[Tuned]:
         return [Tuned.from_config(c) for c in content["solvers"]]
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{folder / TUNED} cannot be used: {e}; run `ornstein tune {folder}` again") from e
+
+
+def solver_of(path: str | Path, steps: int, guidance: float) -> Tuned | None:
+    """The solver that a run keeps for so many steps and this guidance: tuned, else chosen; None if it has neither.
+
+    Raises:
+        UserError: a file is damaged, or the tuned solvers are of another model.
+    """
+    serving = [t for t in load_tuned(path, steps) if t.serves(guidance)]
+    if serving:
+        return min(serving, key=lambda t: t.until is not None)  # one for this scale alone comes first
+    return load_chosen(path, steps, guidance)
 
 
 def save_chosen(path: str | Path, choices: list[Choice]) -> None:

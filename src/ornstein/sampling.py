@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from ornstein.wrapper import (
     distilled_of,
     evaluation_mode,
     filled_in,
+    kept_solver,
     network_precision,
     networks_of,
     rows_of,
@@ -75,8 +76,9 @@ def sample(
 ) -> Tensor:
     """Samples from a denoiser: the reverse process from times[0] down to times[1].
 
-    By default 20 steps of "flow-3m" on the "logistic" time schedule, as `ornstein sample`; a distilled model takes its
-    own few steps, and a warning says so if others are requested. Everything runs on the device of the network's
+    By default 20 steps, as `ornstein sample`: of the solver that a loaded run keeps for this number of steps and this
+    guidance, tuned or chosen, and else of "flow-3m" on the "logistic" time schedule. A distilled model takes its own
+    few steps, and a warning says so if others are requested. Everything runs on the device of the network's
     weights; `start` and `cond` may be on any.
 
     Args:
@@ -120,7 +122,7 @@ def draw(
         raise ValueError(f"a shape is that of a batch of samples, (B, ...), got {shape}")
     if start is not None and tuple(start.shape) != shape:
         raise ValueError(f"start has shape {tuple(start.shape)}, but samples of {shape} were requested")
-    solver, times = settled(d, request)
+    solver, times = settled(d, _as_kept(d, request, start))
     cond = conditions_of(d, cond, shape[0])
     d = _guided(d, request, cond)
     _check_start(d, float(times[0]), start)
@@ -172,6 +174,16 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
     if isinstance(solver, Tuned):
         grid = solver.times
     return solver, grids.make(grid, d.process.schedule, request.times, steps)
+
+
+def _as_kept(d: Denoises, request: SampleRequest, start: Tensor | None) -> SampleRequest:
+    """The request with the solver that the model's run keeps, where samples are made from noise and none is named."""
+    named = request.solver is not None or request.grid is not None
+    if named or start is not None or tuple(request.times) != (1.0, 0.0) or distilled_of(d) is not None:
+        return request
+    guidance = 1.0 if request.guidance is None else request.guidance
+    kept = kept_solver(d, request.steps or STEPS, guidance)
+    return request if kept is None else replace(request, solver=kept)
 
 
 def default_grid(solver: str | Solver, schedule: Schedule, steps: int) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "distilled_of",
     "evaluation_mode",
     "filled_in",
+    "kept_solver",
     "module_of",
     "network_precision",
     "networks_of",
@@ -211,6 +212,12 @@ def one_a_sample(value: Any) -> bool:
 def distilled_of(d: Denoises) -> Distilled | None:
     """What the distilled model inside `d` was trained for; None for any other."""
     return getattr(module_of(d), "distilled", None)
+
+
+def kept_solver(d: Denoises, steps: int, guidance: float) -> Any:
+    """The solver that the run of the model inside `d` keeps for so many steps; None if there is no run, or none."""
+    solvers = getattr(module_of(d), "solvers", None)
+    return None if solvers is None else solvers(steps, guidance)
 
 
 @contextmanager

@@ -88,6 +88,45 @@ def test_mistakes(tuned: Path, tmp_path: Path) -> None:
     refused(ornstein("sample", plain, "--guidance", 2), "without classes")
 
 
+def test_one_solver_for_a_range_of_guidance(tuned: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint.load(tuned).save(run)
+    asked = ("--steps", 3, "--guidance", "1,4", "--trajectories", 6, "--iterations", 12)
+    said = ornstein("tune", run, *asked)
+    assert said.exit_code == 0 and "guidance 4: " in said.output, said.output
+    (solver,) = checkpoint.load_tuned(run)
+    assert (solver.guidance, solver.until) == (1.0, 4.0)
+    within = ornstein("sample", run, "-n", 1, "--steps", 3, "--guidance", 2.5, "--class", 1, "--out", tmp_path / "a")
+    assert within.exit_code == 0 and "tuned solver: 3 steps" in within.output, within.output
+    refused(ornstein("sample", run, "--solver", "tuned", "--steps", 3, "--guidance", 5), "3 (guidance 1 to 4)")
+    # and Python takes what the run keeps, where nothing else is named
+    d, labels = checkpoint.load(run), {"label": torch.tensor([0, 1])}
+    kept = sample(d, (2, 1, 8, 8), steps=3, cond=labels, guidance=2.0)
+    assert torch.equal(kept, sample(d, (2, 1, 8, 8), solver, cond=labels, guidance=2.0))
+    plain = sample(d, (2, 1, 8, 8), SOLVER, 3, cond=labels, guidance=2.0)
+    assert not torch.equal(kept, plain) and torch.equal(
+        plain, sample(d, (2, 1, 8, 8), SOLVER, 3, cond=labels, guidance=2)
+    )
+
+
+@pytest.mark.slow
+def test_matching_images_and_the_likelihood(tuned: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    checkpoint.load(tuned).save(run)
+    little = ("--trajectories", 8, "--data", "digits")
+    matched = ornstein("tune", run, "--steps", 3, "--iterations", 9, *little)
+    assert matched.exit_code == 0, matched.output
+    learned = ornstein("tune", run, "--likelihood", 3, *little)
+    assert learned.exit_code == 0 and "log p in 3 evaluations" in learned.output, learned.output
+    asked = ("-n", 8, "--images", 8, "--steps", 2, "--seeds", 1, "--solvers", "ddim")
+    found = ornstein("evaluate", run, "--data", "digits", "--likelihood", "few", *asked)
+    assert found.exit_code == 0 and "3 evaluations" in " ".join(found.output.split()), found.output
+    refused(ornstein("tune", run, "--likelihood", 3, "--steps", 5), "--steps is of solvers")
+    refused(ornstein("tune", run, "--match", "data", "--steps", 3), "which images it was trained on: give --data")
+    refused(ornstein("tune", run, "--match", "none", "--data", "digits"), "leave out --data")
+    refused(ornstein("evaluate", tuned, "--data", "digits", "--likelihood", "few"), "--likelihood 8")
+
+
 def test_more_steps_than_the_chain_has(tmp_path: Path) -> None:
     d = model()
     Denoiser(d.net, Process(Discrete.linear(10)), "v", data=d.data).save(tmp_path / "chain")

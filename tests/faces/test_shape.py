@@ -1,14 +1,19 @@
 """The shape of a face: turned, mirrored, drawn, and a picture moved along with it."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from ornstein.faces.align import Similarity
-from ornstein.faces.conditions import SHAPED, appearance, scene
+from ornstein.faces.conditions import SHAPED, appearance, laid_on, scene
+from ornstein.faces.identity import IdentityNet
 from ornstein.faces.mesh import PARTS
-from ornstein.faces.photos import Photos
+from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.shape import MIRROR, POINTS, contours, moved_face, onto, shape_in, shape_of, turned
+from ornstein.faces.swap.sampling import FaceModel, swap_crops
+from ornstein.faces.train.objective import face_denoiser, relit
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +113,57 @@ def test_pairs_carry_the_points_of_the_truth_and_of_a_mirrored_source(face):
     known = pairs.source.known(pairs.landmarks, points=pairs.points)
     face = appearance(pairs.source.image, pairs.source.mask, pairs.source.points, pairs.points)
     assert torch.equal(known["appearance"], face)
+
+
+def test_a_face_in_other_colours_is_laid_on_as_the_target_itself():
+    """A linear map of the target has its moments mapped: matched, it is the target."""
+    draw = torch.Generator().manual_seed(0)
+    target = 0.5 * torch.rand(2, 3, 16, 16, generator=draw) - 0.2
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    gain, shift = torch.tensor([0.5, 0.8, 1.5])[:, None, None], torch.tensor([0.1, -0.2, 0.0])[:, None, None]
+    shown = torch.cat([gain * target + shift, torch.ones(2, 1, 16, 16)], 1)
+    assert torch.allclose(laid_on(target, mask, shown), target, atol=1e-5)
+    other = torch.cat([torch.rand(2, 3, 16, 16, generator=draw), torch.ones(2, 1, 16, 16)], 1)
+    laid = laid_on(target, mask, other)
+    outside = (mask == 0).expand_as(laid)
+    assert torch.equal(laid[outside], target[outside])
+    inside = laid[~outside].reshape(2, 3, -1)
+    assert torch.allclose(inside.mean(2), target[~outside].reshape(2, 3, -1).mean(2), atol=1e-5)
+
+
+def test_light_from_the_right_and_a_gain_in_closed_form():
+    shown = torch.full((1, 4, 8, 8), 0.5)
+    shown[:, 3] = 1
+    by = torch.zeros(1, 9)
+    assert torch.equal(relit(shown, by), shown)
+    by[0, 3], by[0, 7] = 0.1, 0.2
+    made = relit(shown, by)
+    expected = 0.5 * torch.exp(torch.tensor(0.1)) + 0.2 * torch.linspace(-1, 1, 8)
+    assert torch.allclose(made[0, 0], expected.expand(8, 8)) and torch.equal(made[:, 3], shown[:, 3])
+
+
+def test_a_model_of_shapes_needs_them_and_leaves_the_rest_of_the_picture(face):
+    _, five, points = face
+    torch.manual_seed(0)
+    denoiser = face_denoiser(16, 4, "xs")
+    model = FaceModel(denoiser, IdentityNet(4, width=8, multipliers=(1, 2, 2)).eval())
+    assert model.shaped
+    points, five = (points * (16 / 260)).expand(2, -1, -1), (five * (16 / 260)).expand(2, -1, -1)
+    draw = torch.Generator().manual_seed(0)
+    target, other = torch.rand(2, 2, 3, 16, 16, generator=draw)
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    source = SourceFaces(torch.zeros(2, 4), other, mask, five, points)
+    with pytest.raises(ValueError, match="points"):
+        swap_crops(model, target, mask, five, source, steps=1)
+    outside = (mask == 0).expand_as(target)
+    cases: list[dict[str, Any]] = [{}, {"onset": 1.0}, {"onset": 0.0}, {"shape": 0.0}, {"strength": 0.5}]
+    for settings in cases:
+        made = swap_crops(model, target, mask, five, source, steps=2, points=points, **settings)
+        assert bool(made.isfinite().all()) and torch.equal(made[outside], target[outside])
+        alone = swap_crops(
+            model, target[1:], mask[1:], five[1:], source.select(slice(1, 2)), steps=2, points=points[1:], first=1,
+            **settings,
+        )  # fmt: skip
+        assert torch.allclose(alone[0], made[1], atol=1e-5)

@@ -305,7 +305,7 @@ def test_what_was_done_is_in_the_manifest_and_in_the_log(
     assert logged == found.swap | {"file": "out.png", "output": sha256(out), "faces": 2}
     assert set(logged["settings"]) == {
         *("steps", "identity", "guidance", "towards", "blend", "label", "seed", "precision", "faces"),
-        *("regions", "padding", "occlusion", "colour", "detail", "shape"),
+        *("regions", "padding", "occlusion", "colour", "detail", "shape", "onset"),
     }
 
 

@@ -133,6 +133,34 @@ def test_the_loss_is_the_sum_of_both_kinds(base, photos, tmp_path):
     assert torch.allclose(total, new + 0.25 * kept, rtol=1e-4)
 
 
+def test_the_distilled_prior_is_the_drift_at_pictures_of_the_class(base, photos, tmp_path):
+    """E36: what is new has its plain loss; the class the squared distance from the base, at its own noised pictures."""
+    task = task_of(base, photos, tmp_path, prior="distilled", time_sampling="uniform")
+    d, pictures = task.denoiser, task.pictures
+    pictures.own, pictures.prompts[4:] = 4, [("a photo of dog",)] * 2
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in task.model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=draw))
+    rows = pictures.order(4, 0, 0)
+    x0, labels = pictures.batch(rows)
+    with torch.no_grad():
+        found = task.loss(x0, labels, torch.Generator().manual_seed(3), 0.0)[1]
+        draw.manual_seed(3)
+        t = task.times.draw(4, draw)[0]
+        torch.rand(4, generator=draw)  # no prompt is dropped
+        of_latent, z = (torch.randn(4, *d.data.shape, generator=draw) for _ in range(2))
+        y = x0[:, 0] + x0[:, 1] * of_latent
+        x_t = d.process.add_noise(y, t, z)
+        text = d.encode(["a photo of dog"] * 4)["text"]
+        apart = (d(x_t, t, text=text).eps - orn.load(base)(x_t, t, text=text).eps).flatten(1).square().mean(1)
+        asked = d.encode([pictures.prompts[i][0] for i in rows.tolist()])["text"]
+        error = (d(x_t, t, text=asked).eps - z).flatten(1).square().mean(1)
+    assert float(found["prior"]) > 0
+    assert torch.allclose(found["prior"], apart[[1, 3]].mean(), rtol=1e-3)
+    assert torch.allclose(found["own"], error[[0, 2]].mean(), rtol=1e-3)
+
+
 def test_the_frozen_base_is_the_base(base, photos, tmp_path):
     for method in ("lora", "dreambooth"):
         task = task_of(base, photos, tmp_path, method=method, prior="frozen")
@@ -151,18 +179,19 @@ def test_the_prior_pulls_back_to_the_base(base, photos, tmp_path):
     task = task_of(base, photos, tmp_path, prior="frozen")
     y, t = torch.stack([z[0] for z in task.pictures.latents[:2]]), torch.tensor([0.3, 0.7])
     z = torch.randn(y.shape, generator=torch.Generator().manual_seed(0))
-    assert float(task._drift(y, t, z).sum()) == 0
+    prompts = [task.settings.prompt] * 2
+    assert float(task._drift(y, t, z, prompts).sum()) == 0
     parameters = list(task.model.parameters())
     with torch.no_grad():
         for i, p in enumerate(parameters):
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-    drift = task._drift(y, t, z).sum()
+    drift = task._drift(y, t, z, prompts).sum()
     gradient = torch.autograd.grad(drift, parameters)
     with torch.no_grad():
         size = sum(float(g.square().sum()) for g in gradient)
         for p, g in zip(parameters, gradient, strict=True):
             p.sub_(g, alpha=0.01 * float(drift) / size)
-    assert float(task._drift(y, t, z).sum()) < float(drift)
+    assert float(task._drift(y, t, z, prompts).sum()) < float(drift)
 
 
 def test_a_mask_is_a_weight_of_the_squared_error(base, photos, tmp_path):

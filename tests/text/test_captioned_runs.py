@@ -17,7 +17,7 @@ from ornstein.errors import UserError
 from ornstein.text import BPE, FrozenEncoder, TextDenoiser, TextEncoder
 from ornstein.text.bpe import learned_merges
 from ornstein.training.captions import tabled
-from running import done, ornstein, refused
+from running import done, ornstein, refused, torchrun
 from text.captioned import SETTINGS, changed
 
 
@@ -167,6 +167,57 @@ def test_each_caption_of_a_picture_is_chosen_alike(tmp_path: Path) -> None:
     expected = encoder.tokenized([text for text in texts for _ in range(3)])[0]
     assert torch.equal(tokens, expected)
     assert (table.conditions(torch.ones(9, dtype=torch.long), chosen, kept)["tokens"] == -1).all()
+
+
+def t5_folder(folder: Path) -> Path:
+    pytest.importorskip("transformers")
+    from interop.tiny import t5
+
+    model, tokenizer = t5()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["clip", "t5", "minilm"])
+def test_every_frozen_encoder_from_the_command_line(pictures: Path, tmp_path: Path, kind: str) -> None:
+    """Training, more of it, and samples that follow the prompt; the encoder is no part of what is learned."""
+    encoder = kind
+    if kind == "minilm":
+        pytest.importorskip("transformers")
+        pytest.importorskip("all_minilm_l6_v2")
+    else:
+        encoder = f"{kind}:{(clip_folder if kind == 'clip' else t5_folder)(tmp_path / kind)}"
+    out = tmp_path / "run"
+    train = ("train", "--out", out, "--device", "cpu", "--no-report")
+    fast = ("--size", 8, "--net", "xs", "--batch", 4, "--warmup", 1, "--checkpoint-every", 2)
+    done(*train, "--data", pictures, "--captions", "auto", "--text-encoder", encoder, "--steps", 4, *fast)
+    done(*train, "--resume", "--steps", 6)
+    model = opened(out)
+    assert isinstance(model.encoder, FrozenEncoder) and model.encoder.kind == kind
+    weights = load_file(out / "model.safetensors")
+    assert not any(name.startswith("text.tokens") for name in weights)
+    one, other = (samples(model, cond=model.encode([text] * 2)) for text in ("a red picture", "a blue picture"))
+    assert torch.isfinite(one).all() and not torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_captions_what_one_does(pictures: Path, tmp_path: Path) -> None:
+    settings = ("--size", 8, "--net", "xs", "--batch", 4, "--steps", 3, "--warmup", 1, "--no-report")
+    train = ("train", "--data", pictures, "--captions", "auto", "--device", "cpu", "--precision", "float32", *settings)
+    done(*train, "--out", tmp_path / "one")
+    result = torchrun(*train, "--out", tmp_path / "two")
+    assert result.returncode == 0, result.stderr
+    runs = [tmp_path / name for name in ("one", "two")]
+    losses = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for run in runs]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two = (load_file(run / "model.safetensors") for run in runs)
+    assert one.keys() == two.keys()
+    for part in ("net.", "text."):
+        apart = torch.cat([(one[name] - two[name]).abs().flatten() for name in one if name.startswith(part)])
+        # a gradient that is zero but for rounding has a step of either sign
+        assert float((apart > 1e-4).float().mean()) < 0.01, part
 
 
 def test_encoder_folders_that_cannot_be_used(pictures: Path, tmp_path: Path) -> None:

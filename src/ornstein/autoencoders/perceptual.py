@@ -18,6 +18,7 @@ __all__ = [
     "FILTERS",
     "Distance",
     "error_line",
+    "octave_statistics",
     "octaves",
     "open_perceptual",
     "open_script",
@@ -29,6 +30,7 @@ __all__ = [
 FILTERS = 24  # of each octave
 _SIDE = 3  # of a filter, in pixels of its octave
 _LEAST = 8  # pixels: an octave at least this wide has another one below it
+_THUMBNAIL = 4
 _SEED, _STREAM = 0, 0x50455243
 
 # (x, x_hat) -> (B,)
@@ -52,6 +54,19 @@ def random_features(x: Tensor, x_hat: Tensor) -> Tensor:
         total = total + (a - b).abs().flatten(1).mean(1)
         count += 1
     return total / count
+
+
+def octave_statistics(images: Tensor) -> Tensor:
+    """What images (B, C, H, W) look like as a set, (B, D): differentiable features for distances of distributions.
+
+    The picture at 4x4 pixels, and the mean and standard deviation over the positions of each rectified response on
+    every octave.
+    """
+    parts = [F.adaptive_avg_pool2d(images, _THUMBNAIL).flatten(1)]
+    for octave, part in octaves(images):
+        response = F.leaky_relu(responses(part, octave), 0.2).flatten(2)
+        parts += [response.mean(2), response.std(2)]
+    return torch.cat(parts, 1)
 
 
 def octaves(images: Tensor) -> Iterator[tuple[int, Tensor]]:

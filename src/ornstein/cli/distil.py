@@ -179,7 +179,7 @@ def ways_of(run: Path, teacher: Denoiser, student: Denoiser, guidance: float) ->
     """The teacher at a few steps, the solvers tuned for it, and the student."""
     ways = [Way(SOLVER, teacher, n, SOLVER, guidance) for n in _TEACHER_STEPS]
     for tuned in checkpoint.load_tuned(run):
-        if tuned.guidance == guidance and len(tuned.steps) <= STEPS:
+        if tuned.serves(guidance) and len(tuned.steps) <= STEPS:
             ways.append(Way("tuned", teacher, len(tuned.steps), tuned, guidance))
     assert student.distilled is not None
     return [*ways, Way("distilled", student, student.distilled.steps)]

@@ -34,6 +34,7 @@ from ornstein.evaluation.plan import Costs, Plan, measure_costs, sized
 from ornstein.evaluation.run_autoencoder import write_autoencoder_report
 from ornstein.evaluation.settings import MINUTES, Evaluate
 from ornstein.evaluation.summary import tables, write_evaluation_report
+from ornstein.likelihood import FewSteps
 from ornstein.progress import console, progress, say, silenced, warn
 from ornstein.store import CONFIG, MODEL, atomic_write, json_bytes, make_folder
 
@@ -74,6 +75,9 @@ def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | 
     folder = checkpoint.run_folder(asked.run) / "evaluation" if asked.out is None else asked.out
     check_replaceable(folder, asked.overwrite)
     material = open_material(asked.run, shape, asked.data, asked.held_out)
+    few = None
+    if "few" in settled.get("methods", ()):
+        few = FewSteps.load(checkpoint.run_folder(asked.run), checkpoint.fingerprint(asked.run))
     group.agreed(lambda: make_folder(folder) and None)  # a folder that cannot be written is refused now
     key = _key(asked, material, str(device))
     plan, costs = group.agreed(lambda: _plan(asked, given, settled, denoiser, material, features, folder, key))
@@ -94,6 +98,7 @@ def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | 
             pieces,
             deadline=None if seconds is None else began + _REPORT * seconds,
             precision=dtype,
+            few=few,
         )
     group.end()
     if not group.main:

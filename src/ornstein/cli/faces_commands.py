@@ -33,7 +33,7 @@ from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import ModelCard, read_card, write_card
 from ornstein.faces.read import read_photo
 from ornstein.faces.recognise import Recogniser
-from ornstein.faces.swap.sampling import FaceModel
+from ornstein.faces.swap.sampling import ONSET, FaceModel
 from ornstein.faces.train.adapt import Check, adapt_swap
 from ornstein.faces.train.evaluate import Held, score_swaps, swap_held
 from ornstein.faces.train.face_set import FaceSet, open_faces
@@ -199,6 +199,10 @@ def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:
         "strength": asked.strength,
         "towards": asked.towards,
     }
+    if model.shaped:
+        settings |= {"onset": ONSET if asked.onset is None else asked.onset, "shape": asked.shape}
+    elif given & {"onset", "shape"}:
+        raise UserError(f"--onset and --shape need a model that sees the shape of a face, and {asked.run} does not")
     swaps, seconds = swap_held(model, held, choose_precision(asked.precision, device), **settings)
     row = score_swaps(held, swaps, seconds, Recogniser(), Detector(thorough=False), **settings).as_row()
     table = Table("score", "value", title=f"{len(swaps)} swaps of held-out people", title_justify="left")

@@ -22,7 +22,7 @@ from ornstein.compress.groups import channel_groups
 from ornstein.compress.imitation import Imitation
 from ornstein.compress.int8 import output_error, save_int8
 from ornstein.compress.integral import INTEGRAL, LEAST, Elastic, ordered, total_variation
-from ornstein.compress.prune import kept_channels, narrowed, taylor_gradients
+from ornstein.compress.prune import input_moments, kept_channels, narrowed, refitted, taylor_gradients
 from ornstein.compress.settings import CompressSettings
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
@@ -223,7 +223,10 @@ def pruned(
     kept = kept_channels(groups, widths, values, draw)
     device = next(net.parameters()).device
     student.net = build(widths).to(device)
-    student.net.load_state_dict(narrowed(groups, net.state_dict(), kept))
+    state = net.state_dict()
+    if batches:
+        state = refitted(groups, state, kept, input_moments(teacher, groups, batches, draw))
+    student.net.load_state_dict(narrowed(groups, state, kept))
     return student.eval(), macs, full
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from ornstein.errors import UserError
 
 __all__ = ["CAPTIONED", "Captioned", "is_bundled", "open_captioned"]
 
-_SIDES = (32, 64)  # of shapes
+_SIDES = (32, 64)
 _COUNT = 20_000
 
 
@@ -39,7 +41,17 @@ def _shapes(rows: Sequence[int], size: int) -> Tensor:
     return shapes.render([_scene(i) for i in rows], size)
 
 
-CAPTIONED = {"shapes": Captioned(_shapes, lambda i: _scene(i).captions)}
+def _faces() -> Any:
+    # by name: the face world stands above this package
+    return importlib.import_module("ornstein.faces.world.captioned")
+
+
+CAPTIONED = {
+    "shapes": Captioned(_shapes, lambda i: _scene(i).captions),
+    "captioned-faces": Captioned(
+        lambda rows, size: _faces().faces(rows, size), lambda i: _faces().captions(i), count=8_000
+    ),
+}
 """Sets that `--data` takes by name, with captions for `--captions auto`."""
 
 

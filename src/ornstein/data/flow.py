@@ -166,8 +166,10 @@ def read_flow(path: Path, frame: tuple[int, int, int]) -> Tensor:
     wanted = (frames - 1, 2, height, width)
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no flow: give a .npy file of {wanted} ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path} is no flow: give a .npy file of {wanted} ({error.strerror})") from None
+    except (ValueError, EOFError):  # NumPy's own words are advice to unpickle it
+        raise UserError(f"{path} is no flow: give a .npy file of {wanted}") from None
     shape = getattr(array, "shape", ())
     if shape[-4:] != wanted or len(shape) not in (4, 5) or not len(array):
         raise UserError(f"{path} has shape {shape}; a flow of these clips is {wanted}, or several of them")

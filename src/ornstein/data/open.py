@@ -49,8 +49,8 @@ def open_images(
 
     `path` is a folder; an archive, read in place: .zip, or .tar as WebDataset makes them, of which a folder may hold
     several; a .npy or .npz file (see `arrays`); a data set that Hugging Face's `datasets` saved on disk; or "digits",
-    scikit-learn's 1,797 scans of 8x8 (a folder of that name is given as "./digits"), or "shapes",
-    coloured shapes with captions.
+    scikit-learn's 1,797 scans of 8x8 (a folder of that name is given as "./digits"), or "shapes"
+    or "captioned-faces", drawn pictures with captions.
 
     If the images lie in sub-folders, the first folder on the path is the class; folders called train, val and test
     divide the set, and only train is read (see `classes.group`). An archive wrapped in one single folder is read as

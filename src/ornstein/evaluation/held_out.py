@@ -42,6 +42,7 @@ METHODS = {
     "continuous": f"{_CONTINUOUS}, {_PIXELS}",
     "ode": f"{_FLOW}, uniform dequantisation",
     "ode-variational": f"{_FLOW}, dequantisation fitted to training images",
+    "few": "flow map and density E32 in few evaluations, one Hutchinson probe, uniform dequantisation",
 }
 
 _LATENT = {
@@ -61,6 +62,7 @@ CALLS = {
     "continuous": LEVELS + 1,
     "ode": _FLOW_CALLS,
     "ode-variational": _FLOW_CALLS,
+    "few": 3 * 8,
 }
 
 
@@ -88,6 +90,7 @@ def bits_of_images(
     advance: Callable[[int], object] = lambda done: None,
     dequantiser: likelihood.Dequantiser | None = None,
     stop: Callable[[], bool] = lambda: False,
+    few: likelihood.FewSteps | None = None,
 ) -> Bits:
     """Bits/dim of 8-bit images.
 
@@ -107,12 +110,14 @@ def bits_of_images(
         advance: called with the number of images that are done.
         dequantiser: for "ode-variational", by `likelihood.fit_dequantiser`.
         stop: asked after each batch; True ends with the images that are done.
+        few: for "few", by `likelihood.fit_few`.
 
     Returns:
         The mean over the images; its error is NaN for a single image.
 
     Raises:
-        ValueError: an unknown method, images that the model was not made for, "ode-variational" without a dequantiser.
+        ValueError: an unknown method, images that the model was not made for, "ode-variational" without a
+            dequantiser, or "few" without what was learned.
     """
     if method not in METHODS:
         raise ValueError(f"unknown likelihood {method!r}; known: {', '.join(METHODS)}")
@@ -121,6 +126,8 @@ def bits_of_images(
         raise ValueError("ode-variational needs a dequantiser; likelihood.fit_dequantiser makes it")
     if method == "ode-variational" and isinstance(d.space, LatentSpace):
         raise ValueError("latents are continuous and need no dequantisation: use ode in place of ode-variational")
+    if method == "few" and (few is None or isinstance(d.space, LatentSpace)):
+        raise ValueError("few needs what `ornstein tune --likelihood` learns, of a model of pixels")
     values, parts = [], []
     device = device_of(d)
 
@@ -132,6 +139,10 @@ def bits_of_images(
         if isinstance(d.space, LatentSpace):
             joint = _joint(d, d.space, x0, method, cond, seed, first)
             total, split = joint.total, (joint.reconstruction, -joint.entropy, joint.prior)
+        elif method == "few":
+            assert few is not None
+            found = few(d, x0, dequantisation="uniform", seed=seed, first=first, batch=_BATCH, cond=cond)
+            total, split = -found.value, ()
         elif method not in _FORMS:
             total, split = -_flow(d, x0, cond, seed, first, dequantisation), ()
         else:
@@ -155,6 +166,9 @@ def bits_of_images(
     names = ("reconstruction", "minus entropy", "prior") if latent else ("prior", "diffusion", "reconstruction")
     meaning = f"joint bound, latents by {_LATENT[method]}" if latent else METHODS[method]
     named: dict[str, Tensor] = dict(zip(names, torch.cat(parts, 1), strict=True)) if parts else {}
+    if few is not None and method == "few":
+        off = float(likelihood.bits_per_dim(torch.tensor(few.spread), images.shape, None))
+        meaning = f"{meaning}; {few.evaluations} evaluations, {off:.3f} bits/dim from the fine solution an image"
     return _summary(method, meaning, torch.cat(values), named)
 
 

@@ -25,7 +25,7 @@ from ornstein.evaluation.pieces import Pieces
 from ornstein.evaluation.plan import ENOUGH, FIT_BATCH, FIT_STEPS, VARIATIONAL, Plan, evaluations
 from ornstein.evaluation.precision import precision_recall
 from ornstein.evaluation.results import METRICS, Evaluation, Row, Spread
-from ornstein.likelihood import Dequantiser, fit_dequantiser
+from ornstein.likelihood import Dequantiser, FewSteps, fit_dequantiser
 from ornstein.sampling import State, sample
 from ornstein.wrapper import device_of
 
@@ -50,6 +50,7 @@ def evaluate_model(
     pieces: Pieces | None = None,
     deadline: float | None = None,
     precision: torch.dtype | None = None,
+    few: FewSteps | None = None,
 ) -> Evaluation:
     """Measure a model as planned, against held-out images.
 
@@ -68,6 +69,7 @@ def evaluate_model(
         deadline: a time of `time.monotonic` after which nothing more is started. What is left out then is named in the
             result; a first set of samples is always measured.
         precision: of the network for samples; None is float32. Likelihoods are always in float32.
+        few: for the likelihood "few".
 
     Raises:
         UserError: fewer than 8 images, or images that the model was not made for.
@@ -82,7 +84,7 @@ def evaluate_model(
     if len(held_out) < ENOUGH:
         raise UserError(f"{held_out.source} leaves {len(held_out)} images to evaluate on: at least {ENOUGH} are needed")
     assert d.data is not None
-    work = _Work(d, plan, held_out, train, advance, Pieces() if pieces is None else pieces, deadline, precision)
+    work = _Work(d, plan, held_out, train, advance, Pieces() if pieces is None else pieces, deadline, precision, few)
     chosen = choose(held_out, plan.count)
     real = held_out.images[chosen]
     extract = features(real)
@@ -128,9 +130,11 @@ class _Work:
         pieces: Pieces,
         deadline: float | None,
         precision: torch.dtype | None,
+        few: FewSteps | None = None,
     ) -> None:
         self.d, self.plan, self.held_out, self.train = d, plan, held_out, train
         self.advance, self.pieces, self.deadline, self.precision = advance, pieces, deadline, precision
+        self.few = few
         self.total, self.done = plan.calls(len(held_out)), 0
         self.spent, self.called = 0.0, 0  # seconds and network evaluations of the sets of samples so far
         self.left_out: list[str] = []
@@ -169,7 +173,7 @@ class _Work:
                 step = self.start(name, CALLS[method], len(images))
                 try:
                     measured = bits_of_images(
-                        self.d, images, method, labels, advance=step, dequantiser=fitted, stop=self.over
+                        self.d, images, method, labels, advance=step, dequantiser=fitted, stop=self.over, few=self.few
                     )
                 except ValueError as error:  # a flow that cannot be followed: the samples can still be scored
                     self.left_out.append(f"{name}: {error}")

@@ -39,12 +39,12 @@ def choose_solver(
         raise UserError("a tuned solver makes whole samples from noise: give another --solver for --given and --frames")
     if grid is not None:
         raise UserError("a tuned solver has its own times: leave out --grid")
-    for tuned in checkpoint.load_tuned(run, steps):
-        if tuned.guidance == guidance:
-            return tuned
+    kept = checkpoint.solver_of(run, steps, guidance)
     if name is None:
-        return checkpoint.load_chosen(run, steps, guidance) or SOLVER
-    known = ", ".join(f"{len(t.steps)} (guidance {t.guidance:g})" for t in checkpoint.load_tuned(run))
+        return kept or SOLVER
+    if kept is not None and kept.learned:
+        return kept
+    known = ", ".join(f"{len(t.steps)} (guidance {t.scales})" for t in checkpoint.load_tuned(run))
     raise UserError(
         f"{run} has no solver tuned for {steps} steps with guidance {guidance:g}; it has {known or 'none'}: "
         f"`ornstein tune {run} --steps {steps} --guidance {guidance:g}`"

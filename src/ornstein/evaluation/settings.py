@@ -12,7 +12,7 @@ from ornstein.settings import PRECISIONS, again, check, device_setting, setting,
 
 __all__ = ["FULL", "METHODS", "Bench", "Evaluate"]
 
-METHODS = ("vlb", "consistency", "continuous", "ode", "ode-variational")
+METHODS = ("vlb", "consistency", "continuous", "ode", "ode-variational", "few")
 
 # The full plan of an evaluation; what is not given is sized to the time.
 FULL: dict[str, Any] = {

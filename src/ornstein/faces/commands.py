@@ -126,6 +126,11 @@ class EvaluateCommand:
     )
     strength: float = setting(1.0, "0 is the target's identity, 1 the source's, or beyond.", minimum=0, maximum=3)
     towards: float = setting(0.0, "A step of identity guidance, in units of the pixels.", minimum=0, maximum=1)
+    onset: float | None = setting(
+        None, "Time at which the sampler begins, as of `ornstein swap`.", by_data="what suits the model",
+        minimum=0, maximum=1,
+    )  # fmt: skip
+    shape: float = setting(0.5, "Share of the source's own shape, as of `ornstein swap`.", minimum=0, maximum=1)
     device: str = setting("auto", DEVICE, choices=DEVICES, other=OTHERS)
     precision: Precision = setting("auto", PRECISION)
 

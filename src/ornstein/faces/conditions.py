@@ -10,7 +10,7 @@ from ornstein.faces.nets.placement import spots
 from ornstein.faces.nets.unet import blurred
 from ornstein.faces.shape import CONTOURS, contours, moved_face
 
-__all__ = ["CHANNELS", "LIGHT", "POINTS", "SHAPED", "appearance", "blended_features", "scene"]
+__all__ = ["CHANNELS", "LIGHT", "POINTS", "SHAPED", "appearance", "blended_features", "laid_on", "scene"]
 
 CHANNELS = 5
 """Channels of a scene with landmarks: the picture, the mask, the landmarks."""
@@ -20,6 +20,8 @@ POINTS = 5
 """The landmarks that every detector gives: the first ones."""
 LIGHT = 4
 """Cells a side of the blur that shows how a face is lit and little of whose it is."""
+
+_CONTRAST = 3.0  # the most by which contrast is raised
 
 
 def scene(
@@ -77,6 +79,29 @@ def blended_features(target: Tensor, shown: Tensor, weight: float) -> Tensor:
         return blurred(images) - blurred(images, LIGHT)
 
     return target + weight * (features(source) - features(target))
+
+
+def laid_on(target: Tensor, mask: Tensor, shown: Tensor) -> Tensor:
+    """The target with the source's face laid over it, in the target's colours: a swap by geometry alone.
+
+    The face has the target's mean and standard deviation of each channel, inside the mask.
+
+    Args:
+        target: (B, 3, H, W).
+        mask: (B, 1, H, W).
+        shown: the source's `appearance` (B, 4, H, W).
+    """
+    there = mask * shown[:, 3:]
+    area = there.sum((2, 3), keepdim=True).clamp(min=1e-6)
+
+    def moments(images: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (images * there).sum((2, 3), keepdim=True) / area
+        return mean, (((images - mean).square() * there).sum((2, 3), keepdim=True) / area).sqrt()
+
+    face = shown[:, :3] / shown[:, 3:].clamp(min=0.05)
+    (mean, spread), (wanted, contrast) = moments(face), moments(target)
+    face = (face - mean) * (contrast / spread.clamp(min=1e-3)).clamp(max=_CONTRAST) + wanted
+    return torch.lerp(target, face.clamp(-1, 1), there)
 
 
 def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) -> Tensor:

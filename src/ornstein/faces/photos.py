@@ -38,7 +38,7 @@ class SourceFaces:
         points = [each.points for each in faces if each.points is not None]
         return cls(
             *(torch.cat(parts) for parts in zip(*(each._parts for each in faces), strict=True)),
-            torch.cat(points) if len(points) == len(faces) else None,
+            points=torch.cat(points) if len(points) == len(faces) else None,
         )
 
     def to(self, device: torch.device) -> SourceFaces:
@@ -74,7 +74,7 @@ class SourceFaces:
         return self.identity, self.image, self.mask, self.landmarks
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> SourceFaces:
-        return SourceFaces(*map(change, self._parts), None if self.points is None else change(self.points))
+        return SourceFaces(*map(change, self._parts), points=None if self.points is None else change(self.points))
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,13 @@ class SwapSettings:
     shape: float = setting(
         0.5, "Share of the source's own shape of the face; the rest is the target's.", minimum=0, maximum=1
     )
+    onset: float | None = setting(
+        None,
+        "Time at which the sampler begins, with the source's face laid on by its shape: 0 is that face alone, 1 noise.",
+        by_data="what suits the model",
+        minimum=0,
+        maximum=1,
+    )
     blend: Literal["feather", "laplacian", "poisson"] = setting(
         "laplacian", "How the face is blended into the picture."
     )

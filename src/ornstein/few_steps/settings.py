@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+from ornstein.errors import UserError
 from ornstein.settings import check, setting
 
 __all__ = ["MOST_STEPS", "TuneSettings"]
@@ -18,7 +20,9 @@ class TuneSettings:
     steps: tuple[int, ...] = setting(
         (5, 8, 10), "Numbers of steps, each with a solver of its own.", minimum=2, maximum=MOST_STEPS
     )
-    guidance: float = setting(1.0, "Scale of guidance that the solver will be used with.")
+    guidance: tuple[float, ...] = setting(
+        (1.0,), "Scale of guidance that the solver will be used with, or several: it serves all between.", minimum=0
+    )
     trajectories: int | None = setting(None, "Trajectories to learn from.", by_data="128, fewer large ones", minimum=1)
     iterations: int = setting(
         100, "Runs of the optimiser; 0 chooses among untuned solvers and time schedules.", minimum=0
@@ -29,7 +33,20 @@ class TuneSettings:
         minimum=0,
         maximum=1,
     )
+    match: Literal["data", "none"] | None = setting(
+        None,
+        "Second stage: bring the samples as a set near the training images, or those of --data.",
+        by_data="data, where the run's images are there and guidance is 1",
+    )
+    data: str | None = setting(
+        None, "Images for the second stage, as for `train`.", names=("-d", "--data"), by_data="those of the run"
+    )
+    likelihood: int | None = setting(
+        None, "Learn the likelihood in so many evaluations, for `evaluate --likelihood few`, and no solver.", minimum=2
+    )
     batch: int = setting(16, "Samples through the network at once.", names=("-b", "--batch"), minimum=1)
 
     def __post_init__(self) -> None:
         check(self)
+        if self.match == "none" and self.data is not None:
+            raise UserError("--match none has no second stage: leave out --data")

@@ -3,6 +3,7 @@
 from ornstein.likelihood.bits import bits_per_dim
 from ornstein.likelihood.bound import Bound, vlb
 from ornstein.likelihood.dequantise import Dequantiser, fit_dequantiser
+from ornstein.likelihood.few import FewSteps, fit_few
 from ornstein.likelihood.flow import LogProb, ode
 from ornstein.likelihood.variance import fit_variance
 from ornstein.solvers.variance import AnalyticVariance
@@ -11,9 +12,11 @@ __all__ = [
     "AnalyticVariance",
     "Bound",
     "Dequantiser",
+    "FewSteps",
     "LogProb",
     "bits_per_dim",
     "fit_dequantiser",
+    "fit_few",
     "fit_variance",
     "ode",
     "vlb",

@@ -38,24 +38,28 @@ def sampled(d: Denoiser, prompts: list[str], seed: int, guidance: float, first: 
         return to_uint8(d.decode(x).float().cpu())
 
 
-def class_pictures(d: Denoiser, settings: PersonalizeSettings, out: Path) -> Pictures:
+def class_pictures(d: Denoiser, settings: PersonalizeSettings, out: Path, given: Pictures) -> Pictures:
     """The pictures of the class in their folder; those that are missing are made by the base, the same ones anywhere.
+
+    Their prompts are those of the pictures that are `given`, in turn, each without the placeholder.
 
     Raises:
         UserError: the folder holds pictures that cannot be used.
     """
     folder = make_folder(settings.class_folder or out / FOLDER)
     count, group = settings.class_images, processes.current()
+    different = list(dict.fromkeys(settings.class_of(prompt) for texts in given.prompts for prompt in texts))
+    prompts = [different[i % len(different)] for i in range(count)]
     there = len([f for f in folder.iterdir() if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")])
     files = [folder / f"{i:05d}.png" for i in range(count)]
     missing = [i for i, file in enumerate(files) if not file.is_file()][: max(0, count - there)]
-    say(f"{folder}: {there} pictures of the class, {len(missing)} to make: {settings.of_class!r}")
+    say(f"{folder}: {there} pictures of the class, {len(missing)} to make: {different[0]!r}")
     group.wait()  # all have counted before any is made
     mine = missing[len(missing) * group.rank // group.world : len(missing) * (group.rank + 1) // group.world]
     with progress("pictures", transient=True) as bar:
         task = bar.add_task("pictures of the class", total=len(mine), note="")
         for rows in _consecutive(mine):
-            pixels = sampled(d, [settings.of_class] * len(rows), settings.seed, settings.guidance, first=rows[0])
+            pixels = sampled(d, [prompts[i] for i in rows], settings.seed, settings.guidance, first=rows[0])
             for i, picture in zip(rows, pixels, strict=True):
                 _write(files[i], picture)
             bar.advance(task, len(rows))
@@ -66,7 +70,7 @@ def class_pictures(d: Denoiser, settings: PersonalizeSettings, out: Path) -> Pic
     if len(opened) < count:
         raise UserError(f"{folder} has {len(opened)} pictures that can be used, not {count}: take the others away")
     rows = list(opened.images[:count])
-    return Pictures(opened.names[:count], rows, [(settings.of_class,)] * count, [None] * count)
+    return Pictures(opened.names[:count], rows, [(prompt,) for prompt in prompts], [None] * count)
 
 
 def _consecutive(numbers: list[int]) -> list[list[int]]:

@@ -111,7 +111,7 @@ def personalize(
     for line in check_words(d, asked):
         warn(line)
     pictures, held_out = _pictures(asked, d)
-    of_class = class_pictures(d, asked, out) if asked.prior == "images" else None
+    of_class = class_pictures(d, asked, out, pictures) if asked.pictured else None
     prompts = list(dict.fromkeys([asked.prompt, asked.of_class, *asked.preview_prompts]))
     before = _samples(d, asked, prompts) if report and group.main else None
     learned = begin(d, asked)
@@ -133,6 +133,7 @@ def personalize(
         + (f", {len(held_out)} held out" if held_out is not None else "")
     )
     steps = _follow(states, task, asked, prompts, out, resume)
+    group.wait()  # the main process has written what the others read below
     group.end()
     if task.stops and task.checks:
         restore(learned, out)

@@ -64,8 +64,11 @@ class PersonalizeSettings(TrainConfig):
         help="Each picture has its own prompts: auto, txt or json beside it, metadata.jsonl or .csv, or a column; "
         "--prompt for those without.",
     )  # fmt: skip
-    prior: Literal["none", "images", "frozen"] = setting(
-        "none", "Keep the class: by pictures that the base makes of it, or by the base's own predictions.", panel=_PRIOR
+    prior: Literal["none", "images", "frozen", "distilled"] = setting(
+        "none",
+        "Keep the class: by pictures that the base makes of it, by the base's own predictions at your pictures, or, "
+        "distilled, by its predictions at the pictures that it makes.",
+        panel=_PRIOR,
     )
     prior_weight: float = setting(1.0, "Weight of the loss that keeps the class.", above=0, panel=_PRIOR)
     class_images: int = setting(100, "Pictures of the class, made once and kept.", minimum=1, panel=_PRIOR)
@@ -118,8 +121,8 @@ class PersonalizeSettings(TrainConfig):
         check_length(self.steps, self.minutes)
         if self.ema == "post-hoc":
             raise UserError("--ema post-hoc is for runs from scratch: give a width, or a decay rate")
-        if self.aspect == "buckets" and self.prior == "images":
-            raise UserError("--prior images has pictures of one size: take --prior frozen with --aspect buckets")
+        if self.aspect == "buckets" and self.pictured:
+            raise UserError(f"--prior {self.prior} has pictures of one size: take --prior frozen with --aspect buckets")
 
     def validate(self) -> None:
         """Raise UserError for options that are missing, or do nothing with this method."""
@@ -136,8 +139,8 @@ class PersonalizeSettings(TrainConfig):
             if getattr(self, name) != getattr(plain, name) and self.method not in methods:
                 raise UserError(f"--{name.replace('_', '-')} is for --method {' and '.join(methods)}")
         for name in ("class_images", "class_folder"):
-            if getattr(self, name) != getattr(plain, name) and self.prior != "images":
-                raise UserError(f"--{name.replace('_', '-')} needs --prior images")
+            if getattr(self, name) != getattr(plain, name) and not self.pictured:
+                raise UserError(f"--{name.replace('_', '-')} needs --prior images or distilled")
         if self.outside and self.masks is None:
             raise UserError("--outside needs --masks")
 
@@ -150,17 +153,26 @@ class PersonalizeSettings(TrainConfig):
         return next((w for w in words if w.startswith("<") and w.endswith(">")), "sks" if "sks" in words else None)
 
     @property
+    def pictured(self) -> bool:
+        """Whether the class is kept by pictures of it."""
+        return self.prior in ("images", "distilled")
+
+    @property
     def of_class(self) -> str:
         """The prompt of the class."""
+        return self.class_of(self.prompt)
+
+    def class_of(self, prompt: str) -> str:
+        """The prompt of the class that a prompt of what is new stands for: without the placeholder."""
         if self.class_prompt is not None:
             return self.class_prompt
-        return self.prompt if self.word is None else " ".join(self.prompt.replace(self.word, " ").split())
+        return prompt if self.word is None else " ".join(prompt.replace(self.word, " ").split())
 
     def config(self) -> TrainConfig:
         """The trainer's settings: its batch holds the pictures of the class too."""
         steps = _STEPS if self.steps is None and self.minutes is None else self.steps
         rate = _RATE[self.method] if self.learning_rate is None else self.learning_rate
-        batch = 2 * self.batch if self.prior == "images" else self.batch
+        batch = 2 * self.batch if self.pictured else self.batch
         return settings_of(
             TrainConfig, self, steps=steps, batch=batch, learning_rate=rate, flip=False, recompute=False
         )  # flipped and recomputed by the task itself

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,9 @@ class Personalisation(Task[Learned]):
         self.before = Texts(d, False)  # the conditions of the base, as it is now
         measured = [] if held_out is None else held_out.latents
         for shape in {tuple(z.shape[1:]) for z in (*pictures.latents, *measured)}:
-            self.before.keep([settings.of_class], shape)
+            sets = (pictures,) if held_out is None else (pictures, held_out)
+            prompts = {p for each in sets for texts in each.prompts for p in texts}
+            self.before.keep(sorted({settings.of_class, *map(settings.class_of, prompts)}), shape)
 
     # the loss
 
@@ -134,24 +136,44 @@ class Personalisation(Task[Learned]):
             None if drop else self.pictures.prompts[i][int(u * len(self.pictures.prompts[i]))]
             for i, drop, u in zip(labels.tolist(), dropped.tolist(), chosen.tolist(), strict=True)
         ]
-        cond = self.texts.of(prompts, y.shape[1:])
-        losses = self._losses(y, labels, t, z, cond)
+        of_class = labels >= self.pictures.own
+        if self.settings.prior == "distilled":
+            losses = self._distilled(y, labels, t, z, prompts, of_class)
+        else:
+            losses = self._losses(y, labels, t, z, self.texts.of(prompts, y.shape[1:]))
         share = 1.0 if weight is None else weight[rows].to(losses)
         figures = {} if weight is None else self.times.figures(t, losses)
-        of_class = labels.to(losses.device) >= self.pictures.own
+        of_class = of_class.to(losses.device)
         own = (losses * share)[~of_class].sum()
-        if self.settings.prior == "images":
+        if self.settings.pictured:
             # a batch has as many of both: each kind has the mean of its own
             prior = (losses * share)[of_class].sum()
             half = len(losses) / 2
             total, parts = (own + self.settings.prior_weight * prior) / half, {"own": own / half, "prior": prior / half}
         elif self.settings.prior == "frozen":
-            drift = self._drift(y, t, z).mean()
+            drift = self._drift(y, t, z, prompts).mean()
             own = own / len(losses)
             total, parts = own + self.settings.prior_weight * drift, {"own": own, "prior": drift}
         else:
             total, parts = own / len(losses), {}
         return total, figures | parts
+
+    def _distilled(
+        self, y: Tensor, labels: Tensor, t: Tensor, z: Tensor, prompts: list[str | None], of_class: Tensor
+    ) -> Tensor:
+        """(B,): the objective of what is new, and of the class the drift from the base at its pictures, noised."""
+        losses = torch.zeros(len(y), device=y.device)
+        for kind in (~of_class, of_class):
+            rows = kind.nonzero()[:, 0].tolist()
+            if not rows:  # of one kind a process may have none
+                continue
+            asked = [prompts[i] for i in rows]
+            if kind is of_class:
+                found = self._drift(y[rows], t[rows], z[rows], asked)
+            else:
+                found = self._losses(y[rows], labels[rows], t[rows], z[rows], self.texts.of(asked, y.shape[1:]))
+            losses = losses.index_put((torch.tensor(rows, device=y.device),), found.to(losses.dtype))
+        return losses
 
     def _losses(self, y: Tensor, labels: Tensor, t: Tensor, z: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The objective of each row (B,)."""
@@ -164,13 +186,17 @@ class Personalisation(Task[Learned]):
             return _error(masked, d.prediction, d.data_std, y, t, z, **cond)
         return self.objective(masked, y, t, z, **cond)
 
-    def _drift(self, y: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """The mean square between the prediction of the class now and before (B,), where the pictures are noised."""
-        now, before = self._of_class(y, t, z)
+    def _drift(self, y: Tensor, t: Tensor, z: Tensor, prompts: list[str | None]) -> Tensor:
+        """The mean square between the prediction of the class now and before (B,), where the pictures are noised.
+
+        A picture with its own prompt keeps the class in the state that its prompt describes.
+        """
+        now, before = self._of_class(y, t, z, prompts)
         return (now - before).flatten(1).square().mean(1)
 
-    def _of_class(self, y: Tensor, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        d, prompts = self.denoiser, [self.settings.of_class] * len(y)
+    def _of_class(self, y: Tensor, t: Tensor, z: Tensor, given: Sequence[str | None]) -> tuple[Tensor, Tensor]:
+        d, of = self.denoiser, self.settings
+        prompts = [of.of_class if prompt is None else of.class_of(prompt) for prompt in given]
         x_t = d.process.add_noise(y, t, z)
         kind = "x0" if d.prediction == "edm" else d.prediction
         with torch.no_grad(), self.kept as base:
@@ -203,7 +229,7 @@ class Personalisation(Task[Learned]):
             cond: dict[str, Any] = self.texts.of([pictures.prompts[i][0]] * _TIMES, y.shape[1:])
             losses.append(float(self.denoiser.loss(y, t, z, **cond).mean()))
             if i < _DRIFT_PICTURES:
-                now, before = self._of_class(y, t, z)
+                now, before = self._of_class(y, t, z, [pictures.prompts[i][0]] * _TIMES)
                 drifts.append(float((now - before).square().mean() / before.square().mean()))
         return Check(step, sum(losses) / len(losses), sum(drifts) / len(drifts))
 

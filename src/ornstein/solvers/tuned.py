@@ -38,7 +38,8 @@ class Tuned:
     Attributes:
         times: from 1 to 0.
         steps: the learned coefficients of each step.
-        guidance: the guidance scale that it was tuned with.
+        guidance: the guidance scale that it was tuned with, or the least of several.
+        until: the largest of several scales: it serves all from `guidance` on. None for one scale.
         error, untuned: root mean square distances to the fine solution, of this solver and of the untuned one, from
             held-out noise.
         form: the quantity m that it interpolates: x0, or the straight flow eps - x0.
@@ -52,11 +53,21 @@ class Tuned:
     untuned: float = 0.0
     form: Form = "flow"
     learned: bool = True
+    until: float | None = None
 
     @property
     def numbers(self) -> int:
         """How many numbers were learned."""
         return len(self.times) - 2 + sum(2 + len(step.past) for step in self.steps)
+
+    def serves(self, guidance: float) -> bool:
+        """Whether it was tuned for this guidance scale."""
+        return self.guidance <= guidance <= (self.guidance if self.until is None else self.until)
+
+    @property
+    def scales(self) -> str:
+        """The guidance scales that it serves, in words."""
+        return f"{self.guidance:g}" if self.until is None else f"{self.guidance:g} to {self.until:g}"
 
     def __call__(self, d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
         """Raises ValueError for times that are not its own."""
@@ -72,7 +83,7 @@ class Tuned:
             yield x
 
     def __repr__(self) -> str:
-        return f"Tuned({len(self.steps)} steps, form {self.form}, guidance {self.guidance:g}, error {self.error:.3g})"
+        return f"Tuned({len(self.steps)} steps, form {self.form}, guidance {self.scales}, error {self.error:.3g})"
 
     def to_config(self) -> dict[str, Any]:
         """A JSON-able dict."""
@@ -83,6 +94,7 @@ class Tuned:
             "error": self.error,
             "untuned": self.untuned,
             "form": self.form,
+            **({} if self.until is None else {"until": self.until}),
         }
 
     @classmethod
@@ -100,6 +112,7 @@ class Tuned:
             )
             guidance, error, untuned = (float(config[k]) for k in ("guidance", "error", "untuned"))
             form = config.get("form", "x0")  # configs without a form are older, and of x0
+            until = None if config.get("until") is None else float(config["until"])
         except (KeyError, IndexError, TypeError) as e:
             raise ValueError(f"no tuned solver: {e!r} is missing or wrong") from e
         fall = all(a > b for a, b in pairwise(times))
@@ -107,7 +120,7 @@ class Tuned:
             raise ValueError("no tuned solver: its times do not fall from 1 to 0, one for each step and the end")
         if form not in get_args(Form):
             raise ValueError(f"no tuned solver: its form {form!r} is none of {', '.join(get_args(Form))}")
-        return cls(times, steps, guidance, error, untuned, form)
+        return cls(times, steps, guidance, error, untuned, form, until=until)
 
 
 PAST = 6

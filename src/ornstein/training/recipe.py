@@ -35,6 +35,7 @@ from ornstein.errors import UserError
 from ornstein.evaluation import Score
 from ornstein.evaluation.run import affordable
 from ornstein.few_steps.choice import COUNTS, SCALES, choose
+from ornstein.noise import Carried
 from ornstein.progress import progress, say, warn
 from ornstein.settings import to_json
 from ornstein.store import atomic_write
@@ -176,8 +177,10 @@ def train(
 
 
 def _choose(model: nn.Module, out: Path, budget: float) -> None:
-    """Store the best untuned solver of the model in its run."""
+    """Store the best untuned solver of the model in its run; of one whose noise follows a motion, none."""
     if not isinstance(model, Denoiser) or model.data is None or getattr(model, "takes_text", False):
+        return
+    if isinstance(model.process.noise, Carried):
         return
     scales = SCALES if model.data.classes else SCALES[:1]
     each = _CHOICE * sum(1 if scale == 1 else 2 for scale in scales)

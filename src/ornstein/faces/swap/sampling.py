@@ -12,17 +12,29 @@ from torch import Tensor
 import ornstein as orn
 from ornstein import checkpoint
 from ornstein.denoiser import Denoiser, Denoises
-from ornstein.faces.conditions import SHAPED, blended_features, scene
+from ornstein.faces.conditions import SHAPED, blended_features, laid_on, scene
 from ornstein.faces.identity import IDENTITY, Recognises, likeness, load_identity
 from ornstein.faces.nets import FaceUNet, RelitUNet
 from ornstein.faces.photos import SourceFaces
 from ornstein.faces.shape import onto
 from ornstein.process import Prediction
+from ornstein.randomness import normal
 from ornstein.schedules import Times
 from ornstein.solvers import grids
 from ornstein.wrapper import Conditioned, Wrapper, device_of
 
-__all__ = ["GUIDANCE", "LEND", "SHAPE", "Between", "FaceModel", "Inside", "Towards", "swap_crops"]
+__all__ = [
+    "GUIDANCE",
+    "LEND",
+    "LEND_SHAPED",
+    "ONSET",
+    "SHAPE",
+    "Between",
+    "FaceModel",
+    "Inside",
+    "Towards",
+    "swap_crops",
+]
 
 # The last step goes from here to the data: a network that was trained for hours does not remove the little noise that
 # is left below, and passes it on as grain; a prediction of x0 from here has none.
@@ -30,8 +42,14 @@ _LAST = 0.25
 LEND = 0.5
 """The default blend weight of the source's blurred features, for photographs. Above it, swaps are recognised as the
 source more often, and begin to copy the source's mouth."""
+ONSET = 0.0
+"""The default time at which a model that is `shaped` begins, with the source's face laid on: of 0, 0.25 and 0.5 the
+laid-on face alone was recognised most often with the small networks that were measured (docs/faces.md)."""
 SHAPE = 0.5
 """The default share of the source's own shape of the face."""
+LEND_SHAPED = 1.0
+"""The default blend weight of the laid-on face's blur, for a model that is `shaped`: the light is the source's then, in
+the target's colours and contrast. Below it the target's light comes back, and with it the target's face."""
 GUIDANCE = 4.0
 """The default guidance scale for photographs: below it a swap keeps too much of its target."""
 
@@ -180,9 +198,10 @@ def swap_crops(
     guidance: float | None = None,
     strength: float = 1.0,
     towards: float = 0.0,
-    lend: float = LEND,
+    lend: float | None = None,
     points: Tensor | None = None,
     shape: float = SHAPE,
+    onset: float | None = None,
     own: Tensor | None = None,
     start: Tensor | None = None,
     seed: int = 0,
@@ -206,8 +225,12 @@ def swap_crops(
         strength: 0 is the target's own identity, 1 the source's, beyond it further from the target's.
         towards: root mean square, in units of the pixels, of a step of identity guidance; 0 for none.
         lend: blend weight of the source's blurred features, smaller if `strength` is below 1, and 0 at 0: see
-            `conditions.blended_features`. A `RelitUNet` sees the target as it is, and ignores it.
+            `conditions.blended_features`. For a model that is `shaped` all of the blur is
+            blended, with that of the laid-on face; None is `LEND`, or `LEND_SHAPED`. A `RelitUNet` sees the target as
+            it is, and ignores it.
         points: (B, shape.POINTS, 3) of the target, for a model that is `shaped`; the source has them too then.
+        onset: the time from which on a shaped model paints: the source's face is laid on by its shape and noised to
+            this time first (Meng et al. 2022, SDEdit). 1 begins with noise, 0 is the laid-on face; None is `ONSET`.
         shape: share of the source's own shape in the face, the rest is the target's: see `shape.onto`.
         own: (B, K), the target's own identity for `strength`; None is what the model's recogniser finds.
         start: (B, 3, H, W), the state at t = 1, for example one noise for all frames of a clip. Without it sample i has
@@ -236,7 +259,12 @@ def swap_crops(
     schedule = model.denoiser.process.schedule
     scale = model.guidance if guidance is None else guidance
     hidden = not model.relights
-    grid = [1.0, 0.0] if steps == 1 else [*grids.make("logistic", schedule, (1.0, _LAST), steps - 1), 0.0]
+    lent = (LEND_SHAPED if model.shaped else LEND) if lend is None else lend
+    first_time = (ONSET if onset is None else onset) if model.shaped else 1.0
+    last = min(_LAST, first_time / 2)
+    grid = [first_time, 0.0]
+    if steps > 1 and first_time > 0:
+        grid = [*grids.make("logistic", schedule, (first_time, last), steps - 1), 0.0]
     out = []
     for low in range(0, b, batch):
         rows = slice(low, min(low + batch, b))
@@ -246,10 +274,10 @@ def swap_crops(
             here = points[rows].to(device)
             there = onto(who.points, here, shape * min(strength, 1.0))
         known = who.known(five, hidden, there)
-        shown = y
-        if hidden:
-            blended = blended_features(y, known["appearance"], lend * min(strength, 1.0))
-            shown = torch.lerp(y, blended, m)
+        shown, laid = _shown(y, m, None if not hidden else known["appearance"], there is not None, lent, strength)
+        if first_time == 0:
+            out.append(torch.where(m > 0, laid.clamp(-1, 1), y))
+            continue
         # filled in below the guidance, which drops the identity and keeps what is shown of the target
         d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, five, hidden=hidden, points=there)})
         if own is not None:
@@ -260,6 +288,11 @@ def swap_crops(
         d = Inside(d, y, m)
         if towards > 0:
             d = Towards(d, model.recogniser, who.identity, m, towards, landmarks=five)
+        z = None if start is None else start[rows].to(device)
+        if first_time < 1:
+            numbers = torch.arange(first + low, first + low + len(y))
+            z = normal(tuple(y.shape), seed, numbers, 0, device=device) if z is None else z
+            z = model.denoiser.process.add_noise(laid, first_time, z)
         x = orn.sample(
             d,
             tuple(y.shape),
@@ -267,7 +300,7 @@ def swap_crops(
             grid=grid,
             seed=seed,
             cond=known,
-            start=None if start is None else start[rows],
+            start=z,
             first=first + low,
             batch=len(y),
             precision=precision,
@@ -275,3 +308,23 @@ def swap_crops(
         # rounding is left outside the mask, and a mask of 0 is a promise
         out.append(torch.where(m > 0, x.clamp(-1, 1), y))
     return torch.cat(out)
+
+
+def _shown(
+    target: Tensor, mask: Tensor, face: Tensor | None, shaped: bool, lent: float, strength: float
+) -> tuple[Tensor, Tensor]:
+    """The picture whose blur a network is shown, and the one in which it begins where it is told a shape.
+
+    Args:
+        target, mask: of `swap_crops`.
+        face: the source's `appearance`; None for a network that sees the target as it is.
+        shaped: the appearance was moved by the shape of the face.
+        lent, strength: of `swap_crops`.
+    """
+    share = min(strength, 1.0)
+    if face is None:
+        return target, target
+    if shaped:
+        laid = laid_on(target, mask, face)
+        return torch.lerp(target, laid, lent * share), torch.lerp(target, laid, share)
+    return torch.lerp(target, blended_features(target, face, lent * share), mask), target

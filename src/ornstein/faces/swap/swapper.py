@@ -130,8 +130,8 @@ class Swapper:
         self.model, self.settings, self.protected = model, settings or SwapSettings(), protected
         if self.settings.guidance is None:
             self.settings = replace(self.settings, guidance=model.guidance)
-        if not model.shaped and self.settings.shape != SHAPE:
-            raise UserError("--shape needs a model that sees the shape of a face: train it again")
+        if not model.shaped and (self.settings.shape != SHAPE or self.settings.onset is not None):
+            raise UserError("--shape and --onset need a model that sees the shape of a face: train it again")
         self._precision = choose_precision(self.settings.precision, model.device)
         self.detector = detector or BlazeDetector()
         self.scanner = scanner or detector or BlazeDetector(thorough=False)
@@ -293,6 +293,7 @@ class Swapper:
             towards=s.towards,
             points=_points(faces),
             shape=s.shape,
+            onset=s.onset,
             start=start,
             seed=s.seed,
             first=first,
