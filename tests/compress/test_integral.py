@@ -20,7 +20,7 @@ from ornstein.compress.integral import (
     total_variation,
 )
 from ornstein.errors import UserError
-from ornstein.nets import DiT, UNet
+from ornstein.nets import DiT, UNet, VideoUNet
 from ornstein.store import dequantised
 from running import done, ornstein, refused
 
@@ -79,6 +79,16 @@ def test_full_width_is_the_network_itself():
     d = wrapped(unet())
     x = torch.randn(2, 1, 8, 8)
     torch.testing.assert_close(at_width(d, 1.0)(x, 0.5).x0, d(x, 0.5).x0, rtol=0, atol=1e-5)
+
+
+def test_a_network_of_clips_is_resampled():
+    net = randomised(VideoUNet(1, 8, 3, width=16, multipliers=(1, 2), depths=(1, 1), attention=(4,)))
+    d = orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), data=orn.Data((1, 3, 8, 8))).eval()
+    x = torch.randn(2, 1, 3, 8, 8)
+    torch.testing.assert_close(at_width(d, 1.0)(x, 0.5).x0, d(x, 0.5).x0, rtol=0, atol=1e-5)
+    half = at_width(d, 0.5)
+    assert half(x, 0.5).x0.shape == x.shape
+    assert sum(p.numel() for p in half.net.parameters()) < 0.7 * sum(p.numel() for p in net.parameters())
 
 
 @pytest.mark.parametrize("make", [unet, lambda: randomised(DiT(1, 8, width=32, depth=2, heads=2))], ids=["unet", "dit"])

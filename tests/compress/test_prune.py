@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+import ornstein as orn
 from ornstein.compress.budget import TOLERANCE, multiply_adds, network_macs, widths_for
 from ornstein.compress.groups import channel_groups
-from ornstein.compress.prune import importance_of, kept_channels, narrowed
+from ornstein.compress.prune import importance_of, input_moments, kept_channels, narrowed, refitted
 from ornstein.errors import UserError
 from ornstein.nets import DiT, UNet, VideoUNet
 
@@ -137,3 +138,41 @@ def test_a_network_that_is_not_pruned_is_described_as_before():
 def test_other_networks_are_refused_by_name():
     with pytest.raises(UserError, match="a Linear cannot be compressed"):
         channel_groups(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("dit", "inner"), ("unet", "queries")])
+def test_features_that_repeat_kept_ones_are_taken_over_by_them(name, kind):
+    """The removed channels equal the kept ones, so least squares gives their weights to these and nothing changes."""
+    net = randomised(NETS[name]())
+    groups = channel_groups(net)
+    state = net.state_dict()
+    kept = {group.name: torch.arange(group.size) for group in groups}
+    for group in groups:
+        if group.kind == kind:
+            each = group.size // group.parts
+            starts = each * torch.arange(group.parts)[:, None]
+            first, second = ((torch.arange(i * each // 2, (i + 1) * each // 2) + starts).flatten() for i in (0, 1))
+            for member in group.members:
+                if member.axis == 0 and not member.query:
+                    rows = member.rows(first, group.size), member.rows(second, group.size)
+                    state[member.name][rows[1]] = state[member.name][rows[0]]
+                elif member.axis == 0:  # values repeat; queries of the second half are 0, so that scores stay
+                    copies = member.rows(first, group.size).chunk(member.copies)
+                    others = member.rows(second, group.size).chunk(member.copies)
+                    state[member.name][others[0]] = 0.0
+                    if member.copies == 3:
+                        state[member.name][others[2]] = state[member.name][copies[2]]
+            if all(member.copies == 3 or member.axis for member in group.members) or kind == "inner":
+                kept[group.name] = first
+    widths = {name: len(channels) for name, channels in kept.items()}
+    model = orn.Denoiser(net, orn.Process(orn.schedules.Cosine()), data=orn.Data(SHAPES[name])).eval()
+    draw = torch.Generator().manual_seed(0)
+    moments = input_moments(model, groups, [(torch.randn(64, *SHAPES[name], generator=draw), {})], draw)
+    x, t = torch.randn(4, *SHAPES[name], generator=draw), torch.zeros(4)
+
+    def error(state):
+        small = builder(net)(widths).eval()
+        small.load_state_dict(narrowed(groups, state, kept))
+        return float((small(x, t) - net(x, t)).square().mean())
+
+    assert error(refitted(groups, state, kept, moments)) < 1e-3 * error(state)

@@ -137,6 +137,22 @@ def test_a_hole_is_filled_in_latents_and_the_rest_kept_to_the_bit(pipeline: Fold
         refused(ornstein("edit", "sdedit", *words[2:4], "-o", tmp_path / "r"), "takes text")
 
 
+def test_a_pipeline_is_pruned_into_a_pipeline(pipeline: Folders, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel  # pyright: ignore[reportPrivateImportUsage]
+
+    pipe = StableDiffusionPipeline.from_pretrained(pipeline("sd1"))
+    config = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
+    pipe.register_modules(unet=UNet2DConditionModel.from_config(config | {"block_out_channels": (16, 32)}))
+    pipe.save_pretrained(tmp_path / "sd")
+    words = ["compress", tmp_path / "sd", "--steps", 0, "--out", tmp_path / "small"]
+    refused(ornstein(*words, "--criterion", "taylor"), "no data")
+    share = float(done(*words, "--macs", 0.5).split("multiply-adds (")[1].split(")")[0])
+    assert share == pytest.approx(0.5, rel=0.03)
+    opened = StableDiffusionPipeline.from_pretrained(tmp_path / "small")
+    assert opened.unet.config.block_out_channels[0] < 16
+    done("sample", tmp_path / "small", "--prompt", "a cat", "-n", 1, "--steps", 2, "--out", tmp_path / "o")
+
+
 def test_latents_without_a_decoder_are_refused(pipeline: Folders, tmp_path: Path) -> None:
     folder = tmp_path / "sd1"
     shutil.copytree(pipeline("sd1"), folder)

@@ -75,7 +75,7 @@ def _settings(asked: Sample, request: SampleRequest) -> dict[str, Any]:
     decided = {"solver": solver, "steps": request.steps, "grid": request.grid, "seed": request.seed}
     given = {"guidance": request.guidance, "class": asked.label, "frames": asked.frames, "given": asked.given}
     given |= {"flow": None if asked.flow is None else str(asked.flow), "like": asked.like}
-    given |= {"size": asked.size, "tiled": asked.tiled or None}
+    given |= {"size": asked.size, "tiled": asked.tiled or None, "width": asked.width}
     given |= guidance_rule(request) | {"coloured": asked.coloured}
     return decided | {name: value for name, value in given.items() if value is not None}
 

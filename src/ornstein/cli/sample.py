@@ -144,7 +144,7 @@ def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tupl
             "this is a model of images",
         )
         return
-    refuse(Sample, given, ("width", "cache"), "it is for models of images")
+    refuse(Sample, given, ("cache",), "it is for models of images")
     if not carried:
         refuse(Sample, given, ("flow", "like"), "the noise of this model follows no motion: train with --noise warped")
     elif asked.frames is not None and asked.frames > shape[1]:

@@ -22,6 +22,7 @@ TOLERANCE = 0.03
 # A CPU's convolutions compute 16 channels at once, and a GPU's 8: widths of whole such blocks cost what they count.
 _UNITS = (16, 8, 4, 2, 1)
 _HALVINGS = 14
+_SPARED = 0.25  # share of the channels within blocks that is to be left if the streams between them keep theirs
 _SPREAD = (math.sqrt(5) - 1) / 2
 
 Build = Callable[[Mapping[str, int]], nn.Module]
@@ -82,7 +83,8 @@ def widths_for(
     """The widths whose measured multiply-adds are within 3 % of `budget` times those of all channels.
 
     Bisection on the share of channels, first in blocks of 16 channels and then in finer ones until the budget is met:
-    narrower blocks save multiply-adds, and no time.
+    narrower blocks save multiply-adds, and no time. The streams that blocks add to keep their channels where a quarter
+    of those within the blocks would meet the budget: all blocks read a stream, and each of the others is read by one.
 
     Args:
         groups: of the network.
@@ -98,10 +100,10 @@ def widths_for(
         UserError: the budget cannot be met; the least and the nearest share are named.
     """
 
-    known: dict[tuple[int, ...], int] = {}
+    known: dict[tuple[tuple[str, int], ...], int] = {}
 
     def cost(widths: Mapping[str, int]) -> int:
-        key = tuple(widths.values())
+        key = tuple(sorted(widths.items()))
         if key not in known:
             with torch.device("meta"):
                 known[key] = network_macs(build(widths).eval(), shape)
@@ -113,19 +115,24 @@ def widths_for(
     if least > target * (1 + TOLERANCE):
         raise UserError(f"a budget of {budget:g} cannot be met: the least of this network is {least / whole:.3f}")
     nearest: tuple[dict[str, int], int] | None = None
-    for each in _UNITS if unit is None else (unit,):
-        low, high = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            ratio = (low + high) / 2
-            widths = pruned_widths(groups, ratio, each)
-            macs = cost(widths)
-            if nearest is None or abs(macs - target) < abs(nearest[1] - target):
-                nearest = widths, macs
-            if abs(macs - target) <= TOLERANCE / 2 * target:
-                break
-            low, high = (ratio, high) if macs < target else (low, ratio)
-        if nearest is not None and abs(nearest[1] - target) <= TOLERANCE * target:
-            return *nearest, whole
+    whole_streams = {group.name: group.size for group in groups if group.kind == "stream"}
+    inner = [group for group in groups if group.name not in whole_streams]
+    spared = bool(whole_streams and inner) and cost(pruned_widths(inner, _SPARED)) <= target
+    choices = ((inner, whole_streams), (groups, {})) if spared else ((groups, {}),)
+    for cut, kept in choices:
+        for each in _UNITS if unit is None else (unit,):
+            low, high = 0.0, 1.0
+            for _ in range(_HALVINGS):
+                ratio = (low + high) / 2
+                widths = kept | pruned_widths(cut, ratio, each)
+                macs = cost(widths)
+                if nearest is None or abs(macs - target) < abs(nearest[1] - target):
+                    nearest = widths, macs
+                if abs(macs - target) <= TOLERANCE / 2 * target:
+                    break
+                low, high = (ratio, high) if macs < target else (low, ratio)
+            if nearest is not None and abs(nearest[1] - target) <= TOLERANCE * target:
+                return *nearest, whole
     assert nearest is not None
     raise UserError(
         f"a budget of {budget:g} cannot be met to {TOLERANCE:.0%}: the nearest widths of this network need "

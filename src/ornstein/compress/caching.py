@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
@@ -45,33 +44,15 @@ class Cached(nn.Module):
         text_mask: Tensor | None = None,
     ) -> Tensor:
         """As `UNet.forward`."""
-        net = self.net
-        net.check(x, log_snr, label, text, text_mask)
-        dtype = net.stem.weight.dtype
-        embedding, context = net.conditioned(log_snr, label, text, text_mask)
-        h = net.encoder[0](net.stem(net.patches(x.to(dtype))), embedding, context)
+        h, embedding, context = self.net.first(x, log_snr, label, text, text_mask)
         key, now = (tuple(x.shape), label is None, text is None), float(log_snr[0])
         done, before, deep = self.kept.get(key, (0, now, h))
         if now < before:
             done = 0
         if done % self.every == 0:
-            deep = self._deep(h, embedding, context)
+            deep = self.net.below(h, embedding, context)
         self.kept[key] = (done + 1, now, deep)
-        out = net.decoder[-1](deep + h, embedding, context)
-        return net.pixels(net.head(out), x.shape[-2:]).to(x.dtype)
-
-    def _deep(self, h: Tensor, embedding: Tensor, context: Any) -> Tensor:
-        """What the levels below the first add to its features."""
-        net, skips = self.net, []
-        for stage in list(net.encoder)[1:]:
-            h = stage(h, embedding, context)
-            skips.append(h)
-        h = skips.pop()
-        for i, stage in enumerate(list(net.decoder)[:-1]):
-            if i:
-                h = F.interpolate(net.up[i - 1](h), scale_factor=2.0) + skips.pop()
-            h = stage(h, embedding, context)
-        return F.interpolate(net.up[-1](h), scale_factor=2.0)
+        return self.net.last(deep + h, embedding, context, x)
 
 
 def cached(denoiser: Denoiser, every: int) -> Denoiser:

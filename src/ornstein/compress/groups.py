@@ -55,7 +55,8 @@ class Group:
         members: the tensors.
         parts: equal consecutive parts, the heads of attention: as many channels are removed from each.
         kind: "stream" for features that blocks add to, "inner" for those within a block, "queries" for those of
-            attention, whose scores are divided by the root of their number, "heads" for whole heads.
+            attention, whose scores are divided by the root of their number, "heads" for whole heads, "feedforward" for
+            those between two layers, four times as many as in the stream.
     """
 
     name: str

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ornstein.compress.groups import Group
 from ornstein.denoiser import Denoiser
 
-__all__ = ["CRITERIA", "importance_of", "kept_channels", "narrowed", "taylor_gradients"]
+__all__ = ["CRITERIA", "importance_of", "input_moments", "kept_channels", "narrowed", "refitted", "taylor_gradients"]
 
 CRITERIA = ("taylor", "magnitude", "random")
 _BINS = 16  # diffusion times whose gradients are added up
+_RIDGE = 1e-3  # of the mean square of a feature
 _NEGLIGIBLE = 0.05  # of the largest loss: times with less say little (Fang et al. 2023, section 3.3)
 
 State = Mapping[str, Tensor]
@@ -108,4 +109,69 @@ def narrowed(groups: Iterable[Group], state: State, kept: Mapping[str, Tensor]) 
         out[name] = out[name].index_select(axis, index.to(out[name].device)).contiguous()
     for name, (count, factor) in scales.items():
         out[name] = torch.cat([out[name][:count] * factor, out[name][count:]])
+    return out
+
+
+def input_moments(
+    model: Denoiser,
+    groups: Iterable[Group],
+    batches: Sequence[tuple[Tensor, dict[str, Any]]],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Second moments (n, n) of the inputs of the layers that read a group, by the name of their weight.
+
+    The mean is over pixels or tokens, samples of `batches` and diffusion times.
+    """
+    moments: dict[str, Tensor] = {}
+    hooks = []
+    for name in {m.name for group in groups for m in group.members if m.axis == 1 and m.name.endswith(".weight")}:
+        layer = model.net.get_submodule(name.removesuffix(".weight"))
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            continue
+
+        def add(layer: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            x = inputs[0].movedim(1, -1) if isinstance(layer, nn.Conv2d) else inputs[0]
+            rows = x.detach().float().flatten(0, -2)
+            moments[name] = moments.get(name, 0) + (rows.T @ rows / len(rows)).double().cpu()
+
+        hooks.append(layer.register_forward_pre_hook(add))
+    try:
+        with torch.no_grad():
+            for x0, cond in batches:
+                t = ((torch.arange(len(x0)) + torch.rand(len(x0), generator=generator)) / len(x0)).clamp(min=1e-3)
+                z = torch.randn(x0.shape, generator=generator).to(x0.device)
+                t = t.to(x0.device)
+                model(model.process.add_noise(x0, t, z), t, **cond)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return moments
+
+
+def refitted(
+    groups: Iterable[Group], state: State, kept: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The state with the kept inputs of each layer made to predict those that are removed, by least squares.
+
+    A layer reads W x. With x ~ A x_k, A = M[:, k] (M[k, k] + ridge)^-1 and M the second moments of its inputs, it
+    reads (W A) x_k: of all layers of the kept inputs the nearest one, if neighbouring pixels are alike.
+
+    Source: He et al. 2017 (arXiv:1707.06168), channel pruning, with one A for all offsets of a kernel.
+    """
+    rows: dict[str, list[Tensor]] = {}
+    for group in groups:
+        if len(kept[group.name]) < group.size:
+            for member in group.members:
+                if member.axis == 1 and member.name in moments:
+                    rows.setdefault(member.name, []).append(member.rows(kept[group.name], group.size))
+    out = dict(state)
+    for name, found in rows.items():
+        index, moment, weight = torch.cat(found).sort().values, moments[name], state[name]
+        own = moment[index][:, index]
+        own = own + _RIDGE * own.diagonal().mean().clamp(min=1e-12) * torch.eye(len(index), dtype=own.dtype)
+        predicts = torch.linalg.solve(own, moment[index]).T  # A
+        changed = torch.tensordot(weight.detach().double().cpu().movedim(1, -1), predicts, dims=1)
+        full = weight.detach().clone().movedim(1, -1)
+        full[..., index.to(full.device)] = changed.to(full)
+        out[name] = full.movedim(-1, 1)
     return out

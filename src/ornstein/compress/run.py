@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ornstein import checkpoint, processes
 from ornstein.compress.budget import network_macs, widths_for
+from ornstein.compress.diffusers_unet import KINDS as UNETS
 from ornstein.compress.diffusers_unet import prune_unet2d
 from ornstein.compress.groups import channel_groups
 from ornstein.compress.imitation import Imitation
 from ornstein.compress.int8 import output_error, save_int8
 from ornstein.compress.integral import INTEGRAL, LEAST, Elastic, ordered, total_variation
-from ornstein.compress.prune import kept_channels, narrowed, taylor_gradients
+from ornstein.compress.prune import input_moments, kept_channels, narrowed, refitted, taylor_gradients
 from ornstein.compress.settings import CompressSettings
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
@@ -29,6 +30,7 @@ from ornstein.errors import UserError
 from ornstein.evaluation import Score
 from ornstein.interop.diffusers import DiffusersNet
 from ornstein.interop.exchange import export_model
+from ornstein.interop.pipeline import Pipeline
 from ornstein.progress import say
 from ornstein.randomness import generator
 from ornstein.settings import read, read_file, to_json
@@ -138,12 +140,31 @@ def _folder(asked: CompressSettings, run: Path, out: Path) -> Compressed:
     if asked.method != "prune" or asked.steps != 0:
         raise UserError(f"{run} is a folder of diffusers, which is pruned without fine-tuning: give --steps 0")
     teacher = checkpoint.load(run)
-    if not isinstance(teacher.net, DiffusersNet):
-        raise UserError(f"{run} is a pipeline of several networks: of diffusers, UNet2DModel alone is compressed")
-    student, macs, full = pruned(teacher, asked, [])
+    if isinstance(teacher, Pipeline):
+        student, macs, full = _pruned_pipeline(teacher, asked, run)
+    elif isinstance(teacher.net, DiffusersNet):
+        student, macs, full = pruned(teacher, asked, [])
+    else:
+        raise UserError(f"{run} has no U-Net of diffusers: {' and '.join(UNETS)} are compressed")
     export_model(student, out)
     say(f"{macs:,} of {full:,} multiply-adds ({macs / full:.3f}), {size_of(student)} of {size_of(teacher)}")
     return Compressed(out, macs, full, [], student)
+
+
+def _pruned_pipeline(teacher: Pipeline, asked: CompressSettings, run: Path) -> tuple[Denoiser, int, int]:
+    """The pipeline with its U-Net pruned; encoders, tokenizers and decoder stay."""
+    model = teacher.network
+    if type(model).__name__ not in UNETS:
+        raise UserError(f"the network of {run} is a {type(model).__name__}: {' and '.join(UNETS)} are compressed")
+    if asked.criterion == "taylor":
+        raise UserError("a folder of diffusers has no data for the criterion taylor: take magnitude or random")
+    assert teacher.data is not None
+    values = None if asked.criterion == "random" else {name: p.detach() for name, p in model.named_parameters()}
+    budget = _BUDGET if asked.macs is None else asked.macs
+    small, macs, full = prune_unet2d(
+        model, budget, tuple(teacher.data.shape), values, generator(asked.seed, "compress")
+    )
+    return teacher.with_network(small), macs, full
 
 
 def _student(
@@ -182,9 +203,13 @@ def pruned(
     draw = generator(settings.seed, "compress")
     student = copy.deepcopy(teacher)
     values = _values(teacher, settings, batches, draw)
-    if isinstance(net, DiffusersNet) and type(net.model).__name__ == "UNet2DModel":
+    if isinstance(net, DiffusersNet) and type(net.model).__name__ in UNETS:
         inner = values and {name.removeprefix("model."): value for name, value in values.items()}
-        student.net, macs, full = prune_unet2d(net, budget, tuple(teacher.data.shape), inner, draw)
+        small, macs, full = prune_unet2d(net.model, budget, tuple(teacher.data.shape), inner, draw)
+        changed = {name: small.config[name] for name in ("block_out_channels", "time_embedding_dim")}
+        student.net = DiffusersNet({**net.config["model"], **changed}, net.config["betas"])
+        student.net.model.load_state_dict(small.state_dict())
+        student.net.to(next(net.parameters()).device)
         return student.eval(), macs, full
     groups = channel_groups(net)
     kind: Any = type(net)
@@ -198,7 +223,10 @@ def pruned(
     kept = kept_channels(groups, widths, values, draw)
     device = next(net.parameters()).device
     student.net = build(widths).to(device)
-    student.net.load_state_dict(narrowed(groups, net.state_dict(), kept))
+    state = net.state_dict()
+    if batches:
+        state = refitted(groups, state, kept, input_moments(teacher, groups, batches, draw))
+    student.net.load_state_dict(narrowed(groups, state, kept))
     return student.eval(), macs, full
 
 

@@ -81,7 +81,7 @@ class Pipeline(Prompting):
     @property
     def has_mask_channels(self) -> bool:
         """Whether the network is one for inpainting: it takes a mask and the latents of what it leaves."""
-        return getattr(self._model.config, "in_channels", 0) == 2 * self._shape[0] + 1
+        return getattr(self.network.config, "in_channels", 0) == 2 * self._shape[0] + 1
 
     @property
     def _encoder_device(self) -> torch.device:
@@ -90,8 +90,14 @@ class Pipeline(Prompting):
         return next(part.parameters()).device
 
     @property
-    def _model(self) -> Any:
+    def network(self) -> Any:
+        """The network that is sampled, a class of diffusers."""
         return getattr(self._pipe, self.family.part)
+
+    def with_network(self, network: Any) -> Pipeline:
+        """The pipeline with another network in its place, of the same inputs; this one is not to be used any more."""
+        self._pipe.register_modules(**{self.family.part: network})
+        return type(self)(self._pipe, self.family, self.path, self._shape)
 
     @property
     def guided_by_condition(self) -> bool:

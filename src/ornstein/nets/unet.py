@@ -237,21 +237,37 @@ class UNet(Recorded):
             ValueError: shapes that do not fit the network, a label for an unconditional network, or one out of range;
                 a text for a network without.
         """
+        h, embedding, context = self.first(x, log_snr, label, text, text_mask)
+        if len(self.encoder) > 1:
+            h = self.below(h, embedding, context) + h
+        return self.last(h, embedding, context, x)
+
+    def first(
+        self, x: Tensor, log_snr: Tensor, label: Tensor | None, text: Tensor | None, text_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Context | None]:
+        """The features of the first level of the encoder, and what `conditioned` makes."""
         if not torch.compiler.is_compiling():  # compiled code cannot read values
             self.check(x, log_snr, label, text, text_mask)
-        dtype = self.stem.weight.dtype
         embedding, context = self.conditioned(log_snr, label, text, text_mask)
-        h = self.stem(self.patches(x.to(dtype)))
+        h = self.stem(self.patches(x.to(self.stem.weight.dtype)))
+        return self.encoder[0](h, embedding, context), embedding, context
+
+    def below(self, h: Tensor, embedding: Tensor, context: Context | None) -> Tensor:
+        """What the levels below the first add to its features."""
         skips = []
-        for stage in self.encoder:
+        for stage in list(self.encoder)[1:]:
             h = stage(h, embedding, context)
             skips.append(h)
         h = skips.pop()
-        for i, stage in enumerate(self.decoder):
+        for i, stage in enumerate(list(self.decoder)[:-1]):
             if i:
                 h = F.interpolate(self.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = stage(h, embedding, context)
-        return self.pixels(self.head(h), x.shape[-2:]).to(x.dtype)
+        return F.interpolate(self.up[-1](h), scale_factor=2.0)
+
+    def last(self, h: Tensor, embedding: Tensor, context: Context | None, x: Tensor) -> Tensor:
+        """The last level of the decoder and the head: the prediction, in size and dtype of x."""
+        return self.pixels(self.head(self.decoder[-1](h, embedding, context)), x.shape[-2:]).to(x.dtype)
 
     def conditioned(
         self, log_snr: Tensor, label: Tensor | None, text: Tensor | None, text_mask: Tensor | None
