@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from ornstein.cli import app
 from ornstein.faces.align import TEMPLATE
+from ornstein.faces.shape import POINTS
 from ornstein.faces.train.shards import Row, shard_name, write_shard
 
 
@@ -96,6 +97,7 @@ def test_train_evaluate_and_go_on(tmp_path: Path) -> None:
             torch.randn(128, generator=draw),
             crop,
             torch.eye(3, dtype=torch.float64)[:2],
+            32 * torch.rand(POINTS, 3, generator=draw),
             1.0,
         )
         for i in range(40)

@@ -16,6 +16,7 @@ from ornstein.faces.provenance import log
 from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import CARD, read_card
 from ornstein.faces.provenance.consent import Consent
+from ornstein.faces.shape import POINTS
 from ornstein.faces.swap import Order
 from ornstein.faces.train.face_set import open_faces
 from ornstein.faces.train.prepare import prepare
@@ -190,9 +191,8 @@ def test_block_lists_of_nonsense_are_refused(tmp_path: Path, rows: object) -> No
 def shard(folder: Path, **header: object) -> Path:
     """A shard of one face; its header changed."""
     path = folder / shard_name(0, 1)
-    row = Row(
-        "a.png", "a", torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(4), torch.zeros(5, 2), torch.zeros(2, 3), 1.0
-    )
+    image, points = torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(POINTS, 3)
+    row = Row("a.png", "a", image, torch.zeros(4), torch.zeros(5, 2), torch.zeros(2, 3), points, 1.0)
     write_shard(path, [row], [], PLAN, 4)
     if header:
         from safetensors import safe_open

@@ -102,6 +102,7 @@ class AdaptCommand:
     learning_rate: float = setting(1e-3, "Step size of AdamW.", above=0)
     patience: int = setting(6, "Checks of the held-out photos without a better one, after which it stops.", minimum=1)
     seed: int = setting(0, "Seed of everything random.", minimum=0, maximum=2**63 - 1, random=True)
+    precision: Precision = setting("auto", PRECISION)
     device: str = setting("auto", DEVICE, choices=DEVICES, other=OTHERS)
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ornstein import checkpoint
 from ornstein.data.entry import BadImage, nothing_usable
 from ornstein.data.sources import open_source
+from ornstein.devices import choose_precision
 from ornstein.errors import RunError, UserError
 from ornstein.faces.blaze import BlazeDetector
 from ornstein.faces.detect import Face, FaceDetector, subject
@@ -27,7 +28,7 @@ from ornstein.faces.train.objective import FaceSettings, FaceTask
 from ornstein.interop.lora import parts_of, write_lora
 from ornstein.nets.lora import Lora, LoraLayer, adapted, attach, base_hash, detach, merge, trainable
 from ornstein.training.state import check_new
-from ornstein.wrapper import device_of
+from ornstein.wrapper import device_of, network_precision
 
 __all__ = ["LORA", "TARGETS", "Adapted", "Check", "adapt_swap"]
 
@@ -75,6 +76,7 @@ def adapt_swap(
     patience: int = 6,
     seed: int = 0,
     device: str | torch.device = "auto",
+    precision: str = "auto",
     tell: Callable[[float, Check], None] | None = None,
     detector: FaceDetector | None = None,
     recogniser: FaceRecogniser | None = None,
@@ -95,6 +97,7 @@ def adapt_swap(
         patience: checks, one in 20 steps, without a better one, after which it stops.
         seed: of everything random.
         device: see `choose_device`.
+        precision: of the network, see `choose_precision`; not fp16, which gradients do not fit without scaling.
         tell: called as tell(share of the time, last check).
         detector, recogniser: as those of `Swapper`.
 
@@ -109,6 +112,9 @@ def adapt_swap(
     check_new(Path(out))
     loaded = load_model(run, device)
     model = loaded.model
+    dtype = choose_precision(precision, model.device)
+    if dtype == torch.float16:
+        raise UserError("the gradients of `faces adapt` do not fit fp16: take precision bf16 or float32")
     if model.relights:
         raise UserError(f"{run} is a swap of rendered faces: adapt one of photographs, of `ornstein faces train`")
     photos, skipped = _photos(source, Swapper(model, detector=detector or BlazeDetector(), recogniser=recogniser))
@@ -124,23 +130,24 @@ def adapt_swap(
     checks: list[Check] = []
     best = _layers(net)
     began, step = time.monotonic(), 0
-    while True:
-        done = max((time.monotonic() - began) / (60 * minutes), step / steps)
-        if step % _CHECK_EVERY == 0:
-            checks.append(Check(step, _error(unseen, held)))
-            if checks[-1] == _best(checks):
-                best = _layers(net)
-            if tell is not None:
-                tell(done, checks[-1])
-        if done >= 1 or len(checks) - 1 - checks.index(_best(checks)) >= patience:
-            break
-        rows = torch.randint(len(task.photos), (batch,), generator=draw)
-        x0, labels = task.photos.batch(rows)
-        loss, _ = task.loss(x0.to(model.device), labels, draw, 1.0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        step += 1
+    with network_precision(model.denoiser, dtype):
+        while True:
+            done = max((time.monotonic() - began) / (60 * minutes), step / steps)
+            if step % _CHECK_EVERY == 0:
+                checks.append(Check(step, _error(unseen, held)))
+                if checks[-1] == _best(checks):
+                    best = _layers(net)
+                if tell is not None:
+                    tell(done, checks[-1])
+            if done >= 1 or len(checks) - 1 - checks.index(_best(checks)) >= patience:
+                break
+            rows = torch.randint(len(task.photos), (batch,), generator=draw)
+            x0, labels = task.photos.batch(rows)
+            loss, _ = task.loss(x0.to(model.device), labels, draw, 1.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
     made = Adapted(len(photos), len(held), checks, skipped)
     if made.best.step == 0:
         raise RunError(
