@@ -84,11 +84,11 @@ def test_imitation_is_zero_for_the_teacher_itself_and_leaves_it_alone(run):
 
 
 def test_criteria_keep_different_channels(run, tmp_path):
-    first = {}
+    made = {}
     for criterion in ("magnitude", "random"):
         orn.compress(run, tmp_path / criterion, criterion=criterion, steps=0, device="cpu")
-        first[criterion] = orn.load(tmp_path / criterion).net.state_dict()["stem.weight"]
-    assert not torch.equal(first["magnitude"], first["random"])
+        made[criterion] = orn.load(tmp_path / criterion).net.state_dict()
+    assert any(not torch.equal(value, made["random"][name]) for name, value in made["magnitude"].items())
 
 
 def test_mistakes_are_one_line(run, small, tmp_path):

@@ -143,7 +143,7 @@ def test_kappa_of_known_covariances():
     assert statistics.kappa(statistics.spectral())[1] < 2
 
 
-_SPECTRA = ["equal-snr", "blue"]
+_SPECTRA = ["equal-snr", "blue", "ar1-equal-snr", "toeplitz-equal-snr"]
 
 
 def test_summary():
