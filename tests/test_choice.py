@@ -1,5 +1,6 @@
 """The solver that is chosen for a model: what is stored, what `sample` makes of it, and bad files."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,22 @@ def test_sample_takes_it_unless_told_otherwise(tmp_path: Path) -> None:
         next(d.parameters()).add_(0.01)
     d.save(run)
     assert checkpoint.load_chosen(run, 5, 1.0) is None
+
+
+def test_python_takes_it_for_the_network_that_was_loaded_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model().save(tmp_path)
+    checkpoint.save_chosen(tmp_path, [Choice(5, 1.0, Start("x0", 2, 0.25), 0.1, 0.2)])
+    reads: list[Path] = []
+    hashed = checkpoint.fingerprint
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda path: reads.append(path) or hashed(path))
+    d = checkpoint.load(tmp_path)
+    drawn = [sample(d, (2, 1, 8, 8), steps=5) for _ in range(3)]
+    assert len(reads) == 1  # the weights are not read for each sample
+    chosen = checkpoint.solver_of(tmp_path, 5, 1.0)
+    plain = sample(d, (2, 1, 8, 8), solver="flow-3m", steps=5)
+    assert torch.equal(drawn[0], sample(d, (2, 1, 8, 8), solver=chosen)) and not torch.equal(drawn[0], plain)
+    copied = copy.deepcopy(d)  # may be pruned or trained: the run's solver is not its own
+    assert torch.equal(sample(copied, (2, 1, 8, 8), steps=5), plain)
 
 
 _GOOD = {"steps": 5, "guidance": 1, "error": 1, "untuned": 1, "start": {"form": "x0", "order": 2, "slope": 1}}

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import re
+import weakref
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -148,8 +149,24 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
         what = f"{e} is missing" if isinstance(e, KeyError) else " ".join(str(e).split()) or type(e).__name__
         raise UserError(f"{where} does not describe a model: {what[:300]}") from e
     load_weights(denoiser.weights, folder / MODEL)
-    denoiser.solvers = functools.partial(solver_of, folder)
+    denoiser.solvers = _Kept(folder, denoiser.net)
     return denoiser.eval()
+
+
+class _Kept:
+    """The solvers of a run, for the network that was loaded from it and no other: that of a copy may have changed."""
+
+    def __init__(self, folder: Path, net: nn.Module) -> None:
+        self.folder, self.net = folder, weakref.ref(net)
+
+    def __call__(self, net: nn.Module, steps: int, guidance: float) -> Tuned | None:
+        """As `solver_of`; None for another network."""
+        stored = any((self.folder / name).is_file() for name in (TUNED, CHOSEN))
+        return solver_of(self.folder, steps, guidance, self._model) if stored and net is self.net() else None
+
+    @functools.cached_property
+    def _model(self) -> str:
+        return fingerprint(self.folder)  # reads all weights: once, not for each sample
 
 
 def _from_config(config: dict[str, Any], folder: Path, net: nn.Module | None, trust: bool) -> Denoiser:
@@ -262,8 +279,11 @@ def check_tuned(path: str | Path) -> None:
         raise UserError(f"{file} does not hold tuned solvers, and is not replaced: move it away")
 
 
-def load_tuned(path: str | Path, steps: int | None = None) -> list[Tuned]:
+def load_tuned(path: str | Path, steps: int | None = None, model: str | None = None) -> list[Tuned]:
     """The solvers tuned for the model at `path`, those of `steps` steps or all of them; an empty list if none were.
+
+    Args:
+        model: the fingerprint of the model, where it is known.
 
     Raises:
         UserError: they were tuned for another model: other weights, another schedule or other noise.
@@ -273,7 +293,7 @@ def load_tuned(path: str | Path, steps: int | None = None) -> list[Tuned]:
         return []
     content = read_json(folder / TUNED)
     solvers = [t for t in _tuned(folder, content) if steps is None or len(t.steps) == steps]
-    if solvers and content.get("model") != fingerprint(path):
+    if solvers and content.get("model") != (model or fingerprint(path)):
         raise UserError(
             f"{folder / TUNED} was tuned for another model than {path} holds now: "
             f"run `ornstein tune {path}` again, or name a --solver"
@@ -290,16 +310,19 @@ def _tuned(folder: Path, content: dict[str, Any]) -> list[Tuned]:
         raise UserError(f"{folder / TUNED} cannot be used: {e}; run `ornstein tune {folder}` again") from e
 
 
-def solver_of(path: str | Path, steps: int, guidance: float) -> Tuned | None:
+def solver_of(path: str | Path, steps: int, guidance: float, model: str | None = None) -> Tuned | None:
     """The solver that a run keeps for so many steps and this guidance: tuned, else chosen; None if it has neither.
+
+    Args:
+        model: the fingerprint of the model, where it is known.
 
     Raises:
         UserError: a file is damaged, or the tuned solvers are of another model.
     """
-    serving = [t for t in load_tuned(path, steps) if t.serves(guidance)]
+    serving = [t for t in load_tuned(path, steps, model) if t.serves(guidance)]
     if serving:
         return min(serving, key=lambda t: t.until is not None)  # one for this scale alone comes first
-    return load_chosen(path, steps, guidance)
+    return load_chosen(path, steps, guidance, model)
 
 
 def save_chosen(path: str | Path, choices: list[Choice]) -> None:
@@ -310,7 +333,7 @@ def save_chosen(path: str | Path, choices: list[Choice]) -> None:
     atomic_write(folder / CHOSEN, json_bytes(content))
 
 
-def load_chosen(path: str | Path, steps: int, guidance: float) -> Tuned | None:
+def load_chosen(path: str | Path, steps: int, guidance: float, model: str | None = None) -> Tuned | None:
     """The default solver of the model at `path` for so many steps; None if none was chosen for the weights it has.
 
     Raises:
@@ -326,6 +349,6 @@ def load_chosen(path: str | Path, steps: int, guidance: float) -> Tuned | None:
         found = nearest([Choice.from_config(c) for c in content["choices"]], steps, guidance)
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{file} cannot be used: {e}; delete it, or name a --solver") from e
-    if found is None or content.get("model") != fingerprint(path):
+    if found is None or content.get("model") != (model or fingerprint(path)):
         return None  # trained on since: the choice was another model's
     return found.solver(schedules.from_config(read_config(path)["schedule"]), steps)

@@ -216,8 +216,10 @@ def distilled_of(d: Denoises) -> Distilled | None:
 
 def kept_solver(d: Denoises, steps: int, guidance: float) -> Any:
     """The solver that the run of the model inside `d` keeps for so many steps; None if there is no run, or none."""
-    solvers = getattr(module_of(d), "solvers", None)
-    return None if solvers is None else solvers(steps, guidance)
+    model = module_of(d)
+    if not isinstance(model, Denoiser) or model.solvers is None:
+        return None
+    return model.solvers(model.net, steps, guidance)
 
 
 @contextmanager

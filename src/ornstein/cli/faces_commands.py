@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ornstein import checkpoint
 from ornstein.checkpoint import read_config
+from ornstein.cli.swap import tell_idle
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.faces import provenance
@@ -174,7 +175,8 @@ def adapt(asked: AdaptCommand, given: frozenset[str]) -> None:
     best, first = made.best, made.checks[0]
     say(f"{made.photos} photos, {made.held_out} of them held out")
     say(f"error of these {first.error:.4f} before, {best.error:.4f} after {best.step} steps")
-    say(f"done: swap with `ornstein swap SOURCE TARGET --model {asked.out}`")
+    paints = " --onset 0.5" if made.shaped else ""  # what is laid on at 0 no network paints
+    say(f"done: swap with `ornstein swap SOURCE TARGET --model {asked.out}{paints}`")
 
 
 def _completed(folder: Path) -> None:
@@ -203,6 +205,7 @@ def evaluate(asked: EvaluateCommand, given: frozenset[str]) -> None:
         settings |= {"onset": ONSET if asked.onset is None else asked.onset, "shape": asked.shape}
     elif given & {"onset", "shape"}:
         raise UserError(f"--onset and --shape need a model that sees the shape of a face, and {asked.run} does not")
+    tell_idle(model, asked.onset, given)
     swaps, seconds = swap_held(model, held, choose_precision(asked.precision, device), **settings)
     row = score_swaps(held, swaps, seconds, Recogniser(), Detector(thorough=False), **settings).as_row()
     table = Table("score", "value", title=f"{len(swaps)} swaps of held-out people", title_justify="left")

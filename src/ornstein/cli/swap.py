@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,15 @@ from ornstein.faces.settings import SwapCommand, SwapSettings, VideoSettings, pa
 from ornstein.faces.swap import Choice, Order, Source, SwapModel, Swapper, film, load_model, video
 from ornstein.faces.swap import photo as photo_swap
 from ornstein.faces.swap.queue import Row, read_rows
+from ornstein.faces.swap.sampling import ONSET, FaceModel
 from ornstein.faces.swap.swapper import SMALLEST
-from ornstein.progress import progress, say
+from ornstein.progress import progress, say, warn
 from ornstein.settings import settings_of
 
-__all__ = ["detectors", "swap"]
+__all__ = ["detectors", "swap", "tell_idle"]
 
 _STRETCHES = 8  # stretches of frames without a face that are printed
+_OF_SAMPLER = ("steps", "guidance", "towards")
 _OF_VIDEOS = ("noise", "gap", "every", "fade", "begin", "end", "codec")
 
 
@@ -69,6 +71,13 @@ def swap(asked: SwapCommand, given: frozenset[str]) -> None:
             if group.world == 1:
                 say(_failure(asked, *failed[-1]))
     _tell(asked, rows, sorted(group.collected(failed)), kept, group)
+
+
+def tell_idle(model: FaceModel, onset: float | None, given: Iterable[str]) -> None:
+    """Warn of settings of the sampler, of those `given`, that do nothing because it begins at time 0."""
+    idle = [f"--{name}" for name in _OF_SAMPLER if name in given]
+    if idle and model.shaped and (ONSET if onset is None else onset) == 0:
+        warn(f"at onset 0 the face is laid on and no network paints: {', '.join(idle)} do nothing; give --onset 0.5")
 
 
 def _tell(asked: SwapCommand, rows: list[Row], failed: list[Any], kept: int, group: Any) -> None:
@@ -210,6 +219,9 @@ class _Swaps:
             model = self.model(asked.model)
             detector, scanner = detectors(asked.detector, asked.score)
             protected = BlockList.load(asked.block_list) if asked.block_list is not None else None
+            plain = SwapSettings()
+            changed = [name for name in _OF_SAMPLER if getattr(settings, name) != getattr(plain, name)]
+            tell_idle(model.model, settings.onset, changed)
             self.swappers[key] = Swapper(
                 model.model, settings, detector, self.recogniser, protected, asked.model, scanner
             )

@@ -52,12 +52,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Adapted:
-    """What `adapt_swap` did: the photos with a face, how many of them were held out, and the checks."""
+    """What `adapt_swap` did: the photos with a face, how many of them were held out, and the checks.
+
+    shaped: the model begins with the face laid on by its shape; what it has learned shows at an onset above 0.
+    """
 
     photos: int
     held_out: int
     checks: list[Check]
     skipped: list[tuple[str, str]]
+    shaped: bool
 
     @property
     def best(self) -> Check:
@@ -148,7 +152,7 @@ def adapt_swap(
             loss.backward()
             optimizer.step()
             step += 1
-    made = Adapted(len(photos), len(held), checks, skipped)
+    made = Adapted(len(photos), len(held), checks, skipped, model.shaped)
     if made.best.step == 0:
         raise RunError(
             f"the held-out photos of {source} get no better by training: use {run} as it is, or give more photos"
