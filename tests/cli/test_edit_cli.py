@@ -168,6 +168,9 @@ def mistakes(home: Path, folder: Path) -> dict[str, tuple[list[Any], list[str]]]
     small, photo, scan = home / "small-hole.png", home / "photo.png", home / "scan.png"
     np.save(folder / "nan.npy", np.full((1, 8, 8), np.nan, np.float32))
     np.save(folder / "many.npy", np.zeros((5, 8, 8), np.float32))
+    np.save(folder / "one.npy", np.zeros((3, 8, 8), np.float32))
+    np.save(folder / "film.npy", np.zeros((3, 4, 6, 6), np.float32))
+    np.save(folder / "films.npy", np.zeros((3, 4, 16, 16), np.float32))
     np.save(folder / "text.npy", np.array(["a"]))
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text('{"format": 1, "autoencoder": {"type": "KL"}}')
@@ -208,7 +211,12 @@ def mistakes(home: Path, folder: Path) -> dict[str, tuple[list[Any], list[str]]]
         "one file": (["sdedit", home / "grey", scan, "-n", 2, "-o", folder / "a.png"], ["give a folder"]),
         "folder": (["interpolate", home / "grey", folder / "empty", scan], ["is a folder"]),
         "clip option": ([*fill, small, "--known-frames", "0"], ["--known-frames", "images"]),
-        "clip": (["sdedit", home / "films", photo], ["inpaint"]),
+        "clip": (["sdedit", home / "films", photo], ["photo.png", "as a clip"]),
+        "path of clips": (["interpolate", home / "films", photo, photo], ["models of pictures"]),
+        "picture for a clip": (["restore", home / "films", folder / "many.npy"], ["(5, 8, 8)"]),
+        "array of pictures": (["restore", home / "films", folder / "one.npy"], ["(3, 8, 8)", "(C, F, H, W)"]),
+        "JPEG of clips": (["restore", home / "films", folder / "films.npy", "--operator", "jpeg:50"], ["does not fit"]),
+        "clip of another size": (["upscale", home / "films", folder / "film.npy"], ["6x6", "--factor"]),
     }
 
 
@@ -260,6 +268,42 @@ def test_frames_in_between(home: Path, tmp_path: Path, model: str) -> None:
     assert [np.array_equal(each, COLOUR[k : k + 16, :16]) for k, each in enumerate(made)] == [True, False, True]
     assert ("has learned to continue" in said) == (model == "given")
     refused(ornstein("edit", "inpaint", home / model, folder, "--known-frames", "9", "-o", tmp_path / "no"), "0 to 2")
+
+
+@pytest.mark.parametrize("frames", [3, 7])
+def test_clips_are_enlarged_and_coloured(home: Path, tmp_path: Path, frames: int) -> None:
+    """What was measured of each frame is what the operator makes of the answers, in clips of any length."""
+    small, grey = (RNG.uniform(-0.5, 0.5, size).astype(np.float32) for size in ((3, frames, 8, 8), (1, frames, 16, 16)))
+    np.save(tmp_path / "small.npy", small)
+    np.save(tmp_path / "grey.npy", grey)
+    words = ["--steps", 4, "-n", 2, "-o", tmp_path / "out"]
+    said = done("edit", "upscale", home / "films", tmp_path / "small.npy", *words)
+    assert ("4 at a time" in said) == (frames == 7) and ("after the input's 3" in said) == (frames == 3)
+    done("edit", "colourise", home / "films", tmp_path / "grey.npy", *words, "--overwrite")
+    large, coloured = (read(tmp_path / "out" / f"{name}-001", frames) for name in ("small", "grey"))
+    means = large.reshape(3, frames, 8, 2, 8, 2).mean((3, 5))
+    assert np.abs(means - small).max() < 0.03
+    assert np.abs(np.tensordot((0.299, 0.587, 0.114), coloured, 1)[None] - grey).max() < 0.03
+    assert not np.array_equal(large, read(tmp_path / "out" / "small-000", frames))
+
+
+def read(folder: Path, frames: int) -> np.ndarray:
+    """The frames that an edit wrote beside its video, (C, F, H, W) in [-1, 1]."""
+    assert len(list(folder.iterdir())) == frames
+    made = np.stack([array(folder / f"{k:05d}.png") for k in range(frames)])
+    return made.transpose(3, 0, 1, 2) / 127.5 - 1
+
+
+def test_damage_to_a_clip_of_any_size_is_undone(home: Path, tmp_path: Path) -> None:
+    clip = RNG.integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)
+    np.save(tmp_path / "clip.npy", clip)
+    said = done("edit", "restore", home / "films", tmp_path / "clip.npy", "--operator", "box:2+grey", "--degrade",
+                "--noise-std", 0.1, "--steps", 2, "-n", 2, "-o", tmp_path / "out")  # fmt: skip
+    assert "tiles of 16x16" in said and "4 at a time" in said and "PSNR" in said
+    assert read(tmp_path / "out" / "clip-000", 6).shape == (3, 6, 20, 24)
+    refused(
+        ornstein("edit", "sdedit", home / "films", tmp_path / "clip.npy", "-o", tmp_path / "no"), "6 cannot be varied"
+    )
 
 
 def test_other_models_are_refused(home: Path, tmp_path: Path) -> None:
