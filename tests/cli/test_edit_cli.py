@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import ornstein as orn
 from ornstein import edit
 from ornstein.denoiser import SampleSpec
+from ornstein.editing import Editor
 from ornstein.editing.settings import METHODS
 from ornstein.nets import UNet, VideoUNet
 from running import done, ornstein, refused
@@ -271,20 +273,32 @@ def test_frames_in_between(home: Path, tmp_path: Path, model: str) -> None:
 
 
 @pytest.mark.parametrize("frames", [3, 7])
-def test_clips_are_enlarged_and_coloured(home: Path, tmp_path: Path, frames: int) -> None:
-    """What was measured of each frame is what the operator makes of the answers, in clips of any length."""
-    small, grey = (RNG.uniform(-0.5, 0.5, size).astype(np.float32) for size in ((3, frames, 8, 8), (1, frames, 16, 16)))
-    np.save(tmp_path / "small.npy", small)
-    np.save(tmp_path / "grey.npy", grey)
-    words = ["--steps", 4, "-n", 2, "-o", tmp_path / "out"]
-    said = done("edit", "upscale", home / "films", tmp_path / "small.npy", *words)
-    assert ("4 at a time" in said) == (frames == 7) and ("after the input's 3" in said) == (frames == 3)
-    done("edit", "colourise", home / "films", tmp_path / "grey.npy", *words, "--overwrite")
-    large, coloured = (read(tmp_path / "out" / f"{name}-001", frames) for name in ("small", "grey"))
-    means = large.reshape(3, frames, 8, 2, 8, 2).mean((3, 5))
-    assert np.abs(means - small).max() < 0.03
-    assert np.abs(np.tensordot((0.299, 0.587, 0.114), coloured, 1)[None] - grey).max() < 0.03
-    assert not np.array_equal(large, read(tmp_path / "out" / "small-000", frames))
+def test_what_was_measured_of_every_frame_is_that_of_the_answers(frames: int) -> None:
+    """A network of zeros is the exact denoiser of white noise, whose posterior moment matching draws exactly."""
+    torch.manual_seed(0)
+    process, spec = orn.Process(orn.schedules.Cosine()), SampleSpec((3, 4, 8, 8))
+    editor = Editor(orn.Denoiser(VideoUNet(3, 8, 4, **SMALL), process, "v", data=spec), n=40, options={"steps": 12})
+    y = torch.randn(3, frames, 4, 4) / 2
+    made = editor.upscale(y, 2, "area", 0.0)
+    torch.testing.assert_close(F.avg_pool3d(made, (1, 2, 2)), y.expand(40, *y.shape), rtol=0, atol=1e-3)
+    within = made - y.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert float(within.var()) == pytest.approx(3 / 4, rel=0.03)  # of four values whose mean is known
+    assert float((within[:, :, 0] * within[:, :, -1]).mean()) == pytest.approx(0, abs=0.03)  # frames are independent
+    grey = editor.colourise(torch.randn(1, frames, 8, 8), 0.0)
+    assert len(editor.notes) == 1 and grey.shape == (40, 3, frames, 8, 8)
+
+
+def test_clips_are_enlarged_and_coloured(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for k in range(5):
+        Image.fromarray(COLOUR[k : k + 8, :8]).save(folder / f"{k}.png")
+    words = ["--steps", 2, "-n", 2, "-o", tmp_path / "out"]
+    said = done("edit", "upscale", home / "films", folder, *words)
+    assert "5 frames, 4 at a time" in said and read(tmp_path / "out" / "frames-001", 5).shape == (3, 5, 16, 16)
+    assert (tmp_path / "out" / "frames-001.mp4").is_file()
+    done("edit", "colourise", home / "films", tmp_path / "out" / "frames-001.mp4", "--steps", 2, "-o", tmp_path / "c")
+    assert len(read(tmp_path / "c" / "frames-001-000", 5)) == 3
 
 
 def read(folder: Path, frames: int) -> np.ndarray:
