@@ -277,15 +277,15 @@ def test_what_was_measured_of_every_frame_is_that_of_the_answers(frames: int) ->
     """A network of zeros is the exact denoiser of white noise, whose posterior moment matching draws exactly."""
     torch.manual_seed(0)
     process, spec = orn.Process(orn.schedules.Cosine()), SampleSpec((3, 4, 8, 8))
-    editor = Editor(orn.Denoiser(VideoUNet(3, 8, 4, **SMALL), process, "v", data=spec), n=40, options={"steps": 12})
+    editor = Editor(orn.Denoiser(VideoUNet(3, 8, 4, **SMALL), process, "v", data=spec), n=12, options={"steps": 8})
     y = torch.randn(3, frames, 4, 4) / 2
     made = editor.upscale(y, 2, "area", 0.0)
-    torch.testing.assert_close(F.avg_pool3d(made, (1, 2, 2)), y.expand(40, *y.shape), rtol=0, atol=1e-3)
+    torch.testing.assert_close(F.avg_pool3d(made, (1, 2, 2)), y.expand(12, *y.shape), rtol=0, atol=5e-3)
     within = made - y.repeat_interleave(2, -1).repeat_interleave(2, -2)
-    assert float(within.var()) == pytest.approx(3 / 4, rel=0.03)  # of four values whose mean is known
-    assert float((within[:, :, 0] * within[:, :, -1]).mean()) == pytest.approx(0, abs=0.03)  # frames are independent
+    assert float(within.var()) == pytest.approx(3 / 4, rel=0.1)  # of four values whose mean is known
+    assert float((within[:, :, 0] * within[:, :, -1]).mean()) == pytest.approx(0, abs=0.07)  # frames are independent
     grey = editor.colourise(torch.randn(1, frames, 8, 8), 0.0)
-    assert len(editor.notes) == 1 and grey.shape == (40, 3, frames, 8, 8)
+    assert len(editor.notes) == 1 and grey.shape == (12, 3, frames, 8, 8)
 
 
 def test_clips_are_enlarged_and_coloured(home: Path, tmp_path: Path) -> None:
