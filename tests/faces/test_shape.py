@@ -11,7 +11,7 @@ from ornstein.faces.conditions import SHAPED, appearance, laid_on, scene
 from ornstein.faces.identity import IdentityNet
 from ornstein.faces.mesh import PARTS
 from ornstein.faces.photos import Photos, SourceFaces
-from ornstein.faces.shape import MIRROR, POINTS, contours, moved_face, onto, shape_in, shape_of, turned
+from ornstein.faces.shape import MIRROR, POINTS, aligned, contours, moved_face, onto, pinned, shape_in, shape_of, turned
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.train.objective import face_denoiser, relit
 
@@ -54,8 +54,16 @@ def test_a_turned_copy_comes_back_exactly_and_is_never_reflected():
     reflected = moved * torch.tensor([-1.0, 1.0, 1.0])
     assert float((turned(points, reflected) - reflected).norm(dim=2).mean()) > 0.5
     assert torch.equal(onto(points, moved, 0.0), moved)
+    place = Similarity.about(complex(3, 4), complex(-1, 2), 1.7, 25.0)
+    flat = torch.cat([place(points[..., :2].reshape(-1, 2)).view(2, 30, 2), points[..., 2:]], 2)
+    assert torch.allclose(aligned(points, flat)[..., :2], flat[..., :2])
+    assert torch.allclose(aligned(points, flat)[..., 2], 1.7 * points[..., 2])
     other = torch.randn(2, 30, 3, generator=draw).double()
-    assert torch.allclose(onto(points, other, 0.5), (other + turned(points, other)) / 2)
+    shape = (turned(points, other) + aligned(points, other)) / 2
+    expected = (other + shape) / 2
+    mouth = [point for part in ("lips", "mouth") for point in PARTS[part][0] if point < 30]
+    expected[:, mouth] = other[:, mouth]
+    assert mouth and torch.allclose(onto(points, other, 0.5), expected)
 
 
 def test_a_picture_goes_where_its_points_go(face):
@@ -111,7 +119,9 @@ def test_pairs_carry_the_points_of_the_truth_and_of_a_mirrored_source(face):
     shown = scene(pairs.target, pairs.mask, pairs.landmarks, points=pairs.points)
     assert shown.shape == (2, SHAPED, size, size)
     known = pairs.source.known(pairs.landmarks, points=pairs.points)
-    face = appearance(pairs.source.image, pairs.source.mask, pairs.source.points, pairs.points)
+    here, there = pinned(pairs.source.points, pairs.source.landmarks), pinned(pairs.points, pairs.landmarks)
+    face = appearance(pairs.source.image, pairs.source.mask, here, there)
+    assert torch.equal(there[:, POINTS:, :2], pairs.landmarks)
     assert torch.equal(known["appearance"], face)
 
 
@@ -128,8 +138,10 @@ def test_a_face_in_other_colours_is_laid_on_as_the_target_itself():
     laid = laid_on(target, mask, other)
     outside = (mask == 0).expand_as(laid)
     assert torch.equal(laid[outside], target[outside])
-    inside = laid[~outside].reshape(2, 3, -1)
-    assert torch.allclose(inside.mean(2), target[~outside].reshape(2, 3, -1).mean(2), atol=1e-5)
+    inside, wanted = (each[~outside].reshape(2, 3, -1) for each in (laid, target))
+    assert torch.allclose(inside.mean(2), wanted.mean(2), atol=1e-5)
+    for a, b in zip(inside, wanted, strict=True):  # nothing was raised or cut off: the covariance is the target's
+        assert torch.allclose(a.cov(), b.cov(), atol=1e-4)
 
 
 def test_light_from_the_right_and_a_gain_in_closed_form():
