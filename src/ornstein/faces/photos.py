@@ -84,7 +84,8 @@ class Pairs:
     """Training pairs of swaps: the face of `source` painted into `target` should look as `truth`.
 
     truth, target: (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) of the target's face. landmarks: (B, K, 2) of the target
-    in pixels. face: (B, 1, H, W) of the truth's, if it is known. points: (B, shape.POINTS, 3) of the truth, if they are known.
+    in pixels. face: (B, 1, H, W) of the truth's, if it is known. points: (B, shape.POINTS, 3) of the truth, if
+    they are known.
     """
 
     truth: Tensor

@@ -104,7 +104,7 @@ def turned(source: Tensor, target: Tensor) -> Tensor:
 
 
 def aligned(source: Tensor, target: Tensor) -> Tensor:
-    """The points of `source` (B, N, 3) moved, scaled and turned in the picture alone, by least squares onto `target`."""
+    """The points of `source` (B, N, 3) moved, scaled and turned in the picture, by least squares onto `target`."""
     p, q = (torch.view_as_complex(each[..., :2].double().contiguous()) for each in (source, target))
     p, mean = p - p.mean(1, keepdim=True), q.mean(1, keepdim=True)
     turn = (p.conj() * (q - mean)).sum(1, keepdim=True) / p.abs().square().sum(1, keepdim=True).clamp(min=1e-9)

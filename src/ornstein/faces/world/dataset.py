@@ -50,7 +50,7 @@ def points(picture: Rendered) -> Tensor:
 
 
 def paintable(picture: Rendered) -> Tensor:
-    """The `region` of rendered targets (B, 1, H, W): the head, also under its hair, for a source that has less of it."""
+    """The `region` of rendered targets (B, 1, H, W): the head, also under hair: a source may have less of it."""
     return region(torch.maximum(picture.mask, picture.head))
 
 

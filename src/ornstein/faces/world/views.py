@@ -32,10 +32,10 @@ class Rendered:
     """Pictures of faces with exact annotations.
 
     image: float32 (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) in [0, 1], the part of a pixel that shows the head's skin
-    or features, glasses included, without hair, ears and neck. head: (B, 1, H, W) in [0, 1], the head's outline without
-    its nose, also where hair hides it. landmarks: (B, P, 2) pixels, x then y, the upper left pixel's centre at (0, 0), P
-    in the order of `LANDMARKS`. visible: bool (B, P), false if the head or its hair hides a landmark, or it lies outside
-    of the image. surface: (B, Q, 2) pixels, in the order of `landmarks.SURFACE`.
+    or features, glasses included, without hair, ears and neck. landmarks: (B, P, 2) pixels, x then y, the upper left
+    pixel's centre at (0, 0), P in the order of `LANDMARKS`. visible: bool (B, P), false if the head or its hair hides a
+    landmark, or it lies outside of the image. head: (B, 1, H, W) in [0, 1], the head's outline without its nose, also
+    where hair hides it. surface: (B, Q, 2) pixels, in the order of `landmarks.SURFACE`.
     """
 
     image: Tensor
