@@ -11,7 +11,19 @@ from ornstein.faces.conditions import SHAPED, appearance, laid_on, scene
 from ornstein.faces.identity import IdentityNet
 from ornstein.faces.mesh import PARTS
 from ornstein.faces.photos import Photos, SourceFaces
-from ornstein.faces.shape import MIRROR, POINTS, aligned, contours, moved_face, onto, pinned, shape_in, shape_of, turned
+from ornstein.faces.shape import (
+    MIRROR,
+    POINTS,
+    aligned,
+    contours,
+    moved_face,
+    onto,
+    pinned,
+    shape_in,
+    shape_of,
+    steadied,
+    turned,
+)
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.train.objective import face_denoiser, relit
 
@@ -64,6 +76,23 @@ def test_a_turned_copy_comes_back_exactly_and_is_never_reflected():
     mouth = [point for part in ("lips", "mouth") for point in PARTS[part][0] if point < 30]
     expected[:, mouth] = other[:, mouth]
     assert mouth and torch.allclose(onto(points, other, 0.5), expected)
+
+
+def test_steadied_points_tremble_less_and_follow_what_moves():
+    draw, size = torch.Generator().manual_seed(0), 64
+    still = torch.randn(200, 30, 3, generator=draw).cumsum(1).mean(0, keepdim=True).expand(200, -1, -1)
+    tremor = 0.1 * torch.randn(still.shape, generator=draw)
+    made = steadied(still + tremor, None, size)
+    # a filter that always follows by a has a / (2 - a) of the variance, 0.08; larger tremors follow a little faster
+    assert 0.05 < float((made - still)[50:].var() / tremor.var()) < 0.3
+    jump = torch.zeros(2, 1, 3)
+    jump[1] = 10
+    assert float((steadied(jump, None, size) - jump).abs().max()) < 0.02
+    slope = 0.5 * torch.arange(60.0)[:, None, None].expand(60, 1, 3)  # pixels a frame
+    lag = (slope - steadied(slope, None, size))[-1, 0, 0]
+    assert 0 < float(lag) < 0.6
+    halves = steadied((still + tremor)[100:], made[99], size)
+    assert torch.equal(halves, made[100:])
 
 
 def test_a_picture_goes_where_its_points_go(face):

@@ -24,6 +24,7 @@ __all__ = [
     "pinned",
     "shape_in",
     "shape_of",
+    "steadied",
     "turned",
 ]
 
@@ -37,6 +38,7 @@ _BETWEEN = (1, 2, 4, 5, 6, 9, 50, 98, 151, 168, 197, 205, 280, 327, 425)
 _CONTROLS = tuple(
     sorted({*_BETWEEN, *_IRISES, *(point for polygons in PARTS.values() for each in polygons for point in each[::2])})
 )
+_TREMOR, _FOLLOWS = 0.006, 0.15  # of the side of a crop; of what is slower
 _MOUTH = tuple({point for part in ("lips", "mouth") for point in PARTS[part][0]})
 # A thin plate with this stiffness goes through its points within a hundredth of a pixel; 32 cells a side follow lids.
 _STIFF, _CELLS = 1e-3, 32
@@ -132,6 +134,28 @@ def onto(source: Tensor, target: Tensor, own: float) -> Tensor:
 def pinned(points: Tensor, landmarks: Tensor) -> Tensor:
     """The points (B, POINTS, 3) and, behind them, the five landmarks of `align` (B, 5, 2), which a detector found."""
     return torch.cat([points, F.pad(landmarks[:, : len(FIVE)], (0, 1))], 1)
+
+
+def steadied(points: Tensor, before: Tensor | None, size: int) -> Tensor:
+    """The points (F, N, 3) of a face in consecutive frames without the tremor of a mesh that is found anew in each.
+
+    A point that moved by m follows by the share a + (1 - a) m^2 / (m^2 + s^2) of it, where s is `_TREMOR` of the crop
+    and a is `_FOLLOWS`: what is faster than the tremor passes, and no point lags behind by much more than s.
+
+    Args:
+        points: in pixels of crops of `size`.
+        before: (N, 3), the steadied points of the frame before; None at the beginning of a track.
+        size: side of the crops.
+    """
+    out, last = [], before
+    for each in points:
+        if last is not None:
+            moved = each - last
+            square = moved[:, :2].square().sum(1, keepdim=True)
+            each = last + (_FOLLOWS + (1 - _FOLLOWS) * square / (square + (_TREMOR * size) ** 2)) * moved
+        out.append(each)
+        last = each
+    return torch.stack(out)
 
 
 def moved_face(picture: Tensor, points: Tensor, there: Tensor) -> Tensor:
