@@ -21,9 +21,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
-from ornstein.data import save_grid
+from ornstein.data import save_grid, to_uint8
 from ornstein.evaluation.distortion import psnr
 from ornstein.faces.align import Similarity, warp
 from ornstein.faces.detect import Detector
@@ -37,10 +38,11 @@ from ornstein.faces.train.evaluate import Held, photos_of, score_swaps, swap_hel
 from ornstein.faces.train.face_set import open_faces
 from ornstein.faces.train.objective import FaceSettings
 from ornstein.faces.train.runs import people_split, pretrain_swap, train_recogniser, train_swap
-from ornstein.faces.world import nearest_identity
+from ornstein.faces.world import ATTRIBUTES, attributes, identities, nearest_identity
 from ornstein.faces.world.dataset import cases, points, region
 from ornstein.faces.world.demo import PHOTOS, demo, swap_cases
 from ornstein.faces.world.scores import evaluate
+from ornstein.faces.world.views import rendered
 from ornstein.store import atomic_write
 from ornstein.training import TrainConfig
 
@@ -118,6 +120,19 @@ def _relit(face: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor, cells:
     return torch.stack(out)
 
 
+def drawn(args: argparse.Namespace) -> None:
+    """Photos of rendered people, two of each, as files: a folder for `ornstein faces train`, and for pictures to show."""
+    people = identities(args.people, 5).repeat_interleave(2, 0)
+    states = attributes(len(people), 5)
+    for name in ("yaw", "pitch", "roll"):
+        states[:, ATTRIBUTES.index(name)] *= 0.5  # as photographs mostly are
+    (images,) = rendered(people, states, args.size, lambda out: (to_uint8(out.image),))
+    for i, image in enumerate(images):
+        path = args.out / f"person{i // 2:03d}" / f"{i % 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+
+
 def photos(args: argparse.Namespace) -> None:
     train, held = people_split(open_faces(args.faces))
     out = args.out / "photos"
@@ -163,8 +178,8 @@ def flicker(args: argparse.Namespace) -> None:
     """Stills of held-out people, moved smoothly: how much a swap changes from frame to frame where its target stays.
 
     Differences of successive aligned frames inside the mask, root mean square, in grey levels; and the sharpness, what
-    a mean of 3 x 3 pixels takes away. A model that sees the shape of a face begins at --onset, and "laid on" is 0, as in
-    a film, whose meshes are steadied.
+    a mean of 3 x 3 pixels takes away. A model that sees the shape of a face begins at --onset, and "laid on" is 0, as
+    in a film, whose meshes are steadied.
     """
     held = Held.of(people_split(open_faces(args.faces))[1], args.among)
     model = FaceModel.load(args.out / "photos")
@@ -210,11 +225,11 @@ def flicker(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for run in (world, ceilings, photos, scores, flicker):
+    for run in (world, ceilings, drawn, photos, scores, flicker):
         command = commands.add_parser(run.__name__)
         command.set_defaults(run=run)
         command.add_argument("--out", type=Path, default=Path("runs/evidence-faces"))
-        if run not in (world, ceilings):
+        if run not in (world, ceilings, drawn):
             command.add_argument("--faces", type=Path, required=True, help="what `ornstein faces prepare` made")
         if run is world:
             command.add_argument("--minutes", type=float, default=6.0)
@@ -222,6 +237,9 @@ def main() -> None:
             command.add_argument("--preset", default="xs")
         if run in (world, ceilings):
             command.add_argument("--seed", type=int, action="append", help="of other people to swap; may be repeated")
+        if run is drawn:
+            command.add_argument("--people", type=int, default=60)
+            command.add_argument("--size", type=int, default=256)
         if run is photos:
             command.add_argument(
                 "--recogniser", type=float, default=0.0, help="minutes for a distilled recogniser, 0 for dlib's"
