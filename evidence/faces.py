@@ -121,7 +121,7 @@ def _relit(face: torch.Tensor, truth: torch.Tensor, weight: torch.Tensor, cells:
 
 
 def drawn(args: argparse.Namespace) -> None:
-    """Photos of rendered people, two of each, as files: a folder for `ornstein faces train`, and for pictures to show."""
+    """Photos of rendered people as files, two of each: for `ornstein faces train`, and for pictures to show."""
     people = identities(args.people, 5).repeat_interleave(2, 0)
     states = attributes(len(people), 5)
     for name in ("yaw", "pitch", "roll"):
