@@ -19,6 +19,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -209,7 +210,7 @@ def flicker(args: argparse.Namespace) -> None:
                 z = FaceNoise("shared" if laid else kind, seed=0)(i, range(frames), size, None)
                 start = model.denoiser.process.prior(tuple(z.shape), t=1.0).sample(z)
                 source = sources.select(torch.tensor([i]))
-                more = {"onset": 0.0 if laid else args.onset} if shapes else {}
+                more: dict[str, Any] = {"onset": 0.0 if laid else args.onset} if shapes else {}
                 if shapes:
                     more["points"] = shapes[i] if kind == LAID_ON[1] else steadied(shapes[i], None, size)
                 made = swap_crops(model, clip, mask, points, source, steps=6, start=start, **more)

@@ -22,7 +22,7 @@ LIGHT = 4
 """Cells a side of the blur that shows how a face is lit and little of whose it is."""
 
 _CONTRAST = 3.0  # the most by which contrast is raised
-_FLAT = 1e-6  # added to the variance of colours: a flat face has no other
+_FLAT = 1e-9  # added to the variance of colours: a flat face has no other
 
 
 def scene(
