@@ -22,7 +22,6 @@ LIGHT = 4
 """Cells a side of the blur that shows how a face is lit and little of whose it is."""
 
 _CONTRAST = 3.0  # the most by which contrast is raised
-_FLAT = 1e-9  # added to the variance of colours: a flat face has no other
 
 
 def scene(
@@ -85,37 +84,23 @@ def blended_features(target: Tensor, shown: Tensor, weight: float) -> Tensor:
 def laid_on(target: Tensor, mask: Tensor, shown: Tensor) -> Tensor:
     """The target with the source's face laid over it, in the target's colours: a swap by geometry alone.
 
-    Inside the mask the face gets the target's mean m and covariance B of the colours, by the affine map that moves them
-    least: with its own mean and covariance m' and A,
-
-        x -> T (x - m') + m,   T = A^(-1/2) (A^(1/2) B A^(1/2))^(1/2) A^(-1/2),
-
-    where T is the symmetric solution of T A T = B. No contrast is raised by more than `_CONTRAST`.
+    The face has the target's mean and standard deviation of each channel, inside the mask.
 
     Args:
         target: (B, 3, H, W).
         mask: (B, 1, H, W).
         shown: the source's `appearance` (B, 4, H, W).
-
-    Source: Pitie & Kokaram 2007 (The linear Monge-Kantorovitch linear colour mapping), section 3.
     """
     there = mask * shown[:, 3:]
     area = there.sum((2, 3), keepdim=True).clamp(min=1e-6)
 
     def moments(images: Tensor) -> tuple[Tensor, Tensor]:
         mean = (images * there).sum((2, 3), keepdim=True) / area
-        apart = ((images - mean) * there.sqrt()).flatten(2).double()
-        return mean, apart @ apart.mT / area[..., 0] + _FLAT * torch.eye(3, dtype=torch.double, device=apart.device)
-
-    def power(matrix: Tensor, exponent: float, most: float = float("inf")) -> Tensor:
-        values, vectors = torch.linalg.eigh(matrix)
-        return vectors @ torch.diag_embed(values.clamp(min=0).pow(exponent).clamp(max=most)) @ vectors.mT
+        return mean, (((images - mean).square() * there).sum((2, 3), keepdim=True) / area).sqrt()
 
     face = shown[:, :3] / shown[:, 3:].clamp(min=0.05)
     (mean, spread), (wanted, contrast) = moments(face), moments(target)
-    root, back = power(spread, 0.5), power(spread, -0.5)
-    gain = power(back @ power(root @ contrast @ root, 0.5) @ back, 1.0, _CONTRAST).to(face)
-    face = (gain @ (face - mean).flatten(2)).view_as(face) + wanted
+    face = (face - mean) * (contrast / spread.clamp(min=1e-3)).clamp(max=_CONTRAST) + wanted
     return torch.lerp(target, face.clamp(-1, 1), there)
 
 

@@ -116,10 +116,10 @@ def aligned(source: Tensor, target: Tensor) -> Tensor:
 
 
 def onto(source: Tensor, target: Tensor, own: float) -> Tensor:
-    """Where the points of the source lie in the swap, (B, N, 3): in the target's pose, place and mouth.
+    """Where the points of the source lie in the swap, (B, N, 3): in the target's pose and place.
 
     The source's own shape is half way between its points as they are and those turned in space like the target's head:
-    the depth of a mesh is a guess. What a mouth does tells more of the moment than of the person: it is the target's.
+    the depth of a mesh is a guess. The mouth takes half the share: it tells more of the moment than other parts.
 
     Args:
         source, target: (B, N, 3).
@@ -127,7 +127,7 @@ def onto(source: Tensor, target: Tensor, own: float) -> Tensor:
     """
     shape = (turned(source, target) + aligned(source, target)) / 2
     share = own * source.new_ones(source.shape[1], 1)
-    share[[point for point in _MOUTH if point < len(share)]] = 0
+    share[[point for point in _MOUTH if point < len(share)]] = own / 2
     return torch.lerp(target, shape, share)
 
 
