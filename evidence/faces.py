@@ -163,7 +163,9 @@ def scores(args: argparse.Namespace) -> None:
     model, recogniser, detector = FaceModel.load(out), Recogniser(), Detector()
     rows = []
     # a model that sees the shape of a face begins with the face laid on: alone, and then painted over
-    onsets = ({"onset": 0.0}, *({"onset": args.onset} | each for each in SETTINGS)) if model.shaped else SETTINGS
+    onsets: tuple[dict[str, Any], ...] = (
+        ({"onset": 0.0}, *({"onset": args.onset} | each for each in SETTINGS)) if model.shaped else SETTINGS
+    )
     for settings in onsets[: args.settings]:
         swaps, seconds = swap_held(model, held, **settings)
         score = score_swaps(held, swaps, seconds, recogniser, detector, **settings)
