@@ -49,8 +49,11 @@ GUIDANCE, SECONDS, RECIPE_RATE = 2.0, 40.0, 5e-3
 RECIPES = {"recipe": False, "recipe, prior images": True}
 _LORA, _FULL = {"learning_rate": 5e-3, "ema": 0.1}, {"method": "dreambooth", "learning_rate": 5e-4, "ema": 0.1}
 _FROZEN, _KEPT = {"prior": "frozen", "prior_weight": 4.0}, {"prior": "distilled", "prior_weight": 3.0}
-_WIDE, _OF_TEXT = {"rank": 16, "alpha": 16.0}, {"targets": ("reading.kv", "reading.q")}
+_GATED, _WIDE, _OF_TEXT = {"prior": "gated"}, {"rank": 16, "alpha": 16.0}, {"targets": ("reading.kv", "reading.q")}
 METHODS: dict[str, dict[str, Any]] = {
+    "dreambooth, gated": _FULL | _GATED,
+    "lora 4, gated": _LORA | _GATED,
+    "lora 16, gated": _LORA | _GATED | _WIDE,
     "dreambooth, prior distilled": _FULL | _KEPT,
     "dreambooth, prior frozen": _FULL | _FROZEN,
     "dreambooth": _FULL,

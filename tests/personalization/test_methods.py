@@ -14,8 +14,9 @@ from ornstein.interop.exchange import export_model
 from ornstein.interop.lora import load_lora, merge_lora, parts_of
 from ornstein.interop.words import read_words
 from ornstein.nets import UNet
+from ornstein.nets.switch import Switch
 from ornstein.personalization import task as tasks
-from ornstein.personalization.learned import begin, frozen
+from ornstein.personalization.learned import begin
 from ornstein.personalization.pictures import Pictures, PictureSet
 from ornstein.personalization.recipe import Run
 from ornstein.personalization.settings import PersonalizeSettings
@@ -169,8 +170,8 @@ def test_the_frozen_base_is_the_base(base, photos, tmp_path):
             for p in task.model.parameters():
                 p.add_(0.05)
         moved = image(task.denoiser)
-        with task.kept as d:
-            assert torch.equal(image(d), plain), method
+        with task.switch.off():
+            assert torch.equal(image(task.denoiser), plain), method
         assert not torch.equal(moved, plain) and torch.equal(image(task.denoiser), moved), method
 
 
@@ -192,6 +193,68 @@ def test_the_prior_pulls_back_to_the_base(base, photos, tmp_path):
         for p, g in zip(parameters, gradient, strict=True):
             p.sub_(g, alpha=0.01 * float(drift) / size)
     assert float(task._drift(y, t, z, prompts).sum()) < float(drift)
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_behind_a_gate_the_class_is_the_base_bit_for_bit(our_own, photos, tmp_path, method):
+    """The person's prompts are those of the same run without a gate, all others those of the base, in one batch too."""
+    who, kind = "a photo of a sks dog", "a photo of a dog"
+    given = {"method": method, "prompt": who, "learning_rate": 1e-2 if method == "lora" else 1e-4}
+    open_ = orn.load(learn(our_own, photos, tmp_path / "open", **given).path)
+    run = learn(our_own, photos, tmp_path / "run", prior="gated", checkpoint_every=1, **given)
+    d, plain = orn.load(run.path), orn.load(our_own)
+    assert [check.drift for check in run.checks] == [0.0, 0.0]
+    assert torch.equal(image(d, kind), image(plain, kind)) and torch.equal(image(d, "asks"), image(plain, "asks"))
+    assert (image(open_, kind) - image(plain, kind)).abs().max() > 1e-4
+    assert (image(d, who) - image(open_, who)).abs().max() < 1e-5
+    x, t = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0.9, 0.5, 0.2])
+    cond = d.encode([kind, who, kind])
+    mixed = d(x, t, **cond).x0
+    for i, model in enumerate((plain, open_, plain)):
+        alone = model(x, t, **plain.encode([kind, who, kind])).x0[i]
+        assert (mixed[i] - alone).abs().max() < 1e-5
+    # the other side of guidance is the base's
+    of_who = orn.sample(d, (1, *d.data.shape), steps=1, seed=1, cond=d.encode([who]), guidance=0.0)
+    assert (of_who - orn.sample(plain, (1, *d.data.shape), steps=1, seed=1)).abs().max() < 1e-4
+    named = d.prompted([kind, who])
+    assert torch.equal(
+        named(x, t, label=torch.tensor([0, 0, -1])).x0,
+        plain.prompted([kind, who])(x, t, label=torch.tensor([0, 0, -1])).x0,
+    )
+    with pytest.raises(UserError, match="for prompts that name sks"):
+        d.save(tmp_path / "saved")
+
+
+def test_a_gate_of_a_pipeline(base, photos, tmp_path):
+    run = learn(base, photos, tmp_path / "run", prior="gated")
+    d, plain = orn.load(run.path), orn.load(base)
+    assert torch.equal(image(d, "a photo of dog"), image(plain, "a photo of dog"))
+    assert torch.equal(image(d.sized(32, 32), "a dog"), image(plain.sized(32, 32), "a dog"))
+    assert (image(d) - image(plain)).abs().max() > 1e-4 and torch.equal(image(d), image(run.model))
+    assert (image(d.sized(32, 32)) - image(plain.sized(32, 32))).abs().max() > 1e-4
+    two = orn.sample(d, (2, *d.data.shape), steps=3, seed=1, guidance=2.0, cond=d.encode([PROMPT, "a dog"]))
+    one = orn.sample(plain, (2, *d.data.shape), steps=3, seed=1, guidance=2.0, cond=plain.encode([PROMPT, "a dog"]))
+    assert (two[1] - one[1]).abs().max() < 1e-4 < (two[0] - one[0]).abs().max()
+    with pytest.raises(UserError, match="for prompts that name sks"):
+        export_model(d, tmp_path / "folder")
+    merged = orn.load(base)
+    load_lora(merged, run.path / "lora_kohya.safetensors")
+    assert (image(merged) - image(d)).abs().max() < 1e-4  # other programs have the LoRA without the gate
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "a photo of a dog"}, "needs a placeholder"),
+        ({"prompt": "a photo of sksdog", "placeholder": "sks"}, "as a word of its own"),
+        ({"train_text": True}, "goes through the gate"),
+        ({"condition_dropout": 0.1}, "goes through the gate"),
+        ({"prior_weight": 2.0}, "--prior-weight needs"),
+    ],
+)
+def test_a_gate_that_nothing_opens_is_refused(base, photos, tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        learn(base, photos, tmp_path / "run", prior="gated", **given)
 
 
 def test_a_mask_is_a_weight_of_the_squared_error(base, photos, tmp_path):
@@ -261,7 +324,7 @@ def test_the_held_out_loss_compares_runs_and_stops_them(base, photos, tmp_path):
     task = Personalisation.__new__(Personalisation)
     task.denoiser, task.pictures, task.held_out, task.settings = model, again, None, run.settings
     task.texts = task.before = tasks.Texts(model, False)
-    task.kept = frozen(model, run.settings)
+    task.switch = Switch()
     assert task._checked(0).loss == pytest.approx(losses[best], rel=1e-5)
 
 
