@@ -21,7 +21,7 @@ from ornstein.personalization.pictures import Pictures, PictureSet
 from ornstein.personalization.recipe import Run
 from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.personalization.task import Personalisation
-from ornstein.text import BPE, TextDenoiser, TextEncoder
+from ornstein.text import BPE, TextDenoiser, TextEncoder, open_encoder
 from ornstein.text.bpe import learned_merges
 
 PROMPT = "a photo of sks dog"
@@ -387,5 +387,71 @@ def test_a_run_of_our_own_is_a_base(our_own, photos, tmp_path, capsys, method):
         load_lora(d, run.path / "lora_kohya.safetensors")
         merge_lora(d)
         assert torch.equal(image(d, text), image(orn.load(run.path), text))
-        with pytest.raises(UserError, match="needs a pipeline with text encoders"):
-            learn(our_own, photos, tmp_path / "word", method="textual-inversion")
+
+
+WORD = "a photo of a <new> dog"
+
+
+def learned_word(base: Path, photos: Path, out: Path, tokens: int) -> tuple[Run, TextDenoiser]:
+    """A run that learned a word of so many tokens, and its model, which is otherwise the base."""
+    run = learn(base, photos, out, method="textual-inversion", prompt=WORD, vectors=tokens, initial="dog")
+    plain, d = orn.load(base), orn.load(run.path)
+    assert isinstance(plain, TextDenoiser) and isinstance(d, TextDenoiser)
+    for text in ("a photo of a dog", "new dog", ""):  # other texts mean what they meant
+        assert torch.equal(d.encode([text])["text"], plain.encode([text])["text"])
+    assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), d.net.parameters(), strict=True))
+    assert (image(d, WORD) - image(run.model, WORD)).abs().max() < 1e-4
+    assert (image(d, WORD) - image(plain, WORD)).abs().max() > 1e-4
+    return run, d
+
+
+def test_a_word_is_learned_by_a_run_with_its_own_encoder(our_own, photos, tmp_path):
+    run, d = learned_word(our_own, photos, tmp_path / "run", 2)
+    own = d.encoder
+    assert isinstance(own, TextEncoder)
+    plain = len(own.bpe)
+    assert (
+        own.tokenized([WORD])[0].tolist()[0].count(plain) == own.tokenized([WORD])[0].tolist()[0].count(plain + 1) == 1
+    )
+    assert own.tokenized(["a <NEW>, <new>"])[0].tolist()[0].count(plain) == 2
+    # tokens as the word's neighbours see them: those of the texts beside it
+    left, right = own.bpe.encode("a photo of a")[:-1], own.bpe.encode("dog")[1:]
+    assert own.tokenized([WORD])[0].tolist() == [[*left, plain, plain + 1, *right]]
+    d.save(tmp_path / "saved")  # an ordinary run that has the word
+    again = orn.load(tmp_path / "saved")
+    assert torch.equal(image(again, WORD), image(d, WORD))
+    with pytest.raises(UserError, match="has learned the word <new> already"):
+        learn(tmp_path / "saved", photos, tmp_path / "twice", method="textual-inversion", prompt=WORD)
+    assert run.checks[-1].drift < 1e-9
+
+
+def test_only_the_word_has_a_gradient_and_it_is_that_of_the_table(our_own, photos, tmp_path):
+    """The rows' gradient is that which the same table, trained whole, has in their place."""
+    task = task_of(our_own, photos, tmp_path, method="textual-inversion", prompt="a photo of a sks dog", vectors=1)
+    task.pictures.prompts = [("a photo of a sks dog",)] * len(task.pictures.prompts)
+    (rows,) = task.model.numbers.values()
+    (gradient,) = torch.autograd.grad(loss_of(task, [0, 1]), [rows])
+    encoder = task.denoiser.encoder
+    number = encoder.new.tokens[0]
+    encoder.merge_word()
+    encoder.tokens.weight.requires_grad_(True)
+    (table,) = torch.autograd.grad(loss_of(task, [0, 1]), [encoder.tokens.weight])
+    assert bool(gradient.any()) and torch.allclose(gradient[0], table[number], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_word_is_learned_by_a_run_with_a_frozen_encoder(photos, tmp_path, tokens):
+    from interop import tiny
+
+    folder = tiny.build("sd1", tmp_path / "sd1")
+    encoder = open_encoder(f"clip:{folder}")
+    torch.manual_seed(0)
+    net = UNet(3, 16, width=16, multipliers=(1, 2), depths=(1, 1), attention=(8,), text_width=encoder.width)
+    for name, weight in net.named_parameters():
+        if name.endswith("weight") and not bool(weight.any()):
+            torch.nn.init.normal_(weight, std=0.1)
+    d = TextDenoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=orn.SampleSpec((3, 16, 16)), encoder=encoder)
+    d.save(tmp_path / "base")
+    _, d = learned_word(tmp_path / "base", photos, tmp_path / "run", tokens)
+    with pytest.raises(UserError, match="has no new words"):
+        d.save(tmp_path / "saved")

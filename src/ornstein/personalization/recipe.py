@@ -32,7 +32,7 @@ from ornstein.personalization.texts import check_words
 from ornstein.progress import progress, say, warn
 from ornstein.settings import extent_of, read, read_file, to_json
 from ornstein.store import atomic_write
-from ornstein.text.gate import word_pattern
+from ornstein.text.words import word_pattern
 from ornstein.training import TrainState, run_task
 from ornstein.training.folder import check_folder
 from ornstein.training.recompute import recomputed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,19 +11,15 @@ import torch
 from torch import Tensor
 
 from ornstein.nets.switch import Switch
+from ornstein.text.words import word_pattern
 from ornstein.wrapper import rows_of
 
-__all__ = ["NAMED", "Gate", "word_pattern"]
+__all__ = ["NAMED", "Gate"]
 
 NAMED = "named"
 """The condition (B,) bool of a model with a gate: whether the prompt of a sample names what was learned."""
 
 _Output = tuple[Tensor, Tensor | None]
-
-
-def word_pattern(word: str) -> re.Pattern[str]:
-    """What finds `word` in a text as a word of its own, in any case."""
-    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
