@@ -221,7 +221,7 @@ def test_behind_a_gate_the_class_is_the_base_bit_for_bit(our_own, photos, tmp_pa
         named(x, t, label=torch.tensor([0, 0, -1])).x0,
         plain.prompted([kind, who])(x, t, label=torch.tensor([0, 0, -1])).x0,
     )
-    with pytest.raises(UserError, match="for prompts that name sks"):
+    with pytest.raises(UserError, match="behind a gate, the word sks"):
         d.save(tmp_path / "saved")
 
 
@@ -235,7 +235,7 @@ def test_a_gate_of_a_pipeline(base, photos, tmp_path):
     two = orn.sample(d, (2, *d.data.shape), steps=3, seed=1, guidance=2.0, cond=d.encode([PROMPT, "a dog"]))
     one = orn.sample(plain, (2, *d.data.shape), steps=3, seed=1, guidance=2.0, cond=plain.encode([PROMPT, "a dog"]))
     assert (two[1] - one[1]).abs().max() < 1e-4 < (two[0] - one[0]).abs().max()
-    with pytest.raises(UserError, match="for prompts that name sks"):
+    with pytest.raises(UserError, match="behind a gate, the word sks"):
         export_model(d, tmp_path / "folder")
     merged = orn.load(base)
     load_lora(merged, run.path / "lora_kohya.safetensors")

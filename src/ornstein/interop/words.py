@@ -42,6 +42,7 @@ def add_word(
     """
     if not word or any(c.isspace() for c in word):
         raise UserError(f"a placeholder is one word without spaces, not {word!r}")
+    count = count if rows is None else max(len(each) for each in rows.values())
     if isinstance(d, TextDenoiser):
         if rows is not None and OF_RUN not in rows:
             raise UserError(f"the embeddings of {word} are of another base: this one has its text encoder in the run")
@@ -49,7 +50,6 @@ def add_word(
         return
     if not isinstance(d, Pipeline) or not d.takes_text:
         raise UserError("a new word needs a model with a text encoder")
-    count = count if rows is None else max(len(each) for each in rows.values())
     if count > 1 and not hasattr(d.pipe, "maybe_convert_prompt"):
         raise UserError(f"a {type(d.pipe).__name__} takes one embedding a word: give --vectors 1")
     for name, encoder, tokenizer in d.encoders:
