@@ -140,8 +140,8 @@ def check_ungated(d: Denoiser) -> None:
     gate = d.gate if isinstance(d, Prompting) else None
     if gate is not None:
         raise UserError(
-            f"what this model has learned is behind a gate, the word {gate.word}, which one network cannot hold: give its "
-            "base, or write its LoRA into that with `ornstein lora merge`, without the gate"
+            f"what this model has learned is behind a gate, the word {gate.word}, which one network cannot hold: give "
+            "its base, or write its LoRA into that with `ornstein lora merge`, without the gate"
         )
 
 
