@@ -70,8 +70,9 @@ def words_on(d: Denoiser) -> dict[str, Words]:
 
 def merge_words(d: Denoiser) -> None:
     """Write the words on a model into the tables of its text encoders, which grow by them."""
-    if isinstance(d, TextDenoiser) and isinstance(d.encoder, TextEncoder):
-        d.encoder.merge_word()
+    if isinstance(d, TextDenoiser):
+        if isinstance(d.encoder, TextEncoder):  # a frozen one keeps its table
+            d.encoder.merge_word()
         return
     encoders = {name: encoder for name, encoder, _ in d.encoders} if isinstance(d, Pipeline) else {}
     for name, words in words_on(d).items():
