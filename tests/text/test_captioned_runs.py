@@ -334,8 +334,8 @@ def test_captions_of_clips(tmp_path: Path) -> None:
         (films / f"{i}.txt").write_text(f"a {word} film")
     run = tmp_path / "run"
     said = done(
-        "train", "--data", films, "--frames", 3, "--captions", "auto", "--size", 16, "--net", "xs", "--batch", 4,
-        "--steps", 2, "--sample-every", 0, "--no-report", "--out", run,
+        "train", "--data", films, "--frames", 3, "--given-frames", "--captions", "auto", "--size", 16, "--net", "xs",
+        "--batch", 4, "--steps", 2, "--sample-every", 0, "--no-report", "--out", run,
     )  # fmt: skip
     assert "captions of" in said and "3 different captions" in said
     model = opened(run)
