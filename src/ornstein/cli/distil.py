@@ -21,6 +21,7 @@ from ornstein.evaluation.features import open_features
 from ornstein.evaluation.few_steps import FRECHET, KERNEL, RMSE, Way, mean_over_seeds, quality_by_steps
 from ornstein.evaluation.run import affordable, write_run_report
 from ornstein.evaluation.run_clips import write_clip_report
+from ornstein.few_steps.consistency import Consistency
 from ornstein.few_steps.distillation import check_teacher
 from ornstein.progress import cell, console, progress, say
 from ornstein.request import SOLVER, STEPS
@@ -29,7 +30,7 @@ from ornstein.store import CONFIG, atomic_write, read_config
 from ornstein.training import TrainConfig, TrainState, run_task
 from ornstein.training.distil import Distillation, TrajectorySet, follow_teacher, new_student
 from ornstein.training.folder import check_folder
-from ornstein.training.jobs import preview, size_of
+from ornstein.training.jobs import new_job, preview, size_of
 from ornstein.training.recipe import REPORT, Split, in_memory, open_data, report_seconds
 from ornstein.training.settings import DISTIL, SETTINGS, DistilSettings, Settings, resumed
 from ornstein.training.state import check_new, check_resumable
@@ -41,7 +42,7 @@ _TEACHER_STEPS = (1, 2, 4, 8, STEPS)  # at which the report compares the teacher
 _FINE_STEPS = 60  # of the teacher's own samples that the others are compared with
 _JUDGED, _FEWEST = 500, 24
 _COMPARING = 0.6  # of the time of a report, for the comparison with the teacher; the rest is for the student's own
-_FIXED = ("to", "guidance", "trajectories", "precision", "seed")  # the trajectories depend on these
+_FIXED = ("to", "method", "guidance", "trajectories", "precision", "seed")  # the trajectories depend on these
 
 
 def distil(asked: Distil, given: frozenset[str]) -> None:
@@ -52,21 +53,28 @@ def distil(asked: Distil, given: frozenset[str]) -> None:
     group = processes.current()
     device = choose_device(asked.device)
     teacher = checkpoint.load(run, trust_sizes=asked.trust_sizes).to(device)
+    consistent = settings.method == "consistency"
+    if consistent and "trajectories" in given:
+        raise UserError("--trajectories is of the other method: leave it out with --method consistency")
     try:
-        check_teacher(teacher, settings.guidance)
+        check_teacher(teacher, settings.guidance, text=consistent)
         student = new_student(teacher, settings.to, settings.guidance)
     except UserError as error:
         raise UserError(f"{run} cannot be distilled: {error}") from None
     group.agreed(lambda: _claim(settings, run, out, asked.resume))
     began = time.monotonic()
-    followed = _followed(settings, run, teacher, out, config)
-    states = run_task(Distillation(student, checkpoint.fingerprint(run)), followed, config, out, asked.resume)
+    if consistent:
+        states, source = _consistent(settings, run, teacher, student, out, asked.resume)
+    else:
+        followed = _followed(settings, run, teacher, out, config)
+        states = run_task(Distillation(student, checkpoint.fingerprint(run)), followed, config, out, asked.resume)
+        source = f"{len(followed)} trajectories"
     if group.main:
         _remember(settings, out)
         if (run / SETTINGS).is_file():
             # which data the model knows, for `evaluate`
             atomic_write(out / SETTINGS, (run / SETTINGS).read_bytes())
-    say(f"{len(followed)} trajectories of {run}, {size_of(student)}, to {_steps(settings.to)}")
+    say(f"{source} of {run}, {size_of(student)}, to {_steps(settings.to)}")
     steps = _train(states, config)
     group.end()
     if not group.main:
@@ -123,6 +131,27 @@ def _followed(settings: DistilSettings, run: Path, teacher: Denoiser, out: Path,
     with progress("trajectories", transient=True) as bar:
         task = bar.add_task("following", total=settings.trajectories, note="")
         return follow_teacher(run, teacher, out, *kept, dtype, lambda done, _: bar.update(task, completed=done))
+
+
+def _consistent(
+    settings: DistilSettings, run: Path, teacher: Denoiser, student: Denoiser, out: Path, resume: bool
+) -> tuple[Iterator[TrainState[Denoiser]], str]:
+    """The training by consistency on the teacher's own training data, and how many those are in words."""
+    if not (run / SETTINGS).is_file():
+        raise UserError(f"{run} does not say what data it was trained on, which --method consistency learns from")
+    own = Settings.stored(run / SETTINGS)
+    split = open_data(own)
+    device, config = device_of(teacher), settings.config()
+    tuning = replace(
+        own, steps=config.steps, minutes=config.minutes, batch=config.batch, optimizer=config.optimizer,
+        learning_rate=config.learning_rate, precision=config.precision, seed=config.seed, ema=config.ema,
+        checkpoint_every=config.checkpoint_every, warmup=config.warmup, accumulate=1, sample_every=0, dropout=0.0,
+        objective=None, time_sampling="uniform", loss_space="pixel", init=None, track=None, compile=False,
+    )  # fmt: skip
+    objective = Consistency(teacher, settings.to, settings.guidance, choose_precision(config.precision, device))
+    objective.about = {"teacher": checkpoint.fingerprint(run)}
+    job = new_job(tuning, split.train, split.held_out, out, resume, device, student, objective)
+    return job.states, f"{len(split.train)} {'images' if own.frames is None else 'clips'}"
 
 
 def _train(states: Iterator[TrainState[Denoiser]], config: TrainConfig) -> int:
