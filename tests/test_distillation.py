@@ -249,8 +249,7 @@ def test_the_loss_of_the_exact_student_vanishes(steps: int) -> None:
     x0, z = GAUSS.sample(48, torch.Generator().manual_seed(1)), draw(48, 3, seed=2)
     t = torch.arange(1, 49) / 48
     losses = [
-        float(Consistency(teacher, steps, nodes=nodes)(student, x0, t, z, norm=mean_square).mean())
-        for nodes in (8, 16)
+        float(Consistency(teacher, steps, nodes=nodes)(student, x0, t, z, norm=mean_square).mean()) for nodes in (8, 16)
     ]
     assert losses[0] < 1e-4 and losses[1] < losses[0] / 8  # squared errors of order 2: a sixteenth
     assert float(Consistency(teacher, steps, nodes=16)(wrong, x0, t, z, norm=mean_square).mean()) > 20 * losses[1]

@@ -21,29 +21,29 @@ def starts(p: Process, n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(None)], ids=repr)
-def test_order_3_on_a_gaussian_and_nearer_for_its_calls(gauss: GaussianMixture, schedule: Schedule, final, order):
+def test_order_4_on_a_gaussian_and_nearer_for_its_calls(gauss: GaussianMixture, schedule: Schedule, final, order):
     p = Process(schedule, AR1(3, 0.7))
     d, x = gauss.denoiser(p), starts(p, 8)
-    exact, steps = gauss.ode_map(x, p, 1.0, 0.0), [16, 32, 64, 128]
+    exact, steps = gauss.ode_map(x, p, 1.0, 0.0), [32, 64, 128]
     errors: dict[Any, list[float]] = {side_by_side: [], SOLVERS["flow-3m"]: []}
     for solver, found in errors.items():
         for n in steps:
             times = grids.make("logistic", schedule, (1.0, 0.0), n)
             found.append(float((final(solver, d, x, times) - exact).square().mean().sqrt()))
-    assert order(steps, errors[side_by_side]) == pytest.approx(3, abs=0.3), errors
+    assert order(steps, errors[side_by_side]) > 3.6, errors
     for own, other in zip(errors[side_by_side], errors[SOLVERS["flow-3m"]], strict=True):
-        assert own < other / 2  # as many calls, one after the other
+        assert own < other / 50  # as many calls, one after the other
 
 
-def test_order_3_on_a_mixture(mixture: GaussianMixture, final, order):
+def test_order_4_on_a_mixture(mixture: GaussianMixture, final, order):
     p = Process(LinearBeta(), AR1(3, 0.7))
     d, x = mixture.denoiser(p), starts(p, 8)
     fine = final(SOLVERS["rk4"], d, x, grids.make("logistic", p.schedule, (1.0, 0.05), 1024))
-    steps, errors = [32, 64, 128, 256], []
+    steps, errors = [64, 128, 256], []
     for n in steps:
         times = grids.make("logistic", p.schedule, (1.0, 0.05), n)
         errors.append(float((final(side_by_side, d, x, times) - fine).square().mean().sqrt()))
-    assert order(steps, errors) == pytest.approx(3, abs=0.3), errors
+    assert order(steps, errors) > 3.6, errors
 
 
 def test_calls_and_rows(mixture: GaussianMixture):

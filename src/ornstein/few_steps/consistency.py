@@ -25,13 +25,16 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
+from ornstein.few_steps.matching import KernelDistance
 from ornstein.guidance import ClassifierFree
-from ornstein.process import Prediction, Process, expand
-from ornstein.solvers import grids
+from ornstein.process import Process, expand
+from ornstein.solvers import ddim, grids
+from ornstein.wrapper import Conditioned
 
 __all__ = ["Consistency", "joined", "mean_velocity"]
 
 _NODES = 8  # parts of [0, 1] in all that a student's steps are made of, at least
+_WEIGHT = 0.2
 _ROBUST = 0.03  # errors above it count by their size, below it by their square
 
 
@@ -75,6 +78,9 @@ class Consistency:
         guidance: scale of classifier-free guidance of the teacher, which the student will have built in.
         precision: in which the teacher's network computes; None for its own.
         nodes: at least so many in all.
+        match: a distance of samples (B, *) as a set from the data, added to the loss: it makes up for the blur of a
+            student that cannot follow the teacher exactly, and for what the teacher itself gets wrong.
+        weight: of the distance.
     """
 
     def __init__(
@@ -84,12 +90,16 @@ class Consistency:
         guidance: float = 1.0,
         precision: torch.dtype | None = None,
         nodes: int = _NODES,
+        match: KernelDistance | None = None,
+        weight: float = _WEIGHT,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.teacher.precision = precision
         self.guided: Denoises = teacher if guidance == 1 else ClassifierFree(teacher, guidance)
         self.often = -(-nodes // steps)
         self.times = grids.make(grids.GRID, teacher.process.schedule, (1.0, 0.0), steps * self.often)
+        self.own = self.times[:: self.often]
+        self.match, self.weight = match, weight
         self.about: dict[str, Any] = {}  # is stored in the student's config
 
     def __call__(self, model: Denoiser, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
@@ -105,7 +115,12 @@ class Consistency:
             w = joined(p, t, r, s, first, rest.eps - rest.x0)
             x0_t = scaled(p, x_t, t) - expand(position(p, t), x_t) * w
             aim = p.convert(x_t, t, x0=x0_t)
-        return model.error(aim, norm=robust if norm is None else norm, **cond)
+        losses = model.error(aim, norm=robust if norm is None else norm, **cond)
+        if self.match is None:
+            return losses
+        start = p.prior(tuple(z.shape), dtype=z.dtype, device=z.device).sample(z)
+        *_, end = ddim(Conditioned(model, cond), start, self.own, _no_noise)
+        return losses + self.weight * self.match(end)
 
     def _step(self, p: Process, x_t: Tensor, t: Tensor, r: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """x_r, and the mean velocity that leads there."""
@@ -118,6 +133,10 @@ class Consistency:
         w = middle.eps - middle.x0
         y_r = y + expand(u_r - u_t, x_t) * w
         return y_r * expand(p.schedule.alpha(r) + p.schedule.sigma(r), x_t), w
+
+
+def _no_noise(step: int, draw: int = 0) -> Tensor:
+    raise AssertionError("this solver is deterministic")
 
 
 def robust(error: Tensor, t: Tensor) -> Tensor:

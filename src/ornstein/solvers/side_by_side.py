@@ -4,7 +4,8 @@ On a device with idle units a call of twice the batch takes as long as one. A st
 it, the nodes of Gauss's rule in u = s/(a + s); both states are predicted by the polynomial through the values so far,
 so that neither waits for the other (parallel points as in EPD-Solver, Zhu et al. 2025, arXiv:2507.14797, without its
 evaluation at the start of the step). The step itself is the integral of the polynomial through the two and the newest
-value before them: order 3.
+value before them. As the polynomial that vanishes at Gauss's two nodes is orthogonal to every straight line, this has
+order 4.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from ornstein.wrapper import Conditioned, rows_of
 __all__ = ["side_by_side"]
 
 _PLACES = (0.5 - math.sqrt(3) / 6, 0.5 + math.sqrt(3) / 6)
-_ORDER = 3
+_KNOWN = 3  # values that a polynomial goes through
 
 
 def side_by_side(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Tensor]:
-    """One call of twice the batch a step, and one of the batch before the first: order 3 in the straight flow.
+    """One call of twice the batch a step, and one of the batch before the first: order 4 in the straight flow.
 
     Raises:
         ValueError: the noise of the model follows flows, one a sample.
     """
     p = d.process
     if isinstance(p.noise, Carried):
-        raise ValueError("this solver doubles the batch, and the noise of this model has one flow a sample: take flow-3m")
+        raise ValueError("the noise of this model has one flow a sample, and this solver two rows: take flow-3m")
     twice = torch.arange(len(x)).repeat(2)
     both = replace(d, cond=rows_of(d.cond, twice)) if isinstance(d, Conditioned) else d
     known: list[Value] = []
@@ -50,7 +51,6 @@ def side_by_side(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterato
         states = [advance(p, x, t, float(r), known) for r in inside]
         found = both(torch.cat(states), inside.repeat_interleave(len(x)))
         new = zip(inside.tolist(), interpolated(found, "flow").split(len(x)), strict=True)
-        known = [*(Value(level(p, r), m) for r, m in new)][::-1] + known
-        known = known[:_ORDER]
+        known = [*reversed([Value(level(p, r), m) for r, m in new]), *known][:_KNOWN]
         x = advance(p, x, t, s, known)
         yield x
