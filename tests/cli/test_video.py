@@ -275,3 +275,25 @@ def test_mistakes(films: Path, noise: Path, trained: Path, tmp_path: Path) -> No
     untrained(conditioning=False).save(tmp_path / "without")
     for asked in (("--given", films, "--first", 2), ("--frames", 12)):
         refused(ornstein("sample", tmp_path / "without", *asked), "without", "--given-frames")
+
+
+def test_clips_are_learned_in_the_latents_of_an_autoencoder_of_their_frames(films: Path, tmp_path: Path) -> None:
+    clips = ("--data", films, "--frames", FRAMES, "--batch", 2, "--steps", 2)
+    coder, run = tmp_path / "frames", tmp_path / "run"
+    small = ("--model", "kl", "--net", "xs", "--size", SIZE)
+    done("train", *clips, *small, "--out", coder)
+    assert (coder / "report.html").is_file()
+    refused(ornstein("train", *clips, "--latent", coder, "--noise", "warped", "--out", run), "motion of pixels")
+    done("train", *clips, "--latent", coder, "--net", "xs", "--noise", "ar1:0.5", "--given-frames", "--out", run)
+    model = orn.load(run)
+    assert model.shape == (3, FRAMES, SIZE, SIZE) and model.data.shape == (4, FRAMES, SIZE // 2, SIZE // 2)
+    few = ("-n", 1, "--steps", 2)
+    done("sample", run, *few, "--out", tmp_path / "new")
+    assert [f.shape for f in frames_of(tmp_path / "new" / "00000.mp4")] == [(64, 64, 3)] * FRAMES
+    done("sample", run, *few, "--frames", FRAMES + 3, "--out", tmp_path / "long")
+    assert len(frames_of(tmp_path / "long" / "00000.mp4")) == FRAMES + 3
+    done("sample", run, *few, "--given", films, "--first", 2, "--out", tmp_path / "given")
+    given = orn.data.open_clips(films, FRAMES, SIZE).batch([0])[0]
+    shown = np.stack(frames_of(tmp_path / "given" / "00000.mp4"))[:2, ::4, ::4] / 127.5 - 1
+    assert np.abs(shown - given[0, :, :2].permute(1, 2, 3, 0).numpy()).mean() < 0.1  # but for the codec, as they were
+    done("train", "--resume", "--steps", 3, "--out", run)

@@ -76,7 +76,7 @@ _MODELS = {
     "adversarial": AUTOENCODERS,
 }
 _DIFFUSION_ONLY = (
-    "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
+    "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
     "prediction", "time_sampling", "dropout", "captions", "text_encoder", "patch", "loss_space", "net_space", "flow_by",
 )  # fmt: skip
 
@@ -150,7 +150,9 @@ class Settings(TrainConfig, DataSettings):
         by_data="own",
     )  # fmt: skip
     model: str = setting("diffusion", "Kind of model.", choices=(DIFFUSION, *AUTOENCODERS), panel=_LATENTS)
-    latent: str | None = setting(None, "Train on the latents of the autoencoder in this run.", panel=_LATENTS)
+    latent: str | None = setting(
+        None, "Train on the latents of the autoencoder in this run; of clips, frame by frame.", panel=_LATENTS
+    )
     factor: int | None = setting(
         None, "Image side over latent side: 2, 4, 8, ...", by_data="by the size", minimum=1, panel=_LATENTS
     )
@@ -242,8 +244,8 @@ class Settings(TrainConfig, DataSettings):
                 raise UserError(f"--ema {POST_HOC} is for diffusion models, not --model {self.model}")
         if self.net.startswith("dit:") and (self.model != DIFFUSION or self.init is not None):
             raise UserError("--net dit:.. is for diffusion models from scratch, not for autoencoders or --init")
-        if self.latent is not None and self.frames is not None:
-            raise UserError("--latent is for images: leave out --frames")
+        if self.latent is not None and self.carried:
+            raise UserError("--noise warped follows the motion of pixels: leave it out with --latent")
         if self.latent is not None and self.flip:
             raise UserError("--flip does nothing for latents, which are computed once: leave it out")
         self._validate_captions()
@@ -369,10 +371,10 @@ class Settings(TrainConfig, DataSettings):
         )
 
     def _batch(self, side: int, cpu: bool) -> int:
-        if self.frames is not None:
-            return _CLIP_BATCH
         if self.model != DIFFUSION:
             return _AUTOENCODER_BATCH if side > 32 else _BATCH
+        if self.frames is not None:
+            return _CLIP_BATCH
         tiny = side <= _TINY or self.latent is not None
         return _CPU_BATCH if cpu and not tiny else _BATCH
 
