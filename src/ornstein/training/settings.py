@@ -297,8 +297,10 @@ class Settings(TrainConfig, DataSettings):
             if self.text_encoder is not None:
                 raise UserError("--text-encoder reads captions: give --captions too, auto for those beside the images")
             return
-        if self.frames is not None or self.init is not None:
-            raise UserError("--captions is for images: leave out --frames and --init")
+        if self.init is not None:
+            raise UserError("--captions with --init: the model of images takes no text")
+        if self.carried:
+            raise UserError("--captions with --noise warped: noise is carried for models without text")
         if self.conditional:
             raise UserError("--captions takes the place of classes: leave out --conditional")
 
