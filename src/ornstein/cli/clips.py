@@ -51,7 +51,7 @@ def sample_clips(
     else:
         samples = _from_noise(asked, denoiser, n, labels, request)
     fps = asked.fps or _trained_fps(asked.run) or _FPS
-    said = record_of(asked.run, _settings(asked, request) | {"fps": fps})
+    said = record_of(asked.run, _settings(asked, request) | {"fps": fps} | _prompts(asked, denoiser))
     upscale = max(1, 64 // samples.shape[-1])
     for i, clip in enumerate(samples):
         mp4, gif = _files(folder, i)
@@ -78,6 +78,13 @@ def _settings(asked: Sample, request: SampleRequest) -> dict[str, Any]:
     given |= {"size": asked.size, "tiled": asked.tiled or None, "width": asked.width}
     given |= guidance_rule(request) | {"coloured": asked.coloured}
     return decided | {name: value for name, value in given.items() if value is not None}
+
+
+def _prompts(asked: Sample, denoiser: Denoiser) -> dict[str, Any]:
+    """The prompts of the clips, which take the place of classes."""
+    if denoiser.data is None or not getattr(denoiser, "takes_text", False):
+        return {}
+    return {"prompts": denoiser.data.classes, "negative": asked.negative}
 
 
 def _trained_fps(run: Path) -> float | None:
