@@ -13,7 +13,7 @@ from ornstein.nets.blocks import attend, zeroed
 from ornstein.nets.conditions import TEXT, Context, Embedding, TextTokens, check_log_snr, check_text
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import padded, reference, sides
-from ornstein.nets.video import check_known, clean_frames
+from ornstein.nets.video import HELD, Conditioning, check_conditioning, check_known, clean_frames
 from ornstein.nets.widths import Widths
 
 __all__ = ["DIT_PRESETS", "DiT"]
@@ -78,7 +78,7 @@ class DiT(Recorded):
         heads: int = 3,
         registers: int = 4,
         time: Literal["full", "factorised"] = "factorised",
-        conditioning: bool = False,
+        conditioning: Conditioning = False,
         dropout: float = 0.0,
         learned_variance: bool = False,
         text_width: int = 0,
@@ -94,6 +94,7 @@ class DiT(Recorded):
             raise ValueError(f"{heads} heads do not divide the width {width} into even parts")
         if time not in ("full", "factorised"):
             raise ValueError(f"time is full or factorised, not {time!r}")
+        check_conditioning(conditioning)
         if conditioning and not frames:
             raise ValueError("conditioning takes known frames, and images have none: give frames")
         self.channels, self.classes, self.frames, self.patch, self.heads = channels, classes, frames, patch, heads
@@ -184,7 +185,8 @@ class DiT(Recorded):
         h, grid = self._tokens(clips.to(dtype))
         h = self.stem(h)
         if self.given is not None and known is not None and known_mask is not None:
-            h = h + self.given(self._tokens(clean_frames(known, known_mask, dtype, x.device))[0])
+            held = self.config["conditioning"] == HELD
+            h = h + self.given(self._tokens(clean_frames(known, known_mask, dtype, x.device, held))[0])
         context, pooled = (None, None) if self.text is None else self.text(text, text_mask, x.shape[0])
         embedding = self.embedding(log_snr, label, pooled)
         h = (
