@@ -78,7 +78,12 @@ def pruned_widths(groups: Sequence[Group], ratio: float, unit: int = 1) -> dict[
 
 
 def widths_for(
-    groups: Sequence[Group], build: Build, shape: Sequence[int], budget: float, unit: int | None = None
+    groups: Sequence[Group],
+    build: Build,
+    shape: Sequence[int],
+    budget: float,
+    unit: int | None = None,
+    whole: int | None = None,
 ) -> tuple[dict[str, int], int, int]:
     """The widths whose measured multiply-adds are within 3 % of `budget` times those of all channels.
 
@@ -92,9 +97,10 @@ def widths_for(
         shape: of one sample.
         budget: share of the multiply-adds, in (0, 1).
         unit: keep to multiples of so many channels.
+        whole: multiply-adds that the budget is a share of, by default those of all channels.
 
     Returns:
-        Widths, multiply-adds with them, and those of all channels.
+        Widths, multiply-adds with them, and `whole`.
 
     Raises:
         UserError: the budget cannot be met; the least and the nearest share are named.
@@ -109,7 +115,7 @@ def widths_for(
                 known[key] = network_macs(build(widths).eval(), shape)
         return known[key]
 
-    whole = cost({})
+    whole = cost({}) if whole is None else whole
     target = budget * whole
     least = cost(pruned_widths(groups, 0.0))
     if least > target * (1 + TOLERANCE):

@@ -9,7 +9,10 @@ from typing import Literal
 from ornstein.settings import again, check, device_setting, setting, trust_sizes_setting
 from ornstein.training.config import TrainConfig, check_length
 
-__all__ = ["Compress", "CompressSettings"]
+__all__ = ["BUDGET", "Compress", "CompressSettings"]
+
+BUDGET = 0.5
+"""Share of the multiply-adds that pruning keeps by default."""
 
 _FINE_TUNING = "Fine-tuning"
 
@@ -29,6 +32,12 @@ class CompressSettings:
         "weights, or any.",
         by_data="taylor with data, else magnitude",
     )
+    depth: float = setting(
+        0.0,
+        "Share of the saved multiply-adds that leaving out whole convolutions, attentions and MLPs of blocks gives; "
+        "fewer channels give the rest. 1 leaves out as many as it can.",
+        minimum=0, maximum=1,
+    )  # fmt: skip
     data: str | None = setting(None, "Images to fine-tune on.", by_data="those of the run")
     steps: int | None = again(
         TrainConfig, "steps", None, help="Steps of fine-tuning; 0 for none.", minimum=0, panel=_FINE_TUNING,
