@@ -243,7 +243,12 @@ class UNet(Recorded):
         return self.last(h, embedding, context, x)
 
     def first(
-        self, x: Tensor, log_snr: Tensor, label: Tensor | None, text: Tensor | None, text_mask: Tensor | None
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Context | None]:
         """The features of the first level of the encoder, and what `conditioned` makes."""
         if not torch.compiler.is_compiling():  # compiled code cannot read values
