@@ -44,7 +44,7 @@ def stable(pipeline, tmp_path_factory):
 def test_a_text_to_image_pipeline_learns_from_the_large_one(stable, pictures, tmp_path):
     words = ["compress", stable, "--data", pictures, "--batch", 4, "--device", "cpu"]
     out = tmp_path / "small"
-    said = done(*words, "--steps", 24, "--learning-rate", 0.01, "--out", out)
+    said = done(*words, "--steps", 16, "--learning-rate", 0.01, "--out", out)
     before, after = errors(said)
     assert after < 0.8 * before
     opened = diffusers.StableDiffusionPipeline.from_pretrained(out)
@@ -53,16 +53,13 @@ def test_a_text_to_image_pipeline_learns_from_the_large_one(stable, pictures, tm
     kept = large.text_encoder.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in opened.text_encoder.state_dict().items())
     done("sample", out, "--prompt", "a cat", "-n", 1, "--steps", 1, "--out", tmp_path / "o", "--device", "cpu")
-    done(*words, "--steps", 25, "--learning-rate", 0.01, "--out", out, "--resume")
-    again = diffusers.UNet2DConditionModel.from_pretrained(out / "unet").state_dict()
-    assert not all(torch.equal(value, again[name]) for name, value in opened.unet.state_dict().items())
     refused(ornstein(*words, "--steps", 5, "--out", out), "exists", "--resume")
 
 
 def test_a_pixel_pipeline_learns_too_and_resumes_to_the_same_bits(pictures, tmp_path):
     torch.manual_seed(0)
     model = diffusers.UNet2DModel(
-        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
+        sample_size=16, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=2, attention_head_dim=2,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )  # fmt: skip
     large = tmp_path / "large"

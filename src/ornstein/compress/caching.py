@@ -28,10 +28,11 @@ class Cached(nn.Module):
 
     def __init__(self, net: UNet | VideoUNet, every: int) -> None:
         super().__init__()
-        self.net, self.every = net, every
+        self.net: Any = net
+        self.every = every
         self.kept: dict[Any, tuple[int, float, Tensor]] = {}  # evaluations done, the last log-SNR, deep features
 
-        @functools.wraps(net.forward)  # a denoiser reads the names of the conditions there
+        @functools.wraps(self.net.forward)  # a denoiser reads the names of the conditions there
         def forward(x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
             return self._evaluated(x, log_snr, **cond)
 
@@ -43,7 +44,7 @@ class Cached(nn.Module):
         return self.net.without
 
     def _evaluated(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
-        net: Any = self.net
+        net = self.net
         h, *about = net.first(x, log_snr, **cond)
         given = tuple(name for name, value in cond.items() if value is not None)
         key, now = (tuple(x.shape), given), float(log_snr[0])

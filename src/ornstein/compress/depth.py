@@ -29,7 +29,7 @@ def branches(net: nn.Module) -> list[str]:
 
 def without(net: nn.Module, names: Iterable[str]) -> nn.Module:
     """The network without some of its branches; the other weights are its own."""
-    small = with_widths(net, dict.fromkeys(names, 0))
+    small: Any = with_widths(net, dict.fromkeys(names, 0))
     state, kept = net.state_dict(), {}
     for name, wanted in small.state_dict().items():
         tensor = state[name]

@@ -266,11 +266,16 @@ def _tune(teacher: Denoiser, student: Denoiser, asked: CompressSettings, rows: _
     """Train the student's network on the predictions of the teacher; says what they differ by before and after."""
     device = next(student.net.parameters()).device
     train, held = split_rows(len(rows), _HELD_OUT, 0) if len(rows) > 1 else (torch.arange(1), torch.arange(1))
-    length = {"steps": asked.steps} if asked.minutes is None else {"minutes": asked.minutes}
     config = TrainConfig(
-        **length, batch=asked.batch or _BATCH, learning_rate=asked.learning_rate or _RATE, precision=asked.precision,
-        warmup=min(100, (asked.steps or 1000) // 10), checkpoint_every=asked.checkpoint_every, seed=asked.seed,
-    )  # fmt: skip
+        steps=asked.steps,
+        minutes=asked.minutes,
+        batch=asked.batch or _BATCH,
+        learning_rate=asked.learning_rate or _RATE,
+        precision=asked.precision,
+        warmup=min(100, (asked.steps or 1000) // 10),
+        checkpoint_every=asked.checkpoint_every,
+        seed=asked.seed,
+    )
     imitation = Imitation(teacher, choose_precision(asked.precision, device))
     task = _Tuning(student, imitation, rows, config, f"{asked.fingerprint} to {asked.macs} by {asked.criterion}")
     judge = _judge(student, imitation, rows.part(held[:_MOST_HELD_OUT]))

@@ -63,7 +63,7 @@ class _MergedBlock(nn.Module):
     def __init__(self, block: DiTBlock, ratio: float) -> None:
         super().__init__()
         self.block, self.ratio = block, ratio
-        self.grid = (1, 1, 1)  # frames, rows and columns of the patches
+        self.grid: tuple[int, int, int] = (1, 1, 1)  # frames, rows and columns of the patches
 
     def forward(self, x: Tensor, embedding: Tensor, rotation: Rotation, bias: Tensor | None = None) -> Tensor:
         """As `DiTBlock.forward`."""

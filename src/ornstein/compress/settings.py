@@ -65,10 +65,11 @@ class CompressSettings:
 class Compress(CompressSettings):
     """Make a trained model cheaper: a smaller run that does what the large one does.
 
-    prune removes coupled channels until the measured multiply-adds are within 3 % of the budget, and trains what is
-    left on the predictions of the large model. integral orders the channels so that the kernels are smooth, and trains
-    one checkpoint that `sample --width` resamples to any width from 0.25 to 1. int8 stores the weights in 8 bits. The
-    result is a run like any other. A folder of diffusers becomes a folder of diffusers.
+    prune removes coupled channels, and with --depth whole branches of blocks, until the measured multiply-adds are
+    within 3 % of the budget, and trains what is left on the predictions of the large model. integral orders the
+    channels so that the kernels are smooth, and trains one checkpoint that `sample --width` resamples to any width from
+    0.25 to 1. int8 stores the weights in 8 bits. The result is a run like any other. A folder of diffusers becomes a
+    folder of diffusers, fine-tuned on --data.
 
     Example: ornstein compress runs/photos --macs 0.5 --minutes 10 --out runs/photos-small
     """
