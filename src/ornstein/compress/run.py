@@ -186,6 +186,8 @@ def pruned(
     draw = generator(settings.seed, "compress")
     student = copy.deepcopy(teacher)
     if isinstance(net, DiffusersNet) and type(net.model).__name__ in UNETS:
+        if settings.depth:
+            raise UserError("of a network of diffusers the channels alone are pruned: leave out --depth")
         values = _values(teacher, settings, batches, draw)
         inner = values and {name.removeprefix("model."): value for name, value in values.items()}
         small, macs, full = prune_unet2d(net.model, budget, tuple(shape), inner, draw)
