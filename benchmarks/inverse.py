@@ -1,6 +1,7 @@
 """Posterior sampling against the closed form (E39): the bias of every method, of ours and of azula.
 
     python benchmarks/inverse.py bias [-n 4000]
+    python benchmarks/inverse.py particles [-n 9000]    # the method that is exact as they grow
     python benchmarks/inverse.py peers [-n 4000]        # pip install --no-deps azula einops
 
 Results are kept in --out, and not measured again: it can be stopped and continued.
@@ -48,6 +49,9 @@ from ornstein.wrapper import Wrapper
 
 N, STEPS = 16, (20, 100)
 PARTICLES = 16
+COUNTS = (4, 16, 32)  # of particles
+AT_ONCE = 500  # samples, each with its particles
+NOISES = (("white noise", Identity()), ("AR(1) noise, 0.8", AR1(N, 0.8)))
 ITERATIONS = 8  # of conjugate gradients: as many as numbers are measured, or nearly
 ANCESTRAL = ("dps", "pigdm", "ddrm", "ddnm", "diffpir")
 
@@ -158,7 +162,7 @@ def bias(n: int, most: int, kept: Kept) -> list[Table]:
         Task("mixture, hard", data["mixture"], sensing(3, (N,), 3), 0.3),
     ]
     out = []
-    for title, noise in (("white noise", Identity()), ("AR(1) noise, 0.8", AR1(N, 0.8))):
+    for title, noise in NOISES:
         p = orn.Process(orn.schedules.Cosine(), noise=noise)
         columns = ["method", *(f"{task.name}, {steps}" for task in tasks for steps in STEPS)]
         table = Table(f"Bias of mean / covariance in %, {title}", columns)
@@ -176,6 +180,30 @@ def bias(n: int, most: int, kept: Kept) -> list[Table]:
             table.add(method, *cells)
         out.append(table)
     return out
+
+
+def particles(n: int, kept: Kept) -> Table:
+    """`twisted` with more and more particles on the hard mixture, by so many samples that their own noise is small."""
+    task = Task("mixture, hard", priors()["mixture"], sensing(3, (N,), 3), 0.3)
+    table = Table("twisted, mixture, hard: mean / covariance off by %", ["particles", *(title for title, _ in NOISES)])
+    table.add("exact draws", *[cell(off(draws(task, n), task.posterior))] * len(NOISES))
+    for count in COUNTS:
+        cells = []
+        for title, noise in NOISES:
+            p = orn.Process(orn.schedules.Cosine(), noise=noise)
+
+            def measure(p: orn.Process = p, count: int = count) -> tuple[float, float]:
+                posterior = Moments(task.prior.denoiser(p), task.A, task.y, task.noise_std, iterations=ITERATIONS)
+                solver: Any = partial(twisted, particles=count)
+                parts = []
+                for i, part in enumerate(start(p, n, task.A.shape).split(AT_ONCE)):
+                    options = {"steps": STEPS[-1], "start": part, "batch": len(part), "first": i * AT_ONCE}
+                    parts.append(orn.sample(posterior, part.shape, solver=solver, **options))
+                return off(torch.cat(parts), task.posterior)
+
+            cells.append(cell(kept(f"{title}, {count} particles, {n}", measure)))
+        table.add(str(count), *cells)
+    return table
 
 
 def draws(task: Task, n: int) -> Tensor:
@@ -367,7 +395,7 @@ def run_at(run: Run, d: Any, task: Task, work: int, x: Tensor) -> tuple[tuple[fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("bias", "peers"))
+    parser.add_argument("what", choices=("bias", "particles", "peers"))
     parser.add_argument("-n", type=int, default=4000, help="samples of each method")
     parser.add_argument(
         "--most", type=int, default=1000, help="samples of twisted, which has as many times 16 particles"
@@ -379,10 +407,12 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     kept = Kept(asked.out, asked.seconds)
-    tables = (
-        bias(asked.n, asked.most, kept) if asked.what == "bias" else [peers(asked.n, asked.work, kept, asked.solver)]
-    )
-    for table in tables:
+    tables = {
+        "bias": lambda: bias(asked.n, asked.most, kept),
+        "particles": lambda: [particles(asked.n, kept)],
+        "peers": lambda: [peers(asked.n, asked.work, kept, asked.solver)],
+    }
+    for table in tables[asked.what]():
         print(table.markdown())
 
 

@@ -41,13 +41,17 @@ class Denoises(Protocol):
 
 
 class Space(Protocol):
-    """What the samples of a latent model represent: images of `shape` (C, H, W), through a decoder."""
+    """What the samples of a latent model represent: images (C, H, W) or clips of `shape`, through a decoder."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     def decode(self, y: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] from samples of the model (B, *)."""
+        """Images or clips (B, *) in [-1, 1] from samples of the model (B, *)."""
+        ...
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents of images or clips (B, *), each (B, *)."""
         ...
 
     def to_config(self) -> dict[str, Any]: ...

@@ -1,6 +1,7 @@
 """Training on latents and of autoencoders: what is kept on disk, and that a resumed run is the same run."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from safetensors.torch import load_file
 import ornstein as orn
 from ornstein import autoencoders
 from ornstein.autoencoders import AUTOENCODERS, AutoencoderLoss
-from ornstein.data import ImageSet
+from ornstein.autoencoders.latent import LatentSpace
+from ornstein.data import ImageSet, open_clips
 from ornstein.errors import UserError
 from ornstein.nets import UNet
 from ornstein.training import TrainConfig, run_task
@@ -55,6 +57,31 @@ def test_latents_are_normalised(tmp_path, kind):
     torch.testing.assert_close(mean.mean((0, 2, 3)), torch.zeros(mean.shape[1]), atol=1e-4, rtol=0)
     variance = (mean.square() + std.square()).mean((0, 2, 3))
     torch.testing.assert_close(variance, torch.ones(mean.shape[1]), atol=1e-3, rtol=0)
+
+
+def test_clips_are_encoded_frame_by_frame(tmp_path):
+    clips = open_clips("moving-digits", 3, 16)
+    clips.indices = clips.indices[:5]
+    torch.manual_seed(0)
+    model = AUTOENCODERS["kl"](1, 16, width=16, depths=(1, 1, 1))
+    autoencoders.save(model.eval(), tmp_path / "ae")
+    latents = encode_images(tmp_path / "ae", clips, tmp_path / "run")
+    both, labels = latents.batch([4, 0])
+    x, expected = clips.batch([4, 0])
+    assert labels is not None and labels.tolist() == expected.tolist()
+    c, h, w = model.latent_shape
+    assert both.shape == (2, 2, c, 3, h, w) and latents.space.shape == (1, 3, 16, 16)
+    images_of = replace(latents.space, frames=None)
+    for frame in range(3):
+        for ours, alone in zip(both.unbind(1), images_of.encode(x[:, :, frame]), strict=True):
+            torch.testing.assert_close(ours[:, :, frame], alone, atol=1e-4, rtol=1e-4)
+        decoded = images_of.decode(both[:, 0, :, frame])
+        torch.testing.assert_close(latents.space.decode(both[:, 0])[:, :, frame], decoded)
+    mean, std = latents.batch(range(5))[0].unbind(1)
+    variance = (mean.square() + std.square()).mean((0, 2, 3, 4))
+    torch.testing.assert_close(variance, torch.ones(c), atol=1e-3, rtol=0)
+    stored = LatentSpace.from_config(latents.space.to_config(), tmp_path)
+    assert stored.shape == latents.space.shape and stored.latent_shape == (c, 3, h, w)
 
 
 def test_latents_are_computed_once(tmp_path, monkeypatch):

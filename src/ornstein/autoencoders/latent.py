@@ -40,6 +40,7 @@ class LatentSpace:
         mean, std: (c,) of z.
         path: the folder of the autoencoder.
         fingerprint: the hash of its contents.
+        frames: of clips, whose frames are encoded and decoded one by one; None for images.
     """
 
     autoencoder: Autoencoder
@@ -47,20 +48,21 @@ class LatentSpace:
     std: Tensor
     path: Path
     fingerprint: str
+    frames: int | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LatentSpace:
         return self  # it is never trained: copies of a denoiser share it
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C, H, W) of the images."""
-        return tuple(self.autoencoder.shape)
+        """(C, H, W) of the images, (C, F, H, W) of clips."""
+        return self._timed(tuple(self.autoencoder.shape))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(c, h, w) of the latents; (n, 1, 1) for vectors of n numbers."""
+        """(c, h, w) of the latents, (c, F, h, w) of clips; (n, 1, 1) for vectors of n numbers."""
         shape = tuple(self.autoencoder.latent_shape)
-        return shape if len(shape) == 3 else (*shape, 1, 1)
+        return self._timed(shape if len(shape) == 3 else (*shape, 1, 1))
 
     @property
     def stochastic(self) -> bool:
@@ -73,42 +75,54 @@ class LatentSpace:
         return float(self.std.double().log().sum()) * math.prod(self.latent_shape[1:])
 
     def normalise(self, z: Tensor) -> Tensor:
-        """y from z, (B, c, h, w)."""
+        """y from z, (B, c, [F,] h, w)."""
         mean, std = self._statistics(z)
         return (z - mean) / std
 
     def denormalise(self, y: Tensor) -> Tensor:
-        """z from y, (B, c, h, w)."""
+        """z from y, (B, c, [F,] h, w)."""
         mean, std = self._statistics(y)
         return y * std + mean
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of y given images x (B, C, H, W), each (B, c, h, w)."""
+        """Mean and standard deviation of y given images or clips x (B, C, [F,] H, W), each (B, c, [F,] h, w)."""
+
+        def both(images: Tensor) -> Tensor:
+            q = self._for(images).encode(images)
+            return torch.cat([each.reshape(len(images), -1, *self.latent_shape[-2:]) for each in (q.mean, q.std)], 1)
+
         with torch.no_grad():
-            q = self._for(x).encode(x)
-        mean, std = (each.view(-1, *self.latent_shape).to(x.device) for each in (q.mean, q.std))
+            mean, std = _by_frame(both, x).to(x.device).chunk(2, 1)
         return self.normalise(mean), std / self._statistics(std)[1]
 
     def decode(self, y: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] from latents y (B, c, h, w).
+        """Images or clips (B, C, [F,] H, W) in [-1, 1] from latents y (B, c, [F,] h, w).
 
         Latents of more than 64 a side are decoded in overlapping tiles, which are blended.
         """
-        with torch.no_grad():
+
+        def images(y: Tensor) -> Tensor:
             return torch.cat([decode_tiled(self.mean_of, part).clamp(-1, 1) for part in y.split(_BATCH)])
 
+        with torch.no_grad():
+            return _by_frame(images, y)
+
     def mean_of(self, y: Tensor) -> Tensor:
-        """x_hat, the mean of p(x|y), (B, C, H, W), not clamped."""
-        z = self.denormalise(y)
-        return self._for(y).decode(z if len(self.autoencoder.latent_shape) == 3 else z.flatten(1)).to(y.device)
+        """x_hat, the mean of p(x|y), (B, C, [F,] H, W), not clamped."""
+
+        def images(z: Tensor) -> Tensor:
+            return self._for(z).decode(z if len(self.autoencoder.latent_shape) == 3 else z.flatten(1))
+
+        return _by_frame(images, self.denormalise(y)).to(y.device)
 
     def to_config(self) -> dict[str, Any]:
-        return {
+        config = {
             "autoencoder": str(self.path.resolve()),
             "fingerprint": self.fingerprint,
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
         }
+        return config if self.frames is None else config | {"frames": self.frames}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], folder: Path, trust_sizes: bool = False) -> LatentSpace:
@@ -138,14 +152,28 @@ class LatentSpace:
             raise ValueError(f"latent.mean and latent.std have one number for each of {channels} channels")
         if not (bool(mean.isfinite().all()) and bool(((std > 0) & std.isfinite()).all())):
             raise ValueError("latent.mean is finite and latent.std finite and positive")
-        return cls(model, mean, std, path, config["fingerprint"])
+        frames = config.get("frames")
+        if frames is not None and (type(frames) is not int or frames < 1):
+            raise ValueError("latent.frames is a number of frames")
+        return cls(model, mean, std, path, config["fingerprint"], frames)
+
+    def _timed(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape if self.frames is None else (shape[0], self.frames, *shape[1:])
 
     def _for(self, x: Tensor) -> Autoencoder:
         """The autoencoder, moved to the accelerator if x is there."""
         return self.autoencoder if x.device.type == "cpu" else self.autoencoder.to(x.device)
 
     def _statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.mean.to(z).view(-1, 1, 1), self.std.to(z).view(-1, 1, 1)
+        ones = [1] * (z.ndim - 2)
+        return self.mean.to(z).view(-1, *ones), self.std.to(z).view(-1, *ones)
+
+
+def _by_frame(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f of images (B, C, H, W); of clips (B, C, F, H, W) frame by frame, with the frames again in dim 2."""
+    if x.ndim == 4:
+        return f(x)
+    return f(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
 
 
 def decode_tiled(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int = TILE, overlap: int = _OVERLAP) -> Tensor:
@@ -185,8 +213,8 @@ def joint_bound(
 
     Args:
         space: the latents, of an autoencoder with a density q(z|x).
-        x0: images (B, C, H, W) of 8-bit pixels in [-1, 1].
-        prior: prior(y, first) returns -log p(y), or a bound on it, in nats (B,), for latents y (B, c, h, w) of which
+        x0: images or clips of 8-bit pixels in [-1, 1].
+        prior: prior(y, first) returns -log p(y), or a bound on it, in nats (B,), for latents y of which
             the first is number `first`: say `likelihood.vlb(d, y, decoder="gaussian", first=first).total`.
         seed, first: one draw of z ~ q(z|x) an image, addressed by (seed, first + row).
         batch: images that are encoded and decoded at once.

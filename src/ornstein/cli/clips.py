@@ -51,7 +51,7 @@ def sample_clips(
     else:
         samples = _from_noise(asked, denoiser, n, labels, request)
     fps = asked.fps or _trained_fps(asked.run) or _FPS
-    said = record_of(asked.run, _settings(asked, request) | {"fps": fps})
+    said = record_of(asked.run, _settings(asked, request) | {"fps": fps} | _prompts(asked, denoiser))
     upscale = max(1, 64 // samples.shape[-1])
     for i, clip in enumerate(samples):
         mp4, gif = _files(folder, i)
@@ -84,6 +84,13 @@ def cheaper_by(asked: Sample) -> dict[str, Any]:
     """The settings of cheaper evaluations that were asked for."""
     kept = {"cache": asked.cache} if asked.cache > 1 else {}
     return kept | ({"merge": asked.merge} if asked.merge else {})
+
+
+def _prompts(asked: Sample, denoiser: Denoiser) -> dict[str, Any]:
+    """The prompts of the clips, which take the place of classes."""
+    if denoiser.data is None or not getattr(denoiser, "takes_text", False):
+        return {}
+    return {"prompts": denoiser.data.classes, "negative": asked.negative}
 
 
 def _trained_fps(run: Path) -> float | None:
@@ -119,9 +126,9 @@ def _continued(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None,
     """Clips that keep the first and last frames of the given videos; the frames between are made."""
     assert denoiser.data is not None and asked.given is not None
     _require_given_frames(denoiser, asked.run)
-    channels, length, size, _ = denoiser.data.shape
+    channels, length, height, width = denoiser.shape or denoiser.data.shape
     mask = frames_known(length, asked.first, asked.last)
-    videos = open_clips(asked.given, length, size, channels)
+    videos = open_clips(asked.given, length, (height, width), channels)
     known, classes = videos.batch(torch.arange(n) % len(videos))
     if labels is None and classes is not None and denoiser.data.classes:
         labels = _known_classes(videos.classes, denoiser.data)[classes]
@@ -132,7 +139,11 @@ def _continued(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None,
     with _steps(request, n) as advance:
         masks = mask.expand(n, -1)
         cond = {"label": labels, "flow": _flow(asked, denoiser, n)}
-        return sample_given(denoiser, known, masks, cond=cond, callback=advance, **_options(request))
+        if denoiser.space is None:
+            return sample_given(denoiser, known, masks, cond=cond, callback=advance, **_options(request))
+        given = denoiser.space.encode(known)[0]
+        made = sample_given(denoiser, given, masks, cond=cond, callback=advance, **_options(request))
+        return torch.where(mask[:, None, None], known, denoiser.decode(made).to(known))  # the decoder loses a little
 
 
 def _long(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, request: SampleRequest) -> Tensor:
@@ -145,7 +156,8 @@ def _long(asked: Sample, denoiser: Denoiser, n: int, labels: Tensor | None, requ
     shape = (n, channels, asked.frames, *size)
     with _steps(request, n) as advance:
         options = _options(request)
-        return sample_long(denoiser, shape, window, shared, cond={"label": labels}, callback=advance, **options)
+        made = sample_long(denoiser, shape, window, shared, cond={"label": labels}, callback=advance, **options)
+        return denoiser.decode(made)
 
 
 def _flow(asked: Sample, denoiser: Denoiser, n: int) -> Tensor | None:

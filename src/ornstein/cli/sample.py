@@ -83,7 +83,8 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         refuse(Sample, given, ("guidance_interval", "guidance_rescale"), "it needs a --guidance other than 1")
     prompts = len(denoiser.data.classes) if getattr(denoiser, "takes_text", False) else 0
     n = asked.num or prompts or (_CLIPS if clips else _IMAGES)
-    labels = None if asked.given is not None else denoiser.data.labels(n)  # given videos have classes of their own
+    # given videos have classes of their own, and no prompts
+    labels = None if asked.given is not None and not prompts else denoiser.data.labels(n)
     if asked.label is not None:
         labels = torch.full((n,), class_number(asked.label, denoiser.data, asked.run))
     if guidance not in (None, 1) and not denoiser.data.classes:

@@ -34,6 +34,7 @@ from ornstein.progress import say
 from ornstein.randomness import generator
 from ornstein.settings import read, read_file, to_json
 from ornstein.store import atomic_write
+from ornstein.text.prompting import check_ungated
 from ornstein.training.folder import check_folder
 from ornstein.training.jobs import encode, new_job, size_of
 from ornstein.training.recipe import REPORT, Split, follow, open_data, report_of, report_seconds
@@ -100,6 +101,7 @@ def compress(
         return _folder(asked, run, out, resume, choose_device(device))
     where = choose_device(device)
     teacher = checkpoint.load(run, trust_sizes=trust_sizes).to(where)
+    check_ungated(teacher)
     group = processes.current()
     group.agreed(lambda: _claim(asked, out, resume))
     tuning = _tuning(asked, run, out, resume)

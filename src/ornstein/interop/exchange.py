@@ -13,6 +13,7 @@ from ornstein.interop.notes import quiet
 from ornstein.interop.pipeline import Pipeline
 from ornstein.nets.lora import adapted
 from ornstein.store import CONFIG, read_config
+from ornstein.text.prompting import check_ungated
 
 __all__ = ["export_model", "not_expressible", "write_folder", "write_model"]
 
@@ -33,6 +34,7 @@ _DIFFERS = {
 
 def not_expressible(d: Denoiser) -> list[str]:
     """The parts of a model that no class of diffusers expresses, in words; empty if it can be exported."""
+    check_ungated(d)
     if isinstance(d, Pipeline) or isinstance(d.net, DiffusersNet):
         return []
     name, config = type(d.net).__name__, getattr(d.net, "config", {})

@@ -1,4 +1,4 @@
-"""The three kinds of a run: a diffusion model of images or latents, of clips, or an autoencoder."""
+"""The kinds of a run: a diffusion model of images or clips or of their latents, or an autoencoder."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ornstein.autoencoders import AutoencoderLoss
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.data import BucketSet, Clips, ImageSet, StreamedSet, save_grid, save_sheet
 from ornstein.data.flow import FlowFile, flow_of
+from ornstein.data.frames import frames_of
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
@@ -88,8 +89,12 @@ def new_job(
 
     With `denoiser` that model is trained on, instead of a new one, and with `objective` by that loss.
     """
-    if isinstance(train_set, ImageSet | StreamedSet) and settings.model != DIFFUSION:
-        assert isinstance(held_out, ImageSet)
+    if settings.model != DIFFUSION:
+        if not isinstance(held_out, ImageSet):
+            held_out = frames_of(held_out)
+        if not isinstance(train_set, ImageSet | StreamedSet):
+            assert not isinstance(train_set, BucketSet)
+            train_set = frames_of(train_set)
         return _autoencoder(settings, train_set, held_out, out, resume, device)
     return _diffusion(settings, train_set, held_out, out, resume, device, denoiser, objective)
 
@@ -107,10 +112,9 @@ def _diffusion(
     config = settings.config()
     captions, texts = None, {}
     if settings.captions is not None:
-        assert isinstance(train_set, ImageSet | StreamedSet | BucketSet)
         captions, texts = _captions(settings, train_set, held_out, out, resume, device)
     images: Any = train_set
-    if settings.latent is not None and isinstance(train_set, ImageSet | StreamedSet):
+    if settings.latent is not None and not isinstance(train_set, BucketSet):
         images = encode(Path(settings.latent), train_set, out, resume, device)
         denoiser = made or new_denoiser(settings, train_set, images.space, device, **texts)
         task = LatentDiffusion(denoiser, config, captions)
@@ -190,7 +194,9 @@ def _autoencoder(
     return Job(about, loss.model, states, show, report)
 
 
-def encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool, device: torch.device) -> LatentSet:
+def encode(
+    path: Path, images: ImageSet | StreamedSet | Clips, out: Path, resume: bool, device: torch.device
+) -> LatentSet:
     """The latents that a run in `out` is trained on, with a progress bar."""
     group = processes.current()
     if not resume:
@@ -200,14 +206,14 @@ def encode(path: Path, images: ImageSet | StreamedSet, out: Path, resume: bool, 
         if "latent" not in config:
             raise UserError(f"{out} is a run on pixels: it cannot be resumed on latents")
         LatentSpace.from_config(config["latent"], out)  # refuses another autoencoder
-    with progress("images", transient=True) as bar:
+    with progress("images" if isinstance(images, ImageSet | StreamedSet) else "clips", transient=True) as bar:
         task = bar.add_task("encoding", total=len(images), note="")
         return encode_images(path, images, out, lambda done, _: bar.update(task, completed=done), device)
 
 
 def _captions(
     settings: Settings,
-    train_set: ImageSet | StreamedSet | BucketSet,
+    train_set: ImageSet | StreamedSet | BucketSet | Clips,
     held_out: ImageSet | Clips,
     out: Path,
     resume: bool,
@@ -226,7 +232,6 @@ def _captions(
     say(f"{captions.summary}; {line}")
     if settings.flip:
         warn("--flip mirrors the images and not their captions: left and right will be learned as one")
-    assert isinstance(held_out, ImageSet)
     unseen = captions_of(settings, held_out).texts
     examples = list(dict.fromkeys(text for texts in unseen for text in texts[:1] if text)) or captions.different
     return table, {"encoder": encoder, "examples": tuple(examples[:_EXAMPLES])}

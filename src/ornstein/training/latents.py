@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ornstein import autoencoders, processes
 from ornstein.autoencoders.latent import LatentSpace
-from ornstein.data import ImageSet, StreamedSet
+from ornstein.data import Clips, ImageSet, StreamedSet
 from ornstein.data.rows import RowFile
 from ornstein.devices import choose_device
 from ornstein.errors import UserError
@@ -26,10 +28,10 @@ _BATCH = 64
 
 
 class LatentSet:
-    """The training set of a latent model: normalised q(z|x) of a set of images, read row by row from a file.
+    """The training set of a latent model: normalised q(z|x) of a set of images or clips, read row by row from a file.
 
     Args:
-        file: float32 (N, 2, c, h, w), mean and standard deviation of y = (z - mean)/std given each image.
+        file: float32 (N, 2, c, [F,] h, w), mean and standard deviation of y = (z - mean)/std given each image or clip.
         space: the latent space, with the autoencoder.
         labels: int64 (N,), or None.
     """
@@ -43,7 +45,7 @@ class LatentSet:
         return len(self._rows)
 
     def batch(self, indices: Tensor | Sequence[int], /) -> tuple[Tensor, Tensor | None]:
-        """Mean and standard deviation of y, float32 (B, 2, c, h, w), and labels int64 (B,) or None."""
+        """Mean and standard deviation of y, float32 (B, 2, c, [F,] h, w), and labels int64 (B,) or None."""
         rows = torch.as_tensor(indices, dtype=torch.int64)
         values = torch.from_numpy(self._rows.read(rows.numpy()))
         return values, None if self.labels is None else self.labels[rows]
@@ -51,12 +53,12 @@ class LatentSet:
 
 def encode_images(
     path: Path,
-    images: ImageSet | StreamedSet,
+    images: ImageSet | StreamedSet | Clips,
     out: Path,
     progress: Callable[[int, int], object] = lambda done, total: None,
     device: torch.device | None = None,
 ) -> LatentSet:
-    """The latents of `images`, cached in `out`/latents.
+    """The latents of images, or of clips frame by frame, cached in `out`/latents.
 
     They are computed again if the autoencoder or the images have changed. Mean and standard deviation of each channel
     are those of q(z|x) over all images. The processes of a launch share the images out and all call this; the latents
@@ -74,47 +76,60 @@ def encode_images(
         RunError: the latents cannot be written.
     """
     autoencoder, fingerprint = autoencoders.load(path), autoencoders.fingerprint(path)
-    if tuple(autoencoder.shape) != tuple(images.shape):
+    channels, *frames, height, width = images.shape
+    if tuple(autoencoder.shape) != (channels, height, width):
         raise UserError(
-            f"{path} encodes images of {tuple(autoencoder.shape)}, but {images.source} gives {tuple(images.shape)} "
-            "(channels, height, width): give the --size it was trained with"
+            f"{path} encodes images of {tuple(autoencoder.shape)}, but {images.source} gives "
+            f"{(channels, height, width)} (channels, height, width): give the --size it was trained with"
         )
     file = out / FOLDER / _FILE
     key = {"autoencoder": fingerprint, "images": images.fingerprint}
     about, partial = find_cache(file, key)
+    c = autoencoder.latent_shape[0]
+    # not normalised while they are written: the statistics are not known yet
+    space = LatentSpace(autoencoder, torch.zeros(c), torch.ones(c), path, fingerprint, *frames)
     if partial is not None:
-        mean, std = _write(autoencoder, images, partial, device or choose_device("auto"), progress)
+        mean, std = _write(space, images, partial, device or choose_device("auto"), progress)
         about = key | {"mean": mean.tolist(), "std": std.tolist()}
         keep_cache(file, partial, about)
     mean, std = torch.tensor(about["mean"]), torch.tensor(about["std"])
-    return LatentSet(file, LatentSpace(autoencoder, mean, std, path, fingerprint), images.labels)
+    return LatentSet(file, replace(space, mean=mean, std=std), _labels(images))
+
+
+def _labels(images: ImageSet | StreamedSet | Clips) -> Tensor | None:
+    """The labels (N,), or None."""
+    if isinstance(images, ImageSet | StreamedSet):
+        return images.labels
+    parts = [images.batch(range(i, min(i + _BATCH, len(images))))[1] for i in range(0, len(images), _BATCH)]
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if known else None
 
 
 def _write(
-    autoencoder: autoencoders.Autoencoder,
-    images: ImageSet | StreamedSet,
+    space: LatentSpace,
+    images: ImageSet | StreamedSet | Clips,
     file: Path,
     device: torch.device,
     progress: Callable[[int, int], object],
 ) -> tuple[Tensor, Tensor]:
     """Encode into `file`; mean and standard deviation (c,) of the latents by channel."""
-    c = autoencoder.latent_shape[0]
-    # not normalised: the statistics are not known yet
-    space = LatentSpace(autoencoder.to(device).eval(), torch.zeros(c), torch.ones(c), file, "")
-    shape = (len(images), 2, *space.latent_shape)
+    space.autoencoder.to(device).eval()
+    c, *sides = space.latent_shape
+    shape = (len(images), 2, c, *sides)
+    batch, rest = max(1, _BATCH // (space.frames or 1)), [0, *range(2, 2 + len(sides))]
     sums: list[tuple[int, Tensor]] = []  # of the batches of this process, by their first row
 
     def encode(rows: range) -> Tensor:
         mean, std = (each.float().cpu() for each in space.encode(images.batch(rows)[0].to(device)))
-        squares = (mean.double().square() + std.double().square()).sum((0, 2, 3))
-        sums.append((rows.start, torch.stack([mean.double().sum((0, 2, 3)), squares])))
+        squares = (mean.double().square() + std.double().square()).sum(rest)
+        sums.append((rows.start, torch.stack([mean.double().sum(rest), squares])))
         return torch.stack([mean, std], 1)
 
-    fill(file, shape, _BATCH, encode, done=lambda rows: progress(rows, len(images)))
+    fill(file, shape, batch, encode, done=lambda rows: progress(rows, len(images)))
     total = torch.zeros(2, c).double()
     for _, each in sorted(processes.current().collected(sums), key=lambda pair: pair[0]):
         total += each  # in the order of the rows: rounding is that of one process
-    mean, squares = total / (len(images) * shape[3] * shape[4])
+    mean, squares = total / (len(images) * math.prod(sides))
     std = (squares - mean**2).clamp(min=0).sqrt()
     if float(std.min()) == 0:
         raise UserError(
@@ -124,10 +139,10 @@ def _write(
 
     def normalised(rows: range) -> Tensor:
         part = torch.from_numpy(array[rows.start : rows.stop].copy())
-        part[:, 0] -= mean.float().view(-1, 1, 1)
-        return part / std.float().view(-1, 1, 1)
+        part[:, 0] -= mean.float().view(-1, *[1] * len(sides))
+        return part / std.float().view(-1, *[1] * len(sides))
 
-    fill(file, shape, _BATCH, normalised, new=False)
+    fill(file, shape, batch, normalised, new=False)
     return mean, std
 
 

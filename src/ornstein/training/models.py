@@ -167,6 +167,11 @@ def _from_image(settings: Settings, shape: tuple[int, ...], classes: int) -> Vid
     image = model.net
     if not isinstance(image, UNet):
         raise UserError(f"{run} is no image model: --init takes a run of images")
+    coder = None if model.space is None else Path(model.space.to_config()["autoencoder"])
+    if coder != (None if settings.latent is None else Path(settings.latent).resolve()):
+        raise UserError(
+            f"{run} is a model of {'pixels' if coder is None else f'latents of {coder}'}: --latent says another"
+        )
     of_image = (image.config["channels"], image.config["size"], image.config["classes"])
     if of_image != (shape[0], _side(shape), classes):
         raise UserError(

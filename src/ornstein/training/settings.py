@@ -76,7 +76,7 @@ _MODELS = {
     "adversarial": AUTOENCODERS,
 }
 _DIFFUSION_ONLY = (
-    "frames", "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
+    "noise", "data_noise", "centre", "given_frames", "init", "objective", "conditional", "latent", "schedule",
     "prediction", "time_sampling", "dropout", "captions", "text_encoder", "patch", "loss_space", "net_space", "flow_by",
 )  # fmt: skip
 
@@ -150,7 +150,9 @@ class Settings(TrainConfig, DataSettings):
         by_data="own",
     )  # fmt: skip
     model: str = setting("diffusion", "Kind of model.", choices=(DIFFUSION, *AUTOENCODERS), panel=_LATENTS)
-    latent: str | None = setting(None, "Train on the latents of the autoencoder in this run.", panel=_LATENTS)
+    latent: str | None = setting(
+        None, "Train on the latents of the autoencoder in this run; of clips, frame by frame.", panel=_LATENTS
+    )
     factor: int | None = setting(
         None, "Image side over latent side: 2, 4, 8, ...", by_data="by the size", minimum=1, panel=_LATENTS
     )
@@ -242,8 +244,8 @@ class Settings(TrainConfig, DataSettings):
                 raise UserError(f"--ema {POST_HOC} is for diffusion models, not --model {self.model}")
         if self.net.startswith("dit:") and (self.model != DIFFUSION or self.init is not None):
             raise UserError("--net dit:.. is for diffusion models from scratch, not for autoencoders or --init")
-        if self.latent is not None and self.frames is not None:
-            raise UserError("--latent is for images: leave out --frames")
+        if self.latent is not None and self.carried:
+            raise UserError("--noise warped follows the motion of pixels: leave it out with --latent")
         if self.latent is not None and self.flip:
             raise UserError("--flip does nothing for latents, which are computed once: leave it out")
         self._validate_captions()
@@ -295,8 +297,10 @@ class Settings(TrainConfig, DataSettings):
             if self.text_encoder is not None:
                 raise UserError("--text-encoder reads captions: give --captions too, auto for those beside the images")
             return
-        if self.frames is not None or self.init is not None:
-            raise UserError("--captions is for images: leave out --frames and --init")
+        if self.init is not None:
+            raise UserError("--captions with --init: the model of images takes no text")
+        if self.carried:
+            raise UserError("--captions with --noise warped: noise is carried for models without text")
         if self.conditional:
             raise UserError("--captions takes the place of classes: leave out --conditional")
 
@@ -369,10 +373,10 @@ class Settings(TrainConfig, DataSettings):
         )
 
     def _batch(self, side: int, cpu: bool) -> int:
-        if self.frames is not None:
-            return _CLIP_BATCH
         if self.model != DIFFUSION:
             return _AUTOENCODER_BATCH if side > 32 else _BATCH
+        if self.frames is not None:
+            return _CLIP_BATCH
         tiny = side <= _TINY or self.latent is not None
         return _CPU_BATCH if cpu and not tiny else _BATCH
 
@@ -398,8 +402,18 @@ class DistilSettings:
     """The settings of a distillation, stored in the student's run directory as distil.json."""
 
     to: int = setting(4, "Steps that the student takes, 1 to 10.")
+    method: Literal["trajectories", "consistency"] = setting(
+        "trajectories",
+        "What it learns from: whole trajectories of the teacher, followed beforehand and without data; or the training "
+        "images, noised, each with a short step of the teacher and the student's own prediction after it.",
+    )
+    match: Literal["data", "none"] | None = setting(
+        None,
+        "With consistency: bring the samples as a set near the training images too.",
+        by_data="data, for images of pixels and guidance 1",
+    )
     guidance: float = setting(1.0, "Scale of the teacher's guidance, which the student has built in.")
-    trajectories: int = setting(10_000, "Trajectories of the teacher to learn from.", minimum=1)
+    trajectories: int = setting(10_000, "Trajectories of the teacher to learn from, by that method.", minimum=1)
     steps: int | None = again(TrainConfig, "steps", None, by_data=f"{_DISTIL_STEPS} without --minutes")
     minutes: float | None = again(TrainConfig, "minutes", None)
     batch: int = again(TrainConfig, "batch", 128)
@@ -412,6 +426,8 @@ class DistilSettings:
     def __post_init__(self) -> None:
         check(self)
         check_length(self.steps, self.minutes)
+        if self.match is not None and self.method != "consistency":
+            raise UserError("--match is of --method consistency: leave it out")
 
     def config(self) -> TrainConfig:
         """The trainer's settings."""
