@@ -37,20 +37,16 @@ def test_a_share_of_nothing_is_the_network_and_more_is_not(name):
     net = randomised(make())
     x, log_snr, cond = torch.randn(2, *shape), torch.tensor([-1.0, 2.0]), given(net)
     assert torch.equal(Merged(net, 0.0)(x, log_snr, **cond), net(x, log_snr, **cond))
-    counts = []
-    merging = Merged(net, 0.4)
-    merging.net.blocks[0].block.register_forward_hook(lambda _, args, __: counts.append(args[0].shape[1]))
+    counts = []  # of the tokens of the first block: of the network, and merged
+    net.blocks[0].register_forward_hook(lambda _, args, __: counts.append(args[0].shape[1]))
+    plain, merging = net(x, log_snr, **cond), Merged(net, 0.4)
     other = merging(x, log_snr, **cond)  # its blocks hold those of the network, which are left as they were
-    assert other.shape == x.shape and other.isfinite().all() and not torch.equal(other, net(x, log_snr, **cond))
-    places = 1 if name != "full" else 3
-    places *= shape[-1] // 2 * (shape[-2] // 2)
-    beside = 4 + 4 * bool(cond)
-    assert counts[:1] == [beside + places - min(int(0.4 * places), places - _targets(shape, name))]
+    assert other.shape == x.shape and other.isfinite().all() and not torch.equal(other, plain)
+    frames = 3 if name == "full" else 1
+    places = frames * (shape[-1] // 2) * (shape[-2] // 2)
+    targets = frames * -(-shape[-1] // 4) * -(-shape[-2] // 4)
+    assert counts[0] - counts[1] == min(int(0.4 * places), places - targets)
     assert net.blocks[0] is merging.net.blocks[0].block
-
-
-def _targets(shape, name):
-    return (3 if name == "full" else 1) * -(-shape[-1] // 4) * -(-shape[-2] // 4)
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.75])
