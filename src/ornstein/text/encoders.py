@@ -124,7 +124,7 @@ class FrozenEncoder:
     ) -> tuple[Tensor, Tensor]:
         """As `encode`, without a warning."""
         self._load()
-        place = device or torch.device("cpu")
+        place = device or (torch.device("cpu") if self.new is None else self.new.rows.device)
         read = self._tokenizer(
             self._spelt(texts), padding="longest", truncation=True, max_length=self.length, return_tensors="pt"
         )
