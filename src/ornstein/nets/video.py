@@ -163,6 +163,22 @@ class VideoUNet(Recorded):
             ValueError: shapes that do not fit the network, more frames than it was made for, a wrong label, one of
                 known and known_mask without the other, or either for a network without conditioning.
         """
+        h, per_frame, embedding = self.first(x, log_snr, label, known, known_mask, text, text_mask)
+        if len(self.encoder) > 1:
+            h = self.below(h, per_frame, embedding) + h
+        return self.last(h, per_frame, embedding, x)
+
+    def first(
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> tuple[Tensor, _Frames, Tensor]:
+        """The features (B F, C, H, W) of the first level of the encoder; the embeddings of frames and of clips."""
         self.check(x, log_snr, label, known, known_mask, text, text_mask)
         image, frames = self.image, x.shape[2]
         dtype = image.stem.weight.dtype
@@ -178,15 +194,25 @@ class VideoUNet(Recorded):
         if self.given is not None and known is not None and known_mask is not None:
             held = self.config["conditioning"] == HELD
             h = h + self.given(image.patches(folded(clean_frames(known, known_mask, dtype, x.device, held))))
-        skips = []
-        for stage, between in zip(image.encoder, self.encoder, strict=True):
+        return _stage(image.encoder[0], self.encoder[0], h, per_frame, embedding), per_frame, embedding
+
+    def below(self, h: Tensor, per_frame: _Frames, embedding: Tensor) -> Tensor:
+        """What the levels below the first add to its features."""
+        image, skips = self.image, []
+        for stage, between in zip(list(image.encoder)[1:], list(self.encoder)[1:], strict=True):
             h = _stage(stage, between, h, per_frame, embedding)
             skips.append(h)
         h = skips.pop()
-        for i, (stage, between) in enumerate(zip(image.decoder, self.decoder, strict=True)):
+        for i, (stage, between) in enumerate(zip(list(image.decoder)[:-1], list(self.decoder)[:-1], strict=True)):
             if i:
                 h = F.interpolate(image.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = _stage(stage, between, h, per_frame, embedding)
+        return F.interpolate(image.up[-1](h), scale_factor=2.0)
+
+    def last(self, h: Tensor, per_frame: _Frames, embedding: Tensor, x: Tensor) -> Tensor:
+        """The last level of the decoder and the head: the prediction, in size and dtype of x."""
+        image, frames = self.image, x.shape[2]
+        h = _stage(image.decoder[-1], self.decoder[-1], h, per_frame, embedding)
         return image.pixels(image.head(h), x.shape[-2:]).unflatten(0, (-1, frames)).transpose(1, 2).to(x.dtype)
 
     def check(
