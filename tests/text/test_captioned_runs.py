@@ -340,7 +340,7 @@ def test_captions_of_clips(tmp_path: Path) -> None:
     assert "captions of" in said and "3 different captions" in said
     model = opened(run)
     assert model.data is not None and model.data.shape == (3, 3, 16, 16)
-    for given in ((), ("--given", films)):
+    for given in ((), ("--given", films, "--first", 1)):
         out = tmp_path / f"samples{len(given)}"
         made = ("--prompt", "a red film", "-n", 2, "--steps", 2, "--out", out)
         done("sample", run, *made, *given)
