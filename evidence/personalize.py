@@ -49,8 +49,11 @@ GUIDANCE, SECONDS, RECIPE_RATE = 2.0, 40.0, 5e-3
 RECIPES = {"recipe": False, "recipe, prior images": True}
 _LORA, _FULL = {"learning_rate": 5e-3, "ema": 0.1}, {"method": "dreambooth", "learning_rate": 5e-4, "ema": 0.1}
 _FROZEN, _KEPT = {"prior": "frozen", "prior_weight": 4.0}, {"prior": "distilled", "prior_weight": 3.0}
-_WIDE, _OF_TEXT = {"rank": 16, "alpha": 16.0}, {"targets": ("reading.kv", "reading.q")}
+_GATED, _WIDE, _OF_TEXT = {"prior": "gated"}, {"rank": 16, "alpha": 16.0}, {"targets": ("reading.kv", "reading.q")}
 METHODS: dict[str, dict[str, Any]] = {
+    "dreambooth, gated": _FULL | _GATED,
+    "lora 4, gated": _LORA | _GATED,
+    "lora 16, gated": _LORA | _GATED | _WIDE,
     "dreambooth, prior distilled": _FULL | _KEPT,
     "dreambooth, prior frozen": _FULL | _FROZEN,
     "dreambooth": _FULL,
@@ -60,6 +63,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora 4, prior images": _LORA | {"prior": "images"},
     "lora 16, prior distilled": _LORA | _KEPT | _WIDE,
     "lora 16 of the attention to text, prior distilled": _LORA | _KEPT | _WIDE | _OF_TEXT,
+    "textual inversion, 4 tokens": {"method": "textual-inversion", "vectors": 4, "learning_rate": 2e-2, "ema": 0.1},
 }
 
 
@@ -244,6 +248,7 @@ def method(folder: Path, name: str) -> tuple[Denoiser, dict[str, Any]]:
 def table(folder: Path) -> None:
     """The table of docs/personalize.md, and the curves of forgetting as a picture."""
     results = json.loads((folder / "results.json").read_text())
+    results = {name: results[name] for name in ("base", *METHODS, *RECIPES) if name in results}
     before = results["base"]["frechet"]
     print("| method | steps | nearest of 100 | attributes right | Frechet distance of the class | drift |")
     print("|---|---|---|---|---|---|")
@@ -255,12 +260,18 @@ def table(folder: Path) -> None:
         print("| " + " | ".join(map(str, cells)) + " |")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    colours = {"none": "tab:red", "images": "tab:orange", "frozen": "tab:blue", "distilled": "tab:green", "gated": "k"}
+    lines = {"dreambooth": "-", "lora 4": "--", "lora 16": ":"}
+    figure, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
     for name, r in results.items():
-        if "curve" in r:
-            axes.plot([c[0] / r["steps"] for c in r["curve"]], [c[2] for c in r["curve"]], "o-", label=name)
-    axes.set(xlabel="share of the training", ylabel="drift of the class", yscale="log")
-    axes.legend(fontsize=7)
+        line = next((style for kind, style in lines.items() if name.split(",")[0] == kind), None)
+        if line and "curve" in r:
+            prior = METHODS[name].get("prior", "none")
+            share, drift = ([0, *(c[0] / r["steps"] for c in r["curve"])], [0, *(c[2] for c in r["curve"])])
+            axes.plot(share, drift, line, color=colours[prior], label=name)
+    axes.set(xlabel="share of 40 s", ylabel="drift of the class", ylim=(-1e-4, None))
+    axes.set_yscale("symlog", linthresh=1e-3)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(folder / "forgetting.png", dpi=130)
 
 

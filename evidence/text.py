@@ -21,7 +21,7 @@ from ornstein.faces.world import captioned
 
 SETTINGS = {"captions": "auto", "size": 32, "net": "s", "patch": 2, "batch": 32, "steps": 9500, "checkpoint_every": 500}
 FACE_PARTS = ("pose", "expression", "background", "light")
-PROMPTS, STEPS, SEED = 400, 20, 1  # the training draws its scenes with seed 0
+PROMPTS, FACES, STEPS, SEED = 400, 160, 20, 1  # the training draws its scenes with seed 0
 
 
 def meaning(model: Denoiser, guidance: float, unseen: bool, count: int = PROMPTS, picture: Path | None = None) -> str:
@@ -44,14 +44,17 @@ def meaning(model: Denoiser, guidance: float, unseen: bool, count: int = PROMPTS
     return f"guidance {guidance:g}, {'un' * unseen}seen combinations: {', '.join(parts)}, whole pictures {whole:.1%}"
 
 
-def faces(model: Denoiser, guidance: float, unseen: bool, count: int = PROMPTS) -> str:
+def faces(model: Denoiser, guidance: float, unseen: bool, count: int = FACES, picture: Path | None = None) -> str:
     """A line with the share of attributes that samples of a model of the face world show as their prompts say."""
     states = [state for state in captioned.STATES if (state in captioned.HELD_OUT) == unseen]
     asked = [states[i % len(states)] for i in range(count)]
     assert model.data is not None
     cond = model.encode([captioned.caption(state) for state in asked])  # pyright: ignore[reportCallIssue]
     x = orn.sample(model, (count, *model.data.shape), steps=STEPS, seed=SEED, guidance=guidance, cond=cond, batch=100)
-    found = captioned.read(to_uint8(model.decode(x)))
+    pictures = to_uint8(model.decode(x)).cpu()
+    if picture is not None:
+        save_grid(pictures[:30], picture, columns=10, upscale=2, gap=2)
+    found = captioned.read(pictures)
     right = [[a == b for a, b in zip(one, other, strict=True)] for one, other in zip(found, asked, strict=True)]
     parts = [f"{name} {sum(each) / count:.1%}" for name, each in zip(FACE_PARTS, zip(*right, strict=True), strict=True)]
     every = sum(map(sum, right)) / (count * len(FACE_PARTS))
@@ -63,7 +66,7 @@ def main() -> None:
     if what == "faces":
         model = orn.load(run)
         for guidance in (1.0, 2.0, 4.0):
-            print(faces(model, guidance, unseen=True), flush=True)
+            print(faces(model, guidance, unseen=True, picture=run / f"unseen-{guidance:g}.png"), flush=True)
         print(faces(model, 2.0, unseen=False), flush=True)
         return
     if what == "train":

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 import ornstein as orn
 from ornstein import Data, Denoiser, Process
-from ornstein.denoiser import Distilled
+from ornstein.denoiser import Distilled, mean_square
 from ornstein.errors import UserError
+from ornstein.few_steps.consistency import Consistency, joined, mean_velocity, robust
 from ornstein.few_steps.distillation import check_teacher, follow, labels_of, leading_to, student_times
 from ornstein.noise import AR1, Covariance, Identity
 from ornstein.oracles import GaussianMixture
@@ -201,3 +202,75 @@ def test_what_cannot_be_distilled() -> None:
     for times in ((1.0,), (0.9, 0.0), (1.0, 0.5), (1.0, 0.5, 0.5, 0.0), (0.0, 1.0)):
         with pytest.raises(ValueError, match="fall from 1 to 0"):
             Distilled(times)
+
+
+def exact_velocity(p: Process, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """The mean velocity of the flow of GAUSS from (x_t, t) to s, row by row, in closed form."""
+    ends = [GAUSS.ode_map(x[None], p, float(a), float(b))[0] for x, a, b in zip(x_t, t, s, strict=True)]
+    return mean_velocity(p, x_t, t, torch.stack(ends), s)
+
+
+@pytest.mark.parametrize("schedule", [LinearBeta(), Cosine(None), VE(), Rectified()], ids=repr)
+def test_mean_velocities_of_the_parts_make_that_of_the_whole(schedule: Schedule) -> None:
+    """E31, consistency, on the exact flow of a Gaussian: from pure noise, into the data, and with nothing after r."""
+    p = Process(schedule, AR1(3, 0.7))
+    t, r, s = torch.tensor([[1.0, 0.7, 0.3], [0.6, 0.4, 0.0], [0.5, 0.2, 0.2], [0.3, 0.0, 0.0]]).double().T
+    x_t = draw(4, 3) * p.schedule.sigma(t)[:, None]
+    ends = [GAUSS.ode_map(x[None], p, float(a), float(b))[0] for x, a, b in zip(x_t, t, r, strict=True)]
+    first, rest = exact_velocity(p, x_t, t, r), exact_velocity(p, torch.stack(ends)[:2], r[:2], s[:2])
+    rest = torch.cat([rest, torch.full((2, 3), torch.nan, dtype=torch.float64)])  # not used, whatever it is
+    torch.testing.assert_close(joined(p, t, r, s, first, rest), exact_velocity(p, x_t, t, s), rtol=1e-9, atol=1e-9)
+
+
+class Mean(nn.Module):
+    """The exact student of GAUSS: v of the x0 whose DDIM step ends where the flow does, and a fault added to it."""
+
+    def __init__(self, p: Process, times: tuple[float, ...], fault: float = 0.0) -> None:
+        super().__init__()
+        self.p, self.times, self.fault, self.config = p, torch.tensor(times).double(), fault, {}
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        t = self.p.schedule.time(log_snr.double()).clamp(0, 1)
+        s = torch.stack([self.times[self.times < each - 1e-6].max() for each in t])
+        w = exact_velocity(self.p, x, t, s)
+        a, std = (f(t)[:, None] for f in (self.p.schedule.alpha, self.p.schedule.sigma))
+        x0 = (x - std * w) / (a + std)
+        return a * (x - a * x0) / std - std * x0 + self.fault
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_loss_of_the_exact_student_vanishes(steps: int) -> None:
+    """As the teacher's steps become shorter, with their order of 2 in the error, and not that of another student."""
+    p = Process(Cosine(), AR1(3, 0.7))
+    times = student_times(p, steps)
+    teacher = Denoiser(Exact(p).double(), p, "v", data=Data((3,)))
+    student = Denoiser(Mean(p, times), p, "v", data=Data((3,)))
+    wrong = Denoiser(Mean(p, times, 0.1), p, "v", data=Data((3,)))
+    x0, z = GAUSS.sample(48, torch.Generator().manual_seed(1)), draw(48, 3, seed=2)
+    t = torch.arange(1, 49) / 48
+    losses = [
+        float(Consistency(teacher, steps, nodes=nodes)(student, x0, t, z, norm=mean_square).mean()) for nodes in (8, 16)
+    ]
+    assert losses[0] < 1e-4 and losses[1] < losses[0] / 8  # squared errors of order 2: a sixteenth
+    assert float(Consistency(teacher, steps, nodes=16)(wrong, x0, t, z, norm=mean_square).mean()) > 20 * losses[1]
+
+
+def test_a_step_of_no_length_moves_nothing() -> None:
+    """The boundary condition holds for any network: the step from t to s ends at x_t as s goes to t, to t = 0 too."""
+    p = Process(Cosine())
+    d, x = Denoiser(Exact(p).double(), p, "v"), draw(4, 3)
+    for t in (1e-4, 0.5):
+        (end,) = ddim(d, x, torch.tensor([t, t * (1 - 1e-6)], dtype=torch.float64), no_noise)
+        torch.testing.assert_close(end, x, rtol=0, atol=1e-4)
+
+
+def test_which_nodes_are_learned_and_where_each_step_ends() -> None:
+    """The nodes hold the student's own times; the robust loss is a square near 0 and the size far away."""
+    d = model(Identity())
+    for steps in (1, 2, 3, 4):
+        made = Consistency(d, steps)
+        assert made.times[:: made.often].tolist() == pytest.approx(student_times(d.process, steps), abs=1e-12)
+        assert len(made.times) - 1 >= 8
+    error = torch.tensor([[1e-4, -1e-4], [30.0, 30.0]])
+    small, large = robust(error, torch.ones(2)).tolist()
+    assert small == pytest.approx(1e-8 / 0.06, rel=1e-2) and large == pytest.approx(30.0, rel=2e-3)

@@ -1,6 +1,7 @@
 """The second stage of tuning: the distance of sets of samples, and what a solver learns from it (E33)."""
 
 from dataclasses import replace
+from itertools import combinations
 from typing import cast
 
 import pytest
@@ -11,7 +12,7 @@ from ornstein.autoencoders.perceptual import octave_statistics
 from ornstein.denoiser import Denoises
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.few_steps import tuning
-from ornstein.few_steps.matching import FeatureDistance, Matching
+from ornstein.few_steps.matching import FeatureDistance, KernelDistance, Matching
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
 from ornstein.schedules import Cosine
@@ -77,3 +78,45 @@ def test_mistakes() -> None:
         FeatureDistance(draws(1, 3))
     with pytest.raises(ValueError, match=r"samples of \(4,\) are compared with samples of \(3,\)"):
         FeatureDistance(draws(5, 3))(draws(5, 4))
+
+
+def test_the_kernel_distance_is_unbiased_and_by_its_definition() -> None:
+    """Against a double loop; and the mean over all pairs of some samples is that of the samples, as of any U-statistic.
+
+    The Fréchet distance of pairs is not that of the whole.
+    """
+    g = torch.Generator().manual_seed(0)
+    real, x = torch.randn(30, 4, generator=g), 1.5 * torch.randn(6, 4, generator=g) + 0.3
+    distance = KernelDistance(real)
+    mean, std = real.double().mean(0), real.double().std(0)
+    f, r = (x.double() - mean) / std, (real.double() - mean) / std
+
+    def k(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a @ b / 4 + 1) ** 3)
+
+    inside = [k(a, b) for i, a in enumerate(f) for j, b in enumerate(f) if i != j]
+    own = [k(a, b) for i, a in enumerate(r) for j, b in enumerate(r) if i != j]
+    cross = [k(a, b) for a in f for b in r]
+    exact = sum(inside) / len(inside) + sum(own) / len(own) - 2 * sum(cross) / len(cross)
+    assert float(distance(x)) == pytest.approx(exact, rel=1e-4)
+    pairs = list(combinations(range(6), 2))
+    assert sum(float(distance(x[list(p)])) for p in pairs) / len(pairs) == pytest.approx(exact, rel=1e-4)
+    frechet = FeatureDistance(real)
+    assert sum(float(frechet(x[list(p)])) for p in pairs) / len(pairs) > 1.5 * float(frechet(x))
+    with pytest.raises(ValueError, match="two samples"):
+        KernelDistance(real[:1])
+
+
+def test_its_gradient_brings_samples_near() -> None:
+    """Steps along it bring mean and spread of samples to those of the given ones, batch by batch of 8."""
+    g = torch.Generator().manual_seed(0)
+    real = torch.randn(500, 2, generator=g) * torch.tensor([1.0, 2.0]) + torch.tensor([0.5, -1.0])
+    distance = KernelDistance(real)
+    shift, scale = torch.zeros(2, requires_grad=True), torch.full((2,), 0.3, requires_grad=True)
+    optimizer = torch.optim.Adam([shift, scale], lr=0.02)
+    for _ in range(600):
+        optimizer.zero_grad()
+        distance(shift + scale * torch.randn(8, 2, generator=g)).backward()
+        optimizer.step()
+    torch.testing.assert_close(shift.detach(), torch.tensor([0.5, -1.0]), rtol=0, atol=0.3)
+    torch.testing.assert_close(scale.detach().abs(), torch.tensor([1.0, 2.0]), rtol=0.2, atol=0)

@@ -6,10 +6,19 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ornstein as orn
 from ornstein.guidance import ClassifierFree
-from ornstein.wrapper import Conditioned, Wrapper, device_of, evaluation_mode, module_of, networks_of
+from ornstein.wrapper import (
+    Conditioned,
+    Wrapper,
+    device_of,
+    evaluation_mode,
+    module_of,
+    network_precision,
+    networks_of,
+)
 
 P = orn.Process(orn.schedules.Cosine())
 
@@ -153,3 +162,35 @@ def test_a_wrapper_that_refers_to_itself_is_walked_once():
 def test_guidance_passes_process_and_device_through():
     d = ClassifierFree(Renamed(model()), 2.0)
     assert d.process is P and d.device == torch.device("cpu")
+
+
+class Conversions(TorchDispatchMode):
+    """Counts conversions to bfloat16 of tensors of a shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.count += tuple(args[0].shape) == self.shape
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_converted_once_for_all_calls_of_a_sampling() -> None:
+    """Each call alone converts them; a sampling does so once, with the same result, and the next one with theirs."""
+    d = model().eval()
+    x = torch.ones(2, 3)
+    with torch.no_grad(), network_precision(d, torch.bfloat16), Conversions((3, 3)) as each:
+        plain = [d(x, 0.5).x0 for _ in range(3)]
+    with torch.no_grad(), network_precision(d, torch.bfloat16, fixed=True), Conversions((3, 3)) as once:
+        kept = [d(x, 0.5).x0 for _ in range(3)]
+    assert (each.count, once.count) == (3, 1)
+    assert all(torch.equal(a, b) for a, b in zip(plain, kept, strict=True))
+    with Conversions((3, 3)) as whole:
+        before = orn.sample(d, (2, 3), steps=4, precision=torch.bfloat16)
+        assert isinstance(d.net, Dropping)
+        with torch.no_grad():
+            d.net.linear.weight.mul_(1.5)
+        after = orn.sample(d, (2, 3), steps=4, precision=torch.bfloat16)
+    assert whole.count == 2 and not torch.equal(before, after)

@@ -22,7 +22,8 @@ GRID = "logistic"
 # The keys of `ornstein.solvers.SOLVERS` and of `grids.GRIDS`, which import PyTorch; a test compares them.
 SOLVERS = (
     "ddpm", "ddpm-upper", "ddim", "euler", "heun", "rk4", "euler-maruyama", "langevin", "flow-3m", "dpmpp-2m",
-    "dpmpp-3m", "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "sa-3m", "restart", "heun-churn", "rk45",
+    "dpmpp-3m", "dpmpp-2s", "unipc", "deis", "ipndm", "dpmpp-2m-sde", "sa-3m", "restart", "side-by-side", "heun-churn",
+    "rk45",
 )  # fmt: skip
 GRIDS = ("logistic", "uniform", "log-snr", "karras", "trailing")
 COLOURS = ("blue", "red", "settling")  # the keys of `solvers.COLOURS`

@@ -130,7 +130,7 @@ def draw(
     dtype = _dtype(request.precision, device)
     size = request.batch or at_once(shape[1:])
     parts = []
-    with torch.no_grad(), evaluation_mode(d), network_precision(d, dtype):
+    with torch.no_grad(), evaluation_mode(d), network_precision(d, dtype, fixed=True):
         for low in range(0, shape[0], size):
             rows = slice(low, min(low + size, shape[0]))
             own = filled_in(d, rows_of(cond, rows))

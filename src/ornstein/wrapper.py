@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -239,8 +239,10 @@ def evaluation_mode(d: Denoises) -> Iterator[None]:
 
 
 @contextmanager
-def network_precision(d: Denoises, dtype: torch.dtype | None) -> Iterator[None]:
+def network_precision(d: Denoises, dtype: torch.dtype | None, fixed: bool = False) -> Iterator[None]:
     """The networks of all denoisers inside `d`, and nothing around them, under autocast to `dtype`; unchanged if None.
+
+    fixed: inside, no weight changes and no gradient of one is taken: each is converted once.
 
     Raises:
         ValueError: `d` has no network.
@@ -254,8 +256,12 @@ def network_precision(d: Denoises, dtype: torch.dtype | None) -> Iterator[None]:
     before = [each.precision for each in denoisers]
     for each in denoisers:
         each.precision = dtype
+    # Copies of the weights in that dtype live until the outermost autocast ends: one around all calls, which does
+    # nothing itself, keeps them, where each call would make them anew.
+    kept = torch.autocast(device_of(d).type, enabled=False) if fixed else nullcontext()
     try:
-        yield
+        with kept:
+            yield
     finally:
         for each, precision in zip(denoisers, before, strict=True):
             each.precision = precision

@@ -141,3 +141,26 @@ def test_a_damaged_memory_of_steps(student: Path, tmp_path: Path) -> None:
     for wrong in ({"times": [1.0, 0.5], "guidance": 1.0}, {"times": "no"}, []):
         (run / "config.json").write_text(json.dumps(config | {"distilled": wrong}))
         refused(ornstein("sample", run), "does not describe a model")
+
+
+def test_consistency_on_the_data_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It learns from the run's own images, with guidance built in; a resumption goes on, and mistakes are named."""
+    monkeypatch.setattr(import_module("ornstein.cli.distil"), "_JUDGED", 24)
+    teacher, out = tmp_path / "teacher", tmp_path / "student"
+    done("train", "--data", "digits", "--steps", 2, "--batch", 8, "--sample-every", 0, "--no-report", "--out", teacher)
+    asked = ("distil", teacher, "--out", out, "--to", 2, "--method", "consistency", "--guidance", 2, "--batch", 8)
+    said = done(*asked, "--steps", 3, "--checkpoint-every", 2)
+    assert "1617 images of" in said and "to 2 steps" in said and "Quality against steps" in said
+    assert not (out / "trajectories").exists()
+    known = json.loads((out / "config.json").read_text())
+    assert known["teacher"] == checkpoint.fingerprint(teacher) and known["distilled"]["guidance"] == 2.0
+    assert json.loads((out / "distil.json").read_text())["method"] == "consistency"
+    said = done("distil", teacher, "--out", out, "--resume", "--steps", 5, "--no-report")
+    assert "1617 images" in said and json.loads((out / "config.json").read_text())["training"]["step"] == 5
+    assert "distilled model: 2 steps of ddim, guidance 2 built in" in done("sample", out, "-n", 2)
+    refused(ornstein(*asked, "--resume", "--method", "trajectories"), "--method consistency, and trajectories")
+    refused(ornstein("distil", teacher, "--out", tmp_path / "x", *asked[4:], "--trajectories", 9), "leave it out")
+    refused(ornstein("distil", teacher, "--out", tmp_path / "x", "--method", "magic"), "magic")
+    (teacher / "train.json").unlink()
+    refused(ornstein("distil", teacher, "--out", tmp_path / "x", *asked[4:]), "does not say what data")
+    assert not (tmp_path / "x").exists()

@@ -148,13 +148,13 @@ def test_wrong_input_is_refused_in_one_line(digits: Path, tmp_path: Path) -> Non
     assert not (digits / "evaluation").exists()
 
 
-def test_a_model_of_clips_is_refused_before_anything_is_read(digits: Path, tmp_path: Path) -> None:
+def test_models_that_do_not_say_what_they_were_trained_on(digits: Path, tmp_path: Path) -> None:
     orn.Denoiser(
         VideoUNet.preset("xs", channels=1, size=8, frames=4),
         orn.Process(orn.schedules.Cosine()),
         data=orn.Data((1, 4, 8, 8)),
     ).save(tmp_path / "clips")
-    refused(ornstein("evaluate", tmp_path / "clips"), "models of images", "clips 1x4x8x8")
+    refused(ornstein("evaluate", tmp_path / "clips"), "held out are unknown", "--data")
     no_data = tmp_path / "plain"
     orn.Denoiser(orn.load(digits).net, orn.Process(orn.schedules.Cosine())).save(no_data)
     refused(ornstein("evaluate", no_data, "--data", "digits"), "models of images", "does not describe")

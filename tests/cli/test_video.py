@@ -297,3 +297,39 @@ def test_clips_are_learned_in_the_latents_of_an_autoencoder_of_their_frames(film
     shown = np.stack(frames_of(tmp_path / "given" / "00000.mp4"))[:2, ::4, ::4] / 127.5 - 1
     assert np.abs(shown - given[0, :, :2].permute(1, 2, 3, 0).numpy()).mean() < 0.1  # but for the codec, as they were
     done("train", "--resume", "--steps", 3, "--out", run)
+
+
+def test_clips_are_evaluated(tmp_path: Path) -> None:
+    run, balls = tmp_path / "run", ("--data", "bouncing-balls", "--frames", 4, "--size", 16)
+    done("train", *balls, "--net", "xs", "--noise", "warped:0.1", "--batch", 2, "--steps", 2, "--out", run)
+    sizes = ("-n", 8, "--steps", "2,3", "--seeds", 2)
+    output = done("evaluate", run, *sizes)
+    assert "Quality of clips" in output and "training clips" in output and "motion error" in output
+    record = json.loads((run / "evaluation" / "evaluation.json").read_text())
+    rows = record["quality"]
+    assert [(row["steps"], len(row["motion"]["values"])) for row in rows] == [(2, 2), (3, 2)]
+    # real clips move as they do, but for what the estimate of their flow is off by
+    assert record["training_clips"]["motion"]["mean"] < 0.5 * min(row["motion"]["mean"] for row in rows)
+    again = done(*record["command"].split()[1:], "--out", tmp_path / "again")
+    assert "bouncing-balls that the run held out" in again
+    copied = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert copied["quality"] == rows
+    done("evaluate", run, *sizes, "--likelihood", "vlb", "--data", "moving-digits", "--out", tmp_path / "other")
+    other = json.loads((tmp_path / "other" / "evaluation.json").read_text())
+    assert other["likelihood"] == [] and "another covariance for each clip" in other["left_out"][0]
+    assert other["training_clips"] is None and "not known" in other["about"]
+    refused(ornstein("evaluate", run, "--features", "pixels"), "--features", "differences over frames")
+    refused(ornstein("evaluate", run, "--likelihood", "few"), "--likelihood few")
+    refused(ornstein("evaluate", run, "--held-out", 0.5), "held out 0.1")
+
+
+def test_bits_of_clips_are_those_of_the_library(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    clips = ("--data", "moving-digits", "--frames", 2, "--size", 16, "--noise", "ar1:0.5")
+    done("train", *clips, "--net", "xs", "--batch", 2, "--steps", 2, "--no-report", "--no-conditional", "--out", run)
+    done("evaluate", run, "-n", 8, "--steps", 2, "--likelihood", "vlb", "--images", 2)
+    found = json.loads((run / "evaluation" / "evaluation.json").read_text())["likelihood"][0]
+    real = orn.data.open_clips("moving-digits", 2, 16).split(0.1, 0)[1].batch([0, 1])[0]
+    bound = orn.likelihood.vlb(orn.load(run), real, 1000, decoder="discrete").total
+    expected = orn.likelihood.bits_per_dim(bound, real.shape, None).mean()
+    assert found["count"] == 2 and found["mean"] == pytest.approx(float(expected), rel=1e-4)

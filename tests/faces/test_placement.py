@@ -83,3 +83,16 @@ def test_spots_stand_where_the_landmarks_are():
 def test_wrong_sizes():
     with pytest.raises(ValueError, match="needs points"):
         Placement(0)
+
+
+def test_features_are_completed_by_the_rest_of_the_surface():
+    from ornstein.faces.nets.placement import FEATURES
+
+    few = points(400, FEATURES)
+    map_ = torch.randn(2 * FEATURES, 8, generator=torch.Generator().manual_seed(1)) / 5
+    every = torch.cat([few, (few.flatten(1) @ map_ + 0.3).unflatten(1, (4, 2))], 1)
+    net = Placement(FEATURES + 4)
+    net.fit(every)
+    torch.testing.assert_close(net.completed(few), every, atol=1e-3, rtol=1e-3)
+    assert torch.equal(Placement(5).completed(few), few[:, :5])
+    assert "features" not in Placement(FEATURES).state_dict()

@@ -128,3 +128,28 @@ def test_wrong_shapes_are_named():
         RelitUNet(18, 4, POINTS, **SHAPE)
     with pytest.raises(ValueError, match="no preset"):
         RelitUNet.preset("huge", size=64, identity=4, points=POINTS)
+
+
+def test_in_a_mirror_the_face_goes_to_the_landmarks_of_the_other_side():
+    order, size = (1, 0, 2, 3, 4, 5), 32
+    net = RelitUNet(size, 4, POINTS, mirror=order, **SHAPE)
+    source = torch.tensor([[[8.0, 10], [22, 9], [15, 15], [15, 24], [14, 4], [16, 28]]])
+    target = 0.9 * source + 3
+    spot = torch.zeros(1, 4, size, size)
+    spot[:, :, 10, 8] = 1  # at the first landmark
+    _, moved, _ = net.placed(torch.stack([source, target], 1), spot)
+    assert moved.shape == (1, 8, size, size)
+    for channels, k in ((moved[0, 3], 0), (moved[0, 7], 1)):
+        y, x = divmod(int(channels.argmax()), size)
+        assert (torch.tensor([x, y]) - target[0, k]).norm() < 2
+    # the third map chooses: the mirror's half of the face where it says so
+    plan, maps = torch.zeros(1, 8, 8, 8), torch.full((1, 3, size, size), 30.0)
+    maps[:, 2, :, : size // 2] = -40
+    faces = torch.cat([torch.full((1, 3, size, size), each) for each in (0.5, -0.5)])
+    both = torch.cat([faces, torch.ones(2, 1, size, size)], 1).flatten(0, 1)[None]
+    black = torch.zeros(1, 3, size, size)
+    out = net.carried(plan, maps, both, black, black)[0, 0, 5]
+    torch.testing.assert_close(out[[4, -5]], torch.tensor([-0.5, 0.5]))
+    with pytest.raises(ValueError, match="order of the 6 landmarks"):
+        RelitUNet(size, 4, POINTS, mirror=(0, 0, 1, 2, 3, 4), **SHAPE)
+    assert RelitUNet(**net.config).mirror == list(order)

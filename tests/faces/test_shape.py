@@ -11,7 +11,19 @@ from ornstein.faces.conditions import SHAPED, appearance, laid_on, scene
 from ornstein.faces.identity import IdentityNet
 from ornstein.faces.mesh import PARTS
 from ornstein.faces.photos import Photos, SourceFaces
-from ornstein.faces.shape import MIRROR, POINTS, contours, moved_face, onto, shape_in, shape_of, turned
+from ornstein.faces.shape import (
+    MIRROR,
+    POINTS,
+    aligned,
+    contours,
+    moved_face,
+    onto,
+    pinned,
+    shape_in,
+    shape_of,
+    steadied,
+    turned,
+)
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.train.objective import face_denoiser, relit
 
@@ -54,8 +66,33 @@ def test_a_turned_copy_comes_back_exactly_and_is_never_reflected():
     reflected = moved * torch.tensor([-1.0, 1.0, 1.0])
     assert float((turned(points, reflected) - reflected).norm(dim=2).mean()) > 0.5
     assert torch.equal(onto(points, moved, 0.0), moved)
+    place = Similarity.about(complex(3, 4), complex(-1, 2), 1.7, 25.0)
+    flat = torch.cat([place(points[..., :2].reshape(-1, 2)).view(2, 30, 2), points[..., 2:]], 2)
+    assert torch.allclose(aligned(points, flat)[..., :2], flat[..., :2])
+    assert torch.allclose(aligned(points, flat)[..., 2], 1.7 * points[..., 2])
     other = torch.randn(2, 30, 3, generator=draw).double()
-    assert torch.allclose(onto(points, other, 0.5), (other + turned(points, other)) / 2)
+    shape = (turned(points, other) + aligned(points, other)) / 2
+    expected = (other + shape) / 2
+    mouth = [point for part in ("lips", "mouth") for point in PARTS[part][0] if point < 30]
+    expected[:, mouth] = (other + expected)[:, mouth] / 2
+    assert mouth and torch.allclose(onto(points, other, 0.5), expected)
+
+
+def test_steadied_points_tremble_less_and_follow_what_moves():
+    draw, size = torch.Generator().manual_seed(0), 64
+    still = torch.randn(200, 30, 3, generator=draw).cumsum(1).mean(0, keepdim=True).expand(200, -1, -1)
+    tremor = 0.1 * torch.randn(still.shape, generator=draw)
+    made = steadied(still + tremor, None, size)
+    # a filter that always follows by a has a / (2 - a) of the variance, 0.08; larger tremors follow a little faster
+    assert 0.05 < float((made - still)[50:].var() / tremor.var()) < 0.3
+    jump = torch.zeros(2, 1, 3)
+    jump[1] = 10
+    assert float((steadied(jump, None, size) - jump).abs().max()) < 0.02
+    slope = 0.5 * torch.arange(60.0)[:, None, None].expand(60, 1, 3)  # pixels a frame
+    lag = (slope - steadied(slope, None, size))[-1, 0, 0]
+    assert 0 < float(lag) < 0.6
+    halves = steadied((still + tremor)[100:], made[99], size)
+    assert torch.equal(halves, made[100:])
 
 
 def test_a_picture_goes_where_its_points_go(face):
@@ -111,7 +148,9 @@ def test_pairs_carry_the_points_of_the_truth_and_of_a_mirrored_source(face):
     shown = scene(pairs.target, pairs.mask, pairs.landmarks, points=pairs.points)
     assert shown.shape == (2, SHAPED, size, size)
     known = pairs.source.known(pairs.landmarks, points=pairs.points)
-    face = appearance(pairs.source.image, pairs.source.mask, pairs.source.points, pairs.points)
+    here, there = pinned(pairs.source.points, pairs.source.landmarks), pinned(pairs.points, pairs.landmarks)
+    face = appearance(pairs.source.image, pairs.source.mask, here, there)
+    assert torch.equal(there[:, POINTS:, :2], pairs.landmarks)
     assert torch.equal(known["appearance"], face)
 
 

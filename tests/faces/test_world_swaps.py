@@ -116,3 +116,33 @@ def test_training_people_and_cases_share_nobody():
     pictures = to_unit(p.images)
     for image in c.truth.image:
         assert float((pictures - image).square().mean((1, 2, 3)).min()) > 1e-3
+
+
+def test_a_swap_may_paint_wherever_a_bald_source_has_a_face():
+    from ornstein.faces.world import IDENTITY, attributes, identities
+    from ornstein.faces.world.dataset import paintable
+
+    targets, states = identities(12, 7), attributes(12, 8)
+    for name, value in (("hair_length", 1.0), ("hair_volume", 1.0), ("fringe", 1.0), ("hairline", 0.0)):
+        targets[:, IDENTITY.index(name)] = value
+    bald = targets.clone()
+    bald[:, IDENTITY.index("hair_length")] = 0.0
+    target, truth = render(targets, states, SIZE), render(bald, states, SIZE)
+    assert torch.equal(target.head, truth.head)  # hair does not hide it
+    beyond = [
+        float((truth.mask * (1 - each)).sum() / truth.mask.sum()) for each in (region(target.mask), paintable(target))
+    ]
+    assert beyond[0] > 0.01 and beyond[1] == 0
+
+
+def test_points_of_the_surface_lie_at_their_share_of_the_heads_width():
+    from ornstein.faces.world.landmarks import SURFACE
+
+    states = torch.zeros(1, len(ATTRIBUTES))
+    states[:, ATTRIBUTES.index("scale")] = 1.0
+    drawn = render(torch.full((1, 46), 0.5), states, 128)
+    head, at = drawn.head[0, 0], dict(zip(SURFACE, drawn.surface[0], strict=True))
+    for level in ("temple", "orbit", "mandible"):
+        right, left = (at[f"{side}_{level}_outer"] for side in ("right", "left"))
+        width = float(head[int(right[1].round())].sum())
+        assert abs(float((right - left).norm()) - 0.85 * width) < 1.5

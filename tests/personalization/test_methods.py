@@ -14,13 +14,14 @@ from ornstein.interop.exchange import export_model
 from ornstein.interop.lora import load_lora, merge_lora, parts_of
 from ornstein.interop.words import read_words
 from ornstein.nets import UNet
+from ornstein.nets.switch import Switch
 from ornstein.personalization import task as tasks
-from ornstein.personalization.learned import begin, frozen
+from ornstein.personalization.learned import begin
 from ornstein.personalization.pictures import Pictures, PictureSet
 from ornstein.personalization.recipe import Run
 from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.personalization.task import Personalisation
-from ornstein.text import BPE, TextDenoiser, TextEncoder
+from ornstein.text import BPE, TextDenoiser, TextEncoder, open_encoder
 from ornstein.text.bpe import learned_merges
 
 PROMPT = "a photo of sks dog"
@@ -169,8 +170,8 @@ def test_the_frozen_base_is_the_base(base, photos, tmp_path):
             for p in task.model.parameters():
                 p.add_(0.05)
         moved = image(task.denoiser)
-        with task.kept as d:
-            assert torch.equal(image(d), plain), method
+        with task.switch.off():
+            assert torch.equal(image(task.denoiser), plain), method
         assert not torch.equal(moved, plain) and torch.equal(image(task.denoiser), moved), method
 
 
@@ -192,6 +193,68 @@ def test_the_prior_pulls_back_to_the_base(base, photos, tmp_path):
         for p, g in zip(parameters, gradient, strict=True):
             p.sub_(g, alpha=0.01 * float(drift) / size)
     assert float(task._drift(y, t, z, prompts).sum()) < float(drift)
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth"])
+def test_behind_a_gate_the_class_is_the_base_bit_for_bit(our_own, photos, tmp_path, method):
+    """The person's prompts are those of the same run without a gate, all others those of the base, in one batch too."""
+    who, kind = "a photo of a sks dog", "a photo of a dog"
+    given = {"method": method, "prompt": who, "learning_rate": 1e-2 if method == "lora" else 1e-4}
+    open_ = orn.load(learn(our_own, photos, tmp_path / "open", **given).path)
+    run = learn(our_own, photos, tmp_path / "run", prior="gated", checkpoint_every=1, **given)
+    d, plain = orn.load(run.path), orn.load(our_own)
+    assert [check.drift for check in run.checks] == [0.0, 0.0]
+    assert torch.equal(image(d, kind), image(plain, kind)) and torch.equal(image(d, "asks"), image(plain, "asks"))
+    assert (image(open_, kind) - image(plain, kind)).abs().max() > 1e-4
+    assert (image(d, who) - image(open_, who)).abs().max() < 1e-5
+    x, t = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0.9, 0.5, 0.2])
+    cond = d.encode([kind, who, kind])
+    mixed = d(x, t, **cond).x0
+    for i, model in enumerate((plain, open_, plain)):
+        alone = model(x, t, **plain.encode([kind, who, kind])).x0[i]
+        assert (mixed[i] - alone).abs().max() < 1e-5
+    # the other side of guidance is the base's
+    of_who = orn.sample(d, (1, *d.data.shape), steps=1, seed=1, cond=d.encode([who]), guidance=0.0)
+    assert (of_who - orn.sample(plain, (1, *d.data.shape), steps=1, seed=1)).abs().max() < 1e-4
+    named = d.prompted([kind, who])
+    assert torch.equal(
+        named(x, t, label=torch.tensor([0, 0, -1])).x0,
+        plain.prompted([kind, who])(x, t, label=torch.tensor([0, 0, -1])).x0,
+    )
+    with pytest.raises(UserError, match="behind a gate, the word sks"):
+        d.save(tmp_path / "saved")
+
+
+def test_a_gate_of_a_pipeline(base, photos, tmp_path):
+    run = learn(base, photos, tmp_path / "run", prior="gated")
+    d, plain = orn.load(run.path), orn.load(base)
+    assert torch.equal(image(d, "a photo of dog"), image(plain, "a photo of dog"))
+    assert torch.equal(image(d.sized(32, 32), "a dog"), image(plain.sized(32, 32), "a dog"))
+    assert (image(d) - image(plain)).abs().max() > 1e-4 and torch.equal(image(d), image(run.model))
+    assert (image(d.sized(32, 32)) - image(plain.sized(32, 32))).abs().max() > 1e-4
+    two = orn.sample(d, (2, *d.data.shape), steps=3, seed=1, guidance=2.0, cond=d.encode([PROMPT, "a dog"]))
+    one = orn.sample(plain, (2, *d.data.shape), steps=3, seed=1, guidance=2.0, cond=plain.encode([PROMPT, "a dog"]))
+    assert (two[1] - one[1]).abs().max() < 1e-4 < (two[0] - one[0]).abs().max()
+    with pytest.raises(UserError, match="behind a gate, the word sks"):
+        export_model(d, tmp_path / "folder")
+    merged = orn.load(base)
+    load_lora(merged, run.path / "lora_kohya.safetensors")
+    assert (image(merged) - image(d)).abs().max() < 1e-4  # other programs have the LoRA without the gate
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "a photo of a dog"}, "needs a placeholder"),
+        ({"prompt": "a photo of sksdog", "placeholder": "sks"}, "as a word of its own"),
+        ({"train_text": True}, "goes through the gate"),
+        ({"condition_dropout": 0.1}, "goes through the gate"),
+        ({"prior_weight": 2.0}, "--prior-weight needs"),
+    ],
+)
+def test_a_gate_that_nothing_opens_is_refused(base, photos, tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        learn(base, photos, tmp_path / "run", prior="gated", **given)
 
 
 def test_a_mask_is_a_weight_of_the_squared_error(base, photos, tmp_path):
@@ -261,7 +324,7 @@ def test_the_held_out_loss_compares_runs_and_stops_them(base, photos, tmp_path):
     task = Personalisation.__new__(Personalisation)
     task.denoiser, task.pictures, task.held_out, task.settings = model, again, None, run.settings
     task.texts = task.before = tasks.Texts(model, False)
-    task.kept = frozen(model, run.settings)
+    task.switch = Switch()
     assert task._checked(0).loss == pytest.approx(losses[best], rel=1e-5)
 
 
@@ -324,5 +387,71 @@ def test_a_run_of_our_own_is_a_base(our_own, photos, tmp_path, capsys, method):
         load_lora(d, run.path / "lora_kohya.safetensors")
         merge_lora(d)
         assert torch.equal(image(d, text), image(orn.load(run.path), text))
-        with pytest.raises(UserError, match="needs a pipeline with text encoders"):
-            learn(our_own, photos, tmp_path / "word", method="textual-inversion")
+
+
+WORD = "a photo of a <new> dog"
+
+
+def learned_word(base: Path, photos: Path, out: Path, tokens: int) -> tuple[Run, TextDenoiser]:
+    """A run that learned a word of so many tokens, and its model, which is otherwise the base."""
+    run = learn(base, photos, out, method="textual-inversion", prompt=WORD, vectors=tokens, initial="dog")
+    plain, d = orn.load(base), orn.load(run.path)
+    assert isinstance(plain, TextDenoiser) and isinstance(d, TextDenoiser)
+    for text in ("a photo of a dog", "new dog", ""):  # other texts mean what they meant
+        assert torch.equal(d.encode([text])["text"], plain.encode([text])["text"])
+    assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), d.net.parameters(), strict=True))
+    assert (image(d, WORD) - image(run.model, WORD)).abs().max() < 1e-4
+    assert (image(d, WORD) - image(plain, WORD)).abs().max() > 1e-4
+    return run, d
+
+
+def test_a_word_is_learned_by_a_run_with_its_own_encoder(our_own, photos, tmp_path):
+    run, d = learned_word(our_own, photos, tmp_path / "run", 2)
+    own = d.encoder
+    assert isinstance(own, TextEncoder)
+    plain = len(own.bpe)
+    assert (
+        own.tokenized([WORD])[0].tolist()[0].count(plain) == own.tokenized([WORD])[0].tolist()[0].count(plain + 1) == 1
+    )
+    assert own.tokenized(["a <NEW>, <new>"])[0].tolist()[0].count(plain) == 2
+    # tokens as the word's neighbours see them: those of the texts beside it
+    left, right = own.bpe.encode("a photo of a")[:-1], own.bpe.encode("dog")[1:]
+    assert own.tokenized([WORD])[0].tolist() == [[*left, plain, plain + 1, *right]]
+    d.save(tmp_path / "saved")  # an ordinary run that has the word
+    again = orn.load(tmp_path / "saved")
+    assert torch.equal(image(again, WORD), image(d, WORD))
+    with pytest.raises(UserError, match="has learned the word <new> already"):
+        learn(tmp_path / "saved", photos, tmp_path / "twice", method="textual-inversion", prompt=WORD)
+    assert run.checks[-1].drift < 1e-9
+
+
+def test_only_the_word_has_a_gradient_and_it_is_that_of_the_table(our_own, photos, tmp_path):
+    """The rows' gradient is that which the same table, trained whole, has in their place."""
+    task = task_of(our_own, photos, tmp_path, method="textual-inversion", prompt="a photo of a sks dog", vectors=1)
+    task.pictures.prompts = [("a photo of a sks dog",)] * len(task.pictures.prompts)
+    (rows,) = task.model.numbers.values()
+    (gradient,) = torch.autograd.grad(loss_of(task, [0, 1]), [rows])
+    encoder = task.denoiser.encoder
+    number = encoder.new.tokens[0]
+    encoder.merge_word()
+    encoder.tokens.weight.requires_grad_(True)
+    (table,) = torch.autograd.grad(loss_of(task, [0, 1]), [encoder.tokens.weight])
+    assert bool(gradient.any()) and torch.allclose(gradient[0], table[number], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_a_word_is_learned_by_a_run_with_a_frozen_encoder(photos, tmp_path, tokens):
+    from interop import tiny
+
+    folder = tiny.build("sd1", tmp_path / "sd1")
+    encoder = open_encoder(f"clip:{folder}")
+    torch.manual_seed(0)
+    net = UNet(3, 16, width=16, multipliers=(1, 2), depths=(1, 1), attention=(8,), text_width=encoder.width)
+    for name, weight in net.named_parameters():
+        if name.endswith("weight") and not bool(weight.any()):
+            torch.nn.init.normal_(weight, std=0.1)
+    d = TextDenoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=orn.SampleSpec((3, 16, 16)), encoder=encoder)
+    d.save(tmp_path / "base")
+    _, d = learned_word(tmp_path / "base", photos, tmp_path / "run", tokens)
+    with pytest.raises(UserError, match="has no new words"):
+        d.save(tmp_path / "saved")

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import ornstein as orn
+from ornstein.data import save_gif
 from ornstein.data.captions import Captions
 from ornstein.errors import UserError
 from ornstein.text import BPE, FrozenEncoder, TextDenoiser, TextEncoder
@@ -320,3 +321,31 @@ def test_the_report_and_previews_are_made_with_captions(pictures: Path, tmp_path
     assert list((tmp_path / "run" / "progress").glob("*.png"))
     assert "report.html" in done("evaluate", tmp_path / "run", "-n", 8, "--steps", 2, "--seeds", 1, "--images", 1)
     assert "captions" in done("info", tmp_path / "run")
+
+
+def test_captions_of_clips(tmp_path: Path) -> None:
+    """A video's caption is that of each clip cut from it; its prompt makes clips, from noise and from given frames."""
+    draw, films = torch.Generator().manual_seed(0), tmp_path / "films"
+    films.mkdir()
+    for i, word in enumerate(("red", "blue", "green", "red")):
+        clip = torch.rand(3, 7, 16, 16, generator=draw) * 0.2 - 1
+        clip[i % 3] += 1.5
+        save_gif(clip, films / f"{i}.gif", 8.0)
+        (films / f"{i}.txt").write_text(f"a {word} film")
+    run = tmp_path / "run"
+    said = done(
+        "train", "--data", films, "--frames", 3, "--given-frames", "--captions", "auto", "--size", 16, "--net", "xs",
+        "--batch", 4, "--steps", 2, "--sample-every", 0, "--no-report", "--out", run,
+    )  # fmt: skip
+    assert "captions of" in said and "3 different captions" in said
+    model = opened(run)
+    assert model.data is not None and model.data.shape == (3, 3, 16, 16)
+    for given in ((), ("--given", films, "--first", 1)):
+        out = tmp_path / f"samples{len(given)}"
+        made = ("--prompt", "a red film", "-n", 2, "--steps", 2, "--out", out)
+        done("sample", run, *made, *given)
+        assert len(list(out.glob("*.gif"))) == 2
+    refused(
+        ornstein("train", "--data", films, "--frames", 3, "--captions", "auto", "--noise", "warped:0.25", "--out",
+                 tmp_path / "no"), "--captions with --noise warped",
+    )  # fmt: skip

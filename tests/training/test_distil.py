@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import ornstein as orn
 from ornstein import Data, Denoiser, Process
 from ornstein.errors import UserError
+from ornstein.few_steps.consistency import Consistency
 from ornstein.noise import AR1, Identity
 from ornstein.oracles import GaussianMixture
 from ornstein.schedules import Cosine
@@ -20,6 +21,7 @@ from ornstein.training import TrainConfig, run_task
 from ornstein.training import distil as module
 from ornstein.training.distil import FOLDER, Distillation, follow_teacher, new_student
 from ornstein.training.state import STATE
+from ornstein.training.task import Diffusion
 
 SIGMA = torch.tensor([[0.5, 0.2, -0.1], [0.2, 0.3, 0.05], [-0.1, 0.05, 0.2]], dtype=torch.float64)
 GAUSS = GaussianMixture([1.0], [[0.0, 0.0, 0.0]], SIGMA[None])
@@ -57,6 +59,54 @@ def test_the_student_of_a_gaussian_is_its_flow(tmp_path, noise):
     untrained = orn.sample(teacher, (200, 3), "ddim", 2, start=start)
     error, before = (float((x - exact).square().mean().sqrt()) for x in (end, untrained))
     assert error < 0.02 and error < 0.1 * before
+
+
+class Nodes(nn.Module):
+    """v of the exact denoiser of a Gaussian, and a matrix to learn on top of it for each node of the times."""
+
+    def __init__(self, p: Process, times: torch.Tensor) -> None:
+        super().__init__()
+        self.p, self.config, self.times = p, {}, times
+        self.A = nn.Parameter(torch.zeros(len(times), 3, 3))
+
+    def forward(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        t = self.p.schedule.time(log_snr.double()).clamp(0, 1)
+        v = GAUSS.denoiser(self.p)(x, t).v
+        return v + torch.einsum("bij,bj->bi", self.A[(self.times[:, None] - t).abs().argmin(0)], x)
+
+
+class Draws:
+    """Samples of the Gaussian as a training set."""
+
+    x = GAUSS.sample(2000, torch.Generator().manual_seed(3)).float()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, indices, /):
+        return self.x[torch.as_tensor(indices)], None
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_consistent_student_of_a_gaussian_is_its_flow(tmp_path, steps):
+    """By consistency on noised data alone, from one node to the next, to where the closed form says."""
+    p = Process(Cosine(), AR1(3, 0.7))
+    objective = Consistency(Denoiser(Nodes(p, torch.ones(1)), p, "v", data=Data((3,))), steps)
+    times = objective.times[:-1]
+    student = new_student(Denoiser(Nodes(p, times), p, "v", data=Data((3,))), steps)
+    config = TrainConfig(
+        steps=400, batch=128, learning_rate=3e-2, warmup=10, weight_decay=0.0, checkpoint_every=400,
+        time_sampling="uniform", ema=0.05,
+    )  # fmt: skip
+    task = Diffusion(student, config)
+    task.objective = objective
+    list(run_task(task, Draws(), config, tmp_path / "student"))
+    z = torch.randn(200, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    start = p.prior((200, 3), dtype=torch.float64).sample(z).float()
+    end, exact = orn.sample(student, (200, 3), start=start), GAUSS.ode_map(start, p, 1.0, 0.0)
+    plain = orn.sample(objective.teacher, (200, 3), "ddim", steps, start=start)
+    error, before = (float((x - exact).square().mean().sqrt()) for x in (end, plain))
+    assert error < 0.03 and error < 0.2 * before
 
 
 def tiny(toy) -> Denoiser:

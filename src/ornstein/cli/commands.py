@@ -112,6 +112,10 @@ class Sample:
     cache: int = setting(
         1, "Compute the deep levels of a U-Net at each CACHE-th evaluation, and say what that changes.", minimum=1
     )
+    merge: float = setting(
+        0.0, "Merge this share of a transformer's tokens, those that are alike, and say what that changes.",
+        minimum=0, maximum=0.75,
+    )  # fmt: skip
     width: float | None = setting(
         None, "Share of the channels, for a run of `compress --method integral`.", by_data="1, all of them", above=0,
         maximum=1,
@@ -175,11 +179,12 @@ class Tune(TuneSettings):
 class Distil(DistilSettings):
     """Distil a trained model to a few steps: a student that ends in 1 to 10 steps where the model's own flow does.
 
-    It follows trajectories of the model from noise, which needs no data, and trains a copy of it on them. The student
-    is a run like any other; `ornstein sample` and `evaluate` take its own steps. Its report compares it with the
-    teacher at 1 to 20 steps, and with the tuned solver of `ornstein tune` if there is one.
+    It follows trajectories of the model from noise, which needs no data, and trains a copy of it on them; or, with
+    --method consistency, it trains the copy on the images of the run. The student is a run like any other; `ornstein
+    sample` and `evaluate` take its own steps. Its report compares it with the teacher at 1 to 20 steps, and with the
+    tuned solver of `ornstein tune` if there is one.
 
-    Example: ornstein distil runs/photos --out runs/photos-4 --to 4
+    Example: ornstein distil runs/photos --out runs/photos-2 --to 2 --method consistency
     """
 
     run: Path = setting(help="The run directory of the teacher, a trained diffusion model.", argument=True)

@@ -12,24 +12,29 @@ from typing import Any
 from rich.table import Table
 
 from ornstein import checkpoint, processes
+from ornstein.autoencoders.perceptual import octave_statistics
 from ornstein.cli.commands import Distil
-from ornstein.data import BucketSet, ImageSet, StreamedSet
+from ornstein.data import BucketSet, ImageSet, StreamedSet, to_unit
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.features import open_features
 from ornstein.evaluation.few_steps import FRECHET, KERNEL, RMSE, Way, mean_over_seeds, quality_by_steps
+from ornstein.evaluation.matched import choose
 from ornstein.evaluation.run import affordable, write_run_report
 from ornstein.evaluation.run_clips import write_clip_report
+from ornstein.few_steps.consistency import Consistency
 from ornstein.few_steps.distillation import check_teacher
+from ornstein.few_steps.matching import KernelDistance
 from ornstein.progress import cell, console, progress, say
 from ornstein.request import SOLVER, STEPS
 from ornstein.settings import read, read_file, settings_of, to_json
 from ornstein.store import CONFIG, atomic_write, read_config
+from ornstein.text import TextDenoiser
 from ornstein.training import TrainConfig, TrainState, run_task
 from ornstein.training.distil import Distillation, TrajectorySet, follow_teacher, new_student
 from ornstein.training.folder import check_folder
-from ornstein.training.jobs import preview, size_of
+from ornstein.training.jobs import new_job, preview, size_of
 from ornstein.training.recipe import REPORT, Split, in_memory, open_data, report_seconds
 from ornstein.training.settings import DISTIL, SETTINGS, DistilSettings, Settings, resumed
 from ornstein.training.state import check_new, check_resumable
@@ -41,7 +46,8 @@ _TEACHER_STEPS = (1, 2, 4, 8, STEPS)  # at which the report compares the teacher
 _FINE_STEPS = 60  # of the teacher's own samples that the others are compared with
 _JUDGED, _FEWEST = 500, 24
 _COMPARING = 0.6  # of the time of a report, for the comparison with the teacher; the rest is for the student's own
-_FIXED = ("to", "guidance", "trajectories", "precision", "seed")  # the trajectories depend on these
+_MATCHED = 2048  # images that the samples are brought near
+_FIXED = ("to", "method", "match", "guidance", "trajectories", "precision", "seed")  # the trajectories depend on these
 
 
 def distil(asked: Distil, given: frozenset[str]) -> None:
@@ -52,21 +58,30 @@ def distil(asked: Distil, given: frozenset[str]) -> None:
     group = processes.current()
     device = choose_device(asked.device)
     teacher = checkpoint.load(run, trust_sizes=asked.trust_sizes).to(device)
+    consistent = settings.method == "consistency"
+    if consistent and "trajectories" in given:
+        raise UserError("--trajectories is of the other method: leave it out with --method consistency")
     try:
-        check_teacher(teacher, settings.guidance)
+        check_teacher(teacher, settings.guidance, text=consistent)
         student = new_student(teacher, settings.to, settings.guidance)
     except UserError as error:
         raise UserError(f"{run} cannot be distilled: {error}") from None
+    material = _material(run) if consistent else None
     group.agreed(lambda: _claim(settings, run, out, asked.resume))
     began = time.monotonic()
-    followed = _followed(settings, run, teacher, out, config)
-    states = run_task(Distillation(student, checkpoint.fingerprint(run)), followed, config, out, asked.resume)
+    if material is not None:
+        states = _consistent(settings, run, teacher, student, out, asked.resume, *material)
+        source = f"{len(material[1].train)} {'images' if material[0].frames is None else 'clips'}"
+    else:
+        followed = _followed(settings, run, teacher, out, config)
+        states = run_task(Distillation(student, checkpoint.fingerprint(run)), followed, config, out, asked.resume)
+        source = f"{len(followed)} trajectories"
     if group.main:
         _remember(settings, out)
         if (run / SETTINGS).is_file():
             # which data the model knows, for `evaluate`
             atomic_write(out / SETTINGS, (run / SETTINGS).read_bytes())
-    say(f"{len(followed)} trajectories of {run}, {size_of(student)}, to {_steps(settings.to)}")
+    say(f"{source} of {run}, {size_of(student)}, to {_steps(settings.to)}")
     steps = _train(states, config)
     group.end()
     if not group.main:
@@ -125,6 +140,44 @@ def _followed(settings: DistilSettings, run: Path, teacher: Denoiser, out: Path,
         return follow_teacher(run, teacher, out, *kept, dtype, lambda done, _: bar.update(task, completed=done))
 
 
+def _material(run: Path) -> tuple[Settings, Split]:
+    """The settings of the teacher's training, and its data."""
+    if not (run / SETTINGS).is_file():
+        raise UserError(f"{run} does not say what data it was trained on, which --method consistency learns from")
+    own = Settings.stored(run / SETTINGS)
+    return own, open_data(own)
+
+
+def _consistent(
+    settings: DistilSettings, run: Path, teacher: Denoiser, student: Denoiser, out: Path, resume: bool,
+    own: Settings, split: Split,
+) -> Iterator[TrainState[Denoiser]]:  # fmt: skip
+    """The training by consistency on the teacher's own training data."""
+    device, config = device_of(teacher), settings.config()
+    tuning = replace(
+        own, steps=config.steps, minutes=config.minutes, batch=config.batch, optimizer=config.optimizer,
+        learning_rate=config.learning_rate, precision=config.precision, seed=config.seed, ema=config.ema,
+        checkpoint_every=config.checkpoint_every, warmup=config.warmup, accumulate=1, sample_every=0, dropout=0.0,
+        objective=None, time_sampling="uniform", loss_space="pixel", init=None, track=None, compile=False,
+    )  # fmt: skip
+    dtype, match = choose_precision(config.precision, device), _match(settings, teacher, split)
+    objective = Consistency(teacher, settings.to, settings.guidance, dtype, match=match)
+    objective.about = {"teacher": checkpoint.fingerprint(run)}
+    return new_job(tuning, split.train, split.held_out, out, resume, device, student, objective).states
+
+
+def _match(settings: DistilSettings, teacher: Denoiser, split: Split) -> KernelDistance | None:
+    """The distance of samples from the training images, if it is to be learned from."""
+    images = split.train
+    pixels = teacher.space is None and isinstance(images, ImageSet | StreamedSet)
+    if settings.match == "data" and not pixels:
+        raise UserError("--match data is for models of images of pixels and of one size: leave it out")
+    if settings.match == "none" or not pixels or (settings.match is None and settings.guidance != 1):
+        return None
+    real = in_memory(images)
+    return KernelDistance(to_unit(real.images[choose(real, _MATCHED)]).to(device_of(teacher)), octave_statistics)
+
+
 def _train(states: Iterator[TrainState[Denoiser]], config: TrainConfig) -> int:
     """Train to the end with a progress bar; the number of steps made here."""
     total = config.steps if config.minutes is None else 60 * config.minutes
@@ -162,7 +215,8 @@ def _report(
             write_clip_report(out, student, data.train, data.held_out, title, shown, advance, seconds=left)
             return
         assert isinstance(data.held_out, ImageSet)
-        ways = ways_of(run, teacher, student, settings.guidance)
+        teacher, asked = _prompted(teacher), _prompted(student)
+        ways = ways_of(run, teacher, asked, settings.guidance)
         evaluations = (_FINE_STEPS + sum(way.steps for way in ways)) * (1 if settings.guidance == 1 else 2)
         judged = max(_FEWEST, affordable(teacher, _COMPARING * budget, _JUDGED, evaluations))
         real = data.held_out.images
@@ -173,6 +227,11 @@ def _report(
         seen, left = in_memory(data.train), max(0.0, end - time.monotonic())
         write_run_report(out, student, seen, data.held_out, title, shown, quality=rows, advance=advance, seconds=left)
     console.print(quality_table(rows))
+
+
+def _prompted(model: Denoiser) -> Denoiser:
+    """A model of text with examples of its captions for classes; any other as it is."""
+    return model.prompted(model.examples) if isinstance(model, TextDenoiser) and model.examples else model
 
 
 def ways_of(run: Path, teacher: Denoiser, student: Denoiser, guidance: float) -> list[Way]:

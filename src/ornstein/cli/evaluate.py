@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,8 @@ from rich.table import Table as RichTable
 
 from ornstein import autoencoders, checkpoint, processes
 from ornstein.autoencoders.latent import LatentSpace
+from ornstein.cli.evaluate_clips import evaluate_clips
+from ornstein.cli.evaluated import command_of, print_tables
 from ornstein.cli.held_out_data import Material, open_material, pixel_digest
 from ornstein.cli.models import open_model
 from ornstein.cli.options import refuse
@@ -24,7 +25,7 @@ from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation.facts import run_facts, seconds_text
 from ornstein.evaluation.features import open_features
-from ornstein.evaluation.markup import Table, plain
+from ornstein.evaluation.markup import plain
 from ornstein.evaluation.matched import image_shape
 from ornstein.evaluation.measure import evaluate_model
 from ornstein.evaluation.owned import JSON, REPORT, check_replaceable
@@ -55,15 +56,18 @@ def evaluate(asked: Evaluate, given: frozenset[str]) -> None:
             refuse(Evaluate, given, _OF_SAMPLES, f"{asked.run} is an autoencoder")
             record = _evaluate_autoencoder(asked)
         else:
-            record = _evaluate_model(asked, given)
+            denoiser = open_model(asked, own=True)[0]
+            if denoiser.shape is not None and len(denoiser.shape) == 4:
+                record = evaluate_clips(asked, given, denoiser, _settled(asked, denoiser))
+            else:
+                record = _evaluate_model(asked, given, denoiser)
     if asked.json and record is not None:
         typer.echo(json.dumps(record, indent=1))
 
 
-def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | None:
+def _evaluate_model(asked: Evaluate, given: frozenset[str], denoiser: Denoiser) -> dict[str, Any] | None:
     """Likelihoods and scores of samples of a diffusion model, as --json prints them; None in all processes but one."""
     began = time.monotonic()
-    denoiser = open_model(asked, own=True)[0]
     settled = _settled(asked, denoiser)
     Plan(**settled)  # wrong sizes are refused before anything is read
     group = processes.current()
@@ -103,9 +107,9 @@ def _evaluate_model(asked: Evaluate, given: frozenset[str]) -> dict[str, Any] | 
     group.end()
     if not group.main:
         return None  # this process has made its share of the samples
-    command = _command(asked, plan)
+    command = command_of(asked, plan)
     shown = tables(result, material.about)
-    _print(shown)
+    print_tables(shown)
     facts = {"model": str(asked.run), "command": command, "evaluation took": seconds_text(time.monotonic() - began)}
     record = {
         "format": 2,
@@ -219,40 +223,6 @@ def _key(asked: Evaluate, material: Material, device: str) -> dict[str, Any]:
         "precision": asked.precision,
         "batch": asked.batch,
     }
-
-
-def _command(asked: Evaluate, plan: Plan) -> str:
-    """The command that gives the same figures again."""
-    options: dict[str, Any] = {
-        "--data": asked.data,
-        "-n": plan.count,
-        "--solvers": ",".join(plan.solvers),
-        "--steps": ",".join(map(str, plan.steps)),
-        "--features": asked.features,
-        "--seeds": plan.seeds,
-        "--likelihood": ",".join(plan.methods) or "none",
-        "--images": plan.images,
-        "--held-out": asked.held_out,
-        "--batch": plan.batch,
-        "--prompt": asked.prompt,
-        "--prompts": asked.prompts,
-        "--negative": asked.negative,
-        "--precision": None if asked.precision == "float32" else asked.precision,
-    }
-    words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
-    words += ["--trust-sizes"] * asked.trust_sizes
-    return shlex.join(["ornstein", "evaluate", str(asked.run), *words])
-
-
-def _print(shown: list[Table]) -> None:
-    for table in shown:
-        columns = [escape(plain(name)) for name in table.columns]
-        rich = RichTable(*columns, title=table.title, title_justify="left", title_style="bold", show_edge=False)
-        for row in table.rows:
-            rich.add_row(*(escape(plain(value)) for value in row))
-        console.print()
-        console.print(rich)
-        console.print(plain(table.header), style="dim", markup=False)
 
 
 def _evaluate_autoencoder(asked: Evaluate) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ornstein.progress import plain, progress, say
 from ornstein.training.recipe import Settings, in_memory, open_data
 from ornstein.training.settings import SETTINGS
 
-__all__ = ["Material", "open_material", "pixel_digest"]
+__all__ = ["Material", "open_material", "pixel_digest", "places"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Own:
 
 def _own(settings: Settings, run: Path, data: str | None) -> _Own | None:
     """The data of the run from the first place that has them, at `data` or where the run says; None if none has."""
-    for place in _places(settings.data, run) if data is None else [data]:
+    for place in places(settings.data, run) if data is None else [data]:
         here = replace(settings, data=place)
         try:
             train, held_out, _, _ = open_data(here)
@@ -84,7 +84,7 @@ def _own(settings: Settings, run: Path, data: str | None) -> _Own | None:
     return None
 
 
-def _places(data: str, run: Path) -> list[str]:
+def places(data: str, run: Path) -> list[str]:
     """Where data may be: as the run says it, or relative to the folders that the run lies in."""
     path = Path(data)
     if path.is_absolute():

@@ -73,11 +73,13 @@ def swap(asked: SwapCommand, given: frozenset[str]) -> None:
     _tell(asked, rows, sorted(group.collected(failed)), kept, group)
 
 
-def tell_idle(model: FaceModel, onset: float | None, given: Iterable[str]) -> None:
-    """Warn of settings of the sampler, of those `given`, that do nothing because it begins at time 0."""
+def tell_idle(model: FaceModel, onset: float | None, given: Iterable[str]) -> bool:
+    """Whether the sampler begins at time 0; then the settings of it, of those `given`, do nothing, which is said."""
+    at_0 = model.shaped and (ONSET if onset is None else onset) == 0
     idle = [f"--{name}" for name in _OF_SAMPLER if name in given]
-    if idle and model.shaped and (ONSET if onset is None else onset) == 0:
+    if idle and at_0:
         warn(f"at onset 0 the face is laid on and no network paints: {', '.join(idle)} do nothing; give --onset 0.5")
+    return at_0
 
 
 def _tell(asked: SwapCommand, rows: list[Row], failed: list[Any], kept: int, group: Any) -> None:

@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from ornstein.checkpoint import CONFIG
-from ornstein.cli.swap import detectors
+from ornstein.cli.swap import detectors, tell_idle
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.extras import require
@@ -33,8 +33,10 @@ def costs(asked: CostsCommand, given: frozenset[str]) -> None:
     model = load_model(asked.run, device)
     detector, scanner = detectors(asked.detector, None)
     settings = SwapSettings(steps=asked.steps, precision=asked.precision)
+    idle = tell_idle(model.model, settings.onset, given)
     swapper = Swapper(model.model, settings, detector, run=asked.run, scanner=scanner)
-    table = Table(title=f"one face, {asked.steps} steps, {asked.detector}, {device}; seconds")
+    how = "laid on" if idle else f"{asked.steps} steps"
+    table = Table(title=f"one face, {how}, {asked.detector}, {device}; seconds")
     for name in ("picture", "find", "know", "paint", "paste", "a photo", "a frame"):
         table.add_column(name, justify="right")
     rows = 0

@@ -14,7 +14,7 @@ from ornstein.evaluation.held_out import Bits
 from ornstein.evaluation.neighbours import CopyReport
 from ornstein.evaluation.plan import Plan
 
-__all__ = ["METRICS", "Evaluation", "Row", "Spread"]
+__all__ = ["METRICS", "Evaluation", "Row", "Spread", "without_nan"]
 
 METRICS = ("frechet", "kernel", "precision", "recall")
 
@@ -91,7 +91,7 @@ class Evaluation:
             scores = {k: {"mean": s.mean, "std": s.std, "values": s.values} for k, s in spreads.items()}
             return {"solver": r.solver, "steps": r.steps, **scores, "kernel_error": r.kernel_error}
 
-        return _without_nan(
+        return without_nan(
             {
                 "samples_per_seed": self.plan.count,
                 "seeds": list(range(self.plan.seeds)),
@@ -106,9 +106,10 @@ class Evaluation:
         )
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """JSON values with null for what is not finite."""
     if isinstance(value, Mapping):
-        return {k: _without_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

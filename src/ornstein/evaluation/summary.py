@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ornstein.data import ImageSet
+from ornstein.evaluation.held_out import Bits
 from ornstein.evaluation.markup import Table
 from ornstein.evaluation.report import Images, Pairs, Report, Skipped, write_report
 from ornstein.evaluation.results import METRICS, Evaluation, Row, Spread
 
-__all__ = ["NAMES", "tables", "write_evaluation_report"]
+__all__ = ["NAMES", "figure", "likelihood_table", "tables", "write_evaluation_report"]
 
 NAMES = {
     "frechet": "Fréchet distance",
@@ -34,7 +35,7 @@ def tables(result: Evaluation, about: str) -> list[Table]:
     """
     out = []
     if result.bits:
-        out.append(_likelihood(result, about))
+        out.append(likelihood_table(result.bits, about))
     rows = [_quality_row(row) for row in (*result.rows, *([result.floor] if result.floor else []))]
     columns = ("solver", "steps", *(NAMES[m] for m in METRICS))
     header = (
@@ -49,16 +50,17 @@ def tables(result: Evaluation, about: str) -> list[Table]:
     return out
 
 
-def _likelihood(result: Evaluation, about: str) -> Table:
-    parts = tuple(dict.fromkeys(part for b in result.bits for part in b.parts))
+def likelihood_table(bits: Sequence[Bits], about: str, kind: str = "images") -> Table:
+    """The table of likelihoods of held-out images or clips; about: which they are."""
+    parts = tuple(dict.fromkeys(part for b in bits for part in b.parts))
     rows = [
         (b.method, _pm(b.mean, b.error), b.count, *(f"{b.parts[p]:.4f}" if p in b.parts else "" for p in parts))
-        for b in result.bits
+        for b in bits
     ]
     header = (
-        f"Bits per dimension of {result.bits[0].count} held-out images, ± standard error over the images; seed 0; "
+        f"Bits per dimension of {bits[0].count} held-out {kind}, ± standard error over the {kind}; seed 0; "
         f"{about}. Less is better; each bounds that of the model from above in expectation. "
-        + " ".join(f"{b.method}: {b.meaning}." for b in result.bits)
+        + " ".join(f"{b.method}: {b.meaning}." for b in bits)
     )
     return Table("Likelihood", header, ("method", "bits/dim", "n", *parts), rows)
 
@@ -97,7 +99,7 @@ def _pm(mean: float, error: float) -> str:
     return f"{mean:.4f}" if math.isnan(error) else f"{mean:.4f} ± {error:.4f}"
 
 
-def _figure(spread: Spread) -> str:
+def figure(spread: Spread) -> str:
     """The mean with its spread, without exponents: "182 ± 11"."""
     if math.isnan(spread.std):
         return f"{spread.mean:.3g}"
@@ -105,7 +107,7 @@ def _figure(spread: Spread) -> str:
 
 
 def _quality_row(row: Row) -> tuple[Any, ...]:
-    figures = {name: _figure(getattr(row, name)) for name in METRICS}
+    figures = {name: figure(getattr(row, name)) for name in METRICS}
     if len(row.kernel.values) == 1 and not math.isnan(row.kernel_error):
         figures["kernel"] += f" ± {row.kernel_error:.2g}"
     return (row.solver, row.steps or "", *figures.values())

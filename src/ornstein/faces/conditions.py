@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.faces.nets.placement import spots
+from ornstein.faces.nets.placement import FEATURES, spots
 from ornstein.faces.nets.unet import blurred
 from ornstein.faces.shape import CONTOURS, contours, moved_face
 
@@ -58,7 +58,7 @@ def scene(
     if hidden:
         face = blurred(target) if tint is None else blurred(target) + tint
         picture = torch.lerp(target, face, mask)
-    where = spots(landmarks, size) if points is None else contours(points.to(target.device), size)
+    where = spots(landmarks[:, :FEATURES], size) if points is None else contours(points.to(target.device), size)
     return torch.cat([picture, 2 * mask - 1, 2 * where.to(target) - 1], dim=1)
 
 

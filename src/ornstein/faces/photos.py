@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ornstein.data import to_unit
 from ornstein.faces.conditions import POINTS, appearance
-from ornstein.faces.shape import MIRROR
+from ornstein.faces.shape import MIRROR, pinned
 
 __all__ = ["Pairs", "Photos", "SourceFaces", "mirror"]
 
@@ -60,10 +60,12 @@ class SourceFaces:
         """The conditions of the source for targets with the landmarks `onto` (B, K, 2).
 
         moved: move the face onto those landmarks, for `FaceUNet`; a `RelitUNet` moves it itself.
-        points: (B, shape.POINTS, 3), where those of the face go, instead of the landmarks.
+        points: (B, shape.POINTS, 3), where those of the face go, beside the first five landmarks.
         """
         if moved:
-            here, there = (self.landmarks, onto) if self.points is None or points is None else (self.points, points)
+            here, there = self.landmarks, onto
+            if self.points is not None and points is not None:
+                here, there = pinned(self.points, here), pinned(points, there.to(points))
             face = appearance(self.image, self.mask, here, there)
             return {"identity": self.identity, "appearance": face}
         face = torch.cat([self.image * self.mask, self.mask], 1)
@@ -82,7 +84,8 @@ class Pairs:
     """Training pairs of swaps: the face of `source` painted into `target` should look as `truth`.
 
     truth, target: (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) of the target's face. landmarks: (B, K, 2) of the target
-    in pixels. points: (B, shape.POINTS, 3) of the truth, if they are known.
+    in pixels. face: (B, 1, H, W) of the truth's, if it is known. points: (B, shape.POINTS, 3) of the truth, if
+    they are known.
     """
 
     truth: Tensor
@@ -91,16 +94,18 @@ class Pairs:
     landmarks: Tensor
     source: SourceFaces
     points: Tensor | None = None
+    face: Tensor | None = None
 
     def to(self, device: torch.device) -> Pairs:
         parts = (part.to(device, non_blocking=True) for part in self._parts)
-        points = None if self.points is None else self.points.to(device)
-        return Pairs(*parts, source=self.source.to(device), points=points)
+        points, face = (None if each is None else each.to(device) for each in (self.points, self.face))
+        return Pairs(*parts, source=self.source.to(device), points=points, face=face)
 
     def select(self, rows: Tensor) -> Pairs:
         """These pairs alone."""
-        points = None if self.points is None else self.points[rows]
-        return Pairs(*(part[rows] for part in self._parts), source=self.source.select(rows), points=points)
+        points, face = (None if each is None else each[rows] for each in (self.points, self.face))
+        parts = (part[rows] for part in self._parts)
+        return Pairs(*parts, source=self.source.select(rows), points=points, face=face)
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
@@ -126,6 +131,7 @@ class Photos:
         state: (N,), or None.
         mirrored: (K,), which landmark each one is in a mirror. None: the first five change sides, the others stay.
         points: (N, shape.POINTS, 3), or None.
+        shown: uint8 (N, 1, H, W), 255 where a picture shows the face itself, if the masks reach further; or None.
 
     Raises:
         ValueError: the numbers of rows differ.
@@ -141,13 +147,16 @@ class Photos:
         state: Tensor | None = None,
         mirrored: Tensor | None = None,
         points: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> None:
         self.images, self.masks, self.landmarks = images.cpu(), masks.cpu(), landmarks.float().cpu()
         self.person, self.embeddings = person.cpu(), embeddings.float().cpu()
         self.state = None if state is None else state.cpu()
         self.mirrored = None if mirrored is None else mirrored.cpu()
         self.points = None if points is None else points.float().cpu()
-        lengths = {len(part) for part in (images, masks, landmarks, person, embeddings, points) if part is not None}
+        self.shown = None if shown is None else shown.cpu()
+        parts = (images, masks, landmarks, person, embeddings, points, shown)
+        lengths = {len(part) for part in parts if part is not None}
         if len(lengths) != 1 or not len(images):
             raise ValueError(f"photos, masks, landmarks, people and embeddings must be equally many, not {lengths}")
         self._same_person = _Groups(self.person)
@@ -169,13 +178,15 @@ class Photos:
         """These photos alone."""
         rows = rows.cpu()
         parts = (p[rows] for p in (self.images, self.masks, self.landmarks, self.person, self.embeddings))
-        state, points = (None if part is None else part[rows] for part in (self.state, self.points))
-        return Photos(*parts, state=state, mirrored=self.mirrored, points=points)
+        more = (None if part is None else part[rows] for part in (self.state, self.points, self.shown))
+        state, points, shown = more
+        return Photos(*parts, state=state, mirrored=self.mirrored, points=points, shown=shown)
 
     def known_as(self, embeddings: Tensor) -> Photos:
         """The same photos with other embeddings (N, D)."""
         parts = (self.images, self.masks, self.landmarks, self.person)
-        return Photos(*parts, embeddings, state=self.state, mirrored=self.mirrored, points=self.points)
+        more = {"state": self.state, "mirrored": self.mirrored, "points": self.points, "shown": self.shown}
+        return Photos(*parts, embeddings, **more)
 
     def faces(self, rows: Tensor, mirrored: Tensor | None = None) -> SourceFaces:
         """These photos as sources, in a mirror where `mirrored` (B,) is true."""
@@ -189,7 +200,11 @@ class Photos:
         source, target, mirrored = self._drawn(rows, draw)
         truth = self._seen(rows, mirrored)[0]
         known = self.faces(source, mirrored ^ (source == rows))
-        return Pairs(truth, *self._seen(target, mirrored), source=known, points=self._points(rows, mirrored))
+        face = None
+        if self.shown is not None:
+            face = self.shown[rows].float() / 255
+            face = torch.where(mirrored[:, None, None, None], face.flip(3), face)
+        return Pairs(truth, *self._seen(target, mirrored), source=known, points=self._points(rows, mirrored), face=face)
 
     def places(self, n: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The landmarks (n, K, 2) of sources, targets and truths of n pairs of any rows, in pixels."""

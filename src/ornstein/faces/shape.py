@@ -10,10 +10,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.faces.align import Similarity
-from ornstein.faces.mesh import PARTS, mesh
+from ornstein.faces.mesh import FIVE, PARTS, mesh
 from ornstein.faces.nets.placement import spots, thin_plate
 
-__all__ = ["CONTOURS", "MIRROR", "POINTS", "contours", "moved_face", "onto", "shape_in", "shape_of", "turned"]
+__all__ = [
+    "CONTOURS",
+    "MIRROR",
+    "POINTS",
+    "aligned",
+    "contours",
+    "moved_face",
+    "onto",
+    "pinned",
+    "shape_in",
+    "shape_of",
+    "steadied",
+    "turned",
+]
 
 POINTS = 470
 CONTOURS = ("eyes", "brows", "lips", "mouth", "irises")
@@ -25,6 +38,8 @@ _BETWEEN = (1, 2, 4, 5, 6, 9, 50, 98, 151, 168, 197, 205, 280, 327, 425)
 _CONTROLS = tuple(
     sorted({*_BETWEEN, *_IRISES, *(point for polygons in PARTS.values() for each in polygons for point in each[::2])})
 )
+_TREMOR, _FOLLOWS = 0.006, 0.15  # of the side of a crop; of what is slower
+_MOUTH = tuple({point for part in ("lips", "mouth") for point in PARTS[part][0]})
 # A thin plate with this stiffness goes through its points within a hundredth of a pixel; 32 cells a side follow lids.
 _STIFF, _CELLS = 1e-3, 32
 # Which point each one is in a mirror: the assignment of least distance between the mean of a hundred meshes and its
@@ -90,20 +105,64 @@ def turned(source: Tensor, target: Tensor) -> Tensor:
     return (scale[:, None, None] * (p @ (u @ torch.diag_embed(sign) @ v)) + mean_q).to(source)
 
 
+def aligned(source: Tensor, target: Tensor) -> Tensor:
+    """The points of `source` (B, N, 3) moved, scaled and turned in the picture, by least squares onto `target`."""
+    p, q = (torch.view_as_complex(each[..., :2].double().contiguous()) for each in (source, target))
+    p, mean = p - p.mean(1, keepdim=True), q.mean(1, keepdim=True)
+    turn = (p.conj() * (q - mean)).sum(1, keepdim=True) / p.abs().square().sum(1, keepdim=True).clamp(min=1e-9)
+    return torch.cat(
+        [torch.view_as_real(turn * p + mean).to(source), turn.abs()[..., None].to(source) * source[..., 2:]], 2
+    )
+
+
 def onto(source: Tensor, target: Tensor, own: float) -> Tensor:
     """Where the points of the source lie in the swap, (B, N, 3): in the target's pose and place.
+
+    The source's own shape is half way between its points as they are and those turned in space like the target's head:
+    the depth of a mesh is a guess. The mouth takes half the share: it tells more of the moment than other parts.
 
     Args:
         source, target: (B, N, 3).
         own: share of the source's own shape; 0 is the target's shape and expression.
     """
-    return torch.lerp(target, turned(source, target), own)
+    shape = (turned(source, target) + aligned(source, target)) / 2
+    share = own * source.new_ones(source.shape[1], 1)
+    share[[point for point in _MOUTH if point < len(share)]] = own / 2
+    return torch.lerp(target, shape, share)
+
+
+def pinned(points: Tensor, landmarks: Tensor) -> Tensor:
+    """The points (B, POINTS, 3) and, behind them, the five landmarks of `align` (B, 5, 2), which a detector found."""
+    return torch.cat([points, F.pad(landmarks[:, : len(FIVE)], (0, 1))], 1)
+
+
+def steadied(points: Tensor, before: Tensor | None, size: int) -> Tensor:
+    """The points (F, N, 3) of a face in consecutive frames without the tremor of a mesh that is found anew in each.
+
+    A point that moved by m follows by the share a + (1 - a) m^2 / (m^2 + s^2) of it, where s is `_TREMOR` of the crop
+    and a is `_FOLLOWS`: what is faster than the tremor passes, and no point lags behind by much more than s.
+
+    Args:
+        points: in pixels of crops of `size`.
+        before: (N, 3), the steadied points of the frame before; None at the beginning of a track.
+        size: side of the crops.
+    """
+    out, last = [], before
+    for each in points:
+        if last is not None:
+            moved = each - last
+            square = moved[:, :2].square().sum(1, keepdim=True)
+            each = last + (_FOLLOWS + (1 - _FOLLOWS) * square / (square + (_TREMOR * size) ** 2)) * moved
+        out.append(each)
+        last = each
+    return torch.stack(out)
 
 
 def moved_face(picture: Tensor, points: Tensor, there: Tensor) -> Tensor:
-    """A picture (B, C, H, W) moved so that its `points` (B, POINTS, 3) come to lie `there`, by a thin plate."""
+    """A picture (B, C, H, W) moved so that its `points` (B, POINTS, 3) or more come to lie `there`, by a thin plate."""
     size = picture.shape[-1]
-    one, two = ((2 * each[:, _CONTROLS, :2].to(picture) + 1) / size - 1 for each in (points, there))
+    some = [*_CONTROLS, *range(POINTS, points.shape[1])]
+    one, two = ((2 * each[:, some, :2].to(picture) + 1) / size - 1 for each in (points, there))
     grid = thin_plate(one, two, size, _STIFF, min(_CELLS, size))
     return F.grid_sample(picture, grid, align_corners=False)
 

@@ -5,8 +5,8 @@ each t_k the student predicts the one x0 whose DDIM step ends there (E31), so N 
 the teacher's flow. This target is not an average, as E[x_0 | x_t] is: one x_t has one end, whatever C is.
 
 Progressive distillation (Salimans & Ho 2022, arXiv:2202.00512) uses two DDIM steps of the previous student instead of
-the flow, and halves N. Consistency models (Song et al. 2023, arXiv:2303.01469; with several steps, Heek et al. 2024,
-arXiv:2403.06807) use the student's own prediction a little further on. Here the flow itself is computed by a solver of
+the flow, and halves N. Consistency models use the student's own prediction a little further on
+(`few_steps.consistency`). Here the flow itself is computed by a solver of
 order 3 (Luhman & Luhman 2021, arXiv:2101.02388, do so with one step and DDIM): no error passes from student to student,
 and no data are needed.
 """
@@ -41,6 +41,7 @@ _PLAIN = 10  # one round through the classes in ten is unconditional, so that th
 _STREAM = 0x44535449
 
 _KNOWN_CONDITIONS = {"label", "known", "known_mask"}
+_TEXT = {"text", "text_mask"}
 
 
 def leading_to(p: Process, x_t: Tensor, t: Times, x_s: Tensor, s: Times) -> Prediction:
@@ -75,16 +76,22 @@ def student_times(p: Process, steps: int) -> tuple[float, ...]:
     return tuple(grids.make(grids.GRID, p.schedule, (1.0, 0.0), steps).tolist())
 
 
-def check_teacher(model: Denoiser, guidance: float) -> None:
-    """Raise UserError if the model cannot be a teacher, or not with that guidance scale."""
+def check_teacher(model: Denoiser, guidance: float, text: bool = False) -> None:
+    """Raise UserError if the model cannot be a teacher, or not with that guidance scale.
+
+    text: whether its training data are at hand, with the captions that a model of text needs.
+    """
     if model.distilled is not None:
         raise UserError(f"it is already distilled, to {model.distilled}: distil its teacher instead")
-    foreign = sorted(set(model.conditions) - _KNOWN_CONDITIONS)
-    if foreign:
-        raise UserError(f"it needs {', '.join(foreign)}: only models that start from noise can be distilled")
+    foreign = set(model.conditions) - _KNOWN_CONDITIONS
+    if foreign and foreign <= _TEXT and not text:
+        raise UserError("it takes text, which trajectories have none of: give --method consistency")
+    if foreign - _TEXT:
+        needed = ", ".join(sorted(foreign))
+        raise UserError(f"it needs {needed}: only models that start from noise can be distilled")
     if model.data is None:
         raise UserError("it has no sample spec: train it with `ornstein train`")
-    if guidance != 1 and not model.data.classes:
+    if guidance != 1 and not model.data.classes and not foreign:
         raise UserError("it was trained without classes, which --guidance needs")
     if not guidance >= 0:
         raise UserError(f"--guidance is a scale of 0 or more, not {guidance}")

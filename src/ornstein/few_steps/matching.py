@@ -20,7 +20,7 @@ from ornstein.devices import float64_device
 from ornstein.few_steps.free_solver import FreeSolver, Progress
 from ornstein.solvers.tuned import Tuned
 
-__all__ = ["FeatureDistance", "Matching", "matched", "squares"]
+__all__ = ["FeatureDistance", "KernelDistance", "Matching", "matched", "squares"]
 
 _ROOM = 0.75**2  # of the mean square error of the best untuned solver, or
 _MORE = 1.3  # so many times that of the first stage: what the second stage may use of it
@@ -141,13 +141,9 @@ class FeatureDistance:
     """
 
     def __init__(self, real: Tensor, features: Callable[[Tensor], Tensor] = _flat) -> None:
-        if len(real) < 2:
-            raise ValueError(f"a distance of distributions needs two samples or more, got {len(real)}")
         self._shape, self._given, self._features = tuple(real.shape[1:]), real, features
-        with torch.no_grad():
-            f = torch.cat([_wide(features(part)) for part in real.split(_AT_ONCE)])
-            self._mean, self._std = f.mean(0), f.std(0).clamp(min=_LEAST_SPREAD)
-            self._root = torch.linalg.qr((f - self._mean) / self._std / math.sqrt(len(f) - 1), mode="r").R
+        f, self._mean, self._std = _standardised(real, features)
+        self._root = torch.linalg.qr(f / math.sqrt(len(f) - 1), mode="r").R
 
     def __call__(self, x: Tensor) -> Tensor:
         """The distance of x (B, *), B > 1. Raises ValueError for samples of another shape."""
@@ -164,3 +160,42 @@ class FeatureDistance:
         order = torch.randperm(len(self._given), generator=torch.Generator().manual_seed(0))[:count]
         with torch.no_grad():
             return float(self(self._given[order.to(self._given.device)]))
+
+
+class KernelDistance:
+    """The squared kernel distance of samples (B, *) from given ones, differentiable, and unbiased for any B.
+
+    The kernel is (f g/D + 1)^3 of standardised features, as in the kernel distance of `ornstein evaluate`, but of other
+    features. Of few samples, such as a batch of a training, its gradient is that of many in the mean; the Fréchet
+    distance of few samples would pull them together.
+
+    Args:
+        real, features: as for `FeatureDistance`.
+    """
+
+    def __init__(self, real: Tensor, features: Callable[[Tensor], Tensor] = _flat) -> None:
+        self._features = features
+        self._given, self._mean, self._std = (each.float() for each in _standardised(real, features))
+        inside = _cubic(self._given, self._given)
+        self._own = float((inside.sum() - inside.diagonal().sum()) / (len(real) * (len(real) - 1)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The distance of x (B, *), B > 1."""
+        f = (self._features(x).float() - self._mean) / self._std
+        inside = _cubic(f, f)
+        pairs = (inside.sum() - inside.diagonal().sum()) / (len(f) * (len(f) - 1))
+        return pairs - 2 * _cubic(f, self._given).mean() + self._own
+
+
+def _cubic(f: Tensor, g: Tensor) -> Tensor:
+    return (f @ g.T / f.shape[1] + 1) ** 3
+
+
+def _standardised(real: Tensor, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (M, D) of mean 0 and variance 1, and the means and deviations that they had."""
+    if len(real) < 2:
+        raise ValueError(f"a distance of distributions needs two samples or more, got {len(real)}")
+    with torch.no_grad():
+        f = torch.cat([_wide(features(part)) for part in real.split(_AT_ONCE)])
+    mean, std = f.mean(0), f.std(0).clamp(min=_LEAST_SPREAD)
+    return (f - mean) / std, mean, std

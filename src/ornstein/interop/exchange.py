@@ -13,8 +13,9 @@ from ornstein.interop.notes import quiet
 from ornstein.interop.pipeline import Pipeline
 from ornstein.nets.lora import adapted
 from ornstein.store import CONFIG, read_config
+from ornstein.text.prompting import check_ungated
 
-__all__ = ["export_model", "not_expressible", "write_model"]
+__all__ = ["export_model", "not_expressible", "write_folder", "write_model"]
 
 # What diffusers' classes of the same name do otherwise, by our network.
 _DIFFERS = {
@@ -33,6 +34,7 @@ _DIFFERS = {
 
 def not_expressible(d: Denoiser) -> list[str]:
     """The parts of a model that no class of diffusers expresses, in words; empty if it can be exported."""
+    check_ungated(d)
     if isinstance(d, Pipeline) or isinstance(d.net, DiffusersNet):
         return []
     name, config = type(d.net).__name__, getattr(d.net, "config", {})
@@ -64,6 +66,11 @@ def export_model(d: Denoiser, out: str | Path) -> None:
     if parts:
         raise UserError(f"diffusers cannot express this model: {'; '.join(parts)}")
     _check_new(Path(out))
+    write_folder(d, out)
+
+
+def write_folder(d: Denoiser, out: str | Path) -> None:
+    """Write a model that diffusers has as a pipeline folder, over what is there."""
     if isinstance(d, Pipeline):
         _check_plain(d)
         with quiet():

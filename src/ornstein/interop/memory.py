@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ornstein.text.gate import NAMED
+
 if TYPE_CHECKING:
     from ornstein.interop.pipeline import Pipeline
 
@@ -47,7 +49,8 @@ def samples_at_once(model: Pipeline, free: float, guided: bool) -> int:
     net, weight = model.net, next(model.net.parameters())
     tensors = {name: t.to("meta") for name, t in (*net.named_parameters(), *net.named_buffers())}
     cond = model.encode([""]) if model.takes_text else {}
-    given = {name: value.to("meta") for name, value in cond.items() if isinstance(value, Tensor)}
+    # what opens a gate is for the model, not for its network
+    given = {n: value.to("meta") for n, value in cond.items() if isinstance(value, Tensor) and n != NAMED}
     x, log_snr = torch.empty(1, *model.data.shape, dtype=weight.dtype, device="meta"), torch.empty(1, device="meta")
 
     if model.has_mask_channels:

@@ -15,8 +15,12 @@ from ornstein.errors import UserError
 from ornstein.interop.lora import load_lora, merge_lora, parts_of
 from ornstein.interop.pipeline import Pipeline
 from ornstein.interop.words import EMBEDS, add_word, merge_words
+from ornstein.nets.lora import adapted
+from ornstein.nets.switch import Switch
 from ornstein.settings import extent_of
 from ornstein.store import CONFIG, MODEL, atomic_save_tensors, load_tensors
+from ornstein.text.gate import Gate
+from ornstein.text.prompting import Prompting
 
 __all__ = ["base_of", "load_learned", "open_run", "write_weights", "write_words"]
 
@@ -61,13 +65,20 @@ def base_of(folder: Path, base: Mapping[str, Any]) -> Path:
 
 
 def load_learned(d: Denoiser, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write what a run has learned into its base, `d`."""
+    """Write what a run has learned into its base, `d`, or put it behind a gate there."""
     method, file = about.get("method"), folder / MODEL
+    gated = about.get("prior") == "gated"
+    if gated and not isinstance(about.get("placeholder"), str):
+        raise UserError(f"{folder / CONFIG} does not say which word opens the gate")
+    switch = None
     if method == "lora":
         load_lora(d, file)
-        merge_lora(d)
+        if gated:
+            switch = Switch(adapted(parts_of(d)).values())
+        else:
+            merge_lora(d)
     elif method == "dreambooth":
-        _load_weights(d, file)
+        switch = _load_weights(d, file, gated)
     elif method == "textual-inversion":
         rows = {name.partition("."): value for name, value in load_tensors(file)[0].items()}
         words = {word for _, _, word in rows}
@@ -77,6 +88,8 @@ def load_learned(d: Denoiser, folder: Path, about: Mapping[str, Any]) -> None:
         merge_words(d)
     else:
         raise UserError(f"{folder / CONFIG} names an unknown method, {method!r}")
+    if switch is not None and isinstance(d, Prompting):
+        d.gate = Gate(str(about["placeholder"]), switch)
 
 
 def write_weights(file: Path, tensors: Mapping[str, Tensor], base: str) -> None:
@@ -91,16 +104,19 @@ def write_words(folder: Path, rows: Mapping[str, Tensor], word: str) -> None:
         atomic_save_tensors(folder / name, {word: value}, {"format": "pt"})
 
 
-def _load_weights(d: Denoiser, file: Path) -> None:
+def _load_weights(d: Denoiser, file: Path, switched: bool) -> Switch | None:
+    """Replace weights by those of a file; if asked for, with a switch that has the old ones."""
     tensors, parts = load_tensors(file)[0], parts_of(d)
-    own: dict[str, Tensor] = dict(parts.named_parameters())
+    own = dict(parts.named_parameters())
     for name, value in tensors.items():
         if name not in own or own[name].shape != value.shape:
             raise UserError(f"{file} does not belong to this base: it has {name} {tuple(value.shape)}")
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"{file}: {name} has values that are not finite; the file is damaged")
+    switch = Switch(parameters=[own[name] for name in tensors]) if switched else None
     with torch.no_grad():
         for name, value in tensors.items():
             own[name].copy_(value)
     if isinstance(d, Pipeline):
         d.forget_text()
+    return switch

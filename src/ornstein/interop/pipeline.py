@@ -148,6 +148,7 @@ class Pipeline(Prompting):
         if len(latent) == len(old) - 1:
             latent = (old[0], *latent)
         made = Pipeline(self._pipe, self.family, self.path, (channels, *latent))
+        made.gate = self.gate
         return made.train(self.training)
 
     @property

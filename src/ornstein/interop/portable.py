@@ -24,6 +24,7 @@ from ornstein.process import Prediction
 from ornstein.request import GRID, STEPS
 from ornstein.solvers import grids
 from ornstein.store import json_bytes
+from ornstein.text.prompting import check_ungated
 
 __all__ = ["TOLERANCE", "export_onnx", "export_safetensors", "export_torch", "sampling_table"]
 
@@ -146,6 +147,7 @@ def _about(d: Denoiser, traced: Traced) -> dict[str, Any]:
 
 def _traced(d: Denoiser) -> Traced:
     """The network as a program. Raises UserError for models that have none, RunError if PyTorch cannot make it."""
+    check_ungated(d)
     if isinstance(d, Pipeline):
         raise UserError("it is a pipeline of several networks: export it --to diffusers, whose own exporters take it")
     if d.data is None:
@@ -183,7 +185,7 @@ def _names(d: Denoiser) -> tuple[str, ...]:
     """The inputs: x, log_snr and the conditions that the network was made for."""
     config = getattr(d.net, "config", {})
     made = {"label": bool(d.data and d.data.classes), "text": config.get("text_width", 0) > 0}
-    made |= {"text_mask": made["text"], "known": config.get("conditioning", False)}
+    made |= {"text_mask": made["text"], "known": bool(config.get("conditioning"))}
     made |= {"known_mask": made["known"]}
     return ("x", "log_snr", *(name for name in _TAKEN if name in d.conditions and made[name]))
 

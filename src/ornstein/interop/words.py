@@ -8,45 +8,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.interop.pipeline import Pipeline
 from ornstein.store import load_tensors
+from ornstein.text import TextDenoiser, TextEncoder
+from ornstein.text.words import Words, add_to
 
-__all__ = ["EMBEDS", "Words", "add_word", "known_words", "merge_words", "read_words", "words_on"]
+__all__ = ["EMBEDS", "OF_RUN", "add_word", "known_words", "merge_words", "read_words", "words_on"]
 
 EMBEDS = "learned_embeds.safetensors"
 """The file of a word for diffusers; that of the second encoder is learned_embeds_2.safetensors."""
 
-
-class Words(nn.Module):
-    """An embedding table in which some tokens have rows of their own, `rows` (n, D); the table stays as it is."""
-
-    def __init__(self, table: nn.Module, tokens: Sequence[int], rows: Tensor) -> None:
-        super().__init__()
-        self.table, self.tokens = table, tuple(tokens)
-        self.rows = nn.Parameter(rows)
-
-    @property
-    def weight(self) -> Tensor:
-        """The table without the rows; some encoders ask for its dtype."""
-        return self.table.weight  # pyright: ignore[reportReturnType]
-
-    def forward(self, ids: Tensor) -> Tensor:
-        place = torch.full_like(ids, -1)
-        for i, token in enumerate(self.tokens):
-            place = place.masked_fill(ids == token, i)
-        known = self.table(ids.masked_fill(place >= 0, 0))
-        new = F.embedding(place.clamp(min=0), self.rows).to(known.dtype)
-        return torch.where((place >= 0)[..., None], new, known)
+OF_RUN = "text_encoder"
+"""The name of the text encoder of a run."""
 
 
 def add_word(
     d: Denoiser, word: str, rows: Mapping[str, Tensor] | None = None, initial: str = "", count: int = 1
 ) -> None:
-    """Give the text encoders of a pipeline a word. Their tables and other words stay as they are.
+    """Give the text encoders of a model a word. Their tables and other words stay as they are.
 
     Args:
         word: one word of the prompts.
@@ -55,51 +37,43 @@ def add_word(
         count: how many tokens the word becomes: itself, word_1, word_2, ...
 
     Raises:
-        UserError: a model that is no pipeline of text, or whose prompts cannot hold several tokens for a word; rows of
-            another width.
+        UserError: a model that takes no text, or whose prompts cannot hold several tokens for a word; rows of another
+            width.
     """
-    if not isinstance(d, Pipeline) or not d.takes_text:
-        raise UserError("a new word needs a pipeline with text encoders")
     if not word or any(c.isspace() for c in word):
         raise UserError(f"a placeholder is one word without spaces, not {word!r}")
     count = count if rows is None else max(len(each) for each in rows.values())
+    if isinstance(d, TextDenoiser):
+        if rows is not None and OF_RUN not in rows:
+            raise UserError(f"the embeddings of {word} are of another base: this one has its text encoder in the run")
+        d.add_word(word, None if rows is None else rows[OF_RUN], initial, count)
+        return
+    if not isinstance(d, Pipeline) or not d.takes_text:
+        raise UserError("a new word needs a model with a text encoder")
     if count > 1 and not hasattr(d.pipe, "maybe_convert_prompt"):
         raise UserError(f"a {type(d.pipe).__name__} takes one embedding a word: give --vectors 1")
     for name, encoder, tokenizer in d.encoders:
         if rows is not None and name not in rows:
             continue
-        names = [word, *(f"{word}_{i}" for i in range(1, count))]
-        first = None
-        if rows is None:  # before the word is there
-            first = tokenizer(initial, add_special_tokens=False).input_ids
-        tokenizer.add_tokens(names)
-        table = encoder.get_input_embeddings()
-        width = table.weight.shape[1]
-        if rows is not None:
-            own = rows[name].to(table.weight)
-        else:
-            own = (
-                table.weight.detach()[first].mean(0).expand(count, -1).clone()
-                if first
-                else table.weight.new_zeros(count, width)
-            )
-        if own.shape != (count, width):
-            raise UserError(
-                f"the embeddings of {word} are {tuple(own.shape)}, and {name} takes {(count, width)}: of another base"
-            )
-        encoder.set_input_embeddings(Words(table, tokenizer.convert_tokens_to_ids(names), own))
+        add_to(encoder, tokenizer, word, initial, count, None if rows is None else rows[name])
     d.forget_text()
 
 
 def words_on(d: Denoiser) -> dict[str, Words]:
     """The last word that was added to each text encoder, by the encoder's name."""
+    if isinstance(d, TextDenoiser):
+        return {} if d.encoder.new is None else {OF_RUN: d.encoder.new}
     encoders = d.encoders if isinstance(d, Pipeline) else []
     tables = {name: encoder.get_input_embeddings() for name, encoder, _ in encoders}
     return {name: table for name, table in tables.items() if isinstance(table, Words)}
 
 
 def merge_words(d: Denoiser) -> None:
-    """Write the words on a pipeline into the tables of its text encoders, which grow by them."""
+    """Write the words on a model into the tables of its text encoders, which grow by them."""
+    if isinstance(d, TextDenoiser):
+        if isinstance(d.encoder, TextEncoder):  # a frozen one keeps its table
+            d.encoder.merge_word()
+        return
     encoders = {name: encoder for name, encoder, _ in d.encoders} if isinstance(d, Pipeline) else {}
     for name, words in words_on(d).items():
         old = words.weight

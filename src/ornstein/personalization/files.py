@@ -10,6 +10,7 @@ from ornstein import checkpoint
 from ornstein.denoiser import Denoiser
 from ornstein.interop.lora import write_lora
 from ornstein.interop.personal import write_weights, write_words
+from ornstein.interop.pipeline import Pipeline
 from ornstein.personalization.learned import Learned, lora_of
 from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.settings import to_json
@@ -58,7 +59,7 @@ def write_run(
         write_lora(lora, out / KOHYA, "kohya", overwrite=True)
     else:
         write_weights(out / MODEL, learned.named(), own)
-        if settings.method == "textual-inversion":
+        if settings.method == "textual-inversion" and isinstance(d, Pipeline):
             assert settings.word is not None
             write_words(out, {name.partition(".")[0]: v for name, v in learned.named().items()}, settings.word)
     place = {"path": str(base.resolve()), "relative": os.path.relpath(base.resolve(), out.resolve())}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.interop.lora import parts_of
-from ornstein.interop.pipeline import Pipeline
 from ornstein.interop.words import add_word, words_on
-from ornstein.nets.lora import Lora, LoraLayer, LoraWeight, adapted, base_hash, trainable
+from ornstein.nets.lora import Lora, LoraLayer, adapted, base_hash, trainable
+from ornstein.nets.switch import Switch
 from ornstein.personalization.settings import TARGETS, TEXT_TARGETS, PersonalizeSettings
 from ornstein.randomness import generator
+from ornstein.text.prompting import check_ungated
 
-__all__ = ["Learned", "begin", "frozen", "lora_of"]
+__all__ = ["Learned", "begin", "lora_of", "switch_of"]
 
 _SEPARATOR = "/"  # names of parameters hold no dots
 
@@ -58,8 +58,10 @@ def begin(d: Denoiser, settings: PersonalizeSettings) -> Learned:
     """Put what is to be learned on a base, and freeze all else.
 
     Raises:
-        UserError: a base that takes no text, or layers that it does not have; a rank above the size of a layer.
+        UserError: a base that takes no text, or layers that it does not have; a rank above the size of a layer; a base
+            with a gate.
     """
+    check_ungated(d)
     for parameter in d.parameters():
         parameter.requires_grad_(False)
     parts = parts_of(d)
@@ -96,36 +98,10 @@ def lora_of(learned: Learned, d: Denoiser, alpha: float, facts: Mapping[str, str
     return Lora(layers, base_hash(parts_of(d), layers), facts)
 
 
-class frozen:
-    """The base as it was before the training: `with kept as d` gives a denoiser that computes without what is learned.
-
-    Of a LoRA it is the same network with strength 0; of a network that is trained itself, a copy.
-    """
-
-    def __init__(self, d: Denoiser, settings: PersonalizeSettings) -> None:
-        self.denoiser = d
-        self.layers: list[LoraWeight] = []
-        self.copy: Denoiser | None = None
-        if settings.method == "lora":
-            self.layers = list(adapted(parts_of(d)).values())
-        elif settings.method == "dreambooth":
-            self.copy = _copied(d)
-
-    def __enter__(self) -> Denoiser:
-        for layer in self.layers:
-            layer.strength = 0.0
-        return self.denoiser if self.copy is None else self.copy
-
-    def __exit__(self, *error: object) -> None:
-        for layer in self.layers:
-            layer.strength = 1.0
-
-
-def _copied(d: Denoiser) -> Denoiser:
-    """A denoiser with a copy of the network; decoder and text encoders are shared."""
-    made = copy.copy(d)
-    made._modules = dict(d._modules)
-    made.net = copy.deepcopy(d.net).requires_grad_(False)
-    if isinstance(made, Pipeline):
-        made._rows = {}
-    return made
+def switch_of(d: Denoiser, learned: Learned, settings: PersonalizeSettings) -> Switch:
+    """What switches off all that is learned, made before the first step: the base is behind it."""
+    if settings.method == "lora":
+        return Switch(adapted(parts_of(d)).values())
+    if settings.method == "dreambooth":
+        return Switch(parameters=learned.numbers.values())
+    return Switch()

@@ -32,6 +32,7 @@ from ornstein.personalization.texts import check_words
 from ornstein.progress import progress, say, warn
 from ornstein.settings import extent_of, read, read_file, to_json
 from ornstein.store import atomic_write
+from ornstein.text.words import word_pattern
 from ornstein.training import TrainState, run_task
 from ornstein.training.folder import check_folder
 from ornstein.training.recompute import recomputed
@@ -145,7 +146,8 @@ def personalize(
         report = report and not (out / REPORT).is_file()
     elif best is not None:
         what = "held-out loss" if held_out is not None else "loss of the pictures on fixed noise"
-        say(f"{what} {best.loss:.4f} at step {best.step}; drift of the class {best.drift:.2%}")
+        gate = ": it is behind the gate, which files for other programs have not" if asked.prior == "gated" else ""
+        say(f"{what} {best.loss:.4f} at step {best.step}; drift of the class {best.drift:.2%}{gate}")
     if report and group.main:
         shown = {"pictures": pictures, "held_out": held_out, "of_class": of_class, "before": before}
         write_personal_report(out / REPORT, task, prompts, _samples(d, asked, prompts), **shown)
@@ -186,6 +188,14 @@ def _pictures(settings: PersonalizeSettings, d: Denoiser) -> tuple[Pictures, Pic
         warn(f"and {len(opened.skipped) - _LISTED} more files that cannot be read")
     for note in opened.notes:
         warn(note)
+    if settings.prior == "gated":
+        named = word_pattern(str(settings.word))
+        closed = [n for n, p in zip(opened.names, opened.prompts, strict=True) if not all(map(named.search, p))]
+        if closed:
+            raise UserError(
+                f"--prior gated: a prompt of {closed[0]} does not hold {settings.word} as a word of its own, which "
+                "opens the gate"
+            )
     return split(opened, settings, d)
 
 

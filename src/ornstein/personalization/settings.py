@@ -64,10 +64,11 @@ class PersonalizeSettings(TrainConfig):
         help="Each picture has its own prompts: auto, txt or json beside it, metadata.jsonl or .csv, or a column; "
         "--prompt for those without.",
     )  # fmt: skip
-    prior: Literal["none", "images", "frozen", "distilled"] = setting(
+    prior: Literal["none", "gated", "images", "frozen", "distilled"] = setting(
         "none",
-        "Keep the class: by pictures that the base makes of it, by the base's own predictions at your pictures, or, "
-        "distilled, by its predictions at the pictures that it makes.",
+        "Keep the class: gated, what is learned acts on prompts with the placeholder alone, and for all others the "
+        "model is the base; or by pictures that the base makes of it, by the base's own predictions at your pictures, "
+        "or, distilled, by its predictions at the pictures that it makes.",
         panel=_PRIOR,
     )
     prior_weight: float = setting(1.0, "Weight of the loss that keeps the class.", above=0, panel=_PRIOR)
@@ -141,6 +142,15 @@ class PersonalizeSettings(TrainConfig):
         for name in ("class_images", "class_folder"):
             if getattr(self, name) != getattr(plain, name) and not self.pictured:
                 raise UserError(f"--{name.replace('_', '-')} needs --prior images or distilled")
+        weighed = self.prior not in ("none", "gated")
+        if self.prior_weight != plain.prior_weight and not weighed:
+            raise UserError("--prior-weight needs --prior images, frozen or distilled")
+        if self.prior == "gated":
+            if self.word is None or self.word not in self.prompt:
+                raise UserError("--prior gated needs a placeholder in --prompt: the word that opens the gate")
+            for name in ("train_text", "condition_dropout"):
+                if getattr(self, name):
+                    raise UserError(f"--{name.replace('_', '-')} goes through the gate: leave out --prior gated")
         if self.outside and self.masks is None:
             raise UserError("--outside needs --masks")
 

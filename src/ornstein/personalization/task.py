@@ -14,13 +14,15 @@ from torch import Tensor
 from ornstein import processes
 from ornstein.denoiser import Denoiser, Denoises
 from ornstein.objectives import edm
-from ornstein.personalization.learned import Learned, frozen
+from ornstein.personalization.learned import Learned, switch_of
 from ornstein.personalization.pictures import PictureSet
 from ornstein.personalization.settings import PersonalizeSettings
 from ornstein.personalization.texts import Texts
 from ornstein.process import Prediction
 from ornstein.randomness import normal
 from ornstein.schedules import Discrete, Rectified
+from ornstein.text.gate import Gate
+from ornstein.text.prompting import Prompting
 from ornstein.training import Task, TrainConfig
 from ornstein.training.objective import TimeSampling, check_objective, loss_of
 from ornstein.training.task import on_cpu
@@ -105,7 +107,9 @@ class Personalisation(Task[Learned]):
         self.trainer: TrainConfig = settings.config()
         self.objective = loss_of(settings.objective)
         self.times = TimeSampling(times_for(settings, d), settings.objective, d.process.schedule)
-        self.kept = frozen(d, settings)
+        self.switch = switch_of(d, learned, settings)
+        if settings.prior == "gated" and settings.word is not None and isinstance(d, Prompting):
+            d.gate = Gate(settings.word, self.switch)
         self.write, self.about, self.out = write, about, out
         self.checks: list[Check] = []
         trained = settings.train_text or settings.method == "textual-inversion"
@@ -199,8 +203,8 @@ class Personalisation(Task[Learned]):
         prompts = [of.of_class if prompt is None else of.class_of(prompt) for prompt in given]
         x_t = d.process.add_noise(y, t, z)
         kind = "x0" if d.prediction == "edm" else d.prediction
-        with torch.no_grad(), self.kept as base:
-            before = getattr(base(x_t, t, **self.before.of(prompts, y.shape[1:])), kind)
+        with torch.no_grad(), self.switch.off():
+            before = getattr(d(x_t, t, **self.before.of(prompts, y.shape[1:])), kind)
         return getattr(d(x_t, t, **self.texts.of(prompts, y.shape[1:])), kind), before
 
     # what is watched

@@ -106,8 +106,7 @@ def _with_gradients(model: Any, texts: list[str]) -> dict[str, Tensor]:
     """The conditions of texts, one row each, with gradients to the text encoder."""
     if isinstance(model, Pipeline):
         return model.encode_trained(texts)
-    tokens, _ = model.encoder.tokenized(texts)  # an encoder of its own, trained along with the run
-    text, mask = model.encoder(tokens.to(next(model.parameters()).device))
+    text, mask = model.encoder.with_gradients(texts, next(model.net.parameters()).device)
     return {"text": text, "text_mask": mask}
 
 

@@ -15,6 +15,7 @@ from ornstein.solvers.multistep import multistep, singlestep
 from ornstein.solvers.ode import euler, heun, rk4
 from ornstein.solvers.restart import restart
 from ornstein.solvers.sde import euler_maruyama, langevin, langevin_step
+from ornstein.solvers.side_by_side import side_by_side
 from ornstein.solvers.stepping import Counted, Noise
 from ornstein.solvers.tuned import Tuned
 
@@ -38,6 +39,7 @@ __all__ = [
     "restart",
     "rk4",
     "rk45",
+    "side_by_side",
     "singlestep",
     "with_colour",
 ]
@@ -68,6 +70,7 @@ SOLVERS: dict[str, Solver] = {
     "dpmpp-2m-sde": partial(multistep, order=2, stochastic=True),
     "sa-3m": partial(multistep, order=3, corrected=True, stochastic=0.5),
     "restart": restart,
+    "side-by-side": side_by_side,
     "heun-churn": partial(heun, churn=10.0),
     "rk45": rk45,
 }

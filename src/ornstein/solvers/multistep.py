@@ -37,7 +37,7 @@ from ornstein.schedules import Times
 from ornstein.solvers.coefficients import Form, Level, adams, weights
 from ornstein.solvers.stepping import Noise, pairs
 
-__all__ = ["Value", "combine", "interpolated", "level", "multistep", "singlestep"]
+__all__ = ["Value", "advance", "combine", "interpolated", "level", "multistep", "singlestep"]
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,14 @@ def _weights(
     """`weights`, or those of `adams`, as numbers: every batch on the same times has the same."""
     w = adams(rho_from, rho_to, known) if equal else weights(rho_from, rho_to, known, form, power)
     return w.tolist()
+
+
+def advance(p: Process, x: Tensor, t: float, s: float, values: Sequence[Value]) -> Tensor:
+    """x (B, *) from t to s on the straight flow, along the polynomial through `values`, newest first."""
+    here = values[0].m
+    w = _weights(level(p, t), level(p, s), tuple(v.rho for v in values), "flow", 1, False)
+    past = list(zip(w, [v.m for v in values], strict=True))
+    return combine(_with_value(p, x, t, "flow", here), s, here, past)
 
 
 def multistep(

@@ -43,6 +43,12 @@ class TextDenoiser(Prompting):
         """Whether the encoder is trained along with the network."""
         return isinstance(self.encoder, TextEncoder)
 
+    def add_word(self, word: str, given: Tensor | None, initial: str, count: int) -> None:
+        """Give the encoder a word; see `TextEncoder.add_word`."""
+        self.encoder.add_word(word, given, initial, count)
+        if self.encoder.new is not None:
+            self.encoder.new.to(next(self.net.parameters()).device)  # of a frozen encoder too: what trains it has it
+
     def in_turn(self, count: int) -> dict[str, Any]:
         """The conditions of so many samples, the examples in turn: those of previews."""
         if not self.examples or self._rows is not None:

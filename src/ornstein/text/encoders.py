@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from torch import Tensor
 from ornstein.errors import UserError
 from ornstein.extras import require
 from ornstein.store import file_hash, make_folder, partial_name, read_json
+from ornstein.text.words import Words, add_to, names_of, word_pattern
 
 __all__ = ["KINDS", "FrozenEncoder", "open_encoder"]
 
@@ -58,6 +60,8 @@ class FrozenEncoder:
         self.width = width
         self._model: Any = None
         self._tokenizer: Any = None
+        self.new: Words | None = None
+        self._spelling: tuple[re.Pattern[str], str] | None = None  # of a new word of several tokens
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenEncoder:
         return self  # it is never trained: copies of a denoiser share it
@@ -81,7 +85,29 @@ class FrozenEncoder:
     def count(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text, not cut."""
         self._load()
-        return [len(self._tokenizer(text, truncation=False, verbose=False).input_ids) for text in texts]
+        return [len(self._tokenizer(text, truncation=False, verbose=False).input_ids) for text in self._spelt(texts)]
+
+    def add_word(self, word: str, given: Tensor | None, initial: str, count: int) -> None:
+        """Add a word of `count` tokens, with embeddings as given or the mean of those of `initial`.
+
+        Raises:
+            UserError: the embeddings are of another width.
+        """
+        self._load()
+        self.new = add_to(self._model, self._tokenizer, word, initial, count, given)
+        self._spelling = (word_pattern(word), " ".join(names_of(word, count)))
+
+    def _spelt(self, texts: Sequence[str]) -> list[str]:
+        """The texts with a new word as its tokens."""
+        if self._spelling is None:
+            return list(texts)
+        pattern, tokens = self._spelling
+        return [pattern.sub(lambda _: tokens, text) for text in texts]
+
+    def with_gradients(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """As `encode`, with gradients to a new word."""
+        with torch.enable_grad():
+            return self.states(texts, device, trained=True)
 
     def encode(self, texts: Sequence[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """States (B, L, width) float32 and mask (B, L) bool of texts, on the CPU. Warns of texts that are cut.
@@ -93,22 +119,26 @@ class FrozenEncoder:
                 warnings.warn(f"a prompt is cut to {self.length} tokens: {text[:40]!r}...", UserWarning, stacklevel=3)
         return self.states(texts, device)
 
-    def states(self, texts: Sequence[str], device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    def states(
+        self, texts: Sequence[str], device: torch.device | None = None, trained: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """As `encode`, without a warning."""
         self._load()
-        place = device or torch.device("cpu")
+        place = device or (torch.device("cpu") if self.new is None else self.new.rows.device)
         read = self._tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.length, return_tensors="pt"
+            self._spelt(texts), padding="longest", truncation=True, max_length=self.length, return_tensors="pt"
         )
         mask = read.attention_mask.bool()
-        with torch.no_grad():
+        with torch.set_grad_enabled(trained):
             model = self._model.to(place)
             states = model(input_ids=read.input_ids.to(place), attention_mask=read.attention_mask.to(place))
         empty = torch.tensor([not text.strip() for text in texts])
         return states.last_hidden_state.float().cpu(), mask & ~empty[:, None]
 
     def to_config(self) -> dict[str, Any]:
-        """What `open_encoder` reads."""
+        """What `open_encoder` reads. Raises UserError with a new word, which the folder does not have."""
+        if self.new is not None:
+            raise UserError(f"the text encoder in {self.path} has no new words: the personalised run keeps this one")
         return {"kind": self.kind, "folder": str(self.path.resolve()), "fingerprint": self.fingerprint}
 
     def _load(self) -> None:

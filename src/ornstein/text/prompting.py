@@ -5,18 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoiser
+from ornstein.errors import UserError
+from ornstein.text.gate import NAMED, Gate
 
-__all__ = ["Prompting"]
+__all__ = ["Prompting", "check_ungated"]
 
 
 class Prompting(Denoiser):
     """A denoiser with prompts. A subclass says what the conditions of texts are (`_encoded`, `_nothing`)."""
+
+    gate: Gate | None = None
+    """What acts on prompts with a certain word alone: of a personalised model with `--prior gated`."""
 
     _rows: dict[str, Tensor] | None = None  # conditions of each prompt and, last, of none
 
@@ -54,7 +60,7 @@ class Prompting(Denoiser):
                 cond["negative"] = self._of_texts(others)
         nothing = None if others else self._nothing(len(texts))
         if nothing is not None and not self.guided_by_condition:
-            cond["negative"] = nothing
+            cond["negative"] = nothing | self._marked([""] * len(texts))
         for name, value in shared.items():
             self._check_shared(name)
             number = isinstance(value, int | float)
@@ -75,6 +81,7 @@ class Prompting(Denoiser):
         scale = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
         cond = self.encode(prompts, negative, **scale)
         other = cond.pop("negative", None) or self._nothing(1) or self._no_text(cond)
+        other = self._marked([""]) | other
         if guidance_scale is not None:
             other = other | {"guidance_scale": cond["guidance_scale"]}
         made = copy.copy(self)
@@ -96,7 +103,21 @@ class Prompting(Denoiser):
         different = list(dict.fromkeys(texts))
         cond = self._encoded(different)
         rows = torch.tensor([different.index(text) for text in texts])
-        return {name: value.index_select(0, rows.to(value.device)) for name, value in cond.items()}
+        return {n: value.index_select(0, rows.to(value.device)) for n, value in cond.items()} | self._marked(texts)
+
+    def _marked(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """What a gate is opened by, one row a text; nothing without a gate."""
+        return {} if self.gate is None else {NAMED: self.gate.named(texts)}
+
+    def _output(self, x_t: Tensor, t: Any, cond: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        if self.gate is None:
+            return super()._output(x_t, t, cond)
+        return self.gate.computed(super()._output, x_t, t, cond)
+
+    def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> None:
+        """As `Denoiser.save`. Raises UserError for a model with a gate."""
+        check_ungated(self)
+        super().save(path, extra)
 
     def _encoded(self, texts: list[str]) -> dict[str, Tensor]:
         """The conditions of texts, one row each."""
@@ -112,6 +133,16 @@ class Prompting(Denoiser):
 
     def _check_shared(self, name: str) -> None:
         raise ValueError(f"this model takes no condition {name!r}; besides prompts it takes none")
+
+
+def check_ungated(d: Denoiser) -> None:
+    """Raise UserError for a model with a gate, which one network cannot express."""
+    gate = d.gate if isinstance(d, Prompting) else None
+    if gate is not None:
+        raise UserError(
+            f"what this model has learned is behind a gate, the word {gate.word}, which one network cannot hold: give "
+            "its base, or write its LoRA into that with `ornstein lora merge`, without the gate"
+        )
 
 
 def _as_long(one: Tensor, other: Tensor) -> list[Tensor]:

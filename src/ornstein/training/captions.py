@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ornstein.data import BucketSet, ImageSet, StreamedSet
 from ornstein.data.captions import Captions, read_captions
+from ornstein.data.clips import Clips, ClipSet
 from ornstein.data.rows import RowFile
 from ornstein.errors import UserError
 from ornstein.progress import warn
@@ -78,9 +79,16 @@ class CaptionTable:
         return self.read(torch.where(there, self.which[at.clamp(max=len(self.which) - 1)], -1))
 
 
-def captions_of(settings: Any, images: ImageSet | StreamedSet | BucketSet) -> Captions:
-    """The captions of the images of a run. Raises UserError if there are none."""
-    names = [images.files.name(int(i)) for i in images.rows] if isinstance(images, StreamedSet) else images.names
+def captions_of(settings: Any, images: ImageSet | StreamedSet | BucketSet | Clips) -> Captions:
+    """The captions of the images of a run; of clips those of their videos. Raises UserError if there are none."""
+    if isinstance(images, StreamedSet):
+        names = [images.files.name(int(i)) for i in images.rows]
+    elif isinstance(images, ClipSet):
+        names = [images.names[i] for i in images.videos.tolist()]
+    elif isinstance(images, ImageSet | BucketSet):
+        names = images.names
+    else:
+        raise UserError(f"no captions in {settings.data}: its clips are generated; give a folder of videos")
     return read_captions(settings.data, names, settings.captions)
 
 

@@ -89,7 +89,7 @@ def follow_teacher(
         progress(rows, count)
 
     if done < count:
-        with network_precision(teacher, precision):
+        with network_precision(teacher, precision, fixed=True):
             fill(folder / _FILE, shape, _BATCH, make, done, done=kept)
     return TrajectorySet(folder / _FILE, labels_of(teacher, torch.arange(count)))
 

@@ -112,7 +112,6 @@ def _diffusion(
     config = settings.config()
     captions, texts = None, {}
     if settings.captions is not None:
-        assert isinstance(train_set, ImageSet | StreamedSet | BucketSet)
         captions, texts = _captions(settings, train_set, held_out, out, resume, device)
     images: Any = train_set
     if settings.latent is not None and not isinstance(train_set, BucketSet):
@@ -214,7 +213,7 @@ def encode(
 
 def _captions(
     settings: Settings,
-    train_set: ImageSet | StreamedSet | BucketSet,
+    train_set: ImageSet | StreamedSet | BucketSet | Clips,
     held_out: ImageSet | Clips,
     out: Path,
     resume: bool,
@@ -233,7 +232,6 @@ def _captions(
     say(f"{captions.summary}; {line}")
     if settings.flip:
         warn("--flip mirrors the images and not their captions: left and right will be learned as one")
-    assert isinstance(held_out, ImageSet)
     unseen = captions_of(settings, held_out).texts
     examples = list(dict.fromkeys(text for texts in unseen for text in texts[:1] if text)) or captions.different
     return table, {"encoder": encoder, "examples": tuple(examples[:_EXAMPLES])}

@@ -189,7 +189,7 @@ def _choose(model: nn.Module, out: Path, budget: float) -> None:
         if affordable(model, budget, _CHOSEN_ON, each) < _CHOSEN_ON:
             say("no solver chosen for this model, which is slow here: `ornstein tune` does so in its own time")
             return
-        with network_precision(model, choose_precision("auto", device_of(model))):
+        with network_precision(model, choose_precision("auto", device_of(model)), fixed=True):
             choices = choose(model, scales=scales, progress=lambda done, total: bar.update(task, completed=done))
     checkpoint.save_chosen(out, choices)
     plain = [f"{c.error / c.untuned:.0%} at {c.steps}" for c in choices if c.guidance == 1]

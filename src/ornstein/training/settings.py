@@ -297,8 +297,10 @@ class Settings(TrainConfig, DataSettings):
             if self.text_encoder is not None:
                 raise UserError("--text-encoder reads captions: give --captions too, auto for those beside the images")
             return
-        if self.frames is not None or self.init is not None:
-            raise UserError("--captions is for images: leave out --frames and --init")
+        if self.init is not None:
+            raise UserError("--captions with --init: the model of images takes no text")
+        if self.carried:
+            raise UserError("--captions with --noise warped: noise is carried for models without text")
         if self.conditional:
             raise UserError("--captions takes the place of classes: leave out --conditional")
 
@@ -400,8 +402,18 @@ class DistilSettings:
     """The settings of a distillation, stored in the student's run directory as distil.json."""
 
     to: int = setting(4, "Steps that the student takes, 1 to 10.")
+    method: Literal["trajectories", "consistency"] = setting(
+        "trajectories",
+        "What it learns from: whole trajectories of the teacher, followed beforehand and without data; or the training "
+        "images, noised, each with a short step of the teacher and the student's own prediction after it.",
+    )
+    match: Literal["data", "none"] | None = setting(
+        None,
+        "With consistency: bring the samples as a set near the training images too.",
+        by_data="data, for images of pixels and guidance 1",
+    )
     guidance: float = setting(1.0, "Scale of the teacher's guidance, which the student has built in.")
-    trajectories: int = setting(10_000, "Trajectories of the teacher to learn from.", minimum=1)
+    trajectories: int = setting(10_000, "Trajectories of the teacher to learn from, by that method.", minimum=1)
     steps: int | None = again(TrainConfig, "steps", None, by_data=f"{_DISTIL_STEPS} without --minutes")
     minutes: float | None = again(TrainConfig, "minutes", None)
     batch: int = again(TrainConfig, "batch", 128)
@@ -414,6 +426,8 @@ class DistilSettings:
     def __post_init__(self) -> None:
         check(self)
         check_length(self.steps, self.minutes)
+        if self.match is not None and self.method != "consistency":
+            raise UserError("--match is of --method consistency: leave it out")
 
     def config(self) -> TrainConfig:
         """The trainer's settings."""

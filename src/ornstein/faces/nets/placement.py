@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Placement", "spots", "still", "thin_plate"]
+__all__ = ["FEATURES", "Placement", "spots", "still", "thin_plate"]
+
+FEATURES = 26
+"""Landmarks that are drawn for a network, the first ones: features of a face. Others only move the picture."""
 
 _FEW = 5  # landmarks that every detector gives, the first ones: the others are predicted from them if they are missing
 _STIFF = 0.02  # stiffness of a thin plate: with 0 it goes through all points and folds where they cross
@@ -26,7 +29,8 @@ class Placement(nn.Module):
     where L starts as the target's own landmarks and f as 0. The shape of the face is in the source's landmarks,
     pose and expression are in the target's; this is learned from points alone, in seconds.
 
-    `fit` sets mean and spread of the landmarks, and the linear prediction of all of them from the first five.
+    `fit` sets mean and spread of the landmarks, and the linear prediction of all of them from the first five, and from
+    the first `FEATURES` of more.
 
     Args:
         points: K.
@@ -47,6 +51,9 @@ class Placement(nn.Module):
         self.register_buffer("mean", torch.zeros(points, 2))
         self.register_buffer("spread", torch.ones(()))
         self.register_buffer("completion", torch.zeros(2 * min(_FEW, points), 2 * points))
+        self.features: Tensor
+        more = points > FEATURES
+        self.register_buffer("features", torch.zeros(2 * FEATURES * more, 2 * points), persistent=more)
         self.linear = nn.Linear(4 * points, 2 * points)
         self.rest = nn.Sequential(
             nn.Linear(4 * points, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2 * points)
@@ -62,22 +69,28 @@ class Placement(nn.Module):
         self.mean.copy_(landmarks.mean(0))
         away = (landmarks - self.mean).double()
         self.spread.copy_(away.square().mean().sqrt().clamp(min=_TOUCH))
-        few = away[:, :_FEW].flatten(1)
-        ridge = _TOUCH * few.square().mean() * len(few) * torch.eye(few.shape[1], dtype=few.dtype)
-        self.completion.copy_(torch.linalg.solve(few.T @ few + ridge, few.T @ away.flatten(1)))
+        for map_ in (each for each in (self.completion, self.features) if len(each)):
+            few = away[:, : len(map_) // 2].flatten(1)
+            ridge = _TOUCH * few.square().mean() * len(few) * torch.eye(few.shape[1], dtype=few.dtype)
+            map_.copy_(torch.linalg.solve(few.T @ few + ridge, few.T @ away.flatten(1)))
 
     def completed(self, landmarks: Tensor) -> Tensor:
-        """Landmarks (B, K, 2), with the most likely others if only the first five (B, 5, 2) are given.
+        """Landmarks (B, K, 2), with the most likely others if only the first five or `FEATURES` are given.
 
         Raises:
             ValueError: another number of them.
         """
-        if landmarks.shape[1] == self.points:
+        given = landmarks.shape[1]
+        if given == self.points:
             return landmarks
-        if landmarks.shape[1] != _FEW or self.points < _FEW:
-            raise ValueError(f"{landmarks.shape[1]} landmarks, but this net takes {self.points}, or the first {_FEW}")
-        rest = ((landmarks - self.mean[:_FEW]).flatten(1) @ self.completion).unflatten(1, (-1, 2)) + self.mean
-        return torch.cat([landmarks, rest[:, _FEW:]], 1)
+        if given > self.points:
+            return landmarks[:, : self.points]
+        known = {len(each) // 2: each for each in (self.completion, self.features) if len(each)}
+        if given not in known or given < _FEW:
+            few = " or ".join(str(n) for n in known)
+            raise ValueError(f"{given} landmarks, but this net takes {self.points}, or the first {few}")
+        rest = ((landmarks - self.mean[:given]).flatten(1) @ known[given]).unflatten(1, (-1, 2)) + self.mean
+        return torch.cat([landmarks, rest[:, given:]], 1)
 
     def normalised(self, landmarks: Tensor) -> Tensor:
         """Landmarks (B, K, 2) as (B, 2K) with mean 0 and mean square 1 over the faces of `fit`."""

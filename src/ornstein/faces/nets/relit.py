@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.faces.nets.placement import spots, still, thin_plate
+from ornstein.faces.nets.placement import FEATURES, spots, still, thin_plate
 from ornstein.faces.nets.unet import SwapUNet, blurred
 
 __all__ = ["RelitUNet"]
@@ -23,6 +23,7 @@ _ATTENTION = (8, 4)
 _WORKS_AT = 16  # pixels a side at which the U-Net works
 _REACH = 0.1  # half sides by which the shown face moves, for a plan of 1
 _COVERS = 2.0  # logit of how much of the shown face is laid over the picture, for a map of 0
+_STRAIGHT = 2.0  # the same, of how much of it is the face as it was photographed and not in a mirror
 _CHANNELS, _SCENE, _PLAN, _MAPS = 3, 5, 8, 2
 _SHOWN = 0.05  # of a pixel that shows the face: below it its colour is not known
 
@@ -46,10 +47,14 @@ class RelitUNet(SwapUNet):
     target's face of 8x8 cells. The U-Net works on patches at 16x16 pixels and below, whatever the size of the picture:
     that is where a processor multiplies most in a second.
 
+    With `mirror`, the face in a mirror is moved there too, and a third map says for each pixel which of both is w: the
+    half of a face that a turned head hides is nearly the other one in a mirror.
+
     Args:
         size: H = W of the images in pixels, divisible by `patch` 2^(levels - 1).
         identity: length of the identity vector.
         points: K of the landmarks.
+        mirror: which of the K landmarks each one is in a mirror; without it no face is shown in a mirror.
         patch, spread, width, multipliers, depths, attention: those of `FaceUNet`.
 
     Raises:
@@ -64,6 +69,7 @@ class RelitUNet(SwapUNet):
         identity: int,
         points: int,
         *,
+        mirror: Sequence[int] = (),
         patch: int = 4,
         spread: float = 0.4,
         width: int = 64,
@@ -73,12 +79,16 @@ class RelitUNet(SwapUNet):
     ) -> None:
         if points < 1:
             raise ValueError(f"points are landmarks, at least 1, not {points}")
-        super().__init__(_CHANNELS + _SCENE + 1 + _CHANNELS + 1, _CHANNELS, points)
-        self.plan = self._last(_PLAN + _MAPS * patch**2)
+        if mirror and sorted(mirror) != list(range(points)):
+            raise ValueError(f"mirror is an order of the {points} landmarks")
+        faces = 2 if mirror else 1
+        super().__init__(_CHANNELS + _SCENE + 1 + faces * (_CHANNELS + 1), _CHANNELS, points)
+        self.mirror = list(mirror)
+        self.plan = self._last(_PLAN + (_MAPS + faces - 1) * patch**2)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @classmethod
-    def preset(cls, name: str, *, size: int, identity: int, points: int) -> RelitUNet:
+    def preset(cls, name: str, *, size: int, identity: int, points: int, mirror: Sequence[int] = ()) -> RelitUNet:
         """A net of one of three sizes.
 
         Raises:
@@ -88,7 +98,9 @@ class RelitUNet(SwapUNet):
             raise ValueError(f"no preset {name!r}: choose one of {', '.join(PRESETS)}")
         width, multipliers, depths = PRESETS[name]
         patch = max(1, size // _WORKS_AT)
-        return cls(size, identity, points, patch=patch, width=width, multipliers=multipliers, depths=depths)
+        return cls(
+            size, identity, points, mirror=mirror, patch=patch, width=width, multipliers=multipliers, depths=depths
+        )
 
     def forward(
         self,
@@ -123,7 +135,8 @@ class RelitUNet(SwapUNet):
         target, changes = scene[:, :3], (scene[:, 3, None] + 1) / 2
         if identity is None or appearance is None or points is None:
             who = self.nobody.expand(len(x), -1)
-            seen, moved = x.new_full((len(x), 1, *cells), -1.0), torch.zeros_like(scene[:, :4])
+            seen = x.new_full((len(x), 1, *cells), -1.0)
+            moved = x.new_zeros(len(x), (_CHANNELS + 1) * (2 if self.mirror else 1), *cells)
         else:
             seen, moved, where = self.placed(points.to(x.dtype), appearance.to(x.dtype))
             who = self.who(identity.to(x.dtype)) + self.where(where)
@@ -148,16 +161,20 @@ class RelitUNet(SwapUNet):
             points, appearance: as `forward` takes them.
 
         Returns:
-            Its landmarks as spots (B, 1, H, W) in [-1, 1]; the face moved there (B, 4, H, W); the normalised landmarks
-            of source, target and answer (B, 6K).
+            Its landmarks as spots (B, 1, H, W) in [-1, 1]; the face moved there (B, 4, H, W), and in a mirror (B, 8, H,
+            W); the normalised landmarks of source, target and answer (B, 6K).
         """
         # half precision would put a landmark a quarter of a pixel off, and the bend of a plate anywhere
         with torch.autocast(points.device.type, enabled=False):
             source, target = (self.placement.completed(each) for each in self.units(points).unbind(1))
             answer = self.placement(source, target)
             moved = F.grid_sample(appearance, thin_plate(source, answer, self.size), align_corners=False)
+            if self.mirror:
+                other = (source * source.new_tensor([-1.0, 1.0]))[:, self.mirror]
+                grid = thin_plate(other, answer, self.size)
+                moved = torch.cat([moved, F.grid_sample(appearance.flip(3), grid, align_corners=False)], 1)
             numbers = torch.cat([self.placement.normalised(each) for each in (source, target, answer)], 1)
-            seen = spots((answer + 1) * (self.size / 2) - 0.5, self.size)
+            seen = spots((answer[:, :FEATURES] + 1) * (self.size / 2) - 0.5, self.size)
         return 2 * seen - 1, moved, numbers
 
     def units(self, points: Tensor) -> Tensor:
@@ -169,8 +186,8 @@ class RelitUNet(SwapUNet):
 
         Args:
             plan: (B, 8, h, w): the further move, the logarithm of the gain, the shift.
-            maps: (B, 2, H, W): logits of m and k.
-            moved: the face (B, 4, H, W).
+            maps: (B, 2, H, W): logits of m and k; and with a mirror of what is not seen in it, (B, 3, H, W).
+            moved: the face (B, 4, H, W), and in a mirror (B, 8, H, W).
             target, hidden: the target and its blur, (B, 3, H, W).
         """
         # exponentiated at low resolution, and split once: each slice of a large tensor costs another one backwards
@@ -179,8 +196,12 @@ class RelitUNet(SwapUNet):
         plan = F.interpolate(plan, (self.size, self.size), mode="bilinear", align_corners=False)
         move, gain, shift = plan.split([2, 3, 3], dim=1)
         grid = still(self.size, plan.device) + _REACH * move.permute(0, 2, 3, 1)
-        face, shown = F.grid_sample(moved, grid, align_corners=False).split([3, 1], dim=1)
+        moved = F.grid_sample(moved, grid, align_corners=False)
+        if self.mirror:
+            straight, other = moved.chunk(2, 1)
+            moved = torch.lerp(other, straight, torch.sigmoid(maps[:, 2:] + _STRAIGHT))
+        face, shown = moved.split([3, 1], dim=1)
         lit = (face / shown.clamp(min=_SHOWN) + 1) * gain - 1 + shift
-        covers, keeps = maps.split(1, dim=1)
+        covers, keeps = maps[:, :1], maps[:, 1:2]
         under = torch.lerp(hidden, target, torch.sigmoid(keeps))
         return torch.lerp(under, lit, shown * torch.sigmoid(covers + _COVERS))

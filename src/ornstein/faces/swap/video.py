@@ -23,6 +23,7 @@ from ornstein.faces.detect import Face
 from ornstein.faces.provenance import sidecar
 from ornstein.faces.provenance.label import labelled
 from ornstein.faces.settings import VideoSettings, parse_time
+from ornstein.faces.shape import steadied
 from ornstein.faces.swap import film
 from ornstein.faces.swap.choose import LARGEST, Choice
 from ornstein.faces.swap.film import Encoder, Film
@@ -343,7 +344,10 @@ def _swapped(
     noise: FaceNoise,
     state: dict[str, Tensor],
 ) -> list[Tensor]:
-    """A few frames with their faces swapped. `state`: the last noise of each track, replaced by the new last one."""
+    """A few frames with their faces swapped.
+
+    `state`: the last noise of each track and the points of its shape, replaced by the new last ones.
+    """
     by_track: dict[int, tuple[Track, list[int]]] = {}
     for i, (_, tracks) in enumerate(there):
         for track in tracks:
@@ -358,11 +362,18 @@ def _swapped(
         frames = [there[i][0] for i in rows]
         z = noise(track.number, frames, swapper.model.size, previous.get(str(track.number)))
         state[str(track.number)] = z[-1].clone()
+        placed: list[Aligned] = []
         for i, frame in zip(rows, frames, strict=True):
             points, share = track.at(frame)
-            faces.append(swapper.placed(images[i], Face(torch.from_numpy(points).double(), 1.0), share))
+            placed.append(swapper.placed(images[i], Face(torch.from_numpy(points).double(), 1.0), share))
             places.append(i)
             sources.append(track.source)
+        shapes = [each.points for each in placed if each.points is not None]
+        if shapes:
+            steady = steadied(torch.stack(shapes), previous.get(f"{track.number}.points"), swapper.model.size)
+            state[f"{track.number}.points"] = steady[-1].clone()
+            placed = [replace(each, points=points) for each, points in zip(placed, steady, strict=True)]
+        faces += placed
         starts.append(z)
     if not faces:
         return images

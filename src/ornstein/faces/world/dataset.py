@@ -10,11 +10,22 @@ from torch.nn import functional as F
 
 from ornstein.data import to_uint8
 from ornstein.faces.photos import Photos
-from ornstein.faces.world.landmarks import LANDMARKS
+from ornstein.faces.world.landmarks import LANDMARKS, SURFACE
 from ornstein.faces.world.parameters import ATTRIBUTES, attributes, identities
 from ornstein.faces.world.views import Rendered, render, rendered
 
-__all__ = ["Blocks", "Cases", "Looks", "cases", "drawn_blocks", "mirror_order", "region", "world_photos"]
+__all__ = [
+    "Blocks",
+    "Cases",
+    "Looks",
+    "cases",
+    "drawn_blocks",
+    "mirror_order",
+    "paintable",
+    "points",
+    "region",
+    "world_photos",
+]
 
 _BLOCK = 8  # people in the same 8 states: 64 pictures hold 8 * 7 * 8 * 7 swaps whose true result is among them
 _MARGIN = 0.1  # share of the side by which a swap may reach beyond the target's face: the source's may be wider
@@ -31,6 +42,16 @@ def region(mask: Tensor) -> Tensor:
     """
     reach = round(_MARGIN * mask.shape[-1])
     return (F.max_pool2d(mask, 2 * reach + 1, 1, reach) > 0).to(mask.dtype)
+
+
+def points(picture: Rendered) -> Tensor:
+    """All points of rendered faces that a swap is told, (B, K, 2): landmarks, and those of the surface."""
+    return torch.cat([picture.landmarks, picture.surface], 1)
+
+
+def paintable(picture: Rendered) -> Tensor:
+    """The `region` of rendered targets (B, 1, H, W): the head, also under hair: a source may have less of it."""
+    return region(torch.maximum(picture.mask, picture.head))
 
 
 class Looks:
@@ -109,26 +130,28 @@ def world_photos(n: int, size: int, seed: int, first: int = 0, looks: Looks | No
     """
     drawn = drawn_blocks(n, seed, first)
 
-    def small(out: Rendered) -> tuple[Tensor, Tensor, Tensor]:
-        return to_uint8(out.image), (255 * region(out.mask)).round().to(torch.uint8), out.landmarks
+    def small(out: Rendered) -> tuple[Tensor, ...]:
+        masks = ((255 * each).round().to(torch.uint8) for each in (paintable(out), out.mask))
+        return to_uint8(out.image), *masks, points(out)
 
-    images, masks, landmarks = rendered(*drawn.looks, size, small)
+    images, masks, shown, landmarks = rendered(*drawn.looks, size, small)
     embeddings = (looks or Looks(drawn.people))(drawn.people)[drawn.person]
-    return Photos(images, masks, landmarks, drawn.person, embeddings, drawn.state, mirrored=mirror_order())
+    more = {"mirrored": mirror_order((*LANDMARKS, *SURFACE)), "shown": shown}
+    return Photos(images, masks, landmarks, drawn.person, embeddings, drawn.state, **more)
 
 
-def mirror_order() -> Tensor:
+def mirror_order(every: tuple[str, ...] = LANDMARKS) -> Tensor:
     """The landmark of the face world that each one is in a mirror, (K,): left and right change places."""
     other = {"right": "left", "left": "right"}
-    names = ["_".join(other.get(word, word) for word in name.split("_")) for name in LANDMARKS]
-    return torch.tensor([LANDMARKS.index(name) for name in names])
+    names = ["_".join(other.get(word, word) for word in name.split("_")) for name in every]
+    return torch.tensor([every.index(name) for name in names])
 
 
 @dataclass(frozen=True)
 class Cases:
     """Swaps whose true result is known, of people that were not trained on: source i, one picture, into target i.
 
-    source, target, truth: renders. mask: (N, 1, H, W), where a swap may paint, by the target's face. people, targets:
+    source, target, truth: renders. mask: (N, 1, H, W), where a swap may paint, by the target's head. people, targets:
     identities (N, K) of the sources and of the targets. states: attributes (N, A) of the targets.
     """
 
@@ -150,4 +173,4 @@ def cases(n: int, size: int, seed: int) -> Cases:
     states, elsewhere = attributes(n, seed), attributes(n, seed, _SOURCES)
     source, target = render(people, elsewhere, size), render(targets, states, size)
     truth = render(people, states, size)
-    return Cases(source, target, truth, region(target.mask), people, targets, states)
+    return Cases(source, target, truth, paintable(target), people, targets, states)

@@ -21,7 +21,7 @@ from ornstein.faces.photos import Photos, SourceFaces
 from ornstein.faces.provenance.card import ModelCard, write_card
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.train.runs import RECOGNISER
-from ornstein.faces.world.dataset import Cases, cases, region, world_photos
+from ornstein.faces.world.dataset import Cases, cases, paintable, points, world_photos
 from ornstein.faces.world.parameters import attributes, identities, motion
 from ornstein.faces.world.scores import WorldScore, evaluate, pasted
 from ornstein.faces.world.training import WorldTask, relit_denoiser
@@ -129,7 +129,7 @@ def swap_cases(
         model,
         unseen.target.image,
         unseen.mask,
-        unseen.target.landmarks,
+        points(unseen.target),
         _sources(model, unseen.source),
         steps=steps,
         guidance=guidance,
@@ -150,8 +150,8 @@ def clip_of(model: FaceModel, size: int, frames: int, seed: int, precision: str 
     swapped = swap_crops(
         model,
         filmed.image,
-        region(filmed.mask),
-        filmed.landmarks,
+        paintable(filmed),
+        points(filmed),
         _sources(model, still),
         steps=_STEPS,
         start=start,
@@ -164,7 +164,7 @@ def clip_of(model: FaceModel, size: int, frames: int, seed: int, precision: str 
 def _sources(model: FaceModel, pictures: Rendered) -> SourceFaces:
     """Rendered faces as the sources of swaps: a picture is all that a swap is given of a person."""
     identity = model.recogniser.embed(pictures.image).cpu()
-    return SourceFaces(identity, pictures.image, region(pictures.mask), pictures.landmarks)
+    return SourceFaces(identity, pictures.image, paintable(pictures), points(pictures))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ __all__ = [
     "between",
     "cast",
     "gradient",
+    "half_width",
     "meet",
     "nose_height",
     "on_skin",
@@ -352,6 +353,12 @@ def gradient(face: Shape, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tens
     w, _ = _profile(face, y)
     dw, de = _steepness(face, y)
     return 2 * w * x, dw * x * x + de, z * (2 / face.depth.square())
+
+
+def half_width(face: Shape, y: Tensor) -> Tensor:
+    """|x| of the head's outline from the front at height y; 0 beyond its ends."""
+    w, e = _profile(face, y)
+    return ((1 - e).clamp(min=0) / w).sqrt()
 
 
 def on_skin(face: Shape, x: Tensor, y: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""The named landmarks of a rendered face."""
+"""The named landmarks of a rendered face, and points between them all over the head's front."""
 
 import torch
 from torch import Tensor
 
-from ornstein.faces.world.geometry import Shape, on_skin
+from ornstein.faces.world.geometry import Shape, half_width, on_skin
 
-__all__ = ["LANDMARKS", "brow_line", "landmark_points"]
+__all__ = ["LANDMARKS", "SURFACE", "brow_line", "landmark_points"]
 
 LANDMARKS: tuple[str, ...] = (
     "right_eye_outer",  # left and right as seen in the image
@@ -36,6 +36,14 @@ LANDMARKS: tuple[str, ...] = (
     "left_cheek",
 )
 
+_LEVELS = ("crown", "forehead", "temple", "orbit", "zygoma", "mandible", "jaw")  # from above
+_ACROSS = {"inner": 0.5, "outer": 0.85}  # of the head's half width there
+SURFACE: tuple[str, ...] = (
+    *(f"{side}_{level}_{place}" for level in _LEVELS for side in ("right", "left") for place in _ACROSS),
+    *(f"{level}_middle" for level in _LEVELS[:3]),
+)
+"""Points of the skin that are no features: they tell how the head is turned and how wide it is, also under hair."""
+
 
 def brow_line(face: Shape, x: Tensor) -> Tensor:
     """y of the brow's middle at |x|."""
@@ -46,7 +54,7 @@ def brow_line(face: Shape, x: Tensor) -> Tensor:
 
 
 def landmark_points(face: Shape) -> tuple[Tensor, Tensor, Tensor]:
-    """The landmarks in head coordinates, (B, 1, P) each, in the order of `LANDMARKS`."""
+    """The landmarks in head coordinates, (B, 1, P) each, in the order of `LANDMARKS` and then of `SURFACE`."""
     eye_x, eye_y, half, tilt = face.eye
     mouth_y, mouth_half, rise = face.mouth
     gap, (upper, lower) = face.gap, face.lips
@@ -79,5 +87,11 @@ def landmark_points(face: Shape) -> tuple[Tensor, Tensor, Tensor]:
         for name, t in (("inner", -1.05), ("middle", 0.1), ("outer", 1.2)):
             x = eye_x + t * half
             at[f"{side}_brow_{name}"] = (sign * x, brow_line(face, x))
-    x, y = (torch.cat([at[name][i] for name in LANDMARKS], -1) for i in (0, 1))
+    heights = *(share * face.height[0].rsqrt() for share in (0.8, 0.55, 0.3)), eye_y, face.nose_base, mouth_y
+    for level, y in zip(_LEVELS, (*heights, -0.78 * face.down), strict=True):
+        half = half_width(face, y)
+        at[f"{level}_middle"] = (zero, y)
+        for place, share in _ACROSS.items():
+            at |= {f"right_{level}_{place}": (share * half, y), f"left_{level}_{place}": (-share * half, y)}
+    x, y = (torch.cat([at[name][i] for name in (*LANDMARKS, *SURFACE)], -1) for i in (0, 1))
     return x, y, on_skin(face, x, y)

@@ -31,8 +31,11 @@ _FRONT = (
 )  # fmt: skip
 
 
-def picture(face: Shape, size: int) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, size, size) in [-1, 1] and masks (B, 1, size, size) in [0, 1] of the face's skin and features."""
+def picture(face: Shape, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (B, 3, size, size) in [-1, 1], and masks (B, 1, size, size) in [0, 1].
+
+    The masks are of the face's skin and features, and of the head without nose, seen through hair and glasses.
+    """
     u, v = pixel_rays(size)
     pixel = face.zoom * (2 / size)
     look = colours(face)
@@ -99,7 +102,7 @@ def picture(face: Shape, size: int) -> tuple[Tensor, Tensor]:
     for c, wrap in enumerate(_WRAP):
         light_here = (lit + wrap * (1 - left)).clamp_(min=0) * (power[:, c] / (1 + wrap)) + ambient[:, c]
         image[:, c] = albedo[:, c] * light_here.mul_(shade) + gloss * (_SHINE * power[:, c]) + left * behind[c]
-    return image.clamp_(0, 1).sqrt_().mul_(2).sub_(1), mask[:, None]
+    return image.clamp_(0, 1).sqrt_().mul_(2).sub_(1), mask[:, None], head.alpha[:, None]
 
 
 def silhouette(face: Shape, hit: Hit, pixel: Tensor) -> Tensor:

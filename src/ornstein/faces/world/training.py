@@ -25,7 +25,8 @@ __all__ = ["WorldTask", "in_parts", "relit_denoiser"]
 
 _FIRST = 0.85  # share of the rows at t = 1, where a swap begins and nothing is known: its answer is one step away
 _TIMES = 0.4  # of the others, t = u^0.4: more of them at high noise
-_OUTSIDE = 0.02  # weight of the pixels outside the mask, against 1 inside
+# weights of the pixels outside the mask, and inside it where the truth shows no face, against 1 of its face
+_OUTSIDE, _BESIDE = 0.02, 0.25
 _DROPPED = 0.05  # share of the rows without a source, for guidance
 _PLACES = 512  # pairs of landmarks a step
 _ROWS = 8  # rows of a thread at least
@@ -34,7 +35,11 @@ _ROWS = 8  # rows of a thread at least
 def relit_denoiser(photos: Photos, preset: str = "xs") -> Denoiser:
     """An untrained `RelitUNet` for photos of known states, with their landmarks' spread (v-prediction, cosine)."""
     net = RelitUNet.preset(
-        preset, size=photos.size, identity=photos.embeddings.shape[1], points=photos.landmarks.shape[1]
+        preset,
+        size=photos.size,
+        identity=photos.embeddings.shape[1],
+        points=photos.landmarks.shape[1],
+        mirror=[] if photos.mirrored is None else photos.mirrored.tolist(),
     )
     net.placement.fit(net.units(photos.landmarks))
     return Denoiser(net, orn.Process(orn.schedules.Cosine()), "v", data=SampleSpec((3, photos.size, photos.size)))
@@ -88,7 +93,8 @@ class WorldTask(Task[Denoiser]):
         known = pairs.source.known(pairs.landmarks, moved=False)
         guess = self.model(x_t, t, scene=shown, **known, dropped=dropped)
         truth = Prediction(process, x_t, t, pairs.truth, process.noise.color(z))
-        weight = torch.lerp(torch.full_like(pairs.mask, _OUTSIDE), torch.ones_like(pairs.mask), pairs.mask)
+        inside = torch.ones_like(pairs.mask) if pairs.face is None else _BESIDE + (1 - _BESIDE) * pairs.face
+        weight = torch.lerp(torch.full_like(pairs.mask, _OUTSIDE), inside, pairs.mask)
         _, sigma = process.coefficients(t, x_t)  # s v = a x_t - x0
         error = weight * (sigma * (guess.v - truth.v)).square()
         return error.mean((1, 2, 3)) / weight.mean((1, 2, 3))

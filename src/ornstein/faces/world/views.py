@@ -15,7 +15,7 @@ from ornstein.faces.world.geometry import (
     project,
     shape,
 )
-from ornstein.faces.world.landmarks import landmark_points
+from ornstein.faces.world.landmarks import LANDMARKS, landmark_points
 from ornstein.faces.world.parts import glasses, hair, over_face
 from ornstein.faces.world.picture import picture, silhouette
 
@@ -34,13 +34,16 @@ class Rendered:
     image: float32 (B, 3, H, W) in [-1, 1]. mask: (B, 1, H, W) in [0, 1], the part of a pixel that shows the head's skin
     or features, glasses included, without hair, ears and neck. landmarks: (B, P, 2) pixels, x then y, the upper left
     pixel's centre at (0, 0), P in the order of `LANDMARKS`. visible: bool (B, P), false if the head or its hair hides a
-    landmark, or it lies outside of the image.
+    landmark, or it lies outside of the image. head: (B, 1, H, W) in [0, 1], the head's outline without its nose, also
+    where hair hides it. surface: (B, Q, 2) pixels, in the order of `landmarks.SURFACE`.
     """
 
     image: Tensor
     mask: Tensor
     landmarks: Tensor
     visible: Tensor
+    head: Tensor
+    surface: Tensor
 
 
 def render(identity: Tensor, attributes: Tensor, size: int = 64) -> Rendered:
@@ -115,12 +118,13 @@ def _faces(identity: Tensor, attributes: Tensor, size: int) -> list[Shape]:
     return [shape(i, a) for i, a in zip(identity.split(count), attributes.split(count), strict=True)]
 
 
-def _render(face: Shape, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    image, mask = picture(face, size)
+def _render(face: Shape, size: int) -> tuple[Tensor, ...]:
+    image, mask, head = picture(face, size)
     u, v, s = project(face, *landmark_points(face))
-    landmarks = torch.cat([u, v], 1).mT
-    visible = _in_sight(face, u, v, s, size) > 0.5
-    return image, mask, (landmarks + 1) * (size / 2) - 0.5, visible[:, 0]
+    named = len(LANDMARKS)
+    points = (torch.cat([u, v], 1).mT + 1) * (size / 2) - 0.5
+    visible = _in_sight(face, u[..., :named], v[..., :named], s[..., :named], size) > 0.5
+    return image, mask, points[:, :named], visible[:, 0], head, points[:, named:]
 
 
 def _in_sight(face: Shape, u: Tensor, v: Tensor, s: Tensor, size: int) -> Tensor:
@@ -138,7 +142,7 @@ def _in_sight(face: Shape, u: Tensor, v: Tensor, s: Tensor, size: int) -> Tensor
 def _flow(a: Shape, b: Shape, size: int) -> tuple[Tensor, Tensor]:
     u, v = pixel_rays(size)
     hit = cast(a, u, v)
-    _, mask = picture(a, size)
+    _, mask, _ = picture(a, size)
     # the skin at (x, y) stands where it stands in b: only an open mouth, which lengthens the face, moves it
     x, y = hit.x, hit.y
     z = hit.z + (on_skin(b, x, y) - on_skin(a, x, y)).clamp(-0.2, 0.2)
