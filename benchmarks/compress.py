@@ -4,11 +4,13 @@
     python benchmarks/compress.py --data CIFAR.zip --teacher runs/cifar --seeds 0 --work runs/compress-cifar
     python benchmarks/compress.py --plot docs/images/compress.png --work runs/compress-digits,runs/compress-cifar
 
+A criterion of `depthN` is taylor with N % of what is saved by leaving out branches.
+
 For each seed a teacher is trained (or --teacher taken), then pruned to each --macs by each criterion and fine-tuned for
-a tenth of the processor time of the teacher's training; and a net of the small shape of taylor is trained from scratch
-for all of that time. The Fréchet distance is in random convolutional features, of the same noise for all models, from
-the training images. A step is one evaluation of the network on a batch, in turn with the teacher's, the least of
-several, in processor time. What is done is kept in --work, and a second call goes on from there.
+a tenth of the processor time of the teacher's training; and a net of the shape of the first of them is trained from
+scratch for all of that time. The Fréchet distance is in random convolutional features, of the same noise for all
+models, from the training images. A step is one evaluation of the network on a batch, in turn with the teacher's, the
+least of several, in processor time. What is done is kept in --work, and a second call goes on from there.
 """
 
 from __future__ import annotations
@@ -98,9 +100,13 @@ def one_seed(arguments: argparse.Namespace, seed: int, work: Path) -> None:
             out = work / f"{criterion}-{macs:g}-{seed}"
 
             def tuned(criterion: str = criterion, macs: float = macs, out: Path = out) -> dict[str, Any]:
-                probe = orn.compress(run, out / "probe", macs=macs, criterion="magnitude", steps=0, report=False).model
+                about = {"criterion": criterion}
+                if criterion.startswith("depth"):
+                    about = {"criterion": "taylor", "depth": float(criterion.removeprefix("depth")) / 100}
+                options = {"macs": macs, "seed": seed, **about}
+                probe = orn.compress(run, out / "probe", report=False, **options, steps=1).model
                 count = int(SHARE * steps * unit / training_cost(probe, teacher, settings))
-                options = {"macs": macs, "criterion": criterion, "steps": count, "seed": seed}
+                options |= {"steps": count}
                 small = orn.compress(
                     run, out / "run", resume=(out / "run" / "compress.json").exists(), report=False, **options
                 ).model
@@ -108,9 +114,9 @@ def one_seed(arguments: argparse.Namespace, seed: int, work: Path) -> None:
 
             keep(out.name.rpartition("-")[0], tuned)
 
-        def scratch(macs: float = macs) -> dict[str, Any]:
+        def scratch(macs: float = macs, first: str = kinds[0]) -> dict[str, Any]:
             out = work / f"scratch-{macs:g}-{seed}"
-            shape = checkpoint.load(work / f"taylor-{macs:g}-{seed}" / "run")
+            shape = checkpoint.load(work / f"{first}-{macs:g}-{seed}" / "run")
             torch.manual_seed(seed)
             fresh = copy.deepcopy(shape)
             fresh.net = type(shape.net)(**shape.net.config)
@@ -229,7 +235,15 @@ def plot(works: list[Path], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(works), 2, figsize=(9, 3.4 * len(works)), squeeze=False, sharey="row")
-    marks = {"teacher": "k*", "taylor": "C0o", "magnitude": "C2s", "random": "C1^", "scratch": "C3x"}
+    marks = {
+        "teacher": "k*",
+        "taylor": "C0o",
+        "magnitude": "C2s",
+        "random": "C1^",
+        "scratch": "C3x",
+        "depth50": "C4D",
+        "depth100": "C5v",
+    }
     for line, work in zip(axes, works, strict=True):
         for row in means(work):
             kind = row["name"].split("-")[0]

@@ -111,7 +111,7 @@ def one(name: str, noise: Covariance, sets: tuple[ClipSet, ClipSet], steps: int,
     training, held_out = sets
     torch.manual_seed(0)
     net = orn.nets.VideoUNet(
-        1, SIZE, FRAMES, width=32, multipliers=(1, 1, 2), depths=(1, 1, 1), attention=(8,), conditioning=True
+        1, SIZE, FRAMES, width=32, multipliers=(1, 1, 2), depths=(1, 1, 1), attention=(8,), conditioning="held"
     )
     denoiser = orn.Denoiser(net, orn.Process(orn.schedules.Cosine(), noise), "v")
     space = "pixel" if isinstance(noise, Identity) else "whitened"

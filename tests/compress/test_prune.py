@@ -125,7 +125,9 @@ def test_a_budget_below_the_least_is_refused_with_the_least():
         widths_for(channel_groups(net), builder(net), SHAPES["dit"], 0.01)
 
 
-@pytest.mark.parametrize("widths", [{"nothing": 3}, {"stem": 0}, {"stem": 33}, {"stem": 1.5}, {"level1": "x"}])
+@pytest.mark.parametrize(
+    "widths", [{"nothing": 3}, {"stem": 0}, {"encoder.0.0": -1}, {"stem": 33}, {"stem": 1.5}, {"level1": "x"}]
+)
 def test_widths_that_do_not_fit_are_refused(widths):
     with pytest.raises(ValueError, match="width"):
         UNet(1, 8, width=32, multipliers=(1, 2), depths=(1, 1), widths=widths)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ornstein.nets import UNet, VideoUNet, frames_known, known_masks
-from ornstein.nets.video import TemporalAttention
+from ornstein.nets.video import TemporalAttention, clean_frames
 
 SMALL = {"channels": 2, "size": 8, "width": 16, "multipliers": (1, 2), "depths": (1, 1), "attention": (4,)}
 
@@ -86,8 +86,9 @@ def test_attention_over_frames_is_softmax_attention_with_a_bias_by_distance():
     torch.testing.assert_close(layer(x, 2), expected)
 
 
-def test_known_frames_are_seen_and_only_where_the_mask_says():
-    net, x, log_snr = make(conditioning=True), clips(), torch.zeros(2)
+@pytest.mark.parametrize("conditioning", [True, "held"])
+def test_known_frames_are_seen_and_only_where_the_mask_says(conditioning):
+    net, x, log_snr = make(conditioning=conditioning), clips(), torch.zeros(2)
     mask = frames_known(5, 2).expand(2, 5)
     known = clips(seed=3)
     out = net(x, log_snr, known=known, known_mask=mask)
@@ -98,6 +99,21 @@ def test_known_frames_are_seen_and_only_where_the_mask_says():
     assert (other - out)[:, :, 4].abs().max() > 1e-4  # the last frame knows of the first
     # Trained with a mask that is all false, and sampled without one.
     torch.testing.assert_close(net(x, log_snr, known=known, known_mask=torch.zeros_like(mask)), net(x, log_snr))
+
+
+def test_the_nearest_known_frame_is_held_where_none_is_known():
+    known = torch.arange(6.0).view(1, 1, 6, 1, 1).expand(3, -1, -1, 2, 2).clone()
+    mask = torch.zeros(3, 6, dtype=torch.bool)
+    mask[0, [1, 4]] = True
+    mask[1, 5] = True
+    known[:, :, 0] = torch.nan  # is never known
+    shown = clean_frames(known, mask, torch.float32, torch.device("cpu"), held=True)
+    assert shown[:, 0, :, 1, 1].tolist() == [[1, 1, 1, 4, 4, 4], [5] * 6, [0] * 6]
+    assert torch.equal(shown[:, 1, :, 0, 0].bool(), mask)
+    plain = clean_frames(known, mask, torch.float32, torch.device("cpu"))
+    assert plain[0, 0, :, 0, 0].tolist() == [0, 1, 0, 0, 4, 0]
+    with pytest.raises(ValueError, match="conditioning is true, false or 'held', not 'hold'"):
+        make(conditioning="hold")
 
 
 def test_config_rebuilds_the_net_and_a_checkpoint_keeps_it(tmp_path):

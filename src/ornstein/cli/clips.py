@@ -27,7 +27,7 @@ from ornstein.seal import check_replaceable, seal_file
 from ornstein.training.settings import SETTINGS, Settings
 from ornstein.video import sample_given, sample_long
 
-__all__ = ["sample_clips"]
+__all__ = ["cheaper_by", "sample_clips"]
 
 _FPS = 8.0
 
@@ -77,7 +77,13 @@ def _settings(asked: Sample, request: SampleRequest) -> dict[str, Any]:
     given |= {"flow": None if asked.flow is None else str(asked.flow), "like": asked.like}
     given |= {"size": asked.size, "tiled": asked.tiled or None, "width": asked.width}
     given |= guidance_rule(request) | {"coloured": asked.coloured}
-    return decided | {name: value for name, value in given.items() if value is not None}
+    return decided | {name: value for name, value in given.items() if value is not None} | cheaper_by(asked)
+
+
+def cheaper_by(asked: Sample) -> dict[str, Any]:
+    """The settings of cheaper evaluations that were asked for."""
+    kept = {"cache": asked.cache} if asked.cache > 1 else {}
+    return kept | ({"merge": asked.merge} if asked.merge else {})
 
 
 def _prompts(asked: Sample, denoiser: Denoiser) -> dict[str, Any]:

@@ -112,6 +112,10 @@ class Sample:
     cache: int = setting(
         1, "Compute the deep levels of a U-Net at each CACHE-th evaluation, and say what that changes.", minimum=1
     )
+    merge: float = setting(
+        0.0, "Merge this share of a transformer's tokens, those that are alike, and say what that changes.",
+        minimum=0, maximum=0.75,
+    )  # fmt: skip
     width: float | None = setting(
         None, "Share of the channels, for a run of `compress --method integral`.", by_data="1, all of them", above=0,
         maximum=1,

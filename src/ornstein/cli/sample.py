@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ornstein import autoencoders, checkpoint, processes
-from ornstein.cli.clips import sample_clips
+from ornstein.cli.clips import cheaper_by, sample_clips
 from ornstein.cli.commands import Sample
 from ornstein.cli.models import compile_model, lora_of, open_model
 from ornstein.cli.options import refuse
 from ornstein.cli.shards import batches_of, write_images
 from ornstein.compress.caching import cached
 from ornstein.compress.integral import at_width, check_elastic
+from ornstein.compress.merging import merged
 from ornstein.denoiser import Denoiser, SampleSpec
 from ornstein.devices import choose_device, choose_precision, free_memory
 from ornstein.errors import UserError
@@ -90,6 +91,8 @@ def sample(asked: Sample, given: frozenset[str]) -> None:
         raise UserError(f"{asked.run} was trained without classes: --guidance has nothing to strengthen")
     from_noise = asked.given is None and (asked.frames is None or asked.frames <= denoiser.data.shape[1])
     request = _request(asked, denoiser, from_noise, device, guidance)
+    if asked.cache > 1 or asked.merge:
+        denoiser = _cheaper(asked, denoiser, request, labels)
     if clips:
         if processes.launched() > 1:
             raise UserError("clips are sampled by one process: leave out the launcher")
@@ -145,7 +148,8 @@ def _refuse_idle(asked: Sample, given: Collection[str], clips: bool, shape: tupl
             "this is a model of images",
         )
         return
-    refuse(Sample, given, ("cache",), "it is for models of images")
+    if asked.given is not None or (asked.frames is not None and asked.frames > shape[1]) or carried:
+        refuse(Sample, given, ("cache", "merge"), "it is for clips from noise alone, of the length of the model's")
     if not carried:
         refuse(Sample, given, ("flow", "like"), "the noise of this model follows no motion: train with --noise warped")
     elif asked.frames is not None and asked.frames > shape[1]:
@@ -289,10 +293,7 @@ def _images(
         settings["lora"] = [[text, file_hash(lora_file(lora_of(text)[0])).hexdigest()] for text in asked.lora]
     if asked.width is not None:
         settings["width"] = asked.width
-    if asked.cache > 1:
-        settings["cache"] = asked.cache
-        denoiser = _cached(asked.cache, denoiser, shape, request, labels)
-        assert denoiser.data is not None
+    settings |= cheaper_by(asked)
     record = record_of(asked.run, settings)
     batch, steps = min(n, request.batch), request.steps
     name = request.solver if isinstance(request.solver, str) else "tuned"
@@ -323,15 +324,18 @@ def _images(
         write_images(folder, record, n, batch, make, columns, asked.overwrite)
 
 
-def _cached(
-    every: int, denoiser: Denoiser, shape: tuple[int, ...], request: SampleRequest, labels: Tensor | None
-) -> Denoiser:
-    """The denoiser with kept features; says how much the first samples differ from those without."""
-    other, count = cached(denoiser, every), min(_PROBED, request.batch or _PROBED)
+def _cheaper(asked: Sample, denoiser: Denoiser, request: SampleRequest, labels: Tensor | None) -> Denoiser:
+    """The denoiser with kept features or merged tokens; says how much the first samples differ from those without."""
+    assert denoiser.data is not None
+    shape = denoiser.data.shape
+    other = cached(denoiser, asked.cache) if asked.cache > 1 else denoiser
+    other = merged(other, asked.merge) if asked.merge else other
+    count = 1 if len(shape) == 4 else min(_PROBED, request.batch or _PROBED)
     cond = {"label": None if labels is None else labels[torch.arange(count) % len(labels)]}
-    plain, kept = (draw(d, (count, *shape), request, cond) for d in (denoiser, other))
-    error = float((plain - kept).double().square().mean().sqrt())
-    say(f"deep features of every {every} evaluations: {count} samples differ by {error:.3g} (black to white is 2)")
+    plain, cheap = (draw(d, (count, *shape), request, cond) for d in (denoiser, other))
+    error = float((plain - cheap).double().square().mean().sqrt())
+    what = f"deep features of every {asked.cache} evaluations" if asked.cache > 1 else f"{asked.merge:.0%} merged"
+    say(f"{what}: the first {count} differ by {error:.3g} (black to white is 2)")
     return other
 
 

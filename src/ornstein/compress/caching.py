@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 from torch import Tensor, nn
 
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
-from ornstein.nets import UNet
+from ornstein.nets import UNet, VideoUNet
 
-__all__ = ["Cached", "cached"]
+__all__ = ["Cached", "cached", "with_net"]
 
 
 class Cached(nn.Module):
@@ -25,34 +26,43 @@ class Cached(nn.Module):
 
     places_conditions = True
 
-    def __init__(self, net: UNet, every: int) -> None:
+    def __init__(self, net: UNet | VideoUNet, every: int) -> None:
         super().__init__()
-        self.net, self.every = net, every
+        self.net: Any = net
+        self.every = every
         self.kept: dict[Any, tuple[int, float, Tensor]] = {}  # evaluations done, the last log-SNR, deep features
+
+        @functools.wraps(self.net.forward)  # a denoiser reads the names of the conditions there
+        def forward(x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
+            return self._evaluated(x, log_snr, **cond)
+
+        self.forward = forward
 
     @property
     def without(self) -> tuple[str, ...]:
         """Conditions that the network was made without."""
         return self.net.without
 
-    def forward(
-        self,
-        x: Tensor,
-        log_snr: Tensor,
-        label: Tensor | None = None,
-        text: Tensor | None = None,
-        text_mask: Tensor | None = None,
-    ) -> Tensor:
-        """As `UNet.forward`."""
-        h, embedding, context = self.net.first(x, log_snr, label, text, text_mask)
-        key, now = (tuple(x.shape), label is None, text is None), float(log_snr[0])
+    def _evaluated(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
+        net = self.net
+        h, *about = net.first(x, log_snr, **cond)
+        given = tuple(name for name, value in cond.items() if value is not None)
+        key, now = (tuple(x.shape), given), float(log_snr[0])
         done, before, deep = self.kept.get(key, (0, now, h))
         if now < before:
             done = 0
         if done % self.every == 0:
-            deep = self.net.below(h, embedding, context)
+            deep = net.below(h, *about)
         self.kept[key] = (done + 1, now, deep)
-        return self.net.last(deep + h, embedding, context, x)
+        return net.last(deep + h, *about, x)
+
+
+def with_net(denoiser: Denoiser, net: nn.Module) -> Denoiser:
+    """The denoiser with another network in its place, in evaluation mode; all else is shared."""
+    out = copy.copy(denoiser)
+    out.__dict__ = {**denoiser.__dict__, "_modules": dict(denoiser._modules)}
+    out.net = net
+    return out.eval()
 
 
 def cached(denoiser: Denoiser, every: int) -> Denoiser:
@@ -62,11 +72,8 @@ def cached(denoiser: Denoiser, every: int) -> Denoiser:
         UserError: another network, or one of a single level.
     """
     net = denoiser.net
-    if type(net) is not UNet or len(net.encoder) < 2:
+    if type(net) not in (UNet, VideoUNet) or len(net.encoder) < 2:  # pyright: ignore[reportArgumentType]
         raise UserError(f"features are kept of U-Nets of two levels and more, which this {type(net).__name__} is not")
     if every < 1:
         raise UserError(f"features are kept for 1 evaluation or more, not {every}")
-    out = copy.copy(denoiser)
-    out.__dict__ = {**denoiser.__dict__, "_modules": dict(denoiser._modules)}
-    out.net = Cached(net, every)
-    return out.eval()
+    return with_net(denoiser, Cached(net, every))  # pyright: ignore[reportArgumentType]

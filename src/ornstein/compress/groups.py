@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ornstein.nets import DiT, UNet, VideoUNet
 from ornstein.nets.blocks import Attention, Block, CrossAttention
 from ornstein.nets.dit import DiTBlock
 
-__all__ = ["Group", "Member", "channel_groups"]
+__all__ = ["Group", "Member", "channel_groups", "with_widths"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,13 @@ def channel_groups(net: nn.Module) -> list[Group]:
     )
 
 
+def with_widths(net: nn.Module, widths: Mapping[str, int]) -> nn.Module:
+    """A new network like `net` of other widths; those that are not named stay. A branch of width 0 is left out."""
+    config: dict[str, Any] = {**net.config}  # pyright: ignore[reportGeneralTypeIssues]
+    kind: Any = type(net)
+    return kind(**config | {"widths": config.get("widths", {}) | dict(widths)})
+
+
 class _Streams:
     """Members of the streams of a U-Net, collected on a walk through its layers."""
 
@@ -137,16 +145,17 @@ def _of_unet(net: UNet, prefix: str = "", streams: _Streams | None = None) -> It
 
 def _of_block(block: Block, name: str, prefix: str, source: str, own: str, streams: _Streams) -> Iterator[Group]:
     at = prefix + name
-    streams.normed(source, f"{at}.norm1", block.norm1)
-    streams.read(source, f"{at}.conv1")
-    streams.made(own, f"{at}.conv2", block.conv2)
     if isinstance(block.shortcut, nn.Conv2d):
         streams.read(source, f"{at}.shortcut")
         streams.made(own, f"{at}.shortcut", block.shortcut)
-    inner = [Member(f"{at}.conv1.weight"), Member(f"{at}.conv1.bias"), Member(f"{at}.conv2.weight", axis=1)]
-    if block.modulation is not None:
-        inner += [Member(f"{at}.modulation.weight", copies=2), Member(f"{at}.modulation.bias", copies=2)]
-    yield Group(name, block.conv1.out_channels, tuple(inner))
+    if block.inner:
+        streams.normed(source, f"{at}.norm1", block.norm1)
+        streams.read(source, f"{at}.conv1")
+        streams.made(own, f"{at}.conv2", block.conv2)
+        inner = [Member(f"{at}.conv1.weight"), Member(f"{at}.conv1.bias"), Member(f"{at}.conv2.weight", axis=1)]
+        if block.modulation is not None:
+            inner += [Member(f"{at}.modulation.weight", copies=2), Member(f"{at}.modulation.bias", copies=2)]
+        yield Group(name, block.inner, tuple(inner))
     if isinstance(block.attention, Attention):
         streams.normed(own, f"{at}.attention.norm", block.attention.norm)
         streams.read(own, f"{at}.attention.qkv")
@@ -196,13 +205,15 @@ def _of_dit(net: DiT) -> Iterator[Group]:
     for side, blocks in (("blocks", net.blocks), ("across", net.across)):
         for i, block in enumerate(blocks):
             assert isinstance(block, DiTBlock)
-            at, unit = f"{side}.{i}", block.temperature.shape[-1]
-            made = [Member(f"{at}.qkv.{each}", copies=3, unit=unit) for each in ("weight", "bias")]
-            read = [Member(f"{at}.temperature", axis=1), Member(f"{at}.out.weight", axis=1, unit=unit)]
-            yield Group(f"{at}.heads", block.heads, (*made, *read), kind="heads")
-            if block.up is not None:
+            at = f"{side}.{i}"
+            if block.heads:
+                unit = block.temperature.shape[-1]
+                made = [Member(f"{at}.qkv.{each}", copies=3, unit=unit) for each in ("weight", "bias")]
+                read = [Member(f"{at}.temperature", axis=1), Member(f"{at}.out.weight", axis=1, unit=unit)]
+                yield Group(f"{at}.heads", block.heads, (*made, *read), kind="heads")
+            if block.hidden:
                 members = (Member(f"{at}.up.weight"), Member(f"{at}.up.bias"), Member(f"{at}.down.weight", axis=1))
-                yield Group(f"{at}.mlp", block.up.out_features, members)
+                yield Group(f"{at}.mlp", block.hidden, members)
 
 
 _GROUPS: dict[type[nn.Module], Callable[..., Iterator[Group]]] = {

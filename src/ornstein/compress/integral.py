@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ornstein import checkpoint
-from ornstein.compress.groups import Group, channel_groups
+from ornstein.compress.groups import Group, channel_groups, with_widths
 from ornstein.compress.imitation import Imitation
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
@@ -123,16 +123,9 @@ def at_width(denoiser: Denoiser, width: float) -> Denoiser:
     widths = elastic_widths(groups, width)
     small = copy.copy(denoiser)
     small.__dict__ = {**denoiser.__dict__, "_modules": dict(denoiser._modules)}
-    small.net = _empty(net, widths)
+    small.net = with_widths(net, widths).to(next(net.parameters()).device)
     small.net.load_state_dict(resampled(groups, net.state_dict(), widths))
     return small.eval()
-
-
-def _empty(net: nn.Module, widths: Mapping[str, int]) -> nn.Module:
-    """A network like `net` of other widths, on its device."""
-    config: dict[str, Any] = {**net.config}  # pyright: ignore[reportGeneralTypeIssues]
-    config["widths"] = config.get("widths", {}) | dict(widths)
-    return type(net)(**config).to(next(net.parameters()).device)
 
 
 def check_elastic(run: str | Path) -> None:
@@ -171,7 +164,7 @@ class Elastic:
             return self.imitation(model, x0, t, z, **cond)
         key = tuple(widths.values())
         if key not in self.skeletons:
-            self.skeletons[key] = _empty(model.net, widths)
+            self.skeletons[key] = with_widths(model.net, widths).to(z.device)
         view = copy.copy(model)
         view.__dict__ = {**model.__dict__, "_modules": dict(model._modules)}
         view.net = _Resampled(model.net, self.skeletons[key], self.groups, widths)

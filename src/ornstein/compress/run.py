@@ -6,31 +6,30 @@ import copy
 import json
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ornstein import checkpoint, processes
-from ornstein.compress.budget import network_macs, widths_for
+from ornstein.compress.budget import TOLERANCE, network_macs, widths_for
+from ornstein.compress.depth import shallower
 from ornstein.compress.diffusers_unet import KINDS as UNETS
 from ornstein.compress.diffusers_unet import prune_unet2d
-from ornstein.compress.groups import channel_groups
+from ornstein.compress.folder import TRAINING, compressed_folder
+from ornstein.compress.groups import channel_groups, with_widths
 from ornstein.compress.imitation import Imitation
 from ornstein.compress.int8 import output_error, save_int8
 from ornstein.compress.integral import INTEGRAL, LEAST, Elastic, ordered, total_variation
 from ornstein.compress.prune import input_moments, kept_channels, narrowed, refitted, taylor_gradients
-from ornstein.compress.settings import CompressSettings
+from ornstein.compress.settings import BUDGET, CompressSettings
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.evaluation import Score
 from ornstein.interop.diffusers import DiffusersNet
-from ornstein.interop.exchange import export_model
-from ornstein.interop.pipeline import Pipeline
 from ornstein.progress import say
 from ornstein.randomness import generator
 from ornstein.settings import read, read_file, to_json
@@ -44,13 +43,12 @@ from ornstein.training.state import check_new, check_resumable, has_state, read_
 
 __all__ = ["Compressed", "compress", "pruned"]
 
-_BUDGET = 0.5
 _SHARE = 0.1  # of the steps, or minutes, of the run's own training
 _TAYLOR_BATCH, _TAYLOR_BATCHES = 64, 4
 _JUDGED = 256
 # The methods that a setting is for.
 _TUNED = ("prune", "integral")
-_ONLY = {"macs": ("prune",), "criterion": ("prune",)} | dict.fromkeys(
+_ONLY = dict.fromkeys(("macs", "criterion", "depth"), ("prune",)) | dict.fromkeys(
     ("data", "steps", "minutes", "batch", "learning_rate", "checkpoint_every"), _TUNED
 )
 
@@ -100,7 +98,7 @@ def compress(
     if checkpoint.is_autoencoder(run):
         raise UserError(f"{run} is an autoencoder: diffusion models are compressed, and it stays what they work in")
     if checkpoint.is_pipeline(run):
-        return _folder(asked, run, out)
+        return _folder(asked, run, out, resume, choose_device(device))
     where = choose_device(device)
     teacher = checkpoint.load(run, trust_sizes=trust_sizes).to(where)
     check_ungated(teacher)
@@ -137,36 +135,21 @@ def compress(
     return Compressed(out, macs, full, scores, student)
 
 
-def _folder(asked: CompressSettings, run: Path, out: Path) -> Compressed:
-    """Prune a folder of diffusers into a folder of diffusers, without fine-tuning."""
-    if asked.method != "prune" or asked.steps != 0:
-        raise UserError(f"{run} is a folder of diffusers, which is pruned without fine-tuning: give --steps 0")
-    teacher = checkpoint.load(run)
-    if isinstance(teacher, Pipeline):
-        student, macs, full = _pruned_pipeline(teacher, asked, run)
-    elif isinstance(teacher.net, DiffusersNet):
-        student, macs, full = pruned(teacher, asked, [])
-    else:
-        raise UserError(f"{run} has no U-Net of diffusers: {' and '.join(UNETS)} are compressed")
-    export_model(student, out)
-    say(f"{macs:,} of {full:,} multiply-adds ({macs / full:.3f}), {size_of(student)} of {size_of(teacher)}")
+def _folder(asked: CompressSettings, run: Path, out: Path, resume: bool, device: torch.device) -> Compressed:
+    """Prune a folder of diffusers into a folder of diffusers."""
+    if asked.method != "prune" or asked.depth:
+        what = f"--method {asked.method}" if asked.method != "prune" else "--depth"
+        raise UserError(f"{run} is a folder of diffusers, whose channels alone are pruned: leave out {what}")
+    processes.current().agreed(lambda: _claim_folder(out, resume))
+    student, macs, full = compressed_folder(asked, run, out, resume, device)
     return Compressed(out, macs, full, [], student)
 
 
-def _pruned_pipeline(teacher: Pipeline, asked: CompressSettings, run: Path) -> tuple[Denoiser, int, int]:
-    """The pipeline with its U-Net pruned; encoders, tokenizers and decoder stay."""
-    model = teacher.network
-    if type(model).__name__ not in UNETS:
-        raise UserError(f"the network of {run} is a {type(model).__name__}: {' and '.join(UNETS)} are compressed")
-    if asked.criterion == "taylor":
-        raise UserError("a folder of diffusers has no data for the criterion taylor: take magnitude or random")
-    assert teacher.data is not None
-    values = None if asked.criterion == "random" else {name: p.detach() for name, p in model.named_parameters()}
-    budget = _BUDGET if asked.macs is None else asked.macs
-    small, macs, full = prune_unet2d(
-        model, budget, tuple(teacher.data.shape), values, generator(asked.seed, "compress")
-    )
-    return teacher.with_network(small), macs, full
+def _claim_folder(out: Path, resume: bool) -> None:
+    if resume and not (out / COMPRESS).is_file():
+        raise UserError(f"{out} is no compressed folder: leave out --resume, or give another --out")
+    if not resume and out.exists() and (not out.is_dir() or any(each.name != TRAINING for each in out.iterdir())):
+        raise UserError(f"{out} exists: name a new folder, or go on with --resume")
 
 
 def _student(
@@ -200,36 +183,54 @@ def pruned(
 ) -> tuple[Denoiser, int, int]:
     """The pruned copy of a model, its multiply-adds, and those of the model; `batches` of data are for "taylor"."""
     assert teacher.data is not None
-    net = teacher.net
-    budget = _BUDGET if settings.macs is None else settings.macs
+    net, shape = teacher.net, teacher.data.shape
+    budget = BUDGET if settings.macs is None else settings.macs
     draw = generator(settings.seed, "compress")
     student = copy.deepcopy(teacher)
-    values = _values(teacher, settings, batches, draw)
     if isinstance(net, DiffusersNet) and type(net.model).__name__ in UNETS:
+        if settings.depth:
+            raise UserError("of a network of diffusers the channels alone are pruned: leave out --depth")
+        values = _values(teacher, settings, batches, draw)
         inner = values and {name.removeprefix("model."): value for name, value in values.items()}
-        small, macs, full = prune_unet2d(net.model, budget, tuple(teacher.data.shape), inner, draw)
+        small, macs, full = prune_unet2d(net.model, budget, tuple(shape), inner, draw)
         changed = {name: small.config[name] for name in ("block_out_channels", "time_embedding_dim")}
         student.net = DiffusersNet({**net.config["model"], **changed}, net.config["betas"])
         student.net.model.load_state_dict(small.state_dict())
         student.net.to(next(net.parameters()).device)
         return student.eval(), macs, full
-    groups = channel_groups(net)
-    kind: Any = type(net)
-    config: dict[str, Any] = {**net.config}  # pyright: ignore[reportGeneralTypeIssues]
-    before = config.pop("widths", {})
+    channel_groups(net)  # refuses what cannot be pruned
+    full = network_macs(net, shape)
+    if settings.depth:
+        if not batches:
+            raise UserError("--depth needs data to find the branches that are missed least: give --data")
+        student = shallower(teacher, budget, settings.depth, batches, draw)
+    return (*_narrower(student, settings, budget, full, batches, draw), full)
 
-    def build(widths: Mapping[str, int]) -> nn.Module:
-        return kind(**config, widths=before | dict(widths))
 
-    widths, macs, full = widths_for(groups, build, teacher.data.shape, budget)
+def _narrower(
+    model: Denoiser,
+    settings: CompressSettings,
+    budget: float,
+    full: int,
+    batches: list[tuple[Tensor, dict[str, Any]]],
+    draw: torch.Generator,
+) -> tuple[Denoiser, int]:
+    """A model with the channels that meet the budget, a share of `full` multiply-adds, and its multiply-adds."""
+    assert model.data is not None
+    net, shape = model.net, model.data.shape
+    macs = network_macs(net, shape)
+    if macs <= (1 + TOLERANCE) * budget * full:
+        return model.eval(), macs
+    groups, student = channel_groups(net), copy.deepcopy(model)
+    values = _values(model, settings, batches, draw)
+    widths, macs, _ = widths_for(groups, lambda widths: with_widths(net, widths), shape, budget, whole=full)
     kept = kept_channels(groups, widths, values, draw)
-    device = next(net.parameters()).device
-    student.net = build(widths).to(device)
+    student.net = with_widths(net, widths).to(next(net.parameters()).device)
     state = net.state_dict()
     if batches:
-        state = refitted(groups, state, kept, input_moments(teacher, groups, batches, draw))
+        state = refitted(groups, state, kept, input_moments(model, groups, batches, draw))
     student.net.load_state_dict(narrowed(groups, state, kept))
-    return student.eval(), macs, full
+    return student.eval(), macs
 
 
 def _values(
@@ -264,7 +265,7 @@ def _asked(run: Path, out: Path, resume: bool, given: dict[str, Any]) -> Compres
         idle = [name for name in _ONLY if name in given and asked.method not in _ONLY[name]]
         if idle:
             raise UserError(f"{idle[0]} does nothing with method {asked.method}: leave it out")
-        return replace(asked, macs=_BUDGET) if asked.method == "prune" and asked.macs is None else asked
+        return replace(asked, macs=BUDGET) if asked.method == "prune" and asked.macs is None else asked
     stored = read(CompressSettings, read_file(out / COMPRESS), out / COMPRESS)
     for name in given.keys() - {"steps", "minutes", "checkpoint_every", "data"}:
         if given[name] != getattr(stored, name):

@@ -9,7 +9,10 @@ from typing import Literal
 from ornstein.settings import again, check, device_setting, setting, trust_sizes_setting
 from ornstein.training.config import TrainConfig, check_length
 
-__all__ = ["Compress", "CompressSettings"]
+__all__ = ["BUDGET", "Compress", "CompressSettings"]
+
+BUDGET = 0.5
+"""Share of the multiply-adds that pruning keeps by default."""
 
 _FINE_TUNING = "Fine-tuning"
 
@@ -29,6 +32,12 @@ class CompressSettings:
         "weights, or any.",
         by_data="taylor with data, else magnitude",
     )
+    depth: float = setting(
+        0.0,
+        "Share of the saved multiply-adds that leaving out whole convolutions, attentions and MLPs of blocks gives; "
+        "fewer channels give the rest. 1 leaves out as many as it can.",
+        minimum=0, maximum=1,
+    )  # fmt: skip
     data: str | None = setting(None, "Images to fine-tune on.", by_data="those of the run")
     steps: int | None = again(
         TrainConfig, "steps", None, help="Steps of fine-tuning; 0 for none.", minimum=0, panel=_FINE_TUNING,
@@ -56,10 +65,11 @@ class CompressSettings:
 class Compress(CompressSettings):
     """Make a trained model cheaper: a smaller run that does what the large one does.
 
-    prune removes coupled channels until the measured multiply-adds are within 3 % of the budget, and trains what is
-    left on the predictions of the large model. integral orders the channels so that the kernels are smooth, and trains
-    one checkpoint that `sample --width` resamples to any width from 0.25 to 1. int8 stores the weights in 8 bits. The
-    result is a run like any other. A folder of diffusers becomes a folder of diffusers.
+    prune removes coupled channels, and with --depth whole branches of blocks, until the measured multiply-adds are
+    within 3 % of the budget, and trains what is left on the predictions of the large model. integral orders the
+    channels so that the kernels are smooth, and trains one checkpoint that `sample --width` resamples to any width from
+    0.25 to 1. int8 stores the weights in 8 bits. The result is a run like any other. A folder of diffusers becomes a
+    folder of diffusers, fine-tuned on --data.
 
     Example: ornstein compress runs/photos --macs 0.5 --minutes 10 --out runs/photos-small
     """

@@ -15,7 +15,7 @@ from ornstein.nets.lora import adapted
 from ornstein.store import CONFIG, read_config
 from ornstein.text.prompting import check_ungated
 
-__all__ = ["export_model", "not_expressible", "write_model"]
+__all__ = ["export_model", "not_expressible", "write_folder", "write_model"]
 
 # What diffusers' classes of the same name do otherwise, by our network.
 _DIFFERS = {
@@ -66,6 +66,11 @@ def export_model(d: Denoiser, out: str | Path) -> None:
     if parts:
         raise UserError(f"diffusers cannot express this model: {'; '.join(parts)}")
     _check_new(Path(out))
+    write_folder(d, out)
+
+
+def write_folder(d: Denoiser, out: str | Path) -> None:
+    """Write a model that diffusers has as a pipeline folder, over what is there."""
     if isinstance(d, Pipeline):
         _check_plain(d)
         with quiet():

@@ -185,7 +185,7 @@ def _names(d: Denoiser) -> tuple[str, ...]:
     """The inputs: x, log_snr and the conditions that the network was made for."""
     config = getattr(d.net, "config", {})
     made = {"label": bool(d.data and d.data.classes), "text": config.get("text_width", 0) > 0}
-    made |= {"text_mask": made["text"], "known": config.get("conditioning", False)}
+    made |= {"text_mask": made["text"], "known": bool(config.get("conditioning"))}
     made |= {"known_mask": made["known"]}
     return ("x", "log_snr", *(name for name in _TAKEN if name in d.conditions and made[name]))
 

@@ -29,10 +29,11 @@ class Block(nn.Module):
         attention: add self-attention at the end.
         dropout: probability of dropping a feature before the last convolution.
         context: width of the tokens that a block with attention reads after itself; 0 for none.
-        inner: channels between the two convolutions, by default those of the output.
+        inner: channels between the two convolutions, by default those of the output; 0 leaves both out.
         shortcut: a convolution beside the block, by default where input and output differ.
         heads: of attention, by default of about 64 channels.
-        attends, reads: widths of the queries of self-attention and of the attention to tokens; by default `outputs`.
+        attends, reads: widths of the queries of self-attention and of the attention to tokens, by default `outputs`; 0
+            leaves it out.
     """
 
     def __init__(
@@ -54,29 +55,35 @@ class Block(nn.Module):
         super().__init__()
         inner = outputs if inner is None else inner
         shortcut = inputs != outputs if shortcut is None else shortcut
-        self.down = down
-        self.norm1 = group_norm(inputs)
-        self.conv1 = nn.Conv2d(inputs, inner, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * inner) if embedding else None
-        self.norm2 = group_norm(inner, affine=not embedding)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = zeroed(nn.Conv2d(inner, outputs, 3, padding=1))
+        self.down, self.inner = down, inner
+        if inner:
+            self.norm1 = group_norm(inputs)
+            self.conv1 = nn.Conv2d(inputs, inner, 3, padding=1)
+            self.modulation = nn.Linear(embedding, 2 * inner) if embedding else None
+            self.norm2 = group_norm(inner, affine=not embedding)
+            self.dropout = nn.Dropout(dropout)
+            self.conv2 = zeroed(nn.Conv2d(inner, outputs, 3, padding=1))
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if shortcut else nn.Identity()
-        self.attention = Attention(outputs, attends, heads) if attention else nn.Identity()
-        self.reading = CrossAttention(outputs, context, reads, heads) if attention and context else None
+        self.attention = Attention(outputs, attends, heads) if attention and attends != 0 else nn.Identity()
+        self.reading = CrossAttention(outputs, context, reads, heads) if attention and context and reads != 0 else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None, context: Context | None = None) -> Tensor:
         """(B, `inputs`, H, W) -> (B, `outputs`, H, W), or half the height and width."""
+        h = self.shortcut(F.avg_pool2d(x, 2) if self.down else x)
+        if self.inner:
+            h = h + self._convolved(x, embedding)
+        h = self.attention(h)
+        return h if self.reading is None or context is None else self.reading(h, context)
+
+    def _convolved(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         h = F.silu(self.norm1(x))
         if self.down:
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+            h = F.avg_pool2d(h, 2)
         h = self.norm2(self.conv1(h))
         if self.modulation is not None:
             scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
-        h = self.conv2(self.dropout(F.silu(h)))
-        h = self.attention(self.shortcut(x) + h)
-        return h if self.reading is None or context is None else self.reading(h, context)
+        return self.conv2(self.dropout(F.silu(h)))
 
 
 class Stage(nn.ModuleList):

@@ -13,7 +13,7 @@ from ornstein.nets.blocks import attend, zeroed
 from ornstein.nets.conditions import TEXT, Context, Embedding, TextTokens, check_log_snr, check_text
 from ornstein.nets.recorded import Recorded
 from ornstein.nets.sizes import padded, reference, sides
-from ornstein.nets.video import check_known, clean_frames
+from ornstein.nets.video import HELD, Conditioning, check_conditioning, check_known, clean_frames
 from ornstein.nets.widths import Widths
 
 __all__ = ["DIT_PRESETS", "DiT"]
@@ -53,7 +53,7 @@ class DiT(Recorded):
         learned_variance: return 2C channels, as `UNet`.
         text_width: D of the token states of a text; 0 for a network without text.
         widths: of parts that were pruned, by name (`ornstein.compress`): "blocks.0.heads" and "across.0.heads", the
-            heads of a block, and "blocks.0.mlp", the hidden features of its MLP.
+            heads of a block, and "blocks.0.mlp", the hidden features of its MLP; 0 leaves the attention or the MLP out.
 
     Raises:
         ValueError: an argument is out of range; `heads` does not divide `width` into even parts.
@@ -78,7 +78,7 @@ class DiT(Recorded):
         heads: int = 3,
         registers: int = 4,
         time: Literal["full", "factorised"] = "factorised",
-        conditioning: bool = False,
+        conditioning: Conditioning = False,
         dropout: float = 0.0,
         learned_variance: bool = False,
         text_width: int = 0,
@@ -94,6 +94,7 @@ class DiT(Recorded):
             raise ValueError(f"{heads} heads do not divide the width {width} into even parts")
         if time not in ("full", "factorised"):
             raise ValueError(f"time is full or factorised, not {time!r}")
+        check_conditioning(conditioning)
         if conditioning and not frames:
             raise ValueError("conditioning takes known frames, and images have none: give frames")
         self.channels, self.classes, self.frames, self.patch, self.heads = channels, classes, frames, patch, heads
@@ -110,13 +111,13 @@ class DiT(Recorded):
         kept, each = Widths(widths), width // heads
         self.blocks = nn.ModuleList(
             DiTBlock(
-                width, kept.of(f"blocks.{i}.heads", heads), dropout, each=each,
-                hidden=kept.of(f"blocks.{i}.mlp", 4 * width),
+                width, kept.of(f"blocks.{i}.heads", heads, least=0), dropout, each=each,
+                hidden=kept.of(f"blocks.{i}.mlp", 4 * width, least=0),
             )
             for i in range(depth)
         )  # fmt: skip
         self.across = nn.ModuleList(
-            DiTBlock(width, kept.of(f"across.{i}.heads", heads), dropout, mlp=False, each=each)
+            DiTBlock(width, kept.of(f"across.{i}.heads", heads, least=0), dropout, each=each, hidden=0)
             for i in range(depth * self.factorised)
         )
         kept.check()
@@ -184,7 +185,8 @@ class DiT(Recorded):
         h, grid = self._tokens(clips.to(dtype))
         h = self.stem(h)
         if self.given is not None and known is not None and known_mask is not None:
-            h = h + self.given(self._tokens(clean_frames(known, known_mask, dtype, x.device))[0])
+            held = self.config["conditioning"] == HELD
+            h = h + self.given(self._tokens(clean_frames(known, known_mask, dtype, x.device, held))[0])
         context, pooled = (None, None) if self.text is None else self.text(text, text_mask, x.shape[0])
         embedding = self.embedding(log_snr, label, pooled)
         h = (
@@ -296,41 +298,43 @@ class Rotation(NamedTuple):
 class DiTBlock(nn.Module):
     """Self-attention and an MLP, each with scale, shift and gate from the embedding; the gates start at zero.
 
-    `each` is the width of a head, by default `width` / `heads`; `hidden` that of the MLP, by default 4 `width`.
+    `each` is the width of a head, by default `width` / `heads`; `hidden` that of the MLP, by default 4 `width`. Without
+    heads there is no attention, and without hidden features no MLP.
     """
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        dropout: float = 0.0,
-        mlp: bool = True,
-        *,
-        each: int | None = None,
-        hidden: int | None = None,
+        self, width: int, heads: int, dropout: float = 0.0, *, each: int | None = None, hidden: int | None = None
     ) -> None:
         super().__init__()
         each = width // heads if each is None else each
         hidden = 4 * width if hidden is None else hidden
-        self.heads = heads
+        self.heads, self.hidden = heads, hidden
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = zeroed(nn.Linear(width, (6 if mlp else 3) * width))
-        self.qkv = nn.Linear(width, 3 * heads * each)
-        self.temperature = nn.Parameter(torch.ones(2, heads, 1, each))  # of queries and keys
-        self.out = nn.Linear(heads * each, width)
-        self.up = nn.Linear(width, hidden) if mlp else None
-        self.dropout = nn.Dropout(dropout)
-        self.down = nn.Linear(hidden, width) if mlp else None
+        self.parts = 3 * (bool(heads) + bool(hidden))
+        if self.parts:
+            self.modulation = zeroed(nn.Linear(width, self.parts * width))
+        if heads:
+            self.qkv = nn.Linear(width, 3 * heads * each)
+            self.temperature = nn.Parameter(torch.ones(2, heads, 1, each))  # of queries and keys
+            self.out = nn.Linear(heads * each, width)
+        if hidden:
+            self.up = nn.Linear(width, hidden)
+            self.dropout = nn.Dropout(dropout)
+            self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, embedding: Tensor, rotation: Rotation, bias: Tensor | None = None) -> Tensor:
         """x (B, N, width), embedding (B, E), bias (B, 1, 1, N) of the scores."""
-        scale, shift, gate, *rest = self.modulation(embedding)[:, None].chunk(6 if self.up else 3, dim=-1)
-        x = x + gate * self._attention(self.norm(x) * (1 + scale) + shift, rotation, bias)
-        if self.up is None or self.down is None:
+        if not self.parts:
             return x
-        scale, shift, gate = rest
-        h = F.gelu(self.up(self.norm(x) * (1 + scale) + shift), approximate="tanh")
-        return x + gate * self.down(self.dropout(h))
+        rest = self.modulation(embedding)[:, None].chunk(self.parts, dim=-1)
+        if self.heads:
+            scale, shift, gate, *rest = rest
+            x = x + gate * self._attention(self.norm(x) * (1 + scale) + shift, rotation, bias)
+        if self.hidden:
+            scale, shift, gate = rest
+            h = F.gelu(self.up(self.norm(x) * (1 + scale) + shift), approximate="tanh")
+            x = x + gate * self.down(self.dropout(h))
+        return x
 
     def _attention(self, x: Tensor, rotation: Rotation, bias: Tensor | None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)

@@ -54,7 +54,7 @@ class UNet(Recorded):
         text_width: D of the token states of a text; 0 for a network without text.
         widths: the channels of parts that were pruned, by name (`ornstein.compress`): "stem", "level1", ... for the
             levels, "encoder.1.0" for what is between the convolutions of a block, and "encoder.1.0.attention" and
-            "encoder.1.0.reading" for queries.
+            "encoder.1.0.reading" for queries; 0 leaves the convolutions, or the attention, out.
 
     Raises:
         ValueError: an argument is out of range.
@@ -119,9 +119,9 @@ class UNet(Recorded):
             attend = -(-side >> level) in attention
             return Block(
                 channels_of[source], channels_of[stream], embedding, down, attend, dropout, context,
-                inner=kept.of(name, full[level]), shortcut=source != stream, heads=heads,
-                attends=kept.of(f"{name}.attention", full[level], heads) if attend else None,
-                reads=kept.of(f"{name}.reading", full[level], heads) if attend and context else None,
+                inner=kept.of(name, full[level], least=0), shortcut=source != stream, heads=heads,
+                attends=kept.of(f"{name}.attention", full[level], heads, least=0) if attend else None,
+                reads=kept.of(f"{name}.reading", full[level], heads, least=0) if attend and context else None,
             )  # fmt: skip
 
         now = "stem"
@@ -243,7 +243,12 @@ class UNet(Recorded):
         return self.last(h, embedding, context, x)
 
     def first(
-        self, x: Tensor, log_snr: Tensor, label: Tensor | None, text: Tensor | None, text_mask: Tensor | None
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Context | None]:
         """The features of the first level of the encoder, and what `conditioned` makes."""
         if not torch.compiler.is_compiling():  # compiled code cannot read values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,22 @@ from ornstein.nets.sizes import reference
 from ornstein.nets.unet import UNet
 
 __all__ = [
+    "HELD",
+    "Conditioning",
     "Temporal",
     "TemporalAttention",
     "VideoUNet",
+    "check_conditioning",
     "check_known",
     "clean_frames",
     "folded",
     "frames_known",
     "known_masks",
 ]
+
+HELD = "held"
+Conditioning = bool | Literal["held"]
+"""Whether a network takes known frames, and what it sees in the place of unknown ones: 0, or the nearest known one."""
 
 
 class VideoUNet(Recorded):
@@ -36,8 +43,9 @@ class VideoUNet(Recorded):
     first returns what its image network does, frame by frame. Positions enter only by the distance of two frames (a
     learned bias): a shorter clip is treated as part of a longer one.
 
-    With `conditioning` the network takes known frames: `known` * mask and the mask are further input channels. The
-    noise of a known frame is x - a known; if the noise is correlated over frames, it carries information on the noise
+    With `conditioning` the network takes known frames: they and their mask are further input channels. In place of an
+    unknown frame stands the nearest known one ("held"), or 0 (True, as in networks of earlier versions). The noise of a
+    known frame is x - a known; if the noise is correlated over frames, it carries information on the noise
     of the other frames.
 
     Args:
@@ -46,7 +54,7 @@ class VideoUNet(Recorded):
         frames: the largest number of frames; shorter clips are allowed.
         classes: number of classes; 0 for an unconditional network.
         temporal_attention: the resolutions with attention over frames; None for those of `attention`.
-        conditioning: take known frames.
+        conditioning: take known frames: "held" or True, see above.
         image: further arguments of the image `UNet`: patch, width, multipliers, depths, attention, dropout,
             learned_variance, text_width, widths.
 
@@ -68,12 +76,13 @@ class VideoUNet(Recorded):
         classes: int = 0,
         *,
         temporal_attention: Sequence[int] | None = None,
-        conditioning: bool = False,
+        conditioning: Conditioning = False,
         **image: Any,
     ) -> None:
         super().__init__()
         if frames < 1:
             raise ValueError(f"a clip has at least 1 frame, not {frames}")
+        check_conditioning(conditioning)
         self.image = UNet(channels, size, classes, **image)
         settings = self.image.config
         across = settings["attention"] if temporal_attention is None else list(temporal_attention)
@@ -94,7 +103,7 @@ class VideoUNet(Recorded):
 
         self.encoder = nn.ModuleList(between(level) for level in levels)
         self.decoder = nn.ModuleList(between(level) for level in reversed(levels))
-        # The stem for the channels [known * mask, mask]: one convolution over all channels is a sum of convolutions.
+        # The stem for the channels [known frames, mask]: one convolution over all channels is a sum of convolutions.
         # Without a bias, so that an empty mask is the same as no mask.
         given = (channels + 1) * patch**2
         stem = self.image.stem.out_channels
@@ -102,7 +111,7 @@ class VideoUNet(Recorded):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (missing from the stubs)
 
     @classmethod
-    def preset(cls, name: str, *, frames: int, conditioning: bool = False, **image: Any) -> VideoUNet:
+    def preset(cls, name: str, *, frames: int, conditioning: Conditioning = False, **image: Any) -> VideoUNet:
         """A network around the `UNet` of that preset, without patches unless given.
 
         Attention over frames is used at the resolutions at which the image network attends. A training step takes 1.3
@@ -116,7 +125,7 @@ class VideoUNet(Recorded):
         return cls(**UNet.preset_config(name, **settings), frames=frames, conditioning=conditioning)
 
     @classmethod
-    def from_image(cls, image: UNet, frames: int, *, conditioning: bool = False) -> VideoUNet:
+    def from_image(cls, image: UNet, frames: int, *, conditioning: Conditioning = False) -> VideoUNet:
         """A network with the weights of an image network; untrained, it treats each frame as that one does."""
         net = cls(**image.config, frames=frames, conditioning=conditioning)
         net.image.load_state_dict(image.state_dict())
@@ -154,6 +163,22 @@ class VideoUNet(Recorded):
             ValueError: shapes that do not fit the network, more frames than it was made for, a wrong label, one of
                 known and known_mask without the other, or either for a network without conditioning.
         """
+        h, per_frame, embedding = self.first(x, log_snr, label, known, known_mask, text, text_mask)
+        if len(self.encoder) > 1:
+            h = self.below(h, per_frame, embedding) + h
+        return self.last(h, per_frame, embedding, x)
+
+    def first(
+        self,
+        x: Tensor,
+        log_snr: Tensor,
+        label: Tensor | None = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> tuple[Tensor, _Frames, Tensor]:
+        """The features (B F, C, H, W) of the first level of the encoder; the embeddings of frames and of clips."""
         self.check(x, log_snr, label, known, known_mask, text, text_mask)
         image, frames = self.image, x.shape[2]
         dtype = image.stem.weight.dtype
@@ -167,16 +192,27 @@ class VideoUNet(Recorded):
 
         h = image.stem(image.patches(folded(x.to(dtype))))
         if self.given is not None and known is not None and known_mask is not None:
-            h = h + self.given(image.patches(folded(clean_frames(known, known_mask, dtype, x.device))))
-        skips = []
-        for stage, between in zip(image.encoder, self.encoder, strict=True):
+            held = self.config["conditioning"] == HELD
+            h = h + self.given(image.patches(folded(clean_frames(known, known_mask, dtype, x.device, held))))
+        return _stage(image.encoder[0], self.encoder[0], h, per_frame, embedding), per_frame, embedding
+
+    def below(self, h: Tensor, per_frame: _Frames, embedding: Tensor) -> Tensor:
+        """What the levels below the first add to its features."""
+        image, skips = self.image, []
+        for stage, between in zip(list(image.encoder)[1:], list(self.encoder)[1:], strict=True):
             h = _stage(stage, between, h, per_frame, embedding)
             skips.append(h)
         h = skips.pop()
-        for i, (stage, between) in enumerate(zip(image.decoder, self.decoder, strict=True)):
+        for i, (stage, between) in enumerate(zip(list(image.decoder)[:-1], list(self.decoder)[:-1], strict=True)):
             if i:
                 h = F.interpolate(image.up[i - 1](h), scale_factor=2.0) + skips.pop()
             h = _stage(stage, between, h, per_frame, embedding)
+        return F.interpolate(image.up[-1](h), scale_factor=2.0)
+
+    def last(self, h: Tensor, per_frame: _Frames, embedding: Tensor, x: Tensor) -> Tensor:
+        """The last level of the decoder and the head: the prediction, in size and dtype of x."""
+        image, frames = self.image, x.shape[2]
+        h = _stage(image.decoder[-1], self.decoder[-1], h, per_frame, embedding)
         return image.pixels(image.head(h), x.shape[-2:]).unflatten(0, (-1, frames)).transpose(1, 2).to(x.dtype)
 
     def check(
@@ -248,12 +284,29 @@ class TemporalAttention(Attention):
         return x + out.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, x.shape[2:])
 
 
-def clean_frames(known: Tensor, known_mask: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[known * mask, mask] as channels (B, C + 1, F, H, W), from clips (B, C, F, H, W) and a mask (B, F) bool."""
-    mask = known_mask.to(device, non_blocking=True)[:, None, :, None, None]
+def clean_frames(
+    known: Tensor, known_mask: Tensor, dtype: torch.dtype, device: torch.device, held: bool = False
+) -> Tensor:
+    """[known frames, mask] as channels (B, C + 1, F, H, W), from clips (B, C, F, H, W) and a mask (B, F) bool.
+
+    In place of an unknown frame stands 0, or, if `held`, the nearest known one, of two the earlier; 0 if none is known.
+    """
+    mask = known_mask.to(device, non_blocking=True)
+    shown, frames = mask, known.to(device, dtype, non_blocking=True)
+    if held:
+        at = torch.arange(mask.shape[1], device=device)
+        apart = torch.where(mask[:, None], (at[:, None] - at).abs().float(), torch.inf)  # (B, F, known)
+        frames = frames.gather(2, apart.argmin(2)[:, None, :, None, None].expand_as(frames))
+        shown = mask.any(1, keepdim=True).expand_as(mask)
     # where, not a product: unknown frames may hold anything, even NaN
-    clean = torch.where(mask, known.to(device, dtype, non_blocking=True), 0.0)
-    return torch.cat([clean, mask.to(dtype).expand_as(clean[:, :1])], dim=1)
+    clean = torch.where(shown[:, None, :, None, None], frames, 0.0)
+    return torch.cat([clean, mask.to(dtype)[:, None, :, None, None].expand_as(clean[:, :1])], dim=1)
+
+
+def check_conditioning(conditioning: object) -> None:
+    """Raise ValueError unless it is one of `Conditioning`."""
+    if conditioning not in (True, False, HELD):
+        raise ValueError(f"conditioning is true, false or {HELD!r}, not {conditioning!r}")
 
 
 def check_known(conditioning: bool, x: Tensor, known: Tensor | None, known_mask: Tensor | None) -> None:

@@ -18,13 +18,16 @@ class Widths:
         self.pruned = dict(pruned or {})
         self.full: dict[str, int] = {}
 
-    def of(self, name: str, full: int, parts: int = 1) -> int:
-        """The width of the part `name`, a multiple of `parts`, at most `full`. Raises ValueError for another one."""
+    def of(self, name: str, full: int, parts: int = 1, *, least: int = 1) -> int:
+        """The width of the part `name`, a multiple of `parts`, at most `full`. Raises ValueError for another one.
+
+        `least` is 0 for a residual branch, which can be left out.
+        """
         self.full[name] = full
         width = self.pruned.get(name, full)
-        if type(width) is not int or not 0 < width <= full or width % parts:
+        if type(width) is not int or not least <= width <= full or width % parts:
             multiple = f" and a multiple of {parts}" if parts > 1 else ""
-            raise ValueError(f"the width of {name} is 1 to {full}{multiple}, not {width!r}")
+            raise ValueError(f"the width of {name} is {least} to {full}{multiple}, not {width!r}")
         return width
 
     def check(self) -> None:

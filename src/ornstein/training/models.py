@@ -21,6 +21,7 @@ from ornstein.devices import choose_device
 from ornstein.errors import UserError
 from ornstein.nets import DiT, UNet, VideoUNet
 from ornstein.nets.recorded import Recorded
+from ornstein.nets.video import HELD
 from ornstein.process import Process
 from ornstein.text import FrozenEncoder, TextDenoiser, TextEncoder
 from ornstein.training.diffusion import prediction_of, schedule_of
@@ -140,7 +141,7 @@ def _network(
         "text_width": text_width,
     }
     if settings.frames is not None:
-        about |= {"frames": settings.frames, "conditioning": settings.given_frames}
+        about |= {"frames": settings.frames, "conditioning": settings.given_frames and HELD}
     if family == "dit":
         return DiT.preset(name, **about)
     if settings.frames is not None:
@@ -184,7 +185,7 @@ def _from_image(settings: Settings, shape: tuple[int, ...], classes: int) -> Vid
             f"{run} predicts {model.prediction} under {model.process.schedule}: give the same --prediction and "
             "--schedule, since the clips start from its network"
         )
-    return VideoUNet.from_image(image, shape[1], conditioning=settings.given_frames)
+    return VideoUNet.from_image(image, shape[1], conditioning=settings.given_frames and HELD)
 
 
 def new_autoencoder(

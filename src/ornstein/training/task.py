@@ -159,7 +159,7 @@ class Diffusion(Task[Denoiser]):
         config_of_net = getattr(denoiser.net, "config", {})
         self.classes: int | None = config_of_net.get("classes")
         self.conditional = "label" in denoiser.conditions and self.classes != 0
-        self.conditioning: bool = config_of_net.get("conditioning", False)
+        self.conditioning = bool(config_of_net.get("conditioning"))
 
     def varying(self, labelled: bool) -> bool:
         return self.conditional and not labelled
