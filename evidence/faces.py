@@ -26,6 +26,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from ornstein.data import save_grid, to_uint8
+from ornstein.evaluation import frechet_distance, open_features
 from ornstein.evaluation.distortion import psnr
 from ornstein.faces.align import Similarity, warp
 from ornstein.faces.detect import Detector
@@ -47,6 +48,7 @@ from ornstein.faces.world.views import rendered
 from ornstein.store import atomic_write
 from ornstein.training import TrainConfig
 
+_OTHERS = 600
 LAID_ON = ("laid on", "laid on, not steadied")
 KINDS = ("independent", "ar1:0.5", "ar1:0.9", "ar1:0.99", "shared")
 # first what the guidance does, then the number of steps, the features, the target's own identity, the recogniser
@@ -158,8 +160,12 @@ def photos(args: argparse.Namespace) -> None:
 
 
 def scores(args: argparse.Namespace) -> None:
-    held = Held.of(people_split(open_faces(args.faces))[1], args.among)
+    train, of_held = people_split(open_faces(args.faces))
+    held = Held.of(of_held, args.among)
     out = args.out / "photos"
+    # the crops of held-out people hold the targets themselves, which favours these: photos of others do not
+    features = open_features("conv")(train.images[:_OTHERS])
+    others = features(train.images[:_OTHERS])
     model, recogniser, detector = FaceModel.load(out), Recogniser(), Detector()
     rows = []
     # a model that sees the shape of a face begins with the face laid on: alone, and then painted over
@@ -169,12 +175,16 @@ def scores(args: argparse.Namespace) -> None:
     for settings in onsets[: args.settings]:
         swaps, seconds = swap_held(model, held, **settings)
         score = score_swaps(held, swaps, seconds, recogniser, detector, **settings)
-        rows.append(score.as_row())
+        away = {
+            "frechet_others": frechet_distance(features(swaps), others),
+            "targets_others": frechet_distance(features(held.crops), others),
+        }
+        rows.append(score.as_row() | away)
         print(json.dumps(rows[-1]), flush=True)
         atomic_write(out / "scores.json", json.dumps(rows, indent=1).encode())
         if args.sheet is not None:
             shown = torch.cat([held.crops[:16], held.crops.roll(-1, 0)[:16], swaps[:16]])
-            save_grid(shown, args.sheet, columns=16, upscale=2)
+            save_grid(shown, args.sheet, columns=len(shown) // 3, upscale=max(1, 128 // model.size))
 
 
 def flicker(args: argparse.Namespace) -> None:

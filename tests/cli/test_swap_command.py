@@ -268,3 +268,21 @@ def test_the_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_help_shows_an_example() -> None:
     text = " ".join(ornstein("swap", "--help").output.split())
     assert "ornstein swap me.jpg party.jpg" in text and "--i-have-consent" in text
+
+
+def test_settings_of_the_sampler_are_named_where_nothing_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from ornstein.cli import swap as command
+
+    said: list[str] = []
+    monkeypatch.setattr(command, "warn", said.append)
+    shaped: Any = SimpleNamespace(shaped=True)
+    plain: Any = SimpleNamespace(shaped=False)
+    assert (
+        command.tell_idle(shaped, None, ["steps", "seed", "guidance"]) and "--steps, --guidance do nothing" in said[0]
+    )
+    assert command.tell_idle(shaped, 0.0, ["seed"]) and len(said) == 1
+    assert not command.tell_idle(shaped, 0.5, ["steps"]) and not command.tell_idle(plain, None, ["steps"])
+    assert len(said) == 1
