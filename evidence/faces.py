@@ -184,7 +184,7 @@ def scores(args: argparse.Namespace) -> None:
         atomic_write(out / "scores.json", json.dumps(rows, indent=1).encode())
         if args.sheet is not None:
             shown = torch.cat([held.crops[:16], held.crops.roll(-1, 0)[:16], swaps[:16]])
-            save_grid(shown, args.sheet, columns=16, upscale=2)
+            save_grid(shown, args.sheet, columns=len(shown) // 3, upscale=max(1, 128 // model.size))
 
 
 def flicker(args: argparse.Namespace) -> None:

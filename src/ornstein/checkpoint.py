@@ -73,8 +73,10 @@ def network_class(name: str) -> type[nn.Module]:
 
 
 def is_pipeline(path: str | Path) -> bool:
-    """Whether `path` is the folder of a diffusers pipeline."""
+    """Whether `path` is the folder of a diffusers pipeline, or a .safetensors file of one."""
     folder = Path(path)
+    if folder.suffix == ".safetensors" and folder.is_file():
+        return True
     return (folder / INDEX).is_file() and not (folder / CONFIG).exists()
 
 
@@ -129,7 +131,7 @@ def load(path: str | Path, net: nn.Module | None = None, trust_sizes: bool = Fal
         UserError: the folder holds no model, or a nonsensical one, or its tensors do not fit the network.
     """
     folder = locate(path)
-    if folder.suffix == ".safetensors" and folder.is_file():
+    if is_pipeline(folder) and folder.is_file():
         return import_module("ornstein.interop.folder").open_file(folder)
     if is_pipeline(folder):
         return import_module("ornstein.interop.diffusers").load_pipeline(folder)

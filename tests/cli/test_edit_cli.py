@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import ornstein as orn
 from ornstein import edit
 from ornstein.denoiser import SampleSpec
+from ornstein.editing import Editor
 from ornstein.editing.settings import METHODS
 from ornstein.nets import UNet, VideoUNet
 from running import done, ornstein, refused
@@ -168,6 +170,9 @@ def mistakes(home: Path, folder: Path) -> dict[str, tuple[list[Any], list[str]]]
     small, photo, scan = home / "small-hole.png", home / "photo.png", home / "scan.png"
     np.save(folder / "nan.npy", np.full((1, 8, 8), np.nan, np.float32))
     np.save(folder / "many.npy", np.zeros((5, 8, 8), np.float32))
+    np.save(folder / "one.npy", np.zeros((3, 8, 8), np.float32))
+    np.save(folder / "film.npy", np.zeros((3, 4, 6, 6), np.float32))
+    np.save(folder / "films.npy", np.zeros((3, 4, 16, 16), np.float32))
     np.save(folder / "text.npy", np.array(["a"]))
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text('{"format": 1, "autoencoder": {"type": "KL"}}')
@@ -208,7 +213,12 @@ def mistakes(home: Path, folder: Path) -> dict[str, tuple[list[Any], list[str]]]
         "one file": (["sdedit", home / "grey", scan, "-n", 2, "-o", folder / "a.png"], ["give a folder"]),
         "folder": (["interpolate", home / "grey", folder / "empty", scan], ["is a folder"]),
         "clip option": ([*fill, small, "--known-frames", "0"], ["--known-frames", "images"]),
-        "clip": (["sdedit", home / "films", photo], ["inpaint"]),
+        "clip": (["sdedit", home / "films", photo], ["photo.png", "as a clip"]),
+        "path of clips": (["interpolate", home / "films", photo, photo], ["models of pictures"]),
+        "picture for a clip": (["restore", home / "films", folder / "many.npy"], ["(5, 8, 8)"]),
+        "array of pictures": (["restore", home / "films", folder / "one.npy"], ["(3, 8, 8)", "(C, F, H, W)"]),
+        "JPEG of clips": (["restore", home / "films", folder / "films.npy", "--operator", "jpeg:50"], ["does not fit"]),
+        "clip of another size": (["upscale", home / "films", folder / "film.npy"], ["6x6", "--factor"]),
     }
 
 
@@ -260,6 +270,67 @@ def test_frames_in_between(home: Path, tmp_path: Path, model: str) -> None:
     assert [np.array_equal(each, COLOUR[k : k + 16, :16]) for k, each in enumerate(made)] == [True, False, True]
     assert ("has learned to continue" in said) == (model == "given")
     refused(ornstein("edit", "inpaint", home / model, folder, "--known-frames", "9", "-o", tmp_path / "no"), "0 to 2")
+
+
+class Nothing(torch.nn.Module):
+    """A network whose output is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor, log_snr: torch.Tensor) -> torch.Tensor:
+        return self.weight * x
+
+
+@pytest.mark.parametrize("frames", [3, 7])
+def test_what_was_measured_of_every_frame_is_that_of_the_answers(frames: int) -> None:
+    """`Nothing` is the exact denoiser of normal values: moment matching draws from their posterior."""
+    torch.manual_seed(0)
+    process, spec = orn.Process(orn.schedules.Cosine()), SampleSpec((3, 4, 8, 8))
+    model = orn.Denoiser(Nothing(), process, "edm", data_std=0.2, data=spec)
+    editor = Editor(model, n=12, options={"steps": 8})
+    y = torch.randn(3, frames, 4, 4) / 10
+    made = editor.upscale(y, 2, "area", 0.0)
+    torch.testing.assert_close(F.avg_pool3d(made, (1, 2, 2)), y.expand(12, *y.shape), rtol=0, atol=0.015)
+    within = made - y.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert float(within.var()) / 0.2**2 == pytest.approx(3 / 4, rel=0.2)  # of four values whose mean is known
+    together = float((within[:, :, 0] * within[:, :, -1]).mean()) / 0.2**2
+    assert together == pytest.approx(0, abs=0.1)  # frames are independent
+    grey = editor.colourise(torch.randn(1, frames, 8, 8) / 10, 0.0)
+    assert len(editor.notes) == 1 and grey.shape == (12, 3, frames, 8, 8)
+
+
+def test_clips_are_enlarged_and_coloured(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for k in range(5):
+        Image.fromarray(COLOUR[k : k + 8, :8]).save(folder / f"{k}.png")
+    words = ["--steps", 2, "-n", 2, "-o", tmp_path / "out"]
+    said = done("edit", "upscale", home / "films", folder, *words)
+    assert "5 frames, 4 at a time" in said and read(tmp_path / "out" / "frames-001", 5).shape == (3, 5, 16, 16)
+    assert (tmp_path / "out" / "frames-001.mp4").is_file()
+    done("edit", "colourise", home / "films", tmp_path / "out" / "frames-001.mp4", "--steps", 2, "-o", tmp_path / "c")
+    assert len(read(tmp_path / "c" / "frames-001-000", 5)) == 3
+
+
+def read(folder: Path, frames: int) -> np.ndarray:
+    """The frames that an edit wrote beside its video, (C, F, H, W) in [-1, 1]."""
+    assert len(list(folder.iterdir())) == frames
+    made = np.stack([array(folder / f"{k:05d}.png") for k in range(frames)])
+    return made.transpose(3, 0, 1, 2) / 127.5 - 1
+
+
+def test_damage_to_a_clip_of_any_size_is_undone(home: Path, tmp_path: Path) -> None:
+    clip = RNG.integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)
+    np.save(tmp_path / "clip.npy", clip)
+    said = done("edit", "restore", home / "films", tmp_path / "clip.npy", "--operator", "box:2+grey", "--degrade",
+                "--noise-std", 0.1, "--steps", 2, "-n", 2, "-o", tmp_path / "out")  # fmt: skip
+    assert "tiles of 16x16" in said and "4 at a time" in said and "PSNR" in said
+    assert read(tmp_path / "out" / "clip-000", 6).shape == (3, 6, 20, 24)
+    refused(
+        ornstein("edit", "sdedit", home / "films", tmp_path / "clip.npy", "-o", tmp_path / "no"), "6 cannot be varied"
+    )
 
 
 def test_other_models_are_refused(home: Path, tmp_path: Path) -> None:

@@ -6,7 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ornstein.inverse import JPEG, Blur, Grey, Mask, Matrix, Operator, downsampling, known_frames, radon, sensing
+from ornstein.inverse import (
+    JPEG,
+    Blur,
+    Cut,
+    Grey,
+    Mask,
+    Matrix,
+    Operator,
+    Stacked,
+    downsampling,
+    known_frames,
+    radon,
+    sensing,
+)
 
 KERNEL = torch.tensor([[0.1, 0.2, 0.0], [0.0, 0.4, 0.1], [0.05, 0.1, 0.05]])
 OPERATORS: dict[str, Operator] = {
@@ -19,6 +32,13 @@ OPERATORS: dict[str, Operator] = {
     "radon": radon(7, (1, 8, 8)),
     "frames": known_frames([0, -1], (1, 4, 6, 6)),
     "chain": downsampling(2, (1, 8, 8)) @ Grey((3, 8, 8)),
+    "cut": Cut(1, 0, 3, 4, (3, 6, 6)),
+    "cut of frames": Cut(1, 0, 3, 4, (1, 5, 6, 6), frames=(2, 2)),
+    "stacked": Stacked(
+        downsampling(2, (3, 2, 4, 4)) @ Cut(0, 2, 4, 4, (3, 5, 6, 6), frames=(3, 2)),
+        known_frames([0], (3, 5, 6, 6)),
+        3.0,
+    ),
     "jpeg": JPEG(60, (3, 16, 16)),
 }
 
@@ -64,6 +84,15 @@ def test_smaller_pictures_are_means_and_grey_is_the_luma() -> None:
     torch.testing.assert_close(OPERATORS["grey"].linear(x), luma)
 
 
+def test_a_cut_and_a_stack_are_parts_of_the_clip() -> None:
+    x = draw(2, 3, 5, 6, 6)
+    part = Cut(1, 0, 3, 4, (3, 5, 6, 6), frames=(2, 2))
+    assert torch.equal(part.linear(x), x[:, :, 2:4, 1:4, :4])
+    y = Stacked(Grey((3, 5, 6, 6)), part, 2.0).linear(x)
+    luma = 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2]
+    torch.testing.assert_close(y, torch.cat([luma.flatten(1), 2 * x[:, :, 2:4, 1:4, :4].flatten(1)], 1))
+
+
 def test_a_projection_has_the_mass_of_the_picture() -> None:
     x = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
     x[..., 3:5, 3:5] = draw(1, 1, 2, 2).abs()
@@ -84,6 +113,10 @@ def test_a_projection_has_the_mass_of_the_picture() -> None:
         (lambda: OPERATORS["area"].check(torch.zeros(1, 3, 8, 8)), "but y has"),
         (lambda: OPERATORS["area"].check(torch.full((1, 3, 4, 4), math.nan)), "not finite"),
         (lambda: known_frames([4], (1, 4, 6, 6)), "frames 0 to 3"),
+        (lambda: Cut(0, 0, 6, 6, (1, 4, 6, 6), frames=(3, 2)), "2 frames from 3 on"),
+        (lambda: Cut(4, 0, 3, 6, (1, 6, 6)), "no part of"),
+        (lambda: Stacked(OPERATORS["jpeg"], OPERATORS["jpeg"]), "that rounds"),
+        (lambda: Stacked(OPERATORS["area"], OPERATORS["frames"]), "are of samples"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message: str) -> None:

@@ -20,10 +20,11 @@ from ornstein.editing.editor import ROUNDING, Editor, check_editable
 from ornstein.editing.files import (
     RECORD,
     Output,
+    frame_rate,
+    luma,
     pictures_in,
     read_array,
     read_clip,
-    read_grey,
     read_mask,
     read_picture,
     write_answers,
@@ -110,14 +111,17 @@ def restore(asked: Restore, given: frozenset[str]) -> None:
         def job(editor: Editor, file: Path) -> tuple[Tensor | None, Tensor]:
             std = asked.noise_std
             if asked.degrade:
-                x = read_picture(file, editor.shape[0], editor.notes)
+                x = _read(editor, file)
                 y, std = _damaged(asked, x, std or 0.0, editor.number), std or 0.0
                 answers = editor.restore(y, asked.operator, std, x.shape)
                 _say_nearness(file, x, y, answers)
-                return (y if y.ndim == 3 else None), answers
+                return (y if y.ndim >= 3 else None), answers
             if file.suffix.lower() == ".npy" and not picture:
                 return None, editor.restore(torch.from_numpy(read_array(file)).float(), asked.operator, std or 0.0)
-            y = read_picture(file, None if "grey" in asked.operator else editor.shape[0], editor.notes)
+            if "grey" not in asked.operator:
+                y = _read(editor, file)
+            else:
+                y = _read_grey(editor, file) if editor.clips else read_picture(file, None, editor.notes)
             exact = rounds or file.suffix.lower() == ".npy"
             if std == 0 and not exact:
                 editor.note("--noise-std 0, but the pixels of a file are rounded: the answers fit their rounding too")
@@ -137,9 +141,13 @@ def _damaged(asked: Restore, x: Tensor, noise_std: float, number: int) -> Tensor
 
 def _say_nearness(file: Path, x: Tensor, y: Tensor, answers: Tensor) -> None:
     """How near the answers come to the truth, and whether it lies among them as often as it should."""
-    parts = [f"{float(psnr(answers.mean(0)[None], x[None])):.1f} dB PSNR of the mean of the answers"]
+
+    def decibels(made: Tensor) -> str:
+        return f"{float(psnr(*(each.flatten(0, -3)[None] for each in (made, x)))):.1f} dB"
+
+    parts = [f"{decibels(answers.mean(0))} PSNR of the mean of the answers"]
     if y.shape == x.shape:
-        parts.append(f"{float(psnr(y[None], x[None])):.1f} dB of the damaged picture")
+        parts.append(f"{decibels(y)} of the damaged {'clip' if x.ndim == 4 else 'picture'}")
     if len(answers) > 1:
         inside = float(((x >= answers.amin(0)) & (x <= answers.amax(0))).float().mean())
         expected = (len(answers) - 1) / (len(answers) + 1)
@@ -152,7 +160,7 @@ def upscale(asked: Upscale, given: frozenset[str]) -> None:
     with _editor(asked) as editor:
 
         def job(editor: Editor, file: Path) -> tuple[Tensor, Tensor]:
-            y = read_picture(file, editor.shape[0], editor.notes)
+            y = _read(editor, file)
             return y, editor.upscale(y, asked.factor, asked.kind, _rounding(asked, file))
 
         _each(asked, editor, job)
@@ -163,10 +171,21 @@ def colourise(asked: Colourise, given: frozenset[str]) -> None:
     with _editor(asked) as editor:
 
         def job(editor: Editor, file: Path) -> tuple[Tensor, Tensor]:
-            y = read_grey(file)
+            y = _read_grey(editor, file)
             return y.expand(3, *y.shape[1:]), editor.colourise(y, _rounding(asked, file))
 
         _each(asked, editor, job)
+
+
+def _read(editor: Editor, file: Path) -> Tensor:
+    """A picture, or a clip if the model makes clips."""
+    channels = editor.shape[0]
+    return read_clip(file, channels)[0] if editor.clips else read_picture(file, channels, editor.notes)
+
+
+def _read_grey(editor: Editor, file: Path) -> Tensor:
+    """The luma of a picture or a clip, one channel."""
+    return luma(read_clip(file, None)[0] if editor.clips else read_picture(file, None), file)
 
 
 def _rounding(asked: PosteriorSettings, file: Path) -> float:
@@ -180,7 +199,7 @@ def sdedit(asked: Sdedit, given: frozenset[str]) -> None:
     with _editor(asked) as editor:
 
         def job(editor: Editor, file: Path) -> tuple[Tensor, Tensor]:
-            x = read_picture(file, editor.shape[0], editor.notes)
+            x = _read(editor, file)
             return x, editor.sdedit(_finite(x, file), asked.strength)
 
         _each(asked, editor, job)
@@ -240,15 +259,16 @@ def _cond(asked: EditSettings, model: Denoiser, guidance: float | None) -> dict[
 
 def _each(asked: EditSettings, editor: Editor, job: Job) -> None:
     """Do the job for each picture of the input, and write its answers."""
-    files = pictures_in(asked.input)
+    files = [asked.input] if editor.clips else pictures_in(asked.input)
     path = isinstance(asked, Interpolate)
-    out = Output(asked.out, [file.stem for file in files], asked.num, False, asked.overwrite, path)
+    out = Output(asked.out, [file.stem for file in files], asked.num, editor.clips, asked.overwrite, path)
     record, abouts = _record(asked), {}
     for file in files:
         number = editor.number
         shown, answers = _run(editor, lambda file=file: job(editor, file), file.name)
         of_file = record | {"input": file.name, "first": number}
-        abouts[file.name] = write_answers(out, file.stem, shown, answers, of_file) | {"first": number}
+        rate = frame_rate(file) if editor.clips else 1.0
+        abouts[file.name] = write_answers(out, file.stem, shown, answers, of_file, rate) | {"first": number}
     _finish(asked, editor, record, abouts)
 
 

@@ -15,7 +15,7 @@ from ornstein import edit
 from ornstein.denoiser import Denoiser
 from ornstein.editing.windows import Canvas, Window, about, blended, resized, tiles
 from ornstein.errors import UserError
-from ornstein.inverse import Cut, Mask, Operator
+from ornstein.inverse import Cut, Grey, Mask, Operator, Stacked
 from ornstein.inverse.named import named_operator, reach_of, step_of
 from ornstein.sampling import State, sample
 from ornstein.video import sample_given
@@ -189,7 +189,7 @@ class Editor:
             short = length - total
             x = torch.cat([x, x.new_zeros(x.shape[0], short, *x.shape[2:])], 1)
             hidden = torch.cat([hidden, hidden.new_ones(short, *hidden.shape[1:])])
-        starts = sorted({*range(0, x.shape[1] - length, max(1, length // 2)), x.shape[1] - length})
+        starts = _starts(length, x.shape[1])
         out, open_ = x[None].repeat(self.n, *[1] * x.ndim), hidden.clone()
         for start in starts:
             rows = slice(start, start + length)
@@ -204,17 +204,35 @@ class Editor:
         """Draws of what y was before `operator`, a text of `inverse.named_operator`, and noise.
 
         Args:
-            y: the damaged picture (C', h, w), or for operators that give none, what they measured.
+            y: the damaged picture (C', h, w), or clip (C', F', h, w), whose frames are damaged alike; for operators
+                that give none, what they measured.
             shape: of the picture, where y does not say it.
         """
-        self._no_clips("restore")
         if not bool(y.isfinite().all()):
             raise UserError("the input has values that are not finite")
-        factor, step = step_of(operator)
-        reach = reach_of(operator)
-        if reach is None:
+        if reach_of(operator) is None:
             A = named_operator(operator, shape or self.shape)
             return self._restored(self._sized(A.shape[-2:]), A, y[None], noise_std)
+        self._check_kind(y)
+        if not self.clips or y.shape[1] <= self.shape[1]:
+            return self._restored_picture(y, operator, noise_std)
+        length, total = self.shape[1], y.shape[1]
+        self.note(f"{total} frames, {length} at a time: each window goes on from the one before")
+        out = self._restored_picture(y[:, :length], operator, noise_std)
+        for start in _starts(length, total)[1:]:
+            known = out[:, :, start:]
+            new = y[:, start + known.shape[2] : start + length]
+            made = self._restored_picture(new, operator, noise_std, known)
+            out = torch.cat([out, made[:, :, known.shape[2] :]], 2)
+        return out
+
+    def _restored_picture(self, y: Tensor, operator: str, noise_std: float, known: Tensor | None = None) -> Tensor:
+        """Answers for a picture, or a clip of the model's frames or less, in tiles.
+
+        Args:
+            known: the first frames of each answer (n, C, k, H, W), where y has those after them.
+        """
+        factor, step = step_of(operator)
         extent = (y.shape[-2] * factor, y.shape[-1] * factor)
         if self.fit in ("crop", "resize"):
             raise UserError(f"--fit {self.fit} is not for pictures whose damage is known: it would be another one")
@@ -228,7 +246,7 @@ class Editor:
             raise UserError(f"{_extent(extent)} pixels are {len(places):,} tiles of {_extent(size)}: give a part of it")
         if len(places) > 1:
             self.note(f"{len(places)} tiles of {_extent(size)}, each restored by itself and blended")
-        parts = [(w, self._tile(model, w, y, operator, (factor, reach), extent, noise_std)) for w in places]
+        parts = [(w, self._tile(model, w, y, operator, extent, noise_std, known)) for w in places]
         return parts[0][1] if len(parts) == 1 else blended(parts, extent)
 
     def _tile(
@@ -237,16 +255,16 @@ class Editor:
         place: Window,
         y: Tensor,
         operator: str,
-        about_it: tuple[int, int],
         extent: tuple[int, int],
         noise_std: float,
+        known: Tensor | None,
     ) -> Tensor:
-        """Answers (n, C, h, w) for the part of y that the operator made of this window, inside the model's frame."""
-        factor, reach = about_it
+        """Answers (n, C, [F,] h, w) for the part of y that the operator made of this window, in the model's frame."""
+        factor, reach = step_of(operator)[0], reach_of(operator)
         assert model.shape is not None
-        height, width = model.shape[-2:]
-        inside = (model.shape[0], place.height, place.width)
-        A = named_operator(operator, inside)
+        (channels, *frames), (height, width) = model.shape[:-2], model.shape[-2:]
+        count = [] if not frames else [y.shape[1]]
+        A = named_operator(operator, (channels, *count, place.height, place.width))
         part = Window(place.top // factor, place.left // factor, place.height // factor, place.width // factor).cut(y)
         if tuple(part.shape[-2:]) != tuple(A.measured[-2:]) or part.shape[0] != A.measured[0]:
             raise UserError(
@@ -254,37 +272,45 @@ class Editor:
             )
         measured = A.read(part[None])
         top, left = (height - place.height) // 2, (width - place.width) // 2
+        inside = (top, left, place.height, place.width, model.shape)
+        first = 0 if known is None else known.shape[2]
+        if A.shape != model.shape:
+            A = A @ Cut(*inside, frames=(first, count[0]) if count else None)
         if (height, width) != (place.height, place.width):
             self.note(f"the picture is a part of the {_extent(model.shape)} that the model makes: the rest is unknown")
-            A = A @ Cut(top, left, place.height, place.width, model.shape)
-        sure = torch.ones(measured.shape[-2:])
+        if count and first + count[0] < frames[0]:
+            self.note(f"the model makes {frames[0]} frames: those after the input's {count[0]} were left out")
         if reach:
-            # at the rim of a tile inside the picture, the measurement depends on pixels of other tiles
-            sure[: reach if place.top else 0] = 0
-            sure[:, : reach if place.left else 0] = 0
-            sure[len(sure) - (reach if place.top + place.height < extent[0] else 0) :] = 0
-            sure[:, sure.shape[1] - (reach if place.left + place.width < extent[1] else 0) :] = 0
-        if not bool(sure.all()):
-            rounding = A.error
-            A = Mask(sure, A.measured) @ _Exact(A)
-            noise_std, measured = max(noise_std, rounding), measured * sure
+            sure = _sure(measured.shape[-2:], place, extent, reach)
+            if not bool(sure.all()):
+                rounding = A.error
+                A = Mask(sure, A.measured) @ _Exact(A)
+                noise_std, measured = max(noise_std, rounding), measured * sure
+        if known is not None:  # frames that are there already are exact up to their rounding
+            A = Stacked(A, Cut(*inside, frames=(0, first)), max(1.0, noise_std / ROUNDING))
+            measured = A.joined(measured.expand(self.n, *measured.shape[1:]), place.cut(known))
         made = self._restored(model, A, measured, noise_std)
-        return made[..., top : top + place.height, left : left + place.width]
+        made = made[..., top : top + place.height, left : left + place.width]
+        return made[:, :, : first + count[0]] if count else made
 
     def _restored(self, model: Denoiser, A: Operator, y: Tensor, noise_std: float) -> Tensor:
+        """n answers for y (1, *), or one for each of y (n, *)."""
         first, self.number = self.number, self.number + self.n
         try:
             A.check(y)
         except ValueError as error:
             raise UserError(str(error)) from None
-        options = self._all() | {"first": first, "cond": self._repeated(1)}
+        options = self._all() | {"first": first, "cond": self._repeated(len(y))}
         if model.space is not None:  # a decoder is far from linear where x0_hat is blurred: small steps follow it
             options.setdefault("method", "dps")
-        return model.decode(edit.restore(model, A, y.to(device_of(model)), noise_std, self.n, **options)).cpu()
+        each = self.n // len(y)
+        return model.decode(edit.restore(model, A, y.to(device_of(model)), noise_std, each, **options)).cpu()
 
     def colourise(self, y: Tensor, noise_std: float) -> Tensor:
-        """Colours for a grey picture (1, H, W). By "resize" the colours are made at the model's size, and y is kept."""
-        self._no_clips("colourise")
+        """Colours for a grey picture (1, H, W) or clip (1, F, H, W).
+
+        By "resize" the colours are made at the model's size, and y is kept.
+        """
         if self.shape[0] != 3:
             raise UserError(f"the model makes pictures of {_channels(self.shape[0])}: it has no colours to give")
         if self.fit == "crop":
@@ -298,12 +324,10 @@ class Editor:
         made = Editor.restore(replace(self, fit="auto", notes=[]), small, "grey", noise_std)
         self.number += self.n
         colours = resized(made, y.shape[-2], y.shape[-1])
-        luma = (colours * colours.new_tensor((0.299, 0.587, 0.114)).reshape(3, 1, 1)).sum(1, keepdim=True)
-        return (colours + y - luma).clamp(-1, 1)
+        return (colours + y - Grey(tuple(colours.shape[1:])).linear(colours)).clamp(-1, 1)
 
     def upscale(self, y: Tensor, factor: int | None, kind: str, noise_std: float) -> Tensor:
-        """A picture (C, h, w) larger by a whole factor: draws of what `kind` of downsampling would make y of."""
-        self._no_clips("upscale")
+        """A picture (C, h, w) or clip larger by a whole factor: draws of what `kind` of downsampling makes y of."""
         self._check(y)
         if factor is None:
             factor = self.shape[-1] // y.shape[-1]
@@ -314,9 +338,10 @@ class Editor:
         return self.restore(y, f"{kind}:{factor}", noise_std)
 
     def sdedit(self, x: Tensor, strength: float) -> Tensor:
-        """Variations of x (C, H, W)."""
-        self._no_clips("sdedit")
+        """Variations of x (C, H, W), or of a clip (C, F, H, W) of the model's frames."""
         self._check(x)
+        if self.clips and x.shape[1] != self.shape[1]:
+            raise UserError(f"the model makes clips of {self.shape[1]} frames: {x.shape[1]} cannot be varied at once")
         if self.fit != "tile":
             model, x = self._framed(x)
             return self._varied(model, x, strength)
@@ -336,7 +361,8 @@ class Editor:
 
     def interpolate(self, a: Tensor, b: Tensor, tolerance: float) -> Tensor:
         """A path of n pictures from a to b, each (C, H, W), at the model's size."""
-        self._no_clips("interpolate")
+        if self.clips:
+            raise UserError("interpolate is for models of pictures: `ornstein edit inpaint` makes frames in between")
         self._check(a)
         self._check(b)
         model, a = self._framed(a)
@@ -390,15 +416,13 @@ class Editor:
             raise UserError(
                 f"the input has {_channels(x.shape[0])}, the model makes {_channels(self.shape[0])}: convert it first"
             )
-        if x.ndim != len(self.shape):
-            kinds = {3: "a picture", 4: "a clip"}
-            raise UserError(f"the input is {kinds[x.ndim]}, the model makes {kinds[len(self.shape)][2:]}s")
+        self._check_kind(x)
 
-    def _no_clips(self, what: str) -> None:
-        if self.clips:
-            raise UserError(
-                f"{what} is for models of pictures: `ornstein edit inpaint` fills masks and frames of clips"
-            )
+    def _check_kind(self, x: Tensor) -> None:
+        kinds = {3: "a picture", 4: "a clip"}
+        if x.ndim != len(self.shape):
+            known = kinds.get(x.ndim, f"an array of {x.ndim} axes")
+            raise UserError(f"the input is {known}, the model makes {kinds[len(self.shape)][2:]}s")
 
     def _sampler(self) -> dict[str, Any]:
         return {name: self.options[name] for name in _SAMPLER if self.options.get(name) is not None}
@@ -412,6 +436,21 @@ class Editor:
     def _repeated(self, count: int) -> dict[str, Any]:
         """The conditions of `count` pictures."""
         return {name: value.expand(count, *value.shape[1:]) for name, value in self.cond.items()}
+
+
+def _starts(length: int, total: int) -> list[int]:
+    """Where windows of `length` frames begin in a clip of `total`, at least as many."""
+    return sorted({*range(0, total - length, max(1, length // 2)), total - length})
+
+
+def _sure(size: Sequence[int], place: Window, extent: Sequence[int], reach: int) -> Tensor:
+    """0 where a measurement (h, w) of a tile depends on pixels of other tiles, at rims inside the picture; else 1."""
+    sure = torch.ones(*size)
+    sure[: reach if place.top else 0] = 0
+    sure[:, : reach if place.left else 0] = 0
+    sure[len(sure) - (reach if place.top + place.height < extent[0] else 0) :] = 0
+    sure[:, sure.shape[1] - (reach if place.left + place.width < extent[1] else 0) :] = 0
+    return sure
 
 
 class _Exact(Operator):

@@ -31,16 +31,21 @@ from ornstein.data.decode import (
 from ornstein.data.entry import IMAGE_SUFFIXES, MAX_FILE_BYTES, VIDEO_SUFFIXES
 from ornstein.data.framing import Framing
 from ornstein.data.kinds import open_regular
-from ornstein.data.video_read import Video, read_video
+from ornstein.data.video_read import Video, open_video, read_video
 from ornstein.errors import UserError
+from ornstein.inverse import Grey
 from ornstein.seal import check_replaceable, seal_file
 from ornstein.store import atomic_write, json_bytes, make_folder, read_json
 
-__all__ = ["RECORD", "Output", "pictures_in", "read_array", "read_clip", "read_mask", "read_picture", "write_answers"]
+__all__ = [
+    "RECORD", "Output", "frame_rate", "luma", "pictures_in", "read_array", "read_clip", "read_mask", "read_picture",
+    "write_answers",
+]  # fmt: skip
 
 RECORD = "edit.json"
 _ARRAY = ".npy"
 _MOST_VALUES = 2**29  # of an array or a clip that is read whole
+_RATE = 8.0  # frames a second of clips that do not say
 _SHOWN = 256  # pixels a side up to which small pictures are enlarged in the sheet
 
 
@@ -119,17 +124,20 @@ def read_picture(path: Path, channels: int | None, notes: list[str] | None = Non
 
 def read_grey(path: Path) -> Tensor:
     """The luma of a picture, values (1, H, W). Raises UserError as `read_picture`."""
-    x = read_picture(path, None)
-    if x.shape[0] == 1:
-        return x
-    if x.shape[0] != 3:
+    return luma(read_picture(path, None), path)
+
+
+def luma(x: Tensor, path: Path) -> Tensor:
+    """The luma (1, *) of a picture or clip x (1 or 3, *) that was read from `path`."""
+    if x.shape[0] not in (1, 3):
         raise UserError(f"{path} has {x.shape[0]} channels: a grey picture has 1")
-    weights = x.new_tensor((0.299, 0.587, 0.114)).reshape(3, 1, 1)
-    return (weights * x).sum(0, keepdim=True)
+    return x if x.shape[0] == 1 else Grey(tuple(x.shape)).linear(x[None])[0]
 
 
-def read_clip(path: Path, channels: int) -> tuple[Tensor, float]:
+def read_clip(path: Path, channels: int | None) -> tuple[Tensor, float]:
     """A clip as values (C, F, H, W), and its frame rate: a video, an animation, a folder of frames or an array.
+
+    Without `channels` it has those of its file.
 
     Raises:
         UserError: it cannot be read, or is larger than the memory that clips may take.
@@ -138,25 +146,33 @@ def read_clip(path: Path, channels: int) -> tuple[Tensor, float]:
         x = read_picture(path, channels)
         if x.ndim != 4:
             raise UserError(f"{path} has the shape {tuple(x.shape)}: a clip is (C, F, H, W)")
-        return x, 8.0
+        return x, _RATE
     if path.is_dir():
         frames = [read_picture(file, channels) for file in pictures_in(path)]
         if len({tuple(frame.shape) for frame in frames}) > 1:
             raise UserError(f"{path}: the frames of a clip have one size")
-        return torch.stack(frames, 1), 8.0
+        return torch.stack(frames, 1), _RATE
     if path.suffix.lower() not in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
         raise UserError(f"{path} is no video, animation, folder of frames or array .npy")
     frames, about, values = [], list[Video](), 0
     try:
         with open_regular(path) as file:
-            for frame in read_video(file, Framing(None, "none"), channels, opened=about):
+            for frame in read_video(file, Framing(None, "none"), channels or 3, opened=about):
                 values += frame.size
                 if values > _MOST_VALUES:
                     raise UserError(f"{path} has more than {_MOST_VALUES:,} values: give a shorter part of it")
                 frames.append(torch.from_numpy(frame.copy()))
     except BadImage as bad:
-        raise UserError(f"{path} cannot be used: {bad}") from None
+        raise UserError(f"{path} cannot be used as a clip: {bad}") from None
     return to_unit(torch.stack(frames, 1)), float(about[0].rate)
+
+
+def frame_rate(path: Path) -> float:
+    """The frame rate of a clip that `read_clip` has read."""
+    if path.is_dir() or path.suffix.lower() == _ARRAY:
+        return _RATE
+    with open_regular(path) as file, open_video(file, LIMIT_PIXELS) as video:
+        return float(video.rate)
 
 
 def read_mask(path: Path, frames: int | None = None) -> Tensor:

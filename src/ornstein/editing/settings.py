@@ -26,7 +26,9 @@ class EditSettings:
     """What all edits have."""
 
     run: Path = setting(help="The run directory of a trained model, or the folder of a pipeline.", argument=True)
-    input: Path = setting(help="A picture, a folder of pictures, or an array .npy.", argument=True)
+    input: Path = setting(
+        help="A picture, a folder of pictures, or an array .npy; for a model of clips a clip.", argument=True
+    )
     out: Path = setting(help="The folder to write; with -n 1 of one picture, a .png too.", names=("-o", "--out"))
     num: int = setting(1, "Answers for each picture.", names=("-n", "--num"), minimum=1)
     prompt: str | None = again(Prompts, "prompt", None)

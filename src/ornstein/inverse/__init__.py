@@ -15,6 +15,7 @@ from ornstein.inverse.operators import (
     Matrix,
     Operator,
     Resized,
+    Stacked,
     downsampling,
     known_frames,
     radon,
@@ -26,8 +27,8 @@ from ornstein.inverse.projections import DDNM, DDRM, DiffPIR, repaint
 
 __all__ = [
     "DDNM", "DDRM", "DPS", "JPEG", "METHODS", "Blur", "Chain", "Cut", "Decoded", "DiffPIR", "Grey", "Inversion", "Mask",
-    "Matrix", "Moments", "Operator", "PiGDM", "Posterior", "Resized", "downsampling", "invert", "known_frames",
-    "named_operator", "radon", "repaint", "sensing", "twisted",
+    "Matrix", "Moments", "Operator", "PiGDM", "Posterior", "Resized", "Stacked", "downsampling", "invert",
+    "known_frames", "named_operator", "radon", "repaint", "sensing", "twisted",
 ]  # fmt: skip
 
 METHODS: dict[str, type[Posterior]] = {

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from ornstein.noise.covariance import cast_like
 
 __all__ = [
-    "Blur", "Chain", "Cut", "Grey", "Mask", "Matrix", "Operator", "Resized", "downsampling", "known_frames", "radon",
-    "reciprocal", "sensing",
+    "Blur", "Chain", "Cut", "Grey", "Mask", "Matrix", "Operator", "Resized", "Stacked", "downsampling", "known_frames",
+    "radon", "reciprocal", "sensing",
 ]  # fmt: skip
 
 Function = Callable[[Tensor], Tensor]
@@ -193,32 +193,77 @@ def known_frames(frames: Sequence[int], shape: Sequence[int]) -> Mask:
 
 
 class Cut(Operator):
-    """The rows and columns from (top, left) on: a picture that is a part of a sample.
+    """The rows and columns from (top, left) on, and of a clip some of the frames: a part of a sample.
 
     Args:
         top, left, height, width: of the part.
         shape: of a sample, (*, H, W).
+        frames: the first of the part and their number, of clips (C, F, H, W); None for all.
 
     Raises:
         ValueError: the part is not inside.
     """
 
-    def __init__(self, top: int, left: int, height: int, width: int, shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        top: int,
+        left: int,
+        height: int,
+        width: int,
+        shape: Sequence[int],
+        frames: tuple[int, int] | None = None,
+    ) -> None:
         self.shape = tuple(shape)
-        below, beside = self.shape[-2] - top - height, self.shape[-1] - left - width
-        if min(top, left, below, beside) < 0 or min(height, width) < 1:
-            raise ValueError(f"{height}x{width} pixels from ({top}, {left}) on are no part of {self.shape}")
-        self.rows, self.columns = slice(top, top + height), slice(left, left + width)
-        self._around = (left, beside, top, below)
+        part = [(top, height, self.shape[-2]), (left, width, self.shape[-1])]
+        if frames is not None:
+            part.insert(0, (*frames, self.shape[-3]))
+        if any(at < 0 or count < 1 or at + count > total for at, count, total in part):
+            where = f"{height}x{width} pixels from ({top}, {left}) on"
+            where += "" if frames is None else f" of {frames[1]} frames from {frames[0]} on"
+            raise ValueError(f"{where} are no part of {self.shape}")
+        self._index = (..., *(slice(at, at + count) for at, count, _ in part))
+        self._around = [n for at, count, total in reversed(part) for n in (at, total - at - count)]
 
     def linear(self, x: Tensor) -> Tensor:
-        return x[..., self.rows, self.columns]
+        return x[self._index]
 
     def adjoint(self, y: Tensor) -> Tensor:
         return F.pad(y, self._around)
 
     def gram(self, y: Tensor, f: Function) -> Tensor:
         return y * f(torch.ones_like(y))
+
+
+class Stacked(Operator):
+    """Two measurements of one sample; y is (B, M + N), their numbers one after the other.
+
+    Args:
+        first, second: linear operators on the same samples.
+        gain: the second measurement counts so many times, as if its noise were so many times less.
+
+    Raises:
+        ValueError: they are of different samples, or one of them rounds.
+    """
+
+    def __init__(self, first: Operator, second: Operator, gain: float = 1.0) -> None:
+        if first.shape != second.shape:
+            raise ValueError(f"the operators are of samples {first.shape} and {second.shape}")
+        if first.error or second.error:
+            raise ValueError("an operator that rounds cannot be stacked")
+        self.first, self.second, self.gain, self.shape = first, second, gain, first.shape
+
+    def joined(self, first: Tensor, second: Tensor) -> Tensor:
+        """y of the two measurements (B, *)."""
+        return torch.cat([first.flatten(1), self.gain * second.flatten(1)], 1)
+
+    def linear(self, x: Tensor) -> Tensor:
+        return self.joined(self.first.linear(x), self.second.linear(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        count = math.prod(self.first.measured)
+        a, b = y[:, :count], self.gain * y[:, count:]
+        of_first = self.first.adjoint(a.reshape(-1, *self.first.measured))
+        return of_first + self.second.adjoint(b.reshape(-1, *self.second.measured))
 
 
 class Blur(Operator):
