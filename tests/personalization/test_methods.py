@@ -12,6 +12,7 @@ import ornstein as orn
 from ornstein.errors import UserError
 from ornstein.interop.exchange import export_model
 from ornstein.interop.lora import load_lora, merge_lora, parts_of
+from ornstein.interop.memory import samples_at_once
 from ornstein.interop.words import read_words
 from ornstein.nets import UNet
 from ornstein.nets.switch import Switch
@@ -232,6 +233,7 @@ def test_a_gate_of_a_pipeline(base, photos, tmp_path):
     assert torch.equal(image(d.sized(32, 32), "a dog"), image(plain.sized(32, 32), "a dog"))
     assert (image(d) - image(plain)).abs().max() > 1e-4 and torch.equal(image(d), image(run.model))
     assert (image(d.sized(32, 32)) - image(plain.sized(32, 32))).abs().max() > 1e-4
+    assert 0.9 < samples_at_once(d, 1e9, True) / samples_at_once(plain, 1e9, True) < 1.1  # what `sample` asks first
     two = orn.sample(d, (2, *d.data.shape), steps=3, seed=1, guidance=2.0, cond=d.encode([PROMPT, "a dog"]))
     one = orn.sample(plain, (2, *d.data.shape), steps=3, seed=1, guidance=2.0, cond=plain.encode([PROMPT, "a dog"]))
     assert (two[1] - one[1]).abs().max() < 1e-4 < (two[0] - one[0]).abs().max()
