@@ -255,8 +255,8 @@ class Temporal(nn.Module):
         self.attention = TemporalAttention(channels, frames, width) if frames else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        batch = len(embedding)
-        modulation = self.modulation(embedding).repeat_interleave(len(x) // batch, dim=0)
+        batch = embedding.shape[0]  # not len(), which would fix it in an export
+        modulation = self.modulation(embedding).repeat_interleave(x.shape[0] // batch, dim=0)
         scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
         h = F.silu(self.norm(x) * (1 + scale) + shift)
         # (B, C, F, HW): an image whose rows are the frames. In channels-last memory none of this moves data.
@@ -275,7 +275,7 @@ class TemporalAttention(Attention):
 
     def forward(self, x: Tensor, batch: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """x (B F, C, H, W) of `batch` clips."""
-        frames = len(x) // batch
+        frames = x.shape[0] // batch
         tokens = self.norm(x).unflatten(0, (batch, frames)).flatten(3).permute(0, 3, 1, 2)  # (B, HW, F, C)
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         index = torch.arange(frames, device=x.device)
