@@ -127,7 +127,7 @@ def test_a_changed_or_missing_autoencoder_is_refused(runs: Path, tmp_path: Path)
         (("--model", "kl", "--objective", "simple"), ("--objective", "diffusion")),
         (("--model", "kl", "--perceptual", "no/such.pt"), ("no/such.pt",)),
         (("--model", "kl", "--perceptual-weight", 2), ("--perceptual",)),
-        (("--model", "kl", "--frames", 4), ("--frames", "diffusion")),
+        (("--model", "kl", "--noise", "ar1:0.5"), ("--noise", "diffusion")),
         (("--model", "hvae", "--layers", 0), ("layer",)),
         (("--model", "vq", "--codes", 1), ("--codes must be at least 2",)),
     ],

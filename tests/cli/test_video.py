@@ -304,7 +304,7 @@ def test_clips_are_evaluated(tmp_path: Path) -> None:
     done("train", *balls, "--net", "xs", "--noise", "warped:0.1", "--batch", 2, "--steps", 2, "--out", run)
     sizes = ("-n", 8, "--steps", "2,3", "--seeds", 2)
     output = done("evaluate", run, *sizes)
-    assert "Quality of clips" in output and "training clips" in output and "motion error" in output
+    assert "Quality of clips" in output and "4 sets" in output
     record = json.loads((run / "evaluation" / "evaluation.json").read_text())
     rows = record["quality"]
     assert [(row["steps"], len(row["motion"]["values"])) for row in rows] == [(2, 2), (3, 2)]
