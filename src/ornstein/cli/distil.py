@@ -169,10 +169,11 @@ def _consistent(
 def _match(settings: DistilSettings, teacher: Denoiser, split: Split) -> KernelDistance | None:
     """The distance of samples from the training images, if it is to be learned from."""
     images = split.train
-    pixels = teacher.space is None and isinstance(images, ImageSet | StreamedSet)
-    if settings.match == "data" and not pixels:
-        raise UserError("--match data is for models of images of pixels and of one size: leave it out")
-    if settings.match == "none" or not pixels or (settings.match is None and settings.guidance != 1):
+    if teacher.space is not None or not isinstance(images, ImageSet | StreamedSet):
+        if settings.match == "data":
+            raise UserError("--match data is for models of images of pixels and of one size: leave it out")
+        return None
+    if settings.match == "none" or (settings.match is None and settings.guidance != 1):
         return None
     real = in_memory(images)
     return KernelDistance(to_unit(real.images[choose(real, _MATCHED)]).to(device_of(teacher)), octave_statistics)
