@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import ornstein as orn
-from compress.test_prune import NETS, SHAPES, randomised
 from ornstein.compress.budget import network_macs
 from ornstein.compress.depth import branches, shallower, without
 from ornstein.compress.groups import channel_groups
+from pruned_nets import NETS, SHAPES, randomised
 from running import done, ornstein, refused
 
 _FAST = ("--device", "cpu", "--no-report", "-q")

@@ -103,7 +103,7 @@ def test_prompts_negative_and_guidance(run: Path) -> None:
     plain, other, nothing = (samples(model, cond=cond) for cond in (red, blue, {}))
     assert not torch.equal(plain, other) and not torch.equal(plain, nothing)
     # the empty prompt is no prompt
-    assert torch.allclose(samples(model, cond=model.encode(["", ""])), nothing, atol=1e-6)
+    assert torch.allclose(samples(model, cond=model.encode(["", ""])), nothing, atol=1e-4)
     # guidance by definition: x0 = u + scale (c - u), u with the negative prompt
     x, t = torch.randn(2, *model.data.shape), 0.5  # pyright: ignore[reportOptionalMemberAccess]
     with torch.no_grad():
@@ -115,8 +115,8 @@ def test_prompts_negative_and_guidance(run: Path) -> None:
     prompted = model.prompted(["a red picture", "blue"], negative="green")
     assert prompted.data is not None and prompted.data.classes == ("a red picture", "blue")
     by_label = samples(prompted, cond={"label": torch.tensor([0, 0])})
-    assert torch.allclose(by_label, plain, atol=1e-6)
-    assert torch.allclose(samples(prompted), samples(model, cond=model.encode(["green"] * 2)), atol=1e-6)
+    assert torch.allclose(by_label, plain, atol=1e-4)
+    assert torch.allclose(samples(prompted), samples(model, cond=model.encode(["green"] * 2)), atol=1e-4)
 
 
 def test_a_frozen_encoder_is_cached_and_checked(pictures: Path, tmp_path: Path) -> None:

@@ -49,8 +49,13 @@ def side_by_side(d: Denoises, x: Tensor, times: Tensor, noise: Noise) -> Iterato
         at = torch.tensor([2 * math.log((1 - u) / u) for u in shares], dtype=torch.float64)
         inside = p.schedule.time(at)
         states = [advance(p, x, t, float(r), known) for r in inside]
-        found = both(torch.cat(states), inside.repeat_interleave(len(x)))
+        found = both(torch.cat(states), torch.cat([_all(x, float(r)) for r in inside]))
         new = zip(inside.tolist(), interpolated(found, "flow").split(len(x)), strict=True)
         known = [*reversed([Value(level(p, r), m) for r, m in new]), *known][:_KNOWN]
         x = advance(p, x, t, s, known)
         yield x
+
+
+def _all(x: Tensor, t: float) -> Tensor:
+    """A time for every sample, made on its device: a copy would wait. Accelerators may have no float64."""
+    return torch.full((len(x),), t, dtype=torch.float64 if x.device.type == "cpu" else torch.float32, device=x.device)
