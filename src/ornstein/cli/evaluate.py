@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from ornstein import autoencoders, checkpoint, processes
 from ornstein.autoencoders.latent import LatentSpace
 from ornstein.cli.evaluate_clips import evaluate_clips
-from ornstein.cli.evaluated import command_of, print_tables
+from ornstein.cli.evaluated import command_of, print_tables, record_of
 from ornstein.cli.held_out_data import Material, open_material, pixel_digest
 from ornstein.cli.models import open_model
 from ornstein.cli.options import refuse
@@ -111,14 +111,7 @@ def _evaluate_model(asked: Evaluate, given: frozenset[str], denoiser: Denoiser) 
     shown = tables(result, material.about)
     print_tables(shown)
     facts = {"model": str(asked.run), "command": command, "evaluation took": seconds_text(time.monotonic() - began)}
-    record = {
-        "format": 2,
-        "command": command,
-        "model": str(asked.run),
-        "data": material.held_out.source,
-        "data_fingerprint": material.held_out.fingerprint,
-        "about": material.about,
-    } | result.to_json()
+    record = record_of(command, asked, material.held_out, material.about) | result.to_json()
     atomic_write(folder / JSON, json_bytes(record))
     assert denoiser.data is not None
     write_evaluation_report(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ornstein import checkpoint, processes
-from ornstein.cli.evaluated import command_of, print_tables
+from ornstein.cli.evaluated import command_of, print_tables, record_of
 from ornstein.cli.held_out_data import places
 from ornstein.cli.options import refuse
 from ornstein.data import BucketSet, Clips, ImageSet, StreamedSet, open_clips
@@ -80,14 +80,7 @@ def evaluate_clips(
             )  # fmt: skip
     command, shown = command_of(asked, plan), clip_tables(result, material.about)
     print_tables(shown)
-    record = {
-        "format": 2,
-        "command": command,
-        "model": str(asked.run),
-        "data": material.held_out.source,
-        "data_fingerprint": material.held_out.fingerprint,
-        "about": material.about,
-    } | result.to_json()
+    record = record_of(command, asked, material.held_out, material.about) | result.to_json()
     atomic_write(folder / JSON, json_bytes(record))
     facts = run_facts(asked.run, denoiser, material.train or material.held_out, material.held_out)
     names = {"frechet": "Fréchet distance", "flicker": "Flicker over that of the data"}

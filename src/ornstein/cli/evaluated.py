@@ -8,12 +8,13 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from ornstein.data import Clips, ImageSet
 from ornstein.evaluation.markup import Table, plain
 from ornstein.evaluation.plan import Plan
 from ornstein.evaluation.settings import Evaluate
 from ornstein.progress import console
 
-__all__ = ["command_of", "print_tables"]
+__all__ = ["command_of", "print_tables", "record_of"]
 
 
 def command_of(asked: Evaluate, plan: Plan) -> str:
@@ -37,6 +38,18 @@ def command_of(asked: Evaluate, plan: Plan) -> str:
     words = [word for option, value in options.items() if value is not None for word in (option, str(value))]
     words += ["--trust-sizes"] * asked.trust_sizes
     return shlex.join(["ornstein", "evaluate", str(asked.run), *words])
+
+
+def record_of(command: str, asked: Evaluate, data: ImageSet | Clips, about: str) -> dict[str, Any]:
+    """How the record of an evaluation begins: the command, the model, and the data it was evaluated on."""
+    return {
+        "format": 2,
+        "command": command,
+        "model": str(asked.run),
+        "data": data.source,
+        "data_fingerprint": data.fingerprint,
+        "about": about,
+    }
 
 
 def print_tables(shown: list[Table]) -> None:
