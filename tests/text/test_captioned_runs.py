@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -104,6 +105,11 @@ def test_prompts_negative_and_guidance(run: Path) -> None:
     assert not torch.equal(plain, other) and not torch.equal(plain, nothing)
     # the empty prompt is no prompt
     assert torch.allclose(samples(model, cond=model.encode(["", ""])), nothing, atol=1e-4)
+    exact = copy.deepcopy(model).double()  # in float32 the order of sums may differ
+    empty = {k: v.double() if v.is_floating_point() else v for k, v in exact.encode(["", ""]).items()}
+    with torch.no_grad():
+        y = torch.randn(2, *model.data.shape, dtype=torch.float64)  # pyright: ignore[reportOptionalMemberAccess]
+        torch.testing.assert_close(exact(y, 0.5, **empty).x0, exact(y, 0.5).x0, rtol=0, atol=1e-12)
     # guidance by definition: x0 = u + scale (c - u), u with the negative prompt
     x, t = torch.randn(2, *model.data.shape), 0.5  # pyright: ignore[reportOptionalMemberAccess]
     with torch.no_grad():
