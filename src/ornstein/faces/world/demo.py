@@ -29,7 +29,7 @@ from ornstein.faces.world.views import Rendered, render
 from ornstein.store import read_json
 from ornstein.training import TrainConfig, run_task
 
-__all__ = ["PHOTOS", "Demo", "clip_of", "demo", "swap_cases"]
+__all__ = ["PHOTOS", "Demo", "clip_of", "demo", "sources", "swap_cases"]
 
 PHOTOS = 8192
 """Rendered photos to train on."""
@@ -130,7 +130,7 @@ def swap_cases(
         unseen.target.image,
         unseen.mask,
         points(unseen.target),
-        _sources(model, unseen.source),
+        sources(model, unseen.source),
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -152,7 +152,7 @@ def clip_of(model: FaceModel, size: int, frames: int, seed: int, precision: str 
         filmed.image,
         paintable(filmed),
         points(filmed),
-        _sources(model, still),
+        sources(model, still),
         steps=_STEPS,
         start=start,
         precision=precision,
@@ -161,7 +161,7 @@ def clip_of(model: FaceModel, size: int, frames: int, seed: int, precision: str 
     return wide.transpose(0, 1)
 
 
-def _sources(model: FaceModel, pictures: Rendered) -> SourceFaces:
+def sources(model: FaceModel, pictures: Rendered) -> SourceFaces:
     """Rendered faces as the sources of swaps: a picture is all that a swap is given of a person."""
     identity = model.recogniser.embed(pictures.image).cpu()
     return SourceFaces(identity, pictures.image, paintable(pictures), points(pictures))
