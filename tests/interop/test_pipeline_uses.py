@@ -8,7 +8,6 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -105,36 +104,6 @@ def test_what_is_remembered_of_the_text_follows_text_and_weights(pipeline: Folde
         texts[0]["text"].mul_(2.0)
         assert float((model(x, 0.5, **texts[0]).eps - before).abs().max()) > 1e-6
     assert set(model.net.state_dict()) == set(plain.net.state_dict())
-
-
-def added(cond: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "pooled" in cond else {}
-
-
-@pytest.mark.parametrize("name", ["sd1", "adapted", "inpaint", "sdxl"])
-def test_rows_given_twice_are_computed_once_up_to_the_text(pipeline: Folders, name: str) -> None:
-    model = open_pipeline(pipeline(name))
-    net: Any = model.network
-    rows: list[int] = []
-    net.down_blocks[0].resnets[0].conv1.register_forward_hook(lambda module, given, out: rows.append(len(given[0])))
-    x = noise(2, *model.data.shape)
-    cond = model.encode(["a cat", "a dog", "", "no"])
-    del cond["negative"]
-    if name == "inpaint":
-        cond["inpaint"] = noise(2, 5, *x.shape[2:], seed=1).repeat(2, 1, 1, 1)
-    with torch.no_grad():
-        both = model(torch.cat([x, x]), 0.5, **cond).eps
-        sides = [model(x, 0.5, **{k: v[part] for k, v in cond.items()}).eps for part in (slice(0, 2), slice(2, 4))]
-        model(torch.cat([x, x.flip(0)]), 0.5, **cond)
-        model(torch.cat([x, x]), torch.tensor([0.5, 0.5, 0.5, 0.6]), **cond)
-    assert rows == [4 if name == "sdxl" else 2, 2, 2, 4, 4]  # what SDXL adds to the time is of the text
-    torch.testing.assert_close(both, torch.cat(sides), rtol=0, atol=1e-5)
-    assert float((both[:2] - both[2:]).abs().max()) > 1e-4
-    model(torch.cat([x, x]), 0.5, **cond)  # with gradients, as in training, nothing is shared
-    with torch.no_grad():
-        count = net.config.in_channels
-        net(noise(4, count, *x.shape[2:]), torch.tensor(5), cond["text"], added_cond_kwargs=added(cond))  # nor outside
-    assert rows[5:] == [4, 4]
 
 
 def test_peak_memory_is_that_of_a_chain_of_known_sizes() -> None:

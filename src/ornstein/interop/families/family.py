@@ -15,7 +15,6 @@ from ornstein.errors import UserError
 from ornstein.interop.latents import Latents
 from ornstein.interop.remembered import Text, remember_text
 from ornstein.interop.schedulers import Reading
-from ornstein.interop.shortcuts import quick_pointwise, twice_of
 from ornstein.schedules import Rectified
 
 __all__ = ["Family", "Network", "Shape", "residuals", "shift_of", "tokens"]
@@ -45,8 +44,6 @@ class Network(nn.Module):
         self.family = family
         self._text = Text()
         remember_text(model)
-        quick_pointwise(model)
-        self._twice = twice_of(model)
         _fastest_layout(model)
 
     def forward(self, x: Tensor, log_snr: Tensor, **cond: Any) -> Tensor:
@@ -57,12 +54,7 @@ class Network(nn.Module):
             cond["text"] = self._text(cond["text"])
         if "inpaint" in cond:
             x = torch.cat([x, cond.pop("inpaint")], dim=1)
-        k = self.reading.timesteps(log_snr)
-        if torch.compiler.is_compiling() or "residuals" in cond:
-            out = self.family.call(self.model, x, k, cond)
-        else:
-            with self._twice(x, k):
-                out = self.family.call(self.model, x, k, cond)
+        out = self.family.call(self.model, x, self.reading.timesteps(log_snr), cond)
         schedule = self.reading.schedule
         if isinstance(schedule, Rectified) and self.reading.prediction == "flow" and schedule.shift != 1:
             shift, u = schedule.shift, torch.sigmoid(-log_snr.double() / 2)
