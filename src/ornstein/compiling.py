@@ -27,7 +27,7 @@ def cache_folder() -> Path:
     It is not kept in a run: code that came with somebody else's model would be executed.
     """
     given = os.environ.get(_FOLDER)
-    if given and given.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_")):
+    if given and given.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
         given = None  # PyTorch's own default, which some of its imports set
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ornstein"
 
