@@ -31,11 +31,11 @@ COUNTS = [5, 8, 10]
 HEADINGS = {
     "solvers": (
         "The distance to the fine solution",
-        "Every deterministic sampler of diffusers and of azula, on every grid that it has, against ours at equal "
-        "evaluations (`benchmarks/peers.py` lists them and says how each is asked). All ask the same denoiser, from "
-        "the same noise, at exactly the level that each of their steps names. The error is the root mean square "
-        "distance at t = 0 to the fine solution of the probability-flow ODE from there; a tuned solver has learned "
-        "from other noise.",
+        "Every deterministic sampler of diffusers and of azula, on every grid that it has, and those of skrample on "
+        "diffusers' grids, against ours at equal evaluations (`benchmarks/peers.py` says how each is asked). All ask "
+        "the same denoiser, from the same noise, at exactly the level that each of their steps names. The error is "
+        "the root mean square distance at t = 0 to the fine solution of the probability-flow ODE from there; a tuned "
+        "solver has learned from other noise.",
     ),
     "distances": (
         "Fréchet distances of few evaluations",
@@ -89,7 +89,7 @@ def main() -> None:
         record = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(arguments.threads),
-            "versions": f"torch {torch.__version__}, " + versions("diffusers", "azula"),
+            "versions": f"torch {torch.__version__}, " + versions("diffusers", "azula", "skrample"),
             "tables": [t.to_config() for t in tables],
         }
         atomic_write(work / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
@@ -107,7 +107,7 @@ def _parts(runs: list[Path], given: argparse.Namespace) -> dict[str, Callable[[]
 
         few, iterations = (8, 5) if quick else (given.trajectories, 100)
         counts = COUNTS[:1] if quick else (*COUNTS, 20)
-        return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few, min(8, few))]
+        return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few)]
 
     def distances() -> list[Table]:
         from distances import of_model
@@ -138,7 +138,7 @@ def _parts(runs: list[Path], given: argparse.Namespace) -> dict[str, Callable[[]
 def page(work: Path) -> str:
     """docs/benchmarks.md from the parts that are kept in `work`."""
     lines = [
-        "# Benchmarks: beside diffusers and azula",
+        "# Benchmarks: beside diffusers, azula and skrample",
         "",
         "Written by `make bench` (`benchmarks/page.py`), not by hand. Ratios, from one process and the same tensors; "
         "times in seconds are of a machine that other work may share.",
