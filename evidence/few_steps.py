@@ -40,15 +40,15 @@ STEPS = 20
 SHOWN = 40
 
 
-def held_out(run: Path) -> ImageSet:
-    images = open_data(Settings.stored(run / SETTINGS)).held_out
+def images_of(run: Path, part: str = "held_out") -> ImageSet:
+    images = getattr(open_data(Settings.stored(run / SETTINGS)), part)
     assert isinstance(images, ImageSet)
     return images
 
 
 def students(asked: argparse.Namespace) -> None:
     teacher: Path = asked.teacher
-    real = held_out(teacher).images
+    real = images_of(teacher, "train" if asked.train else "held_out").images
     features = {space: open_features(space)(real) for space in SPACES}
     known = {space: found(real) for space, found in features.items()}
     out: Path = asked.out or teacher / "students.json"
@@ -57,7 +57,7 @@ def students(asked: argparse.Namespace) -> None:
     for name in names:
         path, _, steps = name.partition(":")
         for seed in range(asked.seeds):
-            key = f"{name} {checkpoint.fingerprint(path)[:16]} {asked.n} {seed}"
+            key = f"{name} {checkpoint.fingerprint(path)[:16]} {asked.n} {seed}{' train' * asked.train}"
             if key not in done:
                 x = drawn(path, int(steps) if steps else None, asked.n, seed)
                 done[key] = {s: frechet_distance(features[s](x), known[s]) for s in SPACES}
@@ -91,7 +91,7 @@ def spread(values: list[float], form: str) -> str:
 
 def likelihood(asked: argparse.Namespace) -> None:
     run: Path = asked.run
-    d, images = orn.load(run), held_out(run)
+    d, images = orn.load(run), images_of(run)
     assert d.data is not None
     rows, classes = choose(images, asked.images), class_numbers(images, d.data)
     x, cond = to_unit(images.images[rows]), None if classes is None else {"label": classes[rows]}
@@ -123,6 +123,7 @@ def main() -> None:
     of.add_argument("students", nargs="+")
     of.add_argument("-n", type=int, default=1000, help="samples of a set")
     of.add_argument("--seeds", type=int, default=2, help="sets of samples")
+    of.add_argument("--train", action="store_true", help="against the training images, where few are held out")
     of.add_argument("--out", type=Path, help="the figures that are kept (default: students.json in the teacher's run)")
     of.set_defaults(do=students)
     of = ways.add_parser("likelihood")

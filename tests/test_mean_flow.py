@@ -31,7 +31,7 @@ class Exact:
     """A student whose DDIM step from any time of a step ends on the flow of the Gaussian, by its closed form."""
 
     def __init__(self, p: Process, ends: Tensor, off: float = 0.0) -> None:
-        self.process, self.ends, self.off = p, ends, off
+        self.process, self.ends, self.off, self.net = p, ends, off, nn.Identity()
 
     def __call__(self, x: Tensor, t: Tensor):
         p, s = self.process, self.ends[(self.ends[:, None] >= t.detach() - 1e-12).sum(0)]
@@ -67,7 +67,11 @@ def test_the_derivative_through_a_network_is_that_of_differences():
             parameter.add_(0.1 * torch.randn_like(parameter))
     d = Denoiser(net, Process(Cosine()), "v", data=Data((2, 8, 8))).eval()
     y, w = torch.randn(2, 3, 2, 8, 8, dtype=torch.float64)
-    u, cond, h = torch.tensor([0.1, 0.5, 0.95], dtype=torch.float64), {"label": torch.tensor([0, 2, -1])}, 1e-6
+    u, cond, h = (
+        torch.tensor([0.1, 0.5, 0.95], dtype=torch.float64),
+        {"label": torch.tensor([0, 2, -1])},
+        1e-4,
+    )  # the log-SNR is embedded in float32
 
     def velocity(y: Tensor, u: Tensor) -> Tensor:
         t = d.process.schedule.time(-2 * torch.logit(u))
@@ -77,4 +81,4 @@ def test_the_derivative_through_a_network_is_that_of_differences():
     with torch.no_grad():
         difference = (velocity(y + h * w, u + h) - velocity(y - h * w, u - h)) / (2 * h)
         found = along(d, y, u, w, cond)
-    assert found == pytest.approx(difference, rel=1e-4, abs=1e-5 * float(difference.abs().max()))
+    assert found == pytest.approx(difference, rel=1e-3, abs=1e-4 * float(difference.abs().max()))

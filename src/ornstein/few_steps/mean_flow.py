@@ -12,11 +12,13 @@ error of a teacher's step, and no nodes, but the derivative of a network that is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -39,6 +41,26 @@ class _Contiguous(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def _in_full(net: nn.Module, device: torch.device) -> Iterator[None]:
+    """No autocast inside `net`: it leaves the tangents of some layers in float32 beside weights in half precision."""
+    region = torch.autocast(device.type, enabled=False)
+
+    def enter(*_: object) -> None:
+        region.__enter__()
+
+    def leave(*_: object) -> None:
+        region.__exit__(None, None, None)
+
+    # inside the hooks of a training, which turn autocast on
+    hooks = net.register_forward_pre_hook(enter), net.register_forward_hook(leave, prepend=True, always_call=True)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def along(model: Denoiser, y: Tensor, u: Tensor, velocity: Tensor, cond: dict[str, Any]) -> Tensor:
     """dW/du (B, *) of a model's W = eps - x0 at y (B, *), u (B,), in the direction (`velocity`, 1)."""
     schedule = model.process.schedule
@@ -46,7 +68,8 @@ def along(model: Denoiser, y: Tensor, u: Tensor, velocity: Tensor, cond: dict[st
         u = forward.make_dual(u, torch.ones_like(u))
         t = schedule.time(-2 * torch.logit(u)).clamp(0, 1)
         x = forward.make_dual(y, velocity) * expand(schedule.alpha(t) + schedule.sigma(t), y)
-        out = model(x, t, **cond)
+        with _in_full(model.net, y.device):
+            out = model(x, t, **cond)
         tangent = forward.unpack_dual(out.eps - out.x0).tangent
     assert tangent is not None
     return tangent
