@@ -1,7 +1,8 @@
-"""Students beside their teacher, and the likelihood in a few evaluations beside 128 steps of Runge-Kutta.
+"""Students beside their teacher, the likelihood in 8 evaluations beside Runge-Kutta, and two evaluations side by side.
 
     python evidence/few_steps.py students runs/cifar10 runs/cifar10-2 runs/cifar10-4 -n 1000 --seeds 2
     python evidence/few_steps.py likelihood runs/digits --images 96 --probes 4
+    python evidence/few_steps.py depth runs/digits
 
 `students` makes samples of the teacher by the solver that was chosen for it at 20 steps and of each student by its own
 steps, from the same noise and of the same classes, and holds both against the images that the teacher's training held
@@ -11,6 +12,9 @@ name for N steps in place of its own.
 
 `likelihood` needs `ornstein tune RUN --likelihood 8`. On held-out images of one dequantisation it takes the difference
 of each image's bits/dim, which has a far smaller error than the two means.
+
+`depth` compares `side-by-side` with `flow-3m` at equal numbers of calls one after the other, where the first evaluates
+two states in each but its first call: root mean square distances at t = 0 to the fine solution.
 """
 
 from __future__ import annotations
@@ -30,7 +34,9 @@ from ornstein.data import ImageSet, save_grid, to_uint8, to_unit
 from ornstein.evaluation import open_features
 from ornstein.evaluation.frechet import frechet_distance
 from ornstein.evaluation.matched import choose, class_numbers
+from ornstein.few_steps.tuning import trajectories
 from ornstein.likelihood import FewSteps, bits_per_dim, ode
+from ornstein.solvers import SOLVERS, grids
 from ornstein.store import atomic_write
 from ornstein.training.recipe import open_data
 from ornstein.training.settings import SETTINGS, Settings
@@ -115,6 +121,24 @@ def likelihood(asked: argparse.Namespace) -> None:
           f"{len(x)} images, {float(off.square().mean().sqrt()):.3f} root mean square an image")  # fmt: skip
 
 
+def depth(asked: argparse.Namespace) -> None:
+    model = orn.load(asked.run)
+    ((d, x, end),) = trajectories(model, asked.count, 1 << 20, batch=asked.count)
+    print("| calls in turn | `flow-3m` | `side-by-side` | ratio |\n|---|---|---|---|")
+    for calls in (5, 8, 10, 20):
+        errors = []
+        for solver, steps in (("flow-3m", calls), ("side-by-side", calls - 1)):
+            with torch.no_grad():
+                times = grids.make(grids.GRID, model.process.schedule, (1.0, 0.0), steps)
+                *_, found = SOLVERS[solver](d, x, times, no_noise)
+            errors.append(float((found - end).double().square().mean().sqrt()))
+        print(f"| {calls} | {errors[0]:.4f} | {errors[1]:.4f} | {errors[1] / errors[0]:.2f} |")
+
+
+def no_noise(step: int, draw: int = 0) -> Tensor:
+    raise AssertionError("these solvers are deterministic")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ways = parser.add_subparsers(required=True)
@@ -131,6 +155,10 @@ def main() -> None:
     of.add_argument("--images", type=int, default=96)
     of.add_argument("--probes", type=int, default=4)
     of.set_defaults(do=likelihood)
+    of = ways.add_parser("depth")
+    of.add_argument("run", type=Path)
+    of.add_argument("--count", type=int, default=64, help="trajectories")
+    of.set_defaults(do=depth)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.do(asked)
