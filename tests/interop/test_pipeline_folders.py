@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ornstein as orn
 from ornstein import checkpoint
@@ -20,6 +22,7 @@ pytest.importorskip("transformers")
 
 from ornstein.interop.folder import open_pipeline
 from ornstein.interop.pipeline import Pipeline
+from running import done
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
@@ -109,6 +112,27 @@ def test_no_code_of_the_folder_is_run(copied: Path) -> None:
     edit(copied / "model_index.json", unet=["diffusers", "UNet2DConditionModel"], _class_name="KandinskyPipeline")
     with pytest.raises(UserError, match=r"KandinskyPipeline, which is not read; known: .*StableDiffusionPipeline"):
         orn.load(copied)
+
+
+def test_one_file_is_its_folder(pipeline: Folders, tmp_path: Path) -> None:
+    """Weights in the layout of Stable Diffusion's authors; configs and tokenizers in the folder of the same name."""
+    from interop.one_file import write_one_file
+
+    model = orn.load(pipeline("sd1"))
+    assert isinstance(model, Pipeline)
+    file = write_one_file(model._pipe, tmp_path / "kohya.safetensors")
+    shutil.copytree(pipeline("sd1"), tmp_path / "kohya", ignore=shutil.ignore_patterns("*.safetensors"))
+    again = orn.load(file)
+    assert isinstance(again, Pipeline)
+    for part in ("unet", "vae", "text_encoder"):
+        wanted, found = (m._pipe.components[part].state_dict() for m in (model, again))
+        assert wanted.keys() == found.keys() and all(torch.equal(wanted[k], found[k]) for k in wanted)
+    assert again.process == model.process and again.data == model.data
+    asked = ["--prompt", "a cat", "--negative", "bad", "--guidance", 3, "--steps", 2, "-n", 2]
+    for path, out in ((pipeline("sd1"), tmp_path / "a"), (file, tmp_path / "b")):
+        done("sample", path, *asked, "--out", out)
+    for name in ("00000.png", "00001.png"):
+        assert np.array_equal(Image.open(tmp_path / "a" / name), Image.open(tmp_path / "b" / name))
 
 
 def test_one_file_without_configs_says_what_is_missing(tmp_path: Path, copied: Path) -> None:

@@ -58,14 +58,21 @@ def test_without_iterations_the_tuned_solver_is_its_multistep_start(
 def test_tuning_starts_from_the_best_candidate_on_its_own_grid(oracle):
     parts, times = batch(oracle, 50, 4), {}
     error = {}
+    schedules = [(slope, 0.0) for slope in (0.25, 0.3, 0.35, 0.42)]
+    schedules += [(0.1, 0.02), (0.2, 0.02), (0.2, 0.05), (0.35, 0.1), (0.5, 0.1), (0.0, 0.0)]
     for form, order in (("flow", 3), ("flow", 4), ("x0", 3)):
-        for slope in (0.25, 0.3, 0.35, 0.42):
+        for slope, floor in schedules:
             first = torch.sigmoid(-slope * oracle.process.schedule.log_snr(1.0))
             u = first * torch.linspace(1, 0, 6, dtype=torch.float64)
-            times[form, order, slope] = oracle.process.schedule.time(-torch.logit(u) / slope)
-            times[form, order, slope][0] = 1.0  # not only up to rounding
-            *_, end = multistep(oracle, parts[0][1], times[form, order, slope], no_noise, order, form)
-            error[form, order, slope] = float((end - parts[0][2]).square().mean())
+            if floor:  # equal steps down to that level, and one into the data
+                last = torch.tensor(floor, dtype=torch.float64) ** (2 * slope)
+                u[:-1] = torch.lerp(first, last / (1 + last), torch.linspace(0, 1, 5, dtype=torch.float64))
+            uniform = torch.linspace(1, 0, 6, dtype=torch.float64)
+            grid = oracle.process.schedule.time(-torch.logit(u) / slope) if slope else uniform
+            grid[0] = 1.0  # not only up to rounding
+            times[form, order, slope, floor] = grid
+            *_, end = multistep(oracle, parts[0][1], grid, no_noise, order, form)
+            error[form, order, slope, floor] = float((end - parts[0][2]).square().mean())
     best = min(error, key=lambda k: error[k])
     start = tune(parts, 5, iterations=0)
     assert start.form == best[0] and start.times == pytest.approx(times[best].tolist(), abs=1e-9)
@@ -91,6 +98,27 @@ def test_tuning_halves_the_error_at_equal_nfe(oracle, tuned: Tuned):
     orn.sample(d, (7, 3), solver=tuned, start=x)
     assert d.calls == 5
     assert tuned.numbers == 4 + 10 + (0 + 1 + 2 + 3 + 4) < 200
+
+
+def test_a_few_trajectories_that_end_elsewhere_count_less_than_their_squares(oracle, monkeypatch: pytest.MonkeyPatch):
+    """One target in twenty is another sample: the solver is still good for all others."""
+    (d, x, end), *_ = batch(oracle, 200, 1)
+    wrong = end.clone()
+    wrong[::20] = end[::20].flip(0)
+    others = batch(oracle, 400, 2)
+    robust = judged(tune([(d, x, wrong)], 5, iterations=30), others)
+    monkeypatch.setattr(tuning, "_cost", lambda relative: relative)
+    squares = judged(tune([(d, x, wrong)], 5, iterations=30), others)
+    assert robust.error < 0.8 * squares.error
+
+
+def test_what_is_tuned_is_never_worse_elsewhere_than_where_it_started(oracle):
+    """Numbers fitted to two trajectories do not suit others: the untuned solver comes back."""
+    learn, others = batch(oracle, 2, 1), batch(oracle, 200, 2)
+    start = judged(tune(learn, 3, 0), others)
+    assert judged(tune(learn, 3, 20), others).error > start.error
+    kept = tune(learn, 3, 20, held_out=others)
+    assert judged(kept, others).error <= start.error
 
 
 def test_24_steps_have_fewer_than_200_numbers(oracle):

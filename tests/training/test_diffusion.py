@@ -179,7 +179,7 @@ def test_a_schedule_that_cannot_be(text: str, words: str):
 
 
 REFUSED = {
-    **{(s, "eps"): "is lost" for s in ("cosine-zero", "rectified", "ddpm-zero")},
+    **{(s, "eps"): "is 0/0" for s in ("cosine-zero", "rectified", "ddpm-zero")},
     ("ddpm-zero", "flow"): "infinite",
     **{(s, p): "grows with the noise" for s in ("edm", "ve") for p in ("v", "flow")},
 }

@@ -48,9 +48,9 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
     # Each number of a sample is an equation for the few hundred numbers to be found.
     assert model.data is not None
     count = asked.trajectories or max(_LEAST, min(_MOST, _EQUATIONS // math.prod(model.data.shape)))
-    unseen = max(1, count // 2)
+    more = max(1, count // 2)
     with progress("trajectories", transient=True) as bar, torch.no_grad():
-        task = bar.add_task("following", total=len(scales) * (count + unseen), note="")
+        task = bar.add_task("following", total=len(scales) * (count + more), note="")
 
         def followed(before: int) -> Callable[[int], None]:
             return lambda done: bar.update(task, completed=before + done)
@@ -58,10 +58,11 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
         each: list[Trajectories] = []
         held_out: list[Trajectories] = []
         for i, scale in enumerate(scales):
-            before = i * (count + unseen)
+            before = i * (count + more)
             each.append(trajectories(model, count, 0, scale, asked.batch, followed(before)))
-            held_out.append(trajectories(model, unseen, count, scale, asked.batch, followed(before + count)))
+            held_out.append(trajectories(model, more, count, scale, asked.batch, followed(before + count)))
     seen = [part for parts in zip(*each, strict=True) for part in parts]  # the first quarter has all scales
+    unseen = [part for parts in held_out for part in parts]
     match = None if real is None else _matching(asked, model, scales, real, count)
     total = asked.iterations + (0 if match is None else match.iterations)
     learned: list[Tuned] = []
@@ -73,7 +74,7 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
                 note = f"{n} steps, {error:.0%} of the untuned error" if done <= asked.iterations else f"{n} steps, set"
                 bar.update(task, completed=i * total + done, note=note)
 
-            found = learn(seen, n, asked.iterations, advance, asked.radius, match)
+            found = learn(seen, n, asked.iterations, advance, asked.radius, match, unseen)
             learned.append(_judged(found, held_out, scales))
     _store(run, learned)
 

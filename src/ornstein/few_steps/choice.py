@@ -61,7 +61,7 @@ class Choice:
             right = (
                 (type(steps) is int and steps >= 2)
                 and (start.form in get_args(Form) and start.order in (1, 2, 3, 4))
-                and (0 < start.slope < math.inf and 0 <= start.floor < 1)
+                and (0 <= start.slope < math.inf and 0 <= start.floor < 1)
                 and all(map(math.isfinite, numbers))
                 and numbers[2] > 0
             )

@@ -26,10 +26,10 @@ Progress = Callable[[int, float], object]
 
 @dataclass(frozen=True)
 class Start:
-    """An untuned solver: `multistep` of a form and an order, on a logistic time schedule.
+    """An untuned solver: `multistep` of a form and an order, on a logistic or a uniform time schedule.
 
     Attributes:
-        slope: of the schedule, equal steps in sigmoid(-slope lambda).
+        slope: of the schedule, equal steps in sigmoid(-slope lambda); 0 for equal steps in t.
         floor: the level s/a at which the step into the data starts; 0 for the schedule's own.
     """
 
@@ -182,6 +182,9 @@ def _inverse_curvature(state: dict[str, Any], n: int) -> Tensor:
 def _shares(schedule: Schedule, steps: int, start: Start) -> Tensor:
     """How far each step of the schedule goes, as a share of the default schedule's variable."""
     first, slope = schedule.log_snr(torch.ones((), dtype=torch.float64)), start.slope
+    if not slope:
+        inner = grids.position(schedule.log_snr(torch.linspace(1, 0, steps + 1, dtype=torch.float64)[1:-1]))
+        return -torch.cat([grids.position(first)[None], inner, torch.zeros(1)]).diff()
     begin = grids.position(first, slope)
     if start.floor:
         least = torch.maximum(torch.tensor(-2 * math.log(start.floor), dtype=torch.float64), first + 1)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
+from ornstein.few_steps.following import Path, follow
 from ornstein.few_steps.free_solver import FreeSolver, Progress, Start
-from ornstein.few_steps.matching import Matching, matched, squares
+from ornstein.few_steps.matching import Matching, matched, wide
 from ornstein.few_steps.settings import MOST_STEPS
 from ornstein.guidance import ClassifierFree
 from ornstein.process import Process
@@ -44,9 +45,15 @@ __all__ = [
 
 _FINE_STEPS = 100
 # Time schedules to choose from: slope (the default's is 0.35) and floor. A small slope with a floor is near equal steps
-# in the log-SNR, which suits pictures whose smallest scales matter.
-_GRIDS = ((0.25, 0.0), (0.3, 0.0), (0.35, 0.0), (0.42, 0.0), (0.1, 0.02), (0.2, 0.02), (0.2, 0.05))
+# in the log-SNR, which suits pictures whose smallest scales matter; a large one with a high floor, or equal steps in t
+# (0), spend their steps where guidance decides what a latent shows.
+_GRIDS = (
+    *((0.25, 0.0), (0.3, 0.0), (0.35, 0.0), (0.42, 0.0), (0.1, 0.02), (0.2, 0.02), (0.2, 0.05)),
+    *((0.35, 0.1), (0.5, 0.1), (0.0, 0.0)),
+)
 _QUARTER = 4
+_THINNED = 2  # of the states of a fine path, one in so many is kept
+_PATH_NUMBERS = 2**26  # of all states of one path
 
 # A stream of noise that no sample of the model uses.
 _STREAM = 0x54554E45
@@ -57,10 +64,13 @@ Trajectories = list[tuple[Denoises, Tensor, Tensor]]
 
 def fine(d: Denoises, x: Tensor, steps: int = _FINE_STEPS) -> Tensor:
     """The end of the probability-flow ODE (E20) from x (B, *) at t = 1, in many steps: the target of tuning."""
-    times = grids.make("logistic", d.process.schedule, (1.0, 0.0), steps)
     with torch.no_grad():
-        *_, end = multistep(d, x, times, _no_noise)
+        *_, end = multistep(d, x, _fine_times(d, steps), _no_noise)
     return end
+
+
+def _fine_times(d: Denoises, steps: int = _FINE_STEPS) -> Tensor:
+    return grids.make("logistic", d.process.schedule, (1.0, 0.0), steps)
 
 
 def trajectories(
@@ -117,18 +127,21 @@ def tune(
     progress: Progress = lambda done, error: None,
     radius: float = 0.0,
     match: Matching | None = None,
+    held_out: Trajectories | None = None,
 ) -> Tuned:
     """The solver of `steps` evaluations whose ends are nearest to the fine solutions, found by L-BFGS.
 
-    The error of each part is relative to that of the untuned solver there, so that parts of several guidance scales
-    weigh the same.
+    The loss is the mean over trajectories of 2 (sqrt(1 + r) - 1), r the mean square error of the end relative to the
+    untuned solver's on its part: parts of several guidance scales weigh the same, and a few trajectories that end in
+    another sample, whose squares would decide the numbers for all others, count by their distance.
 
     With a `radius` the targets are soft (E33): each trajectory of the solver may start anywhere in a ball around its
     start (`moved`), chosen along with the solver. It learns to make the samples of the fine solution, not each from
     exactly its own noise. With `match` a second stage follows: the ends as a set come near given samples, while each
     end stays near its fine solution (`matching.matched`).
 
-    It starts from the best of the untuned solvers (`best_start`).
+    It starts from the best of the untuned solvers (`best_start`), or from the coefficients with which the states follow
+    the fine solution at all of its times (E43, `following.follow`), on the time schedule where that ends nearest.
 
     Args:
         parts: the result of `trajectories`; the network is in evaluation mode.
@@ -138,6 +151,8 @@ def tune(
         progress: called with the iterations so far and the error relative to the untuned solver's.
         radius: of the balls, in units of the noise; 0 for hard targets.
         match: the second stage.
+        held_out: other trajectories: without a second stage the result is the nearest there of both starts and of what
+            was found, so that it is never worse than an untuned solver.
 
     Raises:
         ValueError: steps outside 2 to 24, no trajectories, or a radius that is negative or infinite.
@@ -149,18 +164,57 @@ def tune(
     if not parts or min(len(x) for _, x, _ in parts) == 0:
         raise ValueError("a solver is tuned on trajectories of the model, but none were given")
     few = parts[: -(-len(parts) // _QUARTER)]
+    scales = _untuned(parts, steps)
     start = best_start(few, steps)
     free = FreeSolver(parts[0][0].process.schedule, steps, start)
+    untuned = free.freeze()
+    if iterations == 0:
+        return untuned
+    free = _followed(few, free, scales)
+    found = [untuned, free.freeze()]
     early = iterations * 2 // 3 if len(few) < len(parts) else 0
-    scales = _untuned(parts, steps)
     if early > 0:
         _fit(free, few, scales, early, progress, radius)
-    found = _fit(free, parts, scales, iterations - early, lambda done, error: progress(early + done, error), radius)
-    if match is None or iterations == 0:
-        return found
-    untuned = _relative(untuned_solver(free.schedule, steps, start), parts, scales)
+    found.append(_fit(free, parts, scales, iterations - early, lambda done, e: progress(early + done, e), radius))
+    if match is None:
+        return found[-1] if held_out is None else _nearest(found, held_out)
+    least = _relative(untuned, parts, scales)
     with network_precision(parts[0][0], match.precision):
-        return matched(free, parts, scales, match, untuned, lambda done, error: progress(iterations + done, error))
+        return matched(free, parts, scales, match, least, lambda done, error: progress(iterations + done, error))
+
+
+def _nearest(solvers: list[Tuned], parts: Trajectories) -> Tuned:
+    scales = _untuned(parts, len(solvers[0].steps))
+    return min(solvers, key=lambda solver: _relative(solver, parts, scales))
+
+
+def _followed(parts: Trajectories, free: FreeSolver, scales: list[float]) -> FreeSolver:
+    """The solver whose coefficients follow the fine paths, on the best of all time schedules; or `free`, if nearer."""
+    paths = [_path(d, x) for d, x, _ in parts]
+    weights = [1 / scale for scale in scales[: len(parts)]]
+
+    def cost(ends: list[Tensor]) -> float:
+        found = [_each(y - path.states[-1]) for y, path in zip(ends, paths, strict=True)]
+        total = sum(float(_cost(e * weight).sum()) for e, weight in zip(found, weights, strict=True))
+        return total if math.isfinite(total) else math.inf
+
+    with torch.no_grad():
+        best, least = free, cost([free.run(path.d, path.states[0]) for path in paths])
+    for slope, floor in _GRIDS:
+        made = FreeSolver(free.schedule, free.count, replace(free.start, slope=slope, floor=floor))
+        error = cost(follow(made, paths, weights))
+        if error < least:
+            best, least = made, error
+    return best
+
+
+def _path(d: Denoises, x: Tensor) -> Path:
+    """The fine solutions of as many of the starts x (B, *) as there is room for."""
+    times, kept = _fine_times(d), slice(None, None, _THINNED)
+    x = x[: max(1, _PATH_NUMBERS // (x[0].numel() * len(times[kept])))]
+    with torch.no_grad():
+        states = [x, *multistep(d, x, times, _no_noise)]
+    return Path(d, times[kept], torch.stack(states[kept]))
 
 
 def moved(process: Process, x: Tensor, v: Tensor, radius: float) -> Tensor:
@@ -175,51 +229,66 @@ def moved(process: Process, x: Tensor, v: Tensor, radius: float) -> Tensor:
 
 def _untuned(parts: Trajectories, steps: int) -> list[float]:
     """The mean square error of the default solver on each part."""
-    grid = grids.make(grids.GRID, parts[0][0].process.schedule, (1.0, 0.0), steps)
-    return [max(_error(parts[i : i + 1], SOLVERS[SOLVER], grid), 1e-30) for i in range(len(parts))]
+    times = _default_times(parts, steps)
+    return [max(float(e.mean()), 1e-30) for e in _errors(parts, SOLVERS[SOLVER], times)]
 
 
-def _error(parts: Trajectories, solver: Solver, times: Tensor) -> float:
-    """The mean square error of a solver; infinite where it diverges."""
+def _default_times(parts: Trajectories, steps: int) -> Tensor:
+    return grids.make(grids.GRID, parts[0][0].process.schedule, (1.0, 0.0), steps)
+
+
+def _errors(parts: Trajectories, solver: Solver, times: Tensor) -> list[Tensor]:
+    """The mean square error of each trajectory, (B,) of each part; infinite where a solver diverges."""
     with torch.no_grad():
-        total = sum(float(squares(list(solver(d, x, times, _no_noise))[-1] - end)) for d, x, end in parts)
-    value = total / sum(end.numel() for _, _, end in parts)
-    return value if math.isfinite(value) else math.inf
+        found = [_each(list(solver(d, x, times, _no_noise))[-1] - end) for d, x, end in parts]
+    return [e.where(e.isfinite(), math.inf) for e in found]
+
+
+def _each(error: Tensor) -> Tensor:
+    """The mean square of each row (B, *)."""
+    return wide(error).square().flatten(1).mean(1)
 
 
 def _fit(
     free: FreeSolver, parts: Trajectories, scales: list[float], iterations: int, progress: Progress, radius: float
 ) -> Tuned:
-    """Minimise the mean square error, of each part relative to `scales`."""
+    """Minimise the mean `_cost` of the errors, of each part relative to `scales`."""
     # Beside the other parameters, on the CPU in float64.
     moves = [torch.zeros(x.shape, dtype=torch.float64, requires_grad=True) for _, x, _ in parts] if radius else []
-    count = sum(end.numel() for _, _, end in parts)
+    count = sum(len(end) for _, _, end in parts)
 
     def loss() -> float:
         total = 0.0
         for i, (d, x, end) in enumerate(parts):
             start = moved(d.process, x, moves[i], radius) if moves else x
-            error = squares(free.run(d, start) - end) / (count * scales[i])
+            error = _cost(_each(free.run(d, start) - end) / scales[i]).sum() / count
             free.add_gradient(error, moves[i : i + 1])
             total += float(error.detach())
         return total if math.isfinite(total) else math.inf
 
-    return free.minimise(loss, iterations, progress, moves)
+    # of equal errors r the cost v is such that r = v + v^2/4
+    return free.minimise(loss, iterations, lambda done, e: progress(done, e * math.sqrt(1 + e**2 / 4)), moves)
+
+
+def _cost(relative: Tensor) -> Tensor:
+    """2 (sqrt(1 + r) - 1): r where it is small, twice its root where it is large."""
+    return 2 * ((1 + relative).sqrt() - 1)
 
 
 def _relative(solver: Tuned, parts: Trajectories, scales: list[float]) -> float:
     """The mean square error, of each part relative to `scales`."""
-    times, count = torch.tensor(solver.times, dtype=torch.float64), sum(end.numel() for _, _, end in parts)
-    each = (_error(parts[i : i + 1], solver, times) / scales[i] * part[2].numel() for i, part in enumerate(parts))
-    return sum(each) / count
+    times, count = torch.tensor(solver.times, dtype=torch.float64), sum(len(end) for _, _, end in parts)
+    return sum(float(e.sum()) / scale for e, scale in zip(_errors(parts, solver, times), scales, strict=True)) / count
 
 
 def judged(tuned: Tuned, parts: Trajectories, guidance: float = 1.0) -> Tuned:
     """The solver with its error and that of the untuned one, measured on new trajectories with `guidance`."""
-    error = _error(parts, tuned, torch.tensor(tuned.times, dtype=torch.float64))
-    count = sum(end.numel() for _, _, end in parts)
-    default = sum(v * end.numel() for v, (_, _, end) in zip(_untuned(parts, len(tuned.steps)), parts, strict=True))
-    return replace(tuned, guidance=guidance, error=math.sqrt(error), untuned=math.sqrt(default / count))
+    times = torch.tensor(tuned.times, dtype=torch.float64)
+    error, untuned = (
+        math.sqrt(float(torch.cat(_errors(parts, solver, at)).mean()))
+        for solver, at in ((tuned, times), (SOLVERS[SOLVER], _default_times(parts, len(tuned.steps))))
+    )
+    return replace(tuned, guidance=guidance, error=error, untuned=untuned)
 
 
 _KINDS: tuple[tuple[Form, int], ...] = (("flow", 3), ("x0", 3), ("flow", 4), ("x0", 2))
