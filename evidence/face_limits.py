@@ -35,7 +35,7 @@ from ornstein.faces.world.framed import FIVE, framed
 from ornstein.noise import Warped
 
 _LARGE = 256  # pixels a side that the networks of landmarks see
-KEPT = ({}, {"mouth": 1.0}, {"lips": 1.0}, {"nose": 1.0}, {"corners": 1.0}, {"lips": 1.0, "nose": 1.0, "corners": 1.0})
+KEPT = ({}, {"lips": 1.0}, {"nose": 1.0}, {"lips": 1.0, "nose": 1.0, "corners": 1.0})
 _SPOTS = {"nose": (slice(4, 5), 0.06), "corners": (slice(0, 4), 0.035)}  # landmarks, and shares of the side
 NOISES = ("independent", "ar1:0.9", "shared", "warped")
 

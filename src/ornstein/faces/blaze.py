@@ -1,7 +1,7 @@
 """A second face detector: MediaPipe's BlazeFace for faces up to five metres away, run by PyTorch. Apache 2.0.
 
-It sees profiles and faces from a twentieth of the picture up in one look of a fiftieth of a second; parts of a large
-picture are looked at for smaller ones, and turned pictures for faces that lie.
+It sees turned faces and faces from a twentieth of the picture up in one look of a fiftieth of a second; parts of a
+large picture are looked at for smaller ones, and turned pictures for faces that lie.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class Swapper:
         shown = []
         for path in photos:
             image = read_photo(path)
-            shown.append((image, self._subject(image, str(path)), str(path)))
+            shown.append((image, self.subject(image, str(path)), str(path)))
         if not shown:
             raise UserError("no photo of the source was given")
         return self.source_of(shown)
@@ -179,10 +179,14 @@ class Swapper:
     def reference(self, photo: str | Path) -> Tensor:
         """The embedding (D,) of the main subject of a photo. Raises UserError as `source` does."""
         image = read_photo(photo)
-        return self.recogniser(image, [self._subject(image, str(photo))])[0]
+        return self.recogniser(image, [self.subject(image, str(photo))])[0]
 
-    def _subject(self, image: Tensor, name: str) -> Face:
-        """The main subject of a photo `name`: by the quick look if that shows a large face, else by the full one."""
+    def subject(self, image: Tensor, name: str) -> Face:
+        """The main subject of a photo `name`: by the quick look if that shows a large face, else by the full one.
+
+        Raises:
+            UserError: naming the file, if there is no face.
+        """
         if self.scanner is not self.detector and (faces := self.scanner(image)):
             face = subject(faces, image)
             if face.side >= _LARGE * min(image.shape[1:]):
