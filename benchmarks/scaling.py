@@ -1,19 +1,21 @@
 """Held-out loss against compute: four networks, each at three budgets of processor time, and other batches.
 
     python benchmarks/scaling.py --data train.zip --size 32 [--nets xs,s,m,l] [--batches 32] [--budgets 1,2.3,5]
+        [--seed 0]
 
 One thread, no classes, the settings of `ornstein train`. Until the learning rate decays a run does not depend on its
 length (`TrainConfig.learning_rate_at`), so that the budgets of a network share one trunk: from a copy of its checkpoint
 at 70 % of each budget the rest is trained with the decay. The step's processor time is measured first and decides the
 numbers of steps. The loss is the squared error of v on the first 1000 held-out images, at 1000 fixed times and fixed
 noise, of the averaged weights. With --count N the Fréchet distance of N samples too. Finished points are kept in --out
-and not repeated.
+and not repeated. Trainings of another --seed take as many steps and are judged on the same images.
 
     python benchmarks/scaling.py --out runs/scaling --points benchmarks/scaling.json     # collect the points there
     python benchmarks/scaling.py --report docs/scaling.md --points benchmarks/scaling.json
 
 The report fits the rule of `ornstein.training.scaling` to the points by least squares of log L. It writes the table
-between the marks in FILE and the plot beside it, and prints the constants, which are copied into RULE by hand.
+between the marks in FILE and the plot beside it, and prints the constants, which are copied into RULE by hand. Their
+errors are the deviations of 200 fits to points that are moved by the spread among the seeds.
 """
 
 from __future__ import annotations
@@ -109,7 +111,7 @@ def flops_an_image(case: Case) -> float:
 def measure(case: Case, budgets: list[float], out: Path, count: int) -> None:
     """The points of a case at every budget, into files of `out`."""
     name = f"{case.net}-{case.settings.batch}"
-    about_file = out / f"{name}.json"
+    about_file = out / f"{name}.json"  # of all seeds, so that their points have equal steps
     if not about_file.is_file():
         model = case.denoiser()
         about = {
@@ -121,6 +123,7 @@ def measure(case: Case, budgets: list[float], out: Path, count: int) -> None:
         }
         atomic_write(about_file, json.dumps(about).encode())
     about = json.loads(about_file.read_text(encoding="utf-8"))
+    name += f"-seed{case.settings.seed}" if case.settings.seed else ""
     trunk = out / name
     for budget in budgets:
         file = out / f"{name}-{budget:g}.json"
@@ -138,7 +141,12 @@ def measure(case: Case, budgets: list[float], out: Path, count: int) -> None:
             (out / "partial").rename(branch)
         d = case.denoiser()
         each = list(_timed(train(d, case.images, case.config(steps, 500), branch, True)))
-        point = about | {"budget": budget, "steps": steps, "loss": held_out_loss(d, case.kept)}
+        point = about | {
+            "budget": budget,
+            "steps": steps,
+            "seed": case.settings.seed,
+            "loss": held_out_loss(d, case.kept),
+        }
         point["seconds_a_step_later"] = statistics.median(each or [about["seconds_a_step"]])
         if count:
             features = random_convolutions(case.kept.images)
@@ -152,6 +160,33 @@ def _at(trunk: Path, step: int) -> bool:
     """Whether the last checkpoint of the trunk is that of a step."""
     config = trunk / "config.json"
     return config.is_file() and json.loads(config.read_text(encoding="utf-8"))["training"]["step"] == step
+
+
+def averaged(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A point for each network, batch and number of steps: the mean loss over its seeds, and the losses."""
+    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for p in points:
+        cells.setdefault((p["net"], p["batch"], p["steps"]), []).append(p)
+    each = [[p["loss"] for p in cell] for cell in cells.values()]
+    return [cell[0] | {"loss": statistics.fmean(x), "losses": x} for cell, x in zip(cells.values(), each, strict=True)]
+
+
+def spread(points: list[dict[str, Any]]) -> float:
+    """The standard deviation of log L among seeds, pooled over the averaged points; 0 where each has one seed."""
+    several = [[math.log(x) for x in p["losses"]] for p in points if len(p["losses"]) > 1]
+    free = sum(len(x) - 1 for x in several)
+    return math.sqrt(sum((len(x) - 1) * statistics.variance(x) for x in several) / free) if free else 0.0
+
+
+def errors_of(points: list[dict[str, Any]], draws: int = 200) -> dict[str, float]:
+    """The standard deviations of the constants, over fits to losses moved by the spread among seeds."""
+    wide, draw = spread(points), np.random.default_rng(0)
+
+    def moved(p: dict[str, Any]) -> dict[str, Any]:
+        return p | {"loss": p["loss"] * math.exp(wide * draw.standard_normal() / math.sqrt(len(p["losses"])))}
+
+    rules = [asdict(fitted([moved(p) for p in points])) for _ in range(draws)]
+    return {name: statistics.stdev(rule[name] for rule in rules) for name in rules[0]}
 
 
 def fitted(points: list[dict[str, Any]]) -> Rule:
@@ -173,24 +208,27 @@ def fitted(points: list[dict[str, Any]]) -> Rule:
 
 def report(points: list[dict[str, Any]], file: Path) -> None:
     """Write the table between the marks of the page and the plot beside it, and print the fitted constants."""
-    rule = fitted(points)
-    rows = ["| net | parameters | batch | steps | images | PFLOP | processor minutes | loss | rule |", "|" + "---|" * 9]
+    points = averaged(points)
+    rule, off = fitted(points), errors_of(points)
+    columns = ("net", "parameters", "batch", "steps", "images", "PFLOP", "processor minutes", "loss", "seeds", "rule")
+    rows = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for p in points:
         images = p["batch"] * p["steps"]
         expected = rule.loss(p["parameters"], p["steps"], p["batch"])
         work = images * p["flops_an_image"] / 1e15
         rows.append(
             f"| {p['net']} | {p['parameters']:,} | {p['batch']} | {p['steps']:,} | {images:,} | {work:.3g} "
-            f"| {p['budget']:g} | {p['loss']:.4f} | {expected:.4f} |"
+            f"| {p['budget']:g} | {p['loss']:.4f} | {len(p['losses'])} | {expected:.4f} |"
         )
     past = [p for p in points if p["steps"] > TrainConfig().warmup]
     errors = [abs(rule.loss(p["parameters"], p["steps"], p["batch"]) / p["loss"] - 1) for p in past]
-    constants = ", ".join(f"{name} {value:g}" for name, value in asdict(rule).items())
+    constants = ", ".join(f"{name} {value:g} ± {off[name]:.1g}" for name, value in asdict(rule).items())
     rows += [
         "",
-        f"Constants: {constants}. Mean distance of the rule from the {len(past)} points that it was fitted to, ",
+        f"Constants: {constants}. The deviation among seeds is {100 * spread(points):.1f} % of a loss, and the rule is "
+        f"{100 * statistics.fmean(errors):.1f} % from the {len(past)} points that it was fitted to, on average: those "
+        "past their warm-up.",
     ]
-    rows += [f"those past their warm-up: {100 * statistics.fmean(errors):.1f} %."]
     head, rest = file.read_text(encoding="utf-8").split(MARKS[0])
     text = "\n".join([head + MARKS[0], "", *rows, "", MARKS[1] + rest.split(MARKS[1])[1]])
     file.write_text(text, encoding="utf-8")
@@ -223,6 +261,7 @@ def main() -> None:
     parser.add_argument("--nets", default="xs,s,m,l")
     parser.add_argument("--batches", default="32")
     parser.add_argument("--budgets", default="1,2.3,5", help="processor minutes")
+    parser.add_argument("--seed", type=int, default=0, help="of the training; the held-out images stay those of 0")
     parser.add_argument("--count", type=int, default=0, help="samples that are scored")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     parser.add_argument("--points", type=Path, help="the points of --out, or those to report on")
@@ -233,7 +272,9 @@ def main() -> None:
         return
     if arguments.points:
         found = (json.loads(file.read_text(encoding="utf-8")) for file in sorted(arguments.out.glob("*.json")))
-        points = sorted((p for p in found if "loss" in p), key=lambda p: (p["parameters"], p["batch"], p["steps"]))
+        points = sorted(
+            (p for p in found if "loss" in p), key=lambda p: (p["parameters"], p["batch"], p["steps"], p.get("seed", 0))
+        )
         atomic_write(arguments.points, ("[\n" + ",\n".join(map(json.dumps, points)) + "\n]\n").encode())
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -244,6 +285,7 @@ def main() -> None:
     for batch in map(int, arguments.batches.split(",")):
         for net in arguments.nets.split(","):
             settings = replace(asked, net=net, batch=batch).settled(images.shape[-1], not torch.cuda.is_available())
+            settings = replace(settings, seed=arguments.seed)
             budgets = sorted(map(float, arguments.budgets.split(",")))
             measure(Case(net, settings, images, kept), budgets, arguments.out, arguments.count)
 

@@ -70,11 +70,13 @@ def machine(threads: int) -> str:
 def versions(*names: str) -> str:
     """Of libraries that are installed; those that are not are named as such."""
     import importlib
+    from importlib import metadata
 
     found = []
     for name in names:
         try:
-            found.append(f"{name} {importlib.import_module(name).__version__}")
+            module = importlib.import_module(name)
+            found.append(f"{name} {getattr(module, '__version__', None) or metadata.version(name)}")
         except ImportError:
             found.append(f"{name} not installed")
     return ", ".join(found)

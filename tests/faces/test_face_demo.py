@@ -18,3 +18,9 @@ def test_a_demo_leaves_a_model_scores_and_a_report(tmp_path):
     # called again it trains no more
     again = demo(tmp_path, **settings)
     assert again.scores["swap"] == done.scores["swap"]
+    # and with more minutes it goes on, with the recogniser that the swap knows
+    recogniser, curve = (tmp_path / "recogniser" / "identity.safetensors").read_bytes(), tmp_path / "metrics.jsonl"
+    steps = len(curve.read_text().splitlines())
+    demo(tmp_path, **settings | {"minutes": 0.08})
+    assert (tmp_path / "recogniser" / "identity.safetensors").read_bytes() == recogniser
+    assert len(curve.read_text().splitlines()) > steps

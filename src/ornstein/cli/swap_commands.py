@@ -37,11 +37,11 @@ def costs(asked: CostsCommand, given: frozenset[str]) -> None:
     swapper = Swapper(model.model, settings, detector, run=asked.run, scanner=scanner)
     how = "laid on" if idle else f"{asked.steps} steps"
     table = Table(title=f"one face, {how}, {asked.detector}, {device}; seconds")
-    for name in ("picture", "find", "know", "paint", "paste", "a photo", "a frame"):
+    for name in ("picture", "source", "find", "paint", "paste", "a photo", "processor", "a frame"):
         table.add_column(name, justify="right")
     rows = 0
     for cost in measured(swapper, asked.repeats):
-        parts = (cost.find, cost.know, cost.paint, cost.paste, cost.photo, cost.frame)
+        parts = (cost.source, cost.find, cost.paint, cost.paste, cost.photo, cost.processor, cost.frame)
         table.add_row(f"{cost.name} {cost.width}x{cost.height}", *(f"{each:.2f}" for each in parts))
         rows += 1
     if not rows:
@@ -76,10 +76,10 @@ def _trained(name: str, minutes: float, asked: FinishCommand) -> nn.Module:
 
 
 def benchmark(asked: BenchmarkCommand, given: frozenset[str]) -> None:
-    pairs = protocols.read_protocols(asked.folder, asked.num)
-    require("c2pa", "faces", "a signature")
     device = choose_device(asked.device)
     choose_precision(asked.precision, device)
+    pairs = protocols.read_protocols(asked.folder, asked.num)
+    require("c2pa", "faces", "a signature")
     model = load_model(asked.run, device)
     say(f"model {asked.run}: {model.card}")
     out = asked.out or asked.run / "benchmark"

@@ -1,7 +1,7 @@
 """A second face detector: MediaPipe's BlazeFace for faces up to five metres away, run by PyTorch. Apache 2.0.
 
-It sees profiles and faces from a twentieth of the picture up in one look of a fiftieth of a second; parts of a large
-picture are looked at for smaller ones, and turned pictures for faces that lie.
+It sees turned faces and faces from a twentieth of the picture up in one look of a fiftieth of a second; parts of a
+large picture are looked at for smaller ones, and turned pictures for faces that lie.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BlazeDetector:
 
     def __call__(self, image: Tensor) -> list[Face]:
         """The faces of a picture uint8 (3, H, W), best score first; an empty list if there is none."""
-        found: list[Face] = []
+        found: dict[Face, Tensor] = {}
         looks = list(self._looks(*image.shape[1:]))
         side = self._net.size[0]
         levels = [image.float()]
@@ -61,8 +61,9 @@ class BlazeDetector:
             patches = torch.stack([_patch(levels, look, side) for look in part]).clamp(0, 255)
             boxes, scores = self._net(patches / 127.5 - 1)
             for look, box, score in zip(part, boxes, scores[..., 0].sigmoid(), strict=True):
-                found += self._faces(image, look, box, score)
-        return merged(found)
+                found |= self._faces(look, box, score)
+        # dlib's landmarks are a fifth of the time: once a face, not once a look that sees it
+        return merged([self._landmarks(image, face, found[face]) for face in merged(list(found))])
 
     def _looks(self, height: int, width: int) -> Iterator[Similarity]:
         """From the picture to the square that the network reads: the whole, turned, and its parts."""
@@ -93,10 +94,10 @@ class BlazeDetector:
                     yield Similarity.about(complex(x, y), centre, side / square, 0)
             square /= 2
 
-    def _faces(self, image: Tensor, look: Similarity, boxes: Tensor, scores: Tensor) -> list[Face]:
-        """The faces of one look: boxes (N, 16) relative to the anchors, scores (N,)."""
+    def _faces(self, look: Similarity, boxes: Tensor, scores: Tensor) -> dict[Face, Tensor]:
+        """The faces of one look: boxes (N, 16) relative to the anchors, scores (N,). With its points (4, 2) each."""
         anchors = _anchors(self._net.size[0])
-        faces: list[Face] = []
+        faces: dict[Face, Tensor] = {}
         taken = torch.zeros_like(scores, dtype=torch.bool)
         for i in scores.argsort(descending=True).tolist():
             if float(scores[i]) < self.threshold:
@@ -110,19 +111,19 @@ class BlazeDetector:
             weight = (scores * near)[:, None]
             points = boxes.unflatten(1, (8, 2))[:, 2:6] + anchors[:, None]
             mean = ((points * weight[..., None]).sum(0) / weight.sum()).double() - 0.5
-            faces.append(self._landmarks(image, look.inverse()(mean), float(scores[i])))
+            points = look.inverse()(mean)
+            unit = Similarity.fit(points, torch.tensor(_PLACES, dtype=torch.float64))
+            own = unit.inverse()(torch.tensor(TEMPLATE, dtype=torch.float64))
+            faces[Face(own, float(scores[i]))] = points
         return faces
 
-    def _landmarks(self, image: Tensor, points: Tensor, score: float) -> Face:
-        """The face whose eyes, nose and mouth are at `points` (4, 2) of the picture."""
-        unit = Similarity.fit(points, torch.tensor(_PLACES, dtype=torch.float64))
-        own = unit.inverse()(torch.tensor(TEMPLATE, dtype=torch.float64))
-        five = self._dlib.five(image, own)
+    def _landmarks(self, image: Tensor, face: Face, points: Tensor) -> Face:
+        """The face with dlib's landmarks, where these lie by the eyes; `points` (4, 2): its eyes, nose and mouth."""
+        five = self._dlib.five(image, face.landmarks)
         eyes = torch.stack([five[2:4].mean(0), five[0:2].mean(0)])
         apart = float((points[0] - points[1]).norm())
-        if float((eyes - points[:2]).norm(dim=1).max()) < _OFF * max(apart, 0.5 * _eyes(own)):
-            return Face(five, score)
-        return Face(own, score)
+        near = float((eyes - points[:2]).norm(dim=1).max()) < _OFF * max(apart, 0.5 * _eyes(face.landmarks))
+        return Face(five, face.score) if near else face
 
 
 def _patch(levels: list[Tensor], look: Similarity, side: int) -> Tensor:

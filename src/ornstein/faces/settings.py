@@ -266,7 +266,7 @@ class _SwapFiles:
         None, "Video: swap one frame alone into a picture: its number from 1 on, or a time such as 0:12."
     )
     detector: Literal["blaze", "dlib"] = setting(
-        "blaze", "What finds faces: BlazeFace (fast, sees profiles and small faces), or dlib's (upright faces, slow)."
+        "blaze", "What finds faces: BlazeFace (fast, sees turned and small faces), or dlib's (upright faces, slow)."
     )
     score: float | None = setting(
         None, "The least score of a face that is found.", by_data="0.6 for blaze, 0.5 for dlib", minimum=0, maximum=10

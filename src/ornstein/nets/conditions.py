@@ -32,7 +32,9 @@ class Embedding(nn.Module):
         super().__init__()
         # Periods from 125 (the whole clamped range and more) to 1.25 in log-SNR: finer detail in the noise level than
         # that is not in the optimal denoiser, and would only let the network memorise it.
-        frequencies = torch.logspace(math.log10(0.05), math.log10(5.0), FREQUENCIES)
+        # On the CPU: logspace on the "meta" device, where a network is built to be counted, imports sympy for a second.
+        frequencies = torch.logspace(math.log10(0.05), math.log10(5.0), FREQUENCIES, device="cpu")
+        frequencies = frequencies.to(torch.get_default_device())
         self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.first = nn.Linear(2 * FREQUENCIES, width)

@@ -58,9 +58,9 @@ def check_pair(name: str, schedule: Schedule, prediction: str) -> None:
             f"{_MOST_DATA:g}, with more noise"
         )
     if prediction == "eps" and (schedule.zero_terminal_snr or s > _MOST_GAIN * a):
-        gain = "there is none" if schedule.zero_terminal_snr else f"{s / a:.1g} times the error of the network"
+        lost = "is 0/0" if schedule.zero_terminal_snr else f"multiplies the error of the network by {s / a:.1g}"
         raise UserError(
-            f"{pair}: at t = 1 the sample is noise alone (a = {a:.1g}), and x0 = (x - s eps)/a is lost, {gain}: take "
+            f"{pair}: at t = 1 the sample is noise alone (a = {a:.1g}), and x0 = (x - s eps)/a {lost}: take "
             "--prediction v, x0 or edm"
         )
     if prediction == "flow" and not bool(schedule.alpha_dot(1.0).isfinite()):

@@ -21,7 +21,7 @@ _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT, _INCH = 282, 283, 296, 2  # of E
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMAT = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _OPTIONS: dict[str, dict[str, object]] = {
-    "PNG": {},
+    "PNG": {"compress_level": 4},  # 2 % larger than level 6, in half the time
     "JPEG": {"quality": 95, "subsampling": 0},
     "WEBP": {"lossless": True, "exact": True},
 }

@@ -39,6 +39,7 @@ __all__ = ["SMALLEST", "Aligned", "SwapModel", "SwapSettings", "Swapper", "load_
 
 _PARTS = ("crop", "mask", "landmarks")
 SMALLEST = 60  # pixels: the side of the smallest faces that the quick look at a video's frame finds
+_LARGE = 0.2  # of a photo's shorter side: an upright face of this size is its subject
 _LARGEST_PASTE, _LARGER = 4, 1.25  # times the crop's side; a face that is shown larger than this is enlarged
 
 
@@ -152,7 +153,7 @@ class Swapper:
         shown = []
         for path in photos:
             image = read_photo(path)
-            shown.append((image, subject(find_faces(self.detector, image, str(path)), image), str(path)))
+            shown.append((image, self.subject(image, str(path)), str(path)))
         if not shown:
             raise UserError("no photo of the source was given")
         return self.source_of(shown)
@@ -178,8 +179,19 @@ class Swapper:
     def reference(self, photo: str | Path) -> Tensor:
         """The embedding (D,) of the main subject of a photo. Raises UserError as `source` does."""
         image = read_photo(photo)
-        face = subject(find_faces(self.detector, image, str(photo)), image)
-        return self.recogniser(image, [face])[0]
+        return self.recogniser(image, [self.subject(image, str(photo))])[0]
+
+    def subject(self, image: Tensor, name: str) -> Face:
+        """The main subject of a photo `name`: by the quick look if that shows a large face, else by the full one.
+
+        Raises:
+            UserError: naming the file, if there is no face.
+        """
+        if self.scanner is not self.detector and (faces := self.scanner(image)):
+            face = subject(faces, image)
+            if face.side >= _LARGE * min(image.shape[1:]):
+                return face
+        return subject(find_faces(self.detector, image, name), image)
 
     def choose(self, image: Tensor, choice: Choice, name: str) -> list[tuple[Face, int]]:
         """The faces of a picture that are swapped, each with the number of its source.

@@ -28,8 +28,9 @@ from ornstein.faces.world.training import WorldTask, relit_denoiser
 from ornstein.faces.world.views import Rendered, render
 from ornstein.store import read_json
 from ornstein.training import TrainConfig, run_task
+from ornstein.training.state import has_state
 
-__all__ = ["PHOTOS", "Demo", "clip_of", "demo", "swap_cases"]
+__all__ = ["PHOTOS", "Demo", "clip_of", "demo", "sources", "swap_cases"]
 
 PHOTOS = 8192
 """Rendered photos to train on."""
@@ -67,7 +68,8 @@ def demo(
     """Train on rendered faces, swap people that were not trained on, and write a report into the folder `out`.
 
     The source of a swap is one picture: the swap is shown the face, and what a small recogniser, which learns from
-    renders what their people look like from the front, says about it. A demo that was interrupted is resumed.
+    renders what their people look like from the front, says about it. A demo that was interrupted is resumed;
+    one that is done goes on if it is given more minutes.
 
     Args:
         out: the run directory.
@@ -96,7 +98,10 @@ def demo(
     train = world_photos(photos, size, _TRAINED)
     shared = {"seed": seed, "checkpoint_every": 200, "precision": precision}
     teach = TrainConfig(minutes=minutes * _RECOGNISER, batch=64, learning_rate=2e-3, warmup=50, **shared)
-    recogniser = _recogniser(train, out / RECOGNISER, teach, where, tell)
+    if has_state(out):  # of a swap that has begun: it goes on with the recogniser that it knows, also for longer
+        recogniser = IdentityNet.load(out / RECOGNISER).to(where)
+    else:
+        recogniser = _recogniser(train, out / RECOGNISER, teach, where, tell)
     known = train.known_as(recogniser.embed(train.batch(torch.arange(len(train)))[0]))
     config = TrainConfig(minutes=minutes * _SWAP, batch=32, optimizer="muon", learning_rate=3e-3, **shared)
     denoiser = _swap(known, recogniser, out, config, preset, where, tell)
@@ -130,7 +135,7 @@ def swap_cases(
         unseen.target.image,
         unseen.mask,
         points(unseen.target),
-        _sources(model, unseen.source),
+        sources(model, unseen.source),
         steps=steps,
         guidance=guidance,
         seed=seed,
@@ -152,7 +157,7 @@ def clip_of(model: FaceModel, size: int, frames: int, seed: int, precision: str 
         filmed.image,
         paintable(filmed),
         points(filmed),
-        _sources(model, still),
+        sources(model, still),
         steps=_STEPS,
         start=start,
         precision=precision,
@@ -161,7 +166,7 @@ def clip_of(model: FaceModel, size: int, frames: int, seed: int, precision: str 
     return wide.transpose(0, 1)
 
 
-def _sources(model: FaceModel, pictures: Rendered) -> SourceFaces:
+def sources(model: FaceModel, pictures: Rendered) -> SourceFaces:
     """Rendered faces as the sources of swaps: a picture is all that a swap is given of a person."""
     identity = model.recogniser.embed(pictures.image).cpu()
     return SourceFaces(identity, pictures.image, paintable(pictures), points(pictures))
