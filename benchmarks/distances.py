@@ -4,10 +4,10 @@
 
 RUN must have been tuned (`ornstein tune RUN --steps 5,8,10`) and its data must be where they were. The features are
 those of `ornstein evaluate`; the real images are the training images, at most 5000. Of the samplers of diffusers, and
-of azula where it is installed, the two of each with the smallest end-point errors on 4 trajectories are measured, and
-the best distance among them is shown. The network has the precision of `ornstein sample` for all. The spread is
-the standard deviation over seeds. A difference is taken seed by seed, from the same noise, and has a much smaller error
-than the distances.
+of azula and skrample where they are installed, the two of each with the smallest end-point errors on 4 trajectories
+are measured, and the best distance among them is shown. The network has the precision of `ornstein sample` for all.
+The spread is the standard deviation over seeds. A difference is taken seed by seed, from the same noise, and has a much
+smaller error than the distances.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peers import Peer, azula_peers, diffusers_peers
+from peers import Peer, azula_peers, diffusers_peers, skrample_peers
 from tables import Table
 from torch import Tensor
 
@@ -84,8 +84,8 @@ class Scorer:
 
     def finalists(self, steps: int) -> list[Peer]:
         ((d, x, end),) = tuning.trajectories(self.model, _FEW, first=1 << 20)
-        best = []
-        for peers in (list(diffusers_peers(self.model.process.schedule)), list(azula_peers())):
+        best, schedule = [], self.model.process.schedule
+        for peers in (list(diffusers_peers(schedule)), list(azula_peers()), list(skrample_peers(schedule))):
             errors = [(rms([(p(d, x, steps), end)]), i) for i, p in enumerate(peers)]
             best += [peers[i] for _, i in sorted(errors)[:FINALISTS]]
         return best

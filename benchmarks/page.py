@@ -2,10 +2,11 @@
 
     python benchmarks/page.py [--out docs/benchmarks.md] [--model RUN ...] [--only noise,solvers,...] [--quick]
 
-Each part is kept as runs/bench/PART.json, with its date, when it is done: what is measured again replaces it, and the
-page is made of all that are there. A model of digits is trained for it (runs/bench/digits, two minutes); further runs,
-with the data that they were trained on, are given by --model, and are tuned where they have not been. --quick runs all
-of it on little, to see that it works; its figures say nothing, and its page goes beside the parts.
+Each part is kept as runs/bench/PART-PROBLEM.json, with its date, when it is done: what is measured again replaces it,
+--resume measures what is missing, and the page is made of all that are there. A model of digits is trained for it
+(runs/bench/digits, two minutes); further runs, with the data that they were trained on, are given by --model, and are
+tuned where they have not been. --quick runs all of it on little, to see that it works; its figures say nothing, and its
+page goes beside the parts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,11 +33,11 @@ COUNTS = [5, 8, 10]
 HEADINGS = {
     "solvers": (
         "The distance to the fine solution",
-        "Every deterministic sampler of diffusers and of azula, on every grid that it has, against ours at equal "
-        "evaluations (`benchmarks/peers.py` lists them and says how each is asked). All ask the same denoiser, from "
-        "the same noise, at exactly the level that each of their steps names. The error is the root mean square "
-        "distance at t = 0 to the fine solution of the probability-flow ODE from there; a tuned solver has learned "
-        "from other noise.",
+        "Every deterministic sampler of diffusers and of azula, on every grid that it has, and those of skrample on "
+        "diffusers' grids, against ours at equal evaluations (`benchmarks/peers.py` says how each is asked). All ask "
+        "the same denoiser, from the same noise, at exactly the level that each of their steps names. The error is "
+        "the root mean square distance at t = 0 to the fine solution of the probability-flow ODE from there; a tuned "
+        "solver has learned from other noise.",
     ),
     "distances": (
         "Fréchet distances of few evaluations",
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/bench"), help="where parts and the digits are kept")
     parser.add_argument("--model", type=Path, action="append", default=[], help="a further run to measure on")
     parser.add_argument("--only", default=",".join(HEADINGS), help=f"of {', '.join(HEADINGS)}; none: write the page")
+    parser.add_argument("--resume", action="store_true", help="measure what is missing alone")
     parser.add_argument("--trajectories", type=int, default=64, help="that end-point errors are measured on")
     parser.add_argument("-n", type=int, default=1000, help="samples a seed of Fréchet distances")
     parser.add_argument("--seeds", type=int, default=3, help="of Fréchet distances")
@@ -81,75 +84,92 @@ def main() -> None:
     for run in runs:
         if set(only) & {"solvers", "distances", "sampling"}:
             _tuned(run, arguments.quick)
-    parts = _parts(runs, arguments)
-    for name in only:
-        tables = parts[name]()
+    for name, measured in _parts(runs, only, arguments):
+        if arguments.resume and (work / f"{name}.json").is_file():
+            continue
+        tables = measured()
         for table in tables:
             table.show()
         record = {
             "date": datetime.date.today().isoformat(),
             "machine": machine(arguments.threads),
-            "versions": f"torch {torch.__version__}, " + versions("diffusers", "azula"),
+            "versions": f"torch {torch.__version__}, " + versions("diffusers", "azula", "skrample"),
             "tables": [t.to_config() for t in tables],
         }
         atomic_write(work / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
     out = arguments.out or (work / "benchmarks.md" if arguments.quick else Path("docs/benchmarks.md"))
     atomic_write(out, page(work).encode())
-    Console().print(f"{out}: {', '.join(n for n in HEADINGS if (work / f'{n}.json').is_file())}")
+    Console().print(f"{out}: {', '.join(f.stem for n in HEADINGS for f in _kept(work, n))}")
 
 
-def _parts(runs: list[Path], given: argparse.Namespace) -> dict[str, Callable[[], list[Table]]]:
-    """What measures each part; imported when it is."""
-    quick = given.quick
+def _parts(runs: list[Path], only: list[str], given: argparse.Namespace) -> list[tuple[str, Callable[[], list[Table]]]]:
+    """Name and measurement of each part; what measures it is imported when it is."""
+    quick, few = given.quick, 8 if given.quick else given.trajectories
+    counts = COUNTS[:1] if quick else [*COUNTS, 20]
 
-    def solvers() -> list[Table]:
-        from solvers import mixtures, of_model
+    def mixtures() -> list[Table]:
+        from solvers import mixtures
 
-        few, iterations = (8, 5) if quick else (given.trajectories, 100)
-        counts = COUNTS[:1] if quick else (*COUNTS, 20)
-        return mixtures(counts, 8 * few, iterations) + [t for r in runs for t in of_model(r, counts, few, min(8, few))]
+        return mixtures(counts, 8 * few, 5 if quick else 100)
 
-    def distances() -> list[Table]:
+    def solvers(run: Path) -> list[Table]:
+        from solvers import of_model
+
+        return of_model(run, counts, few)
+
+    def distances(run: Path) -> list[Table]:
         from distances import of_model
 
-        return [
-            of_model(r, COUNTS[:1] if quick else COUNTS, *((32, 2) if quick else (given.n, given.seeds))) for r in runs
-        ]
+        return [of_model(run, COUNTS[:1] if quick else COUNTS, *((32, 2) if quick else (given.n, given.seeds)))]
 
-    def sampling() -> list[Table]:
-        from sampling import equal_quality, equal_steps
+    def steps() -> list[Table]:
+        from sampling import equal_steps
 
-        if quick:
-            return [equal_steps(16, 16, 2, 2, 1, compiled=False), equal_quality(runs[-1], 16, 1, 2, 1)]
-        rows = [equal_quality(r, given.n, min(2, given.seeds), 16, 5) for r in runs]
-        return [equal_steps(64, 32, 16, 10, 5, compiled=not given.no_compile), *rows]
+        size = (16, 16, 2, 2, 1) if quick else (64, 32, 8, 10, 3)
+        return [equal_steps(*size, compiled=not quick and not given.no_compile)]
 
-    def bench() -> list[Table]:
-        return [_bench(r, 1 if quick else 5) for r in runs]
+    def quality(run: Path) -> list[Table]:
+        from sampling import equal_quality
+
+        return [equal_quality(run, *((16, 1, 2, 1) if quick else (given.n, min(2, given.seeds), 16, 5)))]
 
     def noise() -> list[Table]:
         from noise import costs
 
         return costs(3 if quick else 41, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
-    return {"solvers": solvers, "distances": distances, "sampling": sampling, "bench": bench, "noise": noise}
+    of_run = {"solvers": solvers, "distances": distances, "sampling": quality, "bench": _benches(1 if quick else 5)}
+    parts: list[tuple[str, Callable[[], list[Table]]]] = []
+    for name in only:
+        whole = {"solvers": mixtures, "sampling": steps, "noise": noise}.get(name)
+        parts += [(f"{name}-whole", whole)] if whole else []
+        measured = of_run.get(name)
+        if measured is not None:
+            parts += [(f"{name}-run-{run.name}", partial(measured, run)) for run in runs]
+    return parts
+
+
+def _kept(work: Path, name: str) -> list[Path]:
+    """The records of a part, what is of no run first."""
+    whole = work / f"{name}-whole.json"
+    return [*([whole] if whole.is_file() else []), *sorted(work.glob(f"{name}-run-*.json"))]
 
 
 def page(work: Path) -> str:
     """docs/benchmarks.md from the parts that are kept in `work`."""
     lines = [
-        "# Benchmarks: beside diffusers and azula",
+        "# Benchmarks: beside diffusers, azula and skrample",
         "",
         "Written by `make bench` (`benchmarks/page.py`), not by hand. Ratios, from one process and the same tensors; "
         "times in seconds are of a machine that other work may share.",
     ]
     for name, (heading, text) in HEADINGS.items():
-        if not (work / f"{name}.json").is_file():
-            continue
-        record = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
-        about = f"Measured on {record['date']}: {record['machine']}; {record['versions']}."
-        lines += ["", f"## {heading}", "", text, "", about, ""]
-        lines += ["\n".join(Table(**t).markdown() for t in record["tables"]).rstrip()]
+        kept = _kept(work, name)
+        lines += ["", f"## {heading}", "", text] if kept else []
+        for file in kept:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            lines += ["", "\n".join(Table(**t).markdown() for t in record["tables"]).rstrip()]
+            lines += ["", f"Measured on {record['date']}: {record['machine']}; {record['versions']}."]
     return "\n".join(lines) + "\n"
 
 
@@ -168,15 +188,19 @@ def _tuned(run: Path, quick: bool) -> None:
         _ornstein("tune", run, "--steps", ",".join(map(str, missing)), *little)
 
 
-def _bench(run: Path, repeats: int) -> Table:
+def _benches(repeats: int) -> Callable[[Path], list[Table]]:
     """The results of `ornstein bench` as a table."""
-    from ornstein.cli.bench import COLUMNS, Case, measured
 
-    table = Table(f"The model {run.name}", list(COLUMNS))
-    cases = [Case(n, 10, b, p) for n in ("ddim", SOLVER) for b in (1, 32) for p in ("float32", "auto")]
-    for result in measured(checkpoint.load(run), cases, repeats):
-        table.add(*result.row())
-    return table
+    def measured_on(run: Path) -> list[Table]:
+        from ornstein.cli.bench import COLUMNS, Case, measured
+
+        table = Table(f"The model {run.name}", list(COLUMNS))
+        cases = [Case(n, 10, b, p) for n in ("ddim", SOLVER) for b in (1, 32) for p in ("float32", "auto")]
+        for result in measured(checkpoint.load(run), cases, repeats):
+            table.add(*result.row())
+        return [table]
+
+    return measured_on
 
 
 def _ornstein(*arguments: object) -> None:

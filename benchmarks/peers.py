@@ -1,4 +1,4 @@
-"""Every deterministic sampler of diffusers and azula as one function: (denoiser, x_1, evaluations) -> x_0.
+"""Deterministic samplers of diffusers, azula and skrample as one function: (denoiser, x_1, evaluations) -> x_0.
 
 A state of theirs is c (x_0 + rho eps) with rho = s/a the level, and c a scale that depends on the family: 1 (variance
 exploding: Euler, Heun, KDPM2, LMS, EDM), 1/sqrt(1 + rho^2) (variance preserving: the rest) or 1/(1 + rho) (on flow
@@ -7,9 +7,11 @@ names instead of at the nearest trained timestep, which can only help it. All th
 numbers for coefficients, so that noise with a covariance C != I changes nothing for them either: they are given the eps
 that has that covariance, and a step commutes with the change of coordinates R^-1.
 
-Left out are what draws noise (DDPM, the ancestral and SDE ones, LCM), what needs a distilled model, and what is another
-one under a second name (DDIMParallel, TCD at eta = 0 and FlowMatchEuler are DDIM steps on grids of this list). Each is
-held to the evaluations that it was given: a step of Heun or KDPM2 counts two, PNDM's first step two.
+Of diffusers and azula it is every one. skrample composes its own: here are its families at orders up to the highest
+that they have, in x0 and in the flow, on diffusers' grids. Left out are what draws noise (DDPM, the ancestral and SDE
+ones, LCM), what needs a distilled model, and what is another one under a second name (DDIMParallel, TCD at eta = 0 and
+FlowMatchEuler are DDIM steps on grids of this list). Each is held to the evaluations that it was given: a step of Heun
+or KDPM2 counts two, PNDM's first step two.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -170,6 +172,31 @@ def azula_peers() -> Iterator[Peer]:
         yield Peer("azula", name, _azula(getattr(sample, kind), settings, make, cost))
 
 
+def skrample_peers(schedule: Schedule) -> Iterator[Peer]:
+    """Of skrample, which needs Python 3.12; none where it is not installed."""
+    try:
+        from skrample.sampling import functional, models, structured
+        from skrample.sampling.interface import StructuredFunctionalAdapter
+    except ImportError:
+        return
+    orders = {"DPM": (2, 3), "Adams": (2, 3, 4, 9), "UniP": (3,), "UniPC": (2, 3, 9)}
+    spaces = {"x0": models.DataModel(), "flow": models.FlowModel()}
+    betas = schedule.betas(CHAIN).tolist()
+    for (space, model), (grid, spacing) in itertools.product(spaces.items(), GRIDS.items()):
+        made: dict[str, tuple[Any, int]] = {
+            f"{kind} {o}": (getattr(structured, kind)(order=o, derivative_transform=model), 1)
+            for kind, known in orders.items()
+            for o in known
+        }
+        made["SPC"] = (structured.SPC(derivative_transform=model), 1)
+        made = {name: (StructuredFunctionalAdapter(sampler), cost) for name, (sampler, cost) in made.items()}
+        made |= {f"RK {o}": (functional.RKUltra(order=o, derivative_transform=model), o) for o in (2, 3, 5, 15)}
+        levels = _maker("DPMSolverMultistep", betas, spacing)
+        scale = flow if "use_flow_sigmas" in spacing else preserving
+        for name, (sampler, stages) in made.items():
+            yield Peer("skrample", f"{name} {space} {grid}", _skrample(sampler, stages, levels, scale))
+
+
 # -- what runs them --
 
 
@@ -280,6 +307,28 @@ def _azula(sampler: Any, settings: dict[str, Any], make: Callable[[float, float]
         solve = sampler(Theirs(d, schedule), steps=evaluations // cost, silent=True, dtype=torch.float64, **settings)
         a, s = (float(v) for v in schedule(torch.ones((), dtype=torch.float64)))
         return solve(_Ray(d, lambda rho: a).start(x.double(), s / a)).to(x.dtype)
+
+    return run
+
+
+def _skrample(sampler: Any, stages: int, levels_of: Callable[[int], Any], scale: Scale) -> Run:
+    """`stages`: evaluations of a step, or fewer where there are fewer in all."""
+
+    def run(d: Denoises, x: Tensor, evaluations: int) -> Tensor:
+        import numpy as np
+        from skrample.sampling.models import DataModel
+        from skrample.scheduling import FixedSchedule, VariancePreserving
+
+        asked = replace(sampler, order=min(stages, evaluations)) if stages > 1 else sampler
+        steps = evaluations // (len(asked.tableau().stages) if stages > 1 else 1)
+        rho = np.array(_levels(levels_of(steps).sigmas, scale)[:steps])
+        schedule = FixedSchedule.from_regular(np.linspace(CHAIN, 1, steps), rho, VariancePreserving())
+
+        def model(y: Tensor, k: float, s: float, a: float) -> Tensor:
+            return _Ray(d, lambda rho: a)(y, s / a).x0
+
+        start = _Ray(d, preserving).start(x.double(), float(rho[0]))
+        return asked.sample_model(start, model, DataModel(), schedule, steps).to(x.dtype)
 
     return run
 

@@ -67,7 +67,7 @@ def equal_steps(width: int, size: int, batch: int, steps: int, repeats: int, com
 
     def ours(precision: torch.dtype | None) -> Callable[[], Tensor]:
         def run() -> Tensor:
-            x = orn.sample(d, shape, grid=grid, start=start, precision=precision)
+            x = orn.sample(d, shape, "ddim", grid=grid, start=start, precision=precision)
             return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
         return run

@@ -66,3 +66,11 @@ def test_precision_by_device(gpus):
         choose_precision("fp16", cpu)
     with pytest.raises(UserError, match="unknown precision 'half': give auto, float32, bf16 or fp16"):
         choose_precision("half", cpu)
+
+
+@pytest.mark.parametrize("kernels", ["DEFAULT", "AVX2", "AVX512"])
+def test_a_cpu_computes_in_bf16_only_with_kernels_that_multiply_it(kernels: str, monkeypatch):
+    """ATEN_CPU_CAPABILITY chooses lesser kernels than the processor has."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: kernels)
+    assert choose_precision("auto", torch.device("cpu")) is (torch.bfloat16 if kernels == "AVX512" else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ def cache_folder() -> Path:
     It is not kept in a run: code that came with somebody else's model would be executed.
     """
     given = os.environ.get(_FOLDER)
+    if given and given.startswith(str(Path(tempfile.gettempdir()) / "torchinductor_")):
+        given = None  # PyTorch's own default, which some of its imports set
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ornstein"
 
 

@@ -98,7 +98,8 @@ def _multiplies_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # there is no public test
-        return supported is not None and supported()
+        # with ATEN_CPU_CAPABILITY=avx2 or default the kernels are of that kind, and attention in bf16 raises an error
+        return supported is not None and supported() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return False
 
 

@@ -294,7 +294,8 @@ def _converted(kind: Any, value: Any, rules: About) -> Any:
         try:
             return _converted(each, value, rules)
         except ValueError:
-            continue
+            if type(value) is each or (each is float and type(value) is int):
+                raise  # of this type, and out of range
     kind = kinds[-1]
     origin, arguments = get_origin(kind) or kind, get_args(kind)
     if origin is Literal:

@@ -7,6 +7,7 @@ import types
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -160,7 +161,7 @@ def module_of(d: Denoises) -> nn.Module | None:
 def device_of(d: Denoises) -> torch.device:
     """Where the weights inside `d` are; the CPU if there are none."""
     for network in networks_of(d):
-        for tensor in (*network.parameters(), *network.buffers()):
+        for tensor in chain(network.parameters(), network.buffers()):  # the first: all of them take a while to list
             return tensor.device
     return torch.device("cpu")
 
@@ -235,7 +236,8 @@ def evaluation_mode(d: Denoises) -> Iterator[None]:
         yield
     finally:
         for module, training in modes:
-            module.training = training
+            if module.training != training:  # setting an attribute of a module is slow
+                module.training = training
 
 
 @contextmanager

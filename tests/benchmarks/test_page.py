@@ -24,10 +24,15 @@ def test_a_table_as_markdown() -> None:
 def test_the_page_holds_the_parts_that_there_are(tmp_path: Path) -> None:
     table = Table("A table", ["a"], [["1"]])
     record = {"date": "2026-01-02", "machine": "a machine", "versions": "torch 9", "tables": [table.to_config()]}
-    (tmp_path / "noise.json").write_text(json.dumps(record))
+    (tmp_path / "noise-whole.json").write_text(json.dumps(record))
     text = page.page(tmp_path)
     assert "Measured on 2026-01-02: a machine; torch 9." in text and table.markdown() in text + "\n"
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Correlated noise against white"]
+    other = record | {"date": "2026-01-03", "tables": [Table("Of a run", ["a"], [["2"]]).to_config()]}
+    for name in ("solvers-run-a", "solvers-whole"):  # what is of no run first, each with its date
+        (tmp_path / f"{name}.json").write_text(json.dumps(record if name.endswith("whole") else other))
+    text = page.page(tmp_path)
+    assert text.index("2026-01-02") < text.index("### Of a run") < text.index("2026-01-03")
 
 
 def test_a_ratio_is_the_median_of_those_of_each_turn() -> None:

@@ -52,6 +52,8 @@ def test_minutes_follow_the_clock():
         ({"warmup": -1}, "warmup must not be negative"),
         ({"condition_dropout": 1.5}, "condition_dropout must lie between 0 and 1"),
         ({"ema": 0.4}, "ema must be a width"),
+        ({"ema": 1.5}, "ema must lie between 0 and 1, not 1.5"),
+        ({"ema": math.nan}, "ema must be a finite number"),
         ({"betas": (0.9, 1.0)}, "betas must be below 1"),
         ({"precision": "fp8"}, "precision 'fp8' is unknown"),
         ({"objective": "mse"}, "objective 'mse' is unknown; known: simple, score-matching, vlb-x0, "),

@@ -221,8 +221,8 @@ class Fixed(torch.nn.Module):
     [
         ("edm:0.002,1", "edm", "more noise"),
         ("ddpm:1000,1e-5,1e-4", "eps", "more noise"),
-        ("cosine:-40", "eps", "times the error"),
-        ("cosine:-80", "eps", "there is none"),
+        ("cosine:-40", "eps", "multiplies the error"),
+        ("cosine:-80", "eps", "is 0/0"),
     ],
 )
 def test_numbers_of_a_schedule_that_cannot_work(text: str, prediction: str, words: str):

@@ -180,9 +180,9 @@ class Distil(DistilSettings):
     """Distil a trained model to a few steps: a student that ends in 1 to 10 steps where the model's own flow does.
 
     It follows trajectories of the model from noise, which needs no data, and trains a copy of it on them; or, with
-    --method consistency, it trains the copy on the images of the run. The student is a run like any other; `ornstein
-    sample` and `evaluate` take its own steps. Its report compares it with the teacher at 1 to 20 steps, and with the
-    tuned solver of `ornstein tune` if there is one.
+    --method consistency or meanflow, it trains the copy on the images of the run. The student is a run like any other;
+    `ornstein sample` and `evaluate` take its own steps. Its report compares it with the teacher at 1 to 20 steps, and
+    with the tuned solver of `ornstein tune` if there is one.
 
     Example: ornstein distil runs/photos --out runs/photos-2 --to 2 --method consistency
     """

@@ -26,6 +26,7 @@ from ornstein.evaluation.run_clips import write_clip_report
 from ornstein.few_steps.consistency import Consistency
 from ornstein.few_steps.distillation import check_teacher
 from ornstein.few_steps.matching import KernelDistance
+from ornstein.few_steps.mean_flow import MeanFlow
 from ornstein.progress import cell, console, progress, say
 from ornstein.request import SOLVER, STEPS
 from ornstein.settings import read, read_file, settings_of, to_json
@@ -58,9 +59,9 @@ def distil(asked: Distil, given: frozenset[str]) -> None:
     group = processes.current()
     device = choose_device(asked.device)
     teacher = checkpoint.load(run, trust_sizes=asked.trust_sizes).to(device)
-    consistent = settings.method == "consistency"
+    consistent = settings.method != "trajectories"
     if consistent and "trajectories" in given:
-        raise UserError("--trajectories is of the other method: leave it out with --method consistency")
+        raise UserError(f"--trajectories is of another method: leave it out with --method {settings.method}")
     try:
         check_teacher(teacher, settings.guidance, text=consistent)
         student = new_student(teacher, settings.to, settings.guidance)
@@ -143,7 +144,9 @@ def _followed(settings: DistilSettings, run: Path, teacher: Denoiser, out: Path,
 def _material(run: Path) -> tuple[Settings, Split]:
     """The settings of the teacher's training, and its data."""
     if not (run / SETTINGS).is_file():
-        raise UserError(f"{run} does not say what data it was trained on, which --method consistency learns from")
+        raise UserError(
+            f"{run} does not say what data it was trained on, which --method consistency and meanflow learn from"
+        )
     own = Settings.stored(run / SETTINGS)
     return own, open_data(own)
 
@@ -152,7 +155,7 @@ def _consistent(
     settings: DistilSettings, run: Path, teacher: Denoiser, student: Denoiser, out: Path, resume: bool,
     own: Settings, split: Split,
 ) -> Iterator[TrainState[Denoiser]]:  # fmt: skip
-    """The training by consistency on the teacher's own training data."""
+    """The training by consistency or MeanFlow on the teacher's own training data."""
     device, config = device_of(teacher), settings.config()
     tuning = replace(
         own, steps=config.steps, minutes=config.minutes, batch=config.batch, optimizer=config.optimizer,
@@ -161,7 +164,8 @@ def _consistent(
         objective=None, time_sampling="uniform", loss_space="pixel", init=None, track=None, compile=False,
     )  # fmt: skip
     dtype, match = choose_precision(config.precision, device), _match(settings, teacher, split)
-    objective = Consistency(teacher, settings.to, settings.guidance, dtype, match=match)
+    kind = MeanFlow if settings.method == "meanflow" else Consistency
+    objective = kind(teacher, settings.to, settings.guidance, dtype, match=match)
     objective.about = {"teacher": checkpoint.fingerprint(run)}
     return new_job(tuning, split.train, split.held_out, out, resume, device, student, objective).states
 

@@ -162,6 +162,7 @@ def _faces_of(asked: TrainCommand) -> tuple[FaceSet, Path]:
 
 
 def adapt(asked: AdaptCommand, given: frozenset[str]) -> None:
+    choose_precision(asked.precision, choose_device(asked.device))  # before anything is read
     with progress("of the time") as bar:
         task = bar.add_task("held-out photos", total=1.0, note="")
 

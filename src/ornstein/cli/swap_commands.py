@@ -76,10 +76,10 @@ def _trained(name: str, minutes: float, asked: FinishCommand) -> nn.Module:
 
 
 def benchmark(asked: BenchmarkCommand, given: frozenset[str]) -> None:
-    pairs = protocols.read_protocols(asked.folder, asked.num)
-    require("c2pa", "faces", "a signature")
     device = choose_device(asked.device)
     choose_precision(asked.precision, device)
+    pairs = protocols.read_protocols(asked.folder, asked.num)
+    require("c2pa", "faces", "a signature")
     model = load_model(asked.run, device)
     say(f"model {asked.run}: {model.card}")
     out = asked.out or asked.run / "benchmark"

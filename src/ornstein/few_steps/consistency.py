@@ -13,8 +13,7 @@ The first part is a step of the teacher, the second the student's own prediction
 without a gradient. The boundary condition is built in: where r = s the target is the teacher's step alone, and the DDIM
 step of any network from t to t moves nothing. With one step this is a consistency model (Song et al. 2023,
 arXiv:2303.01469), with several a multistep one (Heek et al. 2024, arXiv:2403.06807); as r goes to t the rule becomes
-the identity of MeanFlow (Geng et al. 2025, arXiv:2505.13447) and of continuous-time consistency (Lu & Song 2024,
-arXiv:2410.11081).
+the identity of `mean_flow` and of continuous-time consistency (Lu & Song 2024, arXiv:2410.11081).
 """
 
 from __future__ import annotations
@@ -104,23 +103,30 @@ class Consistency:
 
     def __call__(self, model: Denoiser, x0: Tensor, t: Tensor, z: Tensor, **cond: Any) -> Tensor:
         norm = cond.pop("norm", None)
-        p, count = model.process, len(self.times) - 1
-        k = count - (t.double().cpu() * count).ceil().long().clamp(1, count)
-        t, r, s = self.times[k], self.times[k + 1], self.times[(k // self.often + 1) * self.often]
-        x_t = p.add_noise(x0, t, z)
-        with torch.no_grad():
-            x_r, first = self._step(p, x_t, t, r, cond)
-            asked = torch.where(r > s, r, t)  # where r = s the answer is not used, and s may be 0
-            rest = model(torch.where(expand((r > s).double(), x_t) > 0, x_r, x_t), asked, **cond)
-            w = joined(p, t, r, s, first, rest.eps - rest.x0)
-            x0_t = scaled(p, x_t, t) - expand(position(p, t), x_t) * w
-            aim = p.convert(x_t, t, x0=x0_t)
+        p = model.process
+        x_t, t, w = self.target(model, x0, t, z, cond)
+        x0_t = scaled(p, x_t, t) - expand(position(p, t), x_t) * w
+        aim = p.convert(x_t, t, x0=x0_t)
         losses = model.error(aim, norm=robust if norm is None else norm, **cond)
         if self.match is None:
             return losses
         start = p.prior(tuple(z.shape), dtype=z.dtype, device=z.device).sample(z)
         *_, end = ddim(Conditioned(model, cond), start, self.own, _no_noise)
         return losses + self.weight * self.match(end)
+
+    @torch.no_grad()
+    def target(
+        self, model: Denoiser, x0: Tensor, t: Tensor, z: Tensor, cond: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t (B, *) at a time t (B,) of the objective's own, which the given one chooses, and the W to be learned."""
+        p, count = model.process, len(self.times) - 1
+        k = count - (t.double().cpu() * count).ceil().long().clamp(1, count)
+        t, r, s = self.times[k], self.times[k + 1], self.times[(k // self.often + 1) * self.often]
+        x_t = p.add_noise(x0, t, z)
+        x_r, first = self._step(p, x_t, t, r, cond)
+        asked = torch.where(r > s, r, t)  # where r = s the answer is not used, and s may be 0
+        rest = model(torch.where(expand((r > s).double(), x_t) > 0, x_r, x_t), asked, **cond)
+        return x_t, t, joined(p, t, r, s, first, rest.eps - rest.x0)
 
     def _step(self, p: Process, x_t: Tensor, t: Tensor, r: Tensor, cond: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """x_r, and the mean velocity that leads there."""

@@ -130,7 +130,7 @@ def check_ema(ema: float | str | None) -> None:
         return
     if isinstance(ema, str) or not (0 <= ema <= _WIDEST or _LEAST_DECAY <= ema < 1):
         raise UserError(
-            f"ema must be a width from 0 to {_WIDEST:g}, a decay rate from {_LEAST_DECAY:g} to below 1 (0.999), or "
+            f"--ema must be a width from 0 to {_WIDEST:g}, a decay rate from {_LEAST_DECAY:g} to below 1 (0.999), or "
             f"{POST_HOC}, not {ema}"
         )
 

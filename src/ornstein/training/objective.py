@@ -170,5 +170,8 @@ def _parsed(text: str) -> tuple[str, tuple[float, ...]]:
         mean = std = math.nan
     if name not in _NUMBERS or not (math.isfinite(mean) and 0 < std < math.inf):
         example = "logit-normal:0,1 or log-normal:-1.2,1.2"
-        raise UserError(f"--time-sampling {text!r}: mean and standard deviation follow {example}, and no other name")
+        raise UserError(
+            f"--time-sampling {text!r}: a mean and a positive standard deviation follow the name, as in {example}; "
+            "no other name takes numbers"
+        )
     return name, (mean, std)

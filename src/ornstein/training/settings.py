@@ -402,14 +402,15 @@ class DistilSettings:
     """The settings of a distillation, stored in the student's run directory as distil.json."""
 
     to: int = setting(4, "Steps that the student takes, 1 to 10.")
-    method: Literal["trajectories", "consistency"] = setting(
+    method: Literal["trajectories", "consistency", "meanflow"] = setting(
         "trajectories",
         "What it learns from: whole trajectories of the teacher, followed beforehand and without data; or the training "
-        "images, noised, each with a short step of the teacher and the student's own prediction after it.",
+        "images, noised, each with a short step of the teacher and the student's own prediction after it "
+        "(consistency), or with the teacher's velocity and the derivative of the student's prediction (meanflow).",
     )
     match: Literal["data", "none"] | None = setting(
         None,
-        "With consistency: bring the samples as a set near the training images too.",
+        "With consistency or meanflow: bring the samples as a set near the training images too.",
         by_data="data, for images of pixels and guidance 1",
     )
     guidance: float = setting(1.0, "Scale of the teacher's guidance, which the student has built in.")
@@ -426,8 +427,8 @@ class DistilSettings:
     def __post_init__(self) -> None:
         check(self)
         check_length(self.steps, self.minutes)
-        if self.match is not None and self.method != "consistency":
-            raise UserError("--match is of --method consistency: leave it out")
+        if self.match is not None and self.method == "trajectories":
+            raise UserError("--match is of --method consistency and meanflow: leave it out")
 
     def config(self) -> TrainConfig:
         """The trainer's settings."""
