@@ -9,11 +9,10 @@ y stands still if the data are N(R m, R Sigma R^T), and the log-determinant of D
 divergence, is small and smooth. A few evaluations at fixed places q give slopes f_k and divergences g_k; each state is
 y_0 plus a linear combination of the slopes before it, and
 
-    log p(x_0) = log p_1(x_1) + sum log D_1/D_0 + sum_k w_k g_k - sum_k c_k <y_1, f_k> + o
+    log p(x_0) = log p_1(x_1) + sum log D_1/D_0 + sum_k w_k g_k - sum_k c_k <y_1, f_k>
 
-where -<y_1, f_k> is what a slope changes log p_1 by. are linear least squares against fine solutions, one
-state after the other. The offset keeps the mean right: what the weights cannot follow has one. On one Gaussian every
-slope and divergence is 0, the offset too, and the result is exact, whatever the weights.
+where -<y_1, f_k> is what a slope changes log p_1 by. All weights are linear least squares against fine solutions, one
+state after the other. On one Gaussian every slope and divergence is 0, and the result exact, whatever the weights.
 """
 
 from __future__ import annotations
@@ -66,7 +65,6 @@ class FewSteps:
         divergences, ends: the weights w and c, (K,).
         spread: root mean square error of log p on samples that nothing was learned from, in nats.
         exact: whether the divergence was exact.
-        offset: o, in nats.
     """
 
     mean: Tensor
@@ -78,7 +76,6 @@ class FewSteps:
     ends: Tensor
     spread: float
     exact: bool
-    offset: float = 0.0
 
     @property
     def evaluations(self) -> int:
@@ -118,7 +115,7 @@ class FewSteps:
                     probe = _probe(x, rows + first, seed, k, self.exact)
                     flow = GaussianFlow(model, self.coordinates, rows, probe, tuple(x.shape))
                     base, change = self._follow(flow, x)
-                    each.append(base + change @ self._weights.to(x) + self.offset - log_q)
+                    each.append(base + change @ self._weights.to(x) - log_q)
                 value = torch.stack(each, 1).cpu()
                 spread = torch.full((len(x),), self.spread, dtype=torch.float64)
                 if not self.exact:
@@ -154,8 +151,7 @@ class FewSteps:
         Raises:
             RunError: the folder cannot be written.
         """
-        config = {"format": _FORMAT, "model": model, "offset": self.offset}
-        config |= {"slope": self.slope, "spread": self.spread, "exact": self.exact}
+        config = {"format": _FORMAT, "model": model, "slope": self.slope, "spread": self.spread, "exact": self.exact}
         atomic_save_tensors(Path(folder) / _FILE, {name: getattr(self, name).cpu() for name in _TENSORS}, {})
         atomic_write(Path(folder) / _CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
@@ -179,7 +175,6 @@ class FewSteps:
                 slope=float(config["slope"]),
                 spread=float(config["spread"]),
                 exact=bool(config["exact"]),
-                offset=float(config.get("offset", 0.0)),  # earlier ones had none
             )
             found._check()
         except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
@@ -196,8 +191,6 @@ class FewSteps:
             right = value.shape in ((n, n), (0, 0)) if name == "basis" else value.shape == shapes[name]
             if not right or value.dtype != torch.float64 or not bool(value.isfinite().all()):
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, or values that are not finite")
-        if not math.isfinite(self.offset):
-            raise ValueError(f"offset is {self.offset}")
         if not (0 < self.slope < math.inf and 0 <= self.spread < math.inf and bool((self.variances > 0).all())):
             raise ValueError("slope, spread or variances are out of range")
 
@@ -301,15 +294,12 @@ def _fitted(start: FewSteps, x: Tensor, flows: list[tuple[GaussianFlow, Tensor, 
     # Towards equal weights of the divergences, and none of the ends: what the rule of midpoints has.
     span = flows[0][0].span
     rule = torch.cat([torch.full((count,), span / count), torch.zeros(count)]).to(change)
-    left = (truth - base - change @ rule)[learn]
-    means = change[learn].mean(0), left.mean()
-    found = rule + _least_squares(change[learn] - means[0], left - means[1], 1 / int(learn.sum()))
-    offset = float(means[1] - means[0] @ (found - rule))
-    wrong = (base + change @ found + offset - truth)[~learn]
+    found = rule + _least_squares(change[learn], (truth - base - change @ rule)[learn], 1 / int(learn.sum()))
+    wrong = (base + change @ found - truth)[~learn]
     spread = float(wrong.square().mean().sqrt())
     return FewSteps(
         start.mean, start.basis, start.variances, start.slope, weights, found[:count], found[count:],
-        spread if math.isfinite(spread) else math.inf, start.exact, offset,
+        spread if math.isfinite(spread) else math.inf, start.exact,
     )  # fmt: skip
 
 
