@@ -1,7 +1,7 @@
 # pyright: reportPrivateImportUsage=false
 """Pipelines of diffusers here and there: speed at equal pictures, memory of SDXL, noise that frames share.
 
-    python benchmarks/pipelines.py speed [--steps 4] [--batch 2] [--repeats 5] [--compile]
+    python benchmarks/pipelines.py speed [--steps 4] [--batch 2] [--repeats 5] [--compile] [--clock processor]
     python benchmarks/pipelines.py memory
     python benchmarks/pipelines.py noise FOLDER --prompt "a boat on a lake" [--clips 4] [--steps 20]
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +63,21 @@ def pipelines() -> dict[str, Any]:
     }
 
 
-def speed(steps: int, batch: int, repeats: int, compiled: bool) -> Table:
+def speed(steps: int, batch: int, repeats: int, compiled: bool, clock: Callable[[], float]) -> Table:
     """Seconds of both, and how far the pictures are apart."""
     warnings.simplefilter("ignore")
     table = Table(
         f"The same weights, {steps} steps of DDIM, guidance {_GUIDANCE:g}, {batch} pictures, float32",
-        ["network", "parameters", "pictures differ by at most", "seconds", "diffusers, seconds", "ratio", "aim"],
+        [
+            "network",
+            "parameters",
+            "pictures differ by at most",
+            "seconds",
+            "diffusers, seconds",
+            "ratio",
+            "spread",
+            "aim",
+        ],
         note=f"Random weights; medians of {repeats} turns.",
     )
     torch.manual_seed(0)
@@ -91,8 +102,9 @@ def speed(steps: int, batch: int, repeats: int, compiled: bool) -> Table:
             for how in ("", *(["compiled"] if compiled else [])):
                 took = f", compiled in {compile_network(model, ours):.0f} s" if how else ""
                 difference = float((theirs() - ours()).abs().max())
-                found = turns([ours, theirs], repeats)
-                seconds = (median(found, 0), median(found, 1), ratio(found, 0, 1))
+                found = turns([ours, theirs], repeats, clock)
+                each = sorted(ours / theirs for ours, theirs in found)
+                seconds = (median(found, 0), median(found, 1), ratio(found, 0, 1), f"{each[0]:.3f} to {each[-1]:.3f}")
                 table.add(name + took, parameters, f"{difference:.1e}", *seconds, "0.95, equal to 1e-4")
     return table
 
@@ -177,10 +189,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: of a busy machine")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.what == "speed":
-        speed(asked.steps or 4, asked.batch, asked.repeats, asked.compile).show()
+        clock = time.process_time if asked.clock == "processor" else time.perf_counter
+        speed(asked.steps or 4, asked.batch, asked.repeats, asked.compile, clock).show()
     elif asked.what == "memory":
         memory().show()
     else:

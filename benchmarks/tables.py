@@ -82,11 +82,13 @@ def versions(*names: str) -> str:
     return ", ".join(found)
 
 
-def turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+def turns(
+    functions: Sequence[Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
     """Seconds of each function in each of `repeats` turns, one after the other so that a busy machine slows all."""
     for f in functions:
         f()  # what is made once
-    return [[_seconds(f) for f in functions] for _ in range(repeats)]
+    return [[_seconds(f, clock) for f in functions] for _ in range(repeats)]
 
 
 def ratio(times: list[list[float]], of: int, to: int) -> float:
@@ -98,11 +100,11 @@ def median(times: list[list[float]], of: int) -> float:
     return statistics.median(turn[of] for turn in times)
 
 
-def _seconds(f: Callable[[], object]) -> float:
+def _seconds(f: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     f()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start

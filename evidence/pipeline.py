@@ -45,8 +45,7 @@ diffusers, transformers = cast(Any, typed_diffusers), cast(Any, typed_transforme
 SIZE, LENGTH, COUNT, BATCH = 32, 24, 12_000, 32
 AUTOENCODER_STEPS, STEPS, DROPOUT = 1500, 5000, 0.1
 COUNTS, SCALES = (5, 8, 10), (1.0, 4.0, 7.5)
-TRAJECTORIES, PART, ITERATIONS, COMPARED = 64, 32, 24, 64
-SCREENED, CHOSEN = 16, 4  # samples on which all schedulers are compared, and how many of them are on all samples
+TRAJECTORIES, PART, ITERATIONS, COMPARED = 32, 16, 18, 32
 SCHEDULERS = (
     "DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler",
     "DEISMultistepScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "IPNDMScheduler",
@@ -254,16 +253,10 @@ def compare(folder: Path, scales: tuple[float, ...] = SCALES) -> None:
                 solver = tune(parts, steps, ITERATIONS)
                 ours = orn.sample(model, x.shape, solver, start=x, cond=cond, guidance=scale)
 
-                def ends(
-                    names: Container[str], count: int, steps: int = steps, scale: float = scale
-                ) -> dict[str, Tensor]:
-                    rows = {
-                        k: v[:count] if k != "negative" else {n: w[:count] for n, w in v.items()}
-                        for k, v in cond.items()
-                    }
+                def ends(steps: int, names: Container[str] = (), scale: float = scale) -> dict[str, Tensor]:
                     made = schedulers(config, steps).items()
                     chosen = ((name, each) for name, each in made if not names or name in names)
-                    return {name: their_ends(pipe, each, rows, x[:count], steps, scale) for name, each in chosen}
+                    return {name: their_ends(pipe, each, cond, x, steps, scale) for name, each in chosen}
 
                 kept[f"{scale:g}, {steps}"] = compared(ours, ends, end, steps)
                 atomic_write(file, json.dumps(kept, indent=1).encode())
@@ -274,20 +267,16 @@ def compare(folder: Path, scales: tuple[float, ...] = SCALES) -> None:
 def compared(ours: Tensor, ends: Callable[..., dict[str, Tensor]], end: Tensor, steps: int) -> str:
     """Root mean square and median of the errors: tuned, the best of theirs, and that one with twice the evaluations."""
 
-    def error(y: Tensor, end: Tensor) -> tuple[float, float]:
+    def error(y: Tensor) -> tuple[float, float]:
         each = (y - end).square().flatten(1).mean(1)
         return float(each.mean().sqrt()), float(each.median().sqrt())
 
-    # each way of measuring has its own best: the first of both on a few samples, then measured on all
-    few = {name: error(y, end[:SCREENED]) for name, y in ends((), SCREENED).items()}
-    names = {name for i in range(2) for name in sorted(few, key=lambda name: few[name][i])[:CHOSEN]}
-    theirs = {name: error(y, end) for name, y in ends(names, len(end)).items()}
-    own, lines = error(ours, end), []
+    own, theirs, lines = error(ours), {name: error(y) for name, y in ends(steps).items()}, []
     for i, what in enumerate(("root mean square", "median")):
         best = min(theirs, key=lambda name: theirs[name][i])
-        more = [error(y, end)[i] for y in ends((best,), len(end), 2 * steps).values()]
+        more = [error(y)[i] for y in ends(2 * steps, (best,)).values()]
         lines.append(
-            f"{what} {own[i]:.4f}, best of {len(few)} of diffusers {theirs[best][i]:.4f} ({best}"
+            f"{what} {own[i]:.4f}, best of {len(theirs)} of diffusers {theirs[best][i]:.4f} ({best}"
             f"{''.join(f'; {v:.4f} with twice the evaluations' for v in more)}), ratio {own[i] / theirs[best][i]:.2f}"
         )
     return "; ".join(lines)

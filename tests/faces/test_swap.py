@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ornstein.errors import UserError
 from ornstein.faces import provenance
+from ornstein.faces.detect import Face
 from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import ModelCard
 from ornstein.faces.provenance.consent import Consent
@@ -389,3 +390,30 @@ def test_the_astronaut(own_key: None, portrait: Tensor, stubs: SimpleNamespace, 
     assert swap_photo(swapper, model, Choice([source], references=reference[None]), order) == 1
     changed = (load(tmp_path / "out.png") != portrait).any(0)
     assert 0.02 < float(changed.float().mean()) < 0.5 and not bool(changed[-20:].any())
+
+
+def test_the_full_look_at_a_photo_is_made_where_the_quick_one_shows_no_large_face(
+    stubs: SimpleNamespace, scene: Tensor
+) -> None:
+    """Red has 30 of 90 pixels: it is the subject at once. Of blue alone, with 12 of 140, a full look is asked for."""
+    full: list[Tensor] = []
+    squares = stubs.Squares()
+
+    def thorough(image: Tensor) -> list[Face]:
+        full.append(image)
+        return squares(image)
+
+    def blind(image: Tensor) -> list[Face]:
+        return []
+
+    quick = Swapper(stubs.untrained(), PLAIN, thorough, stubs.Colours(), scanner=squares)
+    red = quick.subject(scene, "scene")
+    assert not full and red.side == max(face.side for face in squares(scene))
+    small = stubs.scenery(140, 140, blue=(95, 30, 12))
+    assert quick.subject(small, "small").side == squares(small)[0].side and len(full) == 1
+    assert (
+        Swapper(stubs.untrained(), PLAIN, thorough, stubs.Colours(), scanner=blind).subject(scene, "s").side == red.side
+    )
+    assert len(full) == 2
+    with pytest.raises(UserError, match=r"no face found in empty \(30x30"):
+        quick.subject(torch.zeros(3, 30, 30, dtype=torch.uint8), "empty")

@@ -78,7 +78,8 @@ def tell_idle(model: FaceModel, onset: float | None, given: Iterable[str]) -> bo
     at_0 = model.shaped and (ONSET if onset is None else onset) == 0
     idle = [f"--{name}" for name in _OF_SAMPLER if name in given]
     if idle and at_0:
-        warn(f"at onset 0 the face is laid on and no network paints: {', '.join(idle)} do nothing; give --onset 0.5")
+        names = f"{', '.join(idle)} do{'es' * (len(idle) == 1)}"
+        warn(f"at onset 0 the face is laid on and no network paints: {names} nothing; give --onset 0.5")
     return at_0
 
 

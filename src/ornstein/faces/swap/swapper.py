@@ -210,7 +210,7 @@ class Swapper:
             if choice.indices:
                 picked = choice.picked(faces)
                 if picked is None:
-                    raise UserError(f"--index {max(choice.indices)}: {name} has {len(faces)} faces")
+                    raise UserError(f"--index {max(choice.indices)}: {name} has {_faces(len(faces))}")
                 chosen = picked
             pairs = [(face, 0) for face in chosen]
             embeddings = self.recogniser(image, chosen) if self.protected is not None else None
@@ -220,7 +220,7 @@ class Swapper:
             kept = [i for i, number in enumerate(who) if number >= 0]
             if not kept:
                 raise UserError(
-                    f"none of the {len(faces)} faces in {name} is that of a reference photo (the nearest is "
+                    f"none of the {_faces(len(faces))} in {name} is that of a reference photo (the nearest is "
                     f"{float(choice.distances(embeddings).min()):.2f} away, the limit is {choice.distance:g}): give "
                     "another photo of that person"
                 )
@@ -339,3 +339,7 @@ def _points(faces: Sequence[Aligned]) -> Tensor | None:
     """The points (N, shape.POINTS, 3) of faces that have them."""
     points = [face.points for face in faces if face.points is not None]
     return torch.stack(points) if points else None
+
+
+def _faces(count: int) -> str:
+    return f"{count} face{'s' * (count != 1)}"
