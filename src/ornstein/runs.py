@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ def describe(run: str | Path) -> RunInfo:
         UserError: it is no run, or its config.json cannot be read.
     """
     run = Path(run)
+    if run.suffix == ".safetensors" and run.is_file():
+        return _one_file(run)
     if not run.is_dir():
         raise UserError(f"{run} is no run: there is no such folder")
     if not (run / "config.json").is_file() and (run / "model_index.json").is_file():
@@ -113,6 +115,18 @@ def _pipeline(folder: Path) -> RunInfo:
         written=(folder / "model_index.json").stat().st_mtime,
         tuned=_tuned(beside),
     )
+
+
+def _one_file(file: Path) -> RunInfo:
+    """A pipeline in one file, whose configs are in the folder of the same name."""
+    configs = file.with_suffix("")
+    if not (configs / "model_index.json").is_file():
+        raise UserError(
+            f"{file} has weights alone: put the configs of its base model, a pipeline folder, in {configs}/"
+        )
+    beside = file.resolve().with_name(f"{file.name}.ornstein")
+    # its tensors are those of all parts, so that how many the network has is not known
+    return replace(_pipeline(configs), path=file, parameters=None, written=file.stat().st_mtime, tuned=_tuned(beside))
 
 
 def _tuned(folder: Path) -> list[int]:

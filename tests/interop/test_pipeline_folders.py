@@ -22,7 +22,7 @@ pytest.importorskip("transformers")
 
 from ornstein.interop.folder import open_pipeline
 from ornstein.interop.pipeline import Pipeline
-from running import done
+from running import done, ornstein, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
 
@@ -133,6 +133,16 @@ def test_one_file_is_its_folder(pipeline: Folders, tmp_path: Path) -> None:
         done("sample", path, *asked, "--out", out)
     for name in ("00000.png", "00001.png"):
         assert np.array_equal(Image.open(tmp_path / "a" / name), Image.open(tmp_path / "b" / name))
+    assert "StableDiffusionPipeline" in done("info", file)
+    config = tmp_path / "kohya" / "unet" / "config.json"
+    edit(config, block_out_channels=[4, 16])
+    with pytest.raises(UserError, match=r"are the configs in .*kohya/ those of its base model"):
+        orn.load(file)
+    shutil.rmtree(tmp_path / "kohya" / "tokenizer")
+    with pytest.raises(UserError, match=r"kohya has no tokenizer, which its model_index\.json lists"):
+        orn.load(file)
+    shutil.rmtree(tmp_path / "kohya")
+    refused(ornstein("info", file), "weights alone", "kohya/")
 
 
 def test_one_file_without_configs_says_what_is_missing(tmp_path: Path, copied: Path) -> None:

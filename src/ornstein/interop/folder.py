@@ -91,10 +91,11 @@ def open_file(path: str | Path, dtype: torch.dtype = torch.float32) -> Pipeline:
     file = Path(path)
     configs = file.with_suffix("")
     if (configs / INDEX).is_file():
-        name = read_json(configs / INDEX).get("_class_name")
-        if name not in FAMILIES:
-            raise UserError(f"{configs} is a {name}, which is not read; known: {', '.join(FAMILIES)}")
-        return _opened(str(name), "from_single_file", file, dtype, config=str(configs), safety_checker=None)
+        name = str(check_folder(configs)["_class_name"])
+        try:
+            return _opened(name, "from_single_file", file, dtype, config=str(configs), safety_checker=None)
+        except UserError as error:
+            raise UserError(f"{error} (are the configs in {configs}/ those of its base model?)") from error
     try:
         with safe_open(file, framework="pt") as content:
             keys = list(content.keys())
