@@ -340,6 +340,7 @@ def test_tutorials_run(page: Path, material: Path, tmp_path: Path, monkeypatch: 
         "editing.md": ["filled/a-all.png", "restored/a-uncertainty.png", "varied/edit.json", "path/a-all.png"],
         "word.md": ["runs/mine/learned_embeds.safetensors", "runs/mine/samples/grid.png"],
         "processes.md": ["runs/digits/samples/grid.png"],
+        "compress.md": ["runs/small/samples/grid.png", "half/grid.png", "small-onnx/model.onnx", "pictures/grid.png"],
     }[page.name]
     assert set(expected) <= made, sorted(made)
     if page.name == "word.md":
