@@ -1,5 +1,6 @@
 """Where the studio listens, who comes in, and what stays: nothing."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,21 @@ def test_a_wrong_password_opens_nothing(tmp_path: Path) -> None:
             serving(tmp_path, address=Address(port=port)),
         ):
             pass
+
+
+def test_a_second_studio_leaves_the_files_of_the_first_alone(tmp_path: Path) -> None:
+    """Gradio has one folder of files a process, named by its environment."""
+    pytest.importorskip("gradio", reason="the extra `studio` is not installed")
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with serving(tmp_path) as first:
+        own = os.environ["GRADIO_TEMP_DIR"]
+        port = int(first.rpartition(":")[2].strip("/"))
+        with serving(tmp_path):
+            assert os.environ["GRADIO_TEMP_DIR"] != own
+        with pytest.raises(UserError), serving(tmp_path, address=Address(port=port)):
+            pass
+        assert os.environ["GRADIO_TEMP_DIR"] == own
+    assert os.environ.get("GRADIO_TEMP_DIR") == before
 
 
 def page(key: str) -> SimpleNamespace:

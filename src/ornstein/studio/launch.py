@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_FILE_SIZE", "Address", "is_loopback", "serving"]
 
 MAX_FILE_SIZE = 4 * 2**30  # bytes of one upload
+_CACHE = "GRADIO_TEMP_DIR"
 _FIRST_PORT = 7860
 _SHORTEST = 8  # characters of a password
 
@@ -109,8 +110,7 @@ def serving(
         RunError: the server does not start.
     """
     address = address or Address()
-    with tempfile.TemporaryDirectory(prefix="ornstein-studio-", ignore_cleanup_errors=True) as cache:
-        os.environ["GRADIO_TEMP_DIR"] = cache
+    with _cache() as cache:
         listening = _listen(address.host, address.port)
         studio = Studio(home, Path(cache), given, detector, recogniser, device, precision)
         blocks = build(studio)
@@ -149,6 +149,21 @@ def serving(
             server.should_exit = True
             thread.join(10)
             listening.close()
+
+
+@contextmanager
+def _cache() -> Iterator[str]:
+    """A folder for Gradio's files within the block. Gradio reads its name from the environment at each request."""
+    before = os.environ.get(_CACHE)
+    with tempfile.TemporaryDirectory(prefix="ornstein-studio-", ignore_cleanup_errors=True) as cache:
+        os.environ[_CACHE] = cache
+        try:
+            yield cache
+        finally:
+            if before is None:
+                del os.environ[_CACHE]
+            else:
+                os.environ[_CACHE] = before
 
 
 def _listen(host: str, port: int | None) -> socket.socket:
