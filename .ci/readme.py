@@ -30,8 +30,6 @@ import ornstein as orn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from running import few_choices, ornstein  # in this process: each of its own would import for longer than most run
-
 SMALLER = [
     ("ornstein demo  ", "ornstein demo --quick  "),
     ("plan --data photos.zip --size 32 --minutes 30", "plan --data photos.zip --size 8 --minutes 1 --net xs"),
@@ -101,7 +99,12 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 
 def shell(line: str) -> None:
-    """Run one line; SystemExit with its output where it fails."""
+    """Run one line in this process, since one of its own would import for longer than most of them run.
+
+    SystemExit with its output where it fails.
+    """
+    from running import ornstein
+
     words = shlex.split(line, comments=True)
     if not words:
         return
@@ -122,6 +125,8 @@ def shell(line: str) -> None:
 
 def main() -> None:
     """Run the blocks of the README given, or of the repository's own."""
+    from running import few_choices
+
     page = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "README.md"
     walked = blocks(page.read_text())
     names: dict[str, object] = {"__name__": "readme"}
