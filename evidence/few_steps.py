@@ -11,7 +11,8 @@ over sets of samples. What has been measured is kept in --out and not measured a
 name for N steps in place of its own.
 
 `likelihood` needs `ornstein tune RUN --likelihood 8`. On held-out images of one dequantisation it takes the difference
-of each image's bits/dim, which has a far smaller error than the two means.
+of each image's bits/dim, which has a far smaller error than the two means. With several numbers of --rk4 they show
+whether Runge-Kutta has converged: it has the same probes at each.
 
 `depth` compares `side-by-side` with `flow-3m` at equal numbers of calls one after the other, where the first evaluates
 two states in each but its first call: root mean square distances at t = 0 to the fine solution.
@@ -103,22 +104,28 @@ def likelihood(asked: argparse.Namespace) -> None:
     x, cond = to_unit(images.images[rows]), None if classes is None else {"label": classes[rows]}
     few = FewSteps.load(checkpoint.run_folder(run), checkpoint.fingerprint(run))
     print("| way | evaluations | bits/dim | its own error | processor seconds |\n|---|---|---|---|---|")
-    values = []
-    for name in ("few", "rk4"):
-        began = time.process_time()
-        if name == "few":
-            found = few(d, x, probes=asked.probes, dequantisation="uniform", cond=cond)
+    values: dict[str, Tensor] = {}
+    for steps in (0, *asked.rk4):
+        name, began = f"RK4, {steps} steps" if steps else "few", time.process_time()
+        if steps:
+            found = ode(d, x, "hutchinson", steps=steps, probes=asked.probes, dequantisation="uniform", cond=cond)
         else:
-            found = ode(d, x, "hutchinson", steps=128, probes=asked.probes, dequantisation="uniform", cond=cond)
+            found = few(d, x, probes=asked.probes, dequantisation="uniform", cond=cond)
         took = time.process_time() - began
         bits = bits_per_dim(-found.value, x.shape)
         own = float((bits_per_dim(found.error - found.value, x.shape) - bits).mean())
         mean = f"{float(bits.mean()):.3f} ± {float(bits.std()) / len(x) ** 0.5:.3f}"
-        print(f"| {name} | {int(found.evaluations.max())} | {mean} | {own:.3f} | {took:.1f} |")
-        values.append(bits)
-    off = values[0] - values[1]
-    print(f"\nfew less rk4: {float(off.mean()):.4f} ± {float(off.std()) / len(x) ** 0.5:.4f} bits/dim in the mean of "
-          f"{len(x)} images, {float(off.square().mean().sqrt()):.3f} root mean square an image")  # fmt: skip
+        print(f"| {name} | {int(found.evaluations.max())} | {mean} | {own:.3f} | {took:.1f} |", flush=True)
+        values[name] = bits
+    *others, last = values
+    print()
+    for name in others:
+        off = values[name] - values[last]
+        mean = f"{float(off.mean()):.4f} ± {float(off.std()) / len(x) ** 0.5:.4f}"
+        apart = float(off.square().mean().sqrt())
+        print(
+            f"{name} less {last}: {mean} bits/dim in the mean of {len(x)} images, {apart:.3f} root mean square an image"
+        )
 
 
 def depth(asked: argparse.Namespace) -> None:
@@ -154,6 +161,7 @@ def main() -> None:
     of.add_argument("run", type=Path)
     of.add_argument("--images", type=int, default=96)
     of.add_argument("--probes", type=int, default=4)
+    of.add_argument("--rk4", type=int, nargs="+", default=[128], help="steps of Runge-Kutta; the last is the reference")
     of.set_defaults(do=likelihood)
     of = ways.add_parser("depth")
     of.add_argument("run", type=Path)

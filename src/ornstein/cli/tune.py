@@ -20,6 +20,7 @@ from ornstein.data import to_unit
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
+from ornstein.few_steps.following import Path as FinePath
 from ornstein.few_steps.matching import FeatureDistance, Matching
 from ornstein.few_steps.tuning import Trajectories, judged, starts, trajectories
 from ornstein.few_steps.tuning import tune as learn
@@ -57,11 +58,13 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
 
         each: list[Trajectories] = []
         held_out: list[Trajectories] = []
+        fine: list[list[FinePath]] = [[] for _ in scales]
         for i, scale in enumerate(scales):
             before = i * (count + more)
-            each.append(trajectories(model, count, 0, scale, asked.batch, followed(before)))
+            each.append(trajectories(model, count, 0, scale, asked.batch, followed(before), fine[i]))
             held_out.append(trajectories(model, more, count, scale, asked.batch, followed(before + count)))
     seen = [part for parts in zip(*each, strict=True) for part in parts]  # the first quarter has all scales
+    paths = [path for paths in zip(*fine, strict=True) for path in paths]
     unseen = [part for parts in held_out for part in parts]
     match = None if real is None else _matching(asked, model, scales, real, count)
     total = asked.iterations + (0 if match is None else match.iterations)
@@ -74,7 +77,7 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
                 note = f"{n} steps, {error:.0%} of the untuned error" if done <= asked.iterations else f"{n} steps, set"
                 bar.update(task, completed=i * total + done, note=note)
 
-            found = learn(seen, n, asked.iterations, advance, asked.radius, match, unseen)
+            found = learn(seen, n, asked.iterations, advance, asked.radius, match, unseen, paths)
             learned.append(_judged(found, held_out, scales))
     _store(run, learned)
 
