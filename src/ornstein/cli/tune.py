@@ -14,9 +14,9 @@ from ornstein import checkpoint
 from ornstein.autoencoders.perceptual import octave_statistics
 from ornstein.cli.commands import Tune
 from ornstein.cli.models import open_model
-from ornstein.cli.tune_data import training_images
+from ornstein.cli.tune_churn import churn_of
+from ornstein.cli.tune_data import unit_images
 from ornstein.cli.tune_likelihood import tune_likelihood
-from ornstein.data import to_unit
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
@@ -32,7 +32,6 @@ __all__ = ["tune"]
 _LEAST, _MOST, _EQUATIONS = 32, 128, 2**17
 _MATCHED, _MOST_MATCHED, _NUMBERS = 128, 384, 2**15  # samples of the second stage, at least and at most
 _MATCHING = 3  # its iterations: one for so many of the first stage
-_REAL = 2048  # images that they are compared with
 _ROUNDING = 1e-6  # an untuned error of float32 rounding leaves nothing to gain
 
 
@@ -44,6 +43,9 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
         return
     run, counts = asked.run, sorted(set(asked.steps))
     model, scales = tuned_model(asked)
+    if asked.churn:
+        churn_of(asked, given, model, scales)
+        return
     checkpoint.check_tuned(run)  # before minutes of trajectories
     real = _images(asked, model, scales)
     # Each number of a sample is an equation for the few hundred numbers to be found.
@@ -118,12 +120,11 @@ def _images(asked: Tune, model: Denoiser, scales: tuple[float, ...]) -> Tensor |
     try:
         if getattr(model, "takes_text", False):
             raise UserError("the second stage of tuning is for models without text: leave out --match and --data")
-        images = training_images(asked.run, model, asked.data).images
+        return unit_images(asked.run, model, asked.data)
     except UserError:
         if wanted:
             raise
         return None
-    return to_unit(images[:: max(1, len(images) // _REAL)][:_REAL])
 
 
 def _matching(asked: Tune, model: Denoiser, scales: tuple[float, ...], real: Tensor, count: int) -> Matching:

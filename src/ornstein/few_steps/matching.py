@@ -176,10 +176,15 @@ class KernelDistance:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The distance of x (B, *), B > 1."""
+        return self.shares(x).mean()
+
+    def shares(self, x: Tensor) -> Tensor:
+        """The share (B,) of each sample in the distance: the mean over its pairs with the others. Their mean is it."""
         f = (self._features(x).float() - self._mean) / self._std
-        inside = _cubic(f, f)
-        pairs = (inside.sum() - inside.diagonal().sum()) / (len(f) * (len(f) - 1))
-        return pairs - 2 * _cubic(f, self._given).mean() + self._own
+        inside, others = _cubic(f, f), len(f) - 1
+        pairs = (inside.sum(1) - inside.diagonal()) / others
+        cross = _cubic(f, self._given).mean(1)
+        return pairs - cross - (cross.sum() - cross) / others + self._own
 
 
 def _cubic(f: Tensor, g: Tensor) -> Tensor:
