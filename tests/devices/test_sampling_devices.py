@@ -11,12 +11,11 @@ from pretend import PretendedGPU
 import ornstein as orn
 from ornstein import likelihood, video
 from ornstein.nets import UNet, frames_known
-from ornstein.solvers import SOLVERS, Counted, rk45
+from ornstein.solvers import SOLVERS, Counted
 from ornstein.solvers.grids import GRIDS
 
 SHAPE = (4, 2, 8, 8)
 STEPS = 4
-ADAPTIVE = partial(rk45, tolerance=0.1)  # at its own tolerance it takes hundreds of evaluations of an untrained model
 
 
 def same_as_on_the_cpu(gpu: PretendedGPU, denoiser: orn.Denoiser, run: Any) -> torch.Tensor:
@@ -34,8 +33,7 @@ def same_as_on_the_cpu(gpu: PretendedGPU, denoiser: orn.Denoiser, run: Any) -> t
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver(gpu: PretendedGPU, solver: str) -> None:
-    chosen = ADAPTIVE if solver == "rk45" else solver
-    same_as_on_the_cpu(gpu, image_model(), lambda d: orn.sample(d, SHAPE, chosen, STEPS))
+    same_as_on_the_cpu(gpu, image_model(), lambda d: orn.sample(d, SHAPE, solver, STEPS))
     if solver != "rk45":  # which chooses its steps by their errors
         assert gpu.syncs_ <= STEPS and gpu.copies_ == 0, gpu.report_  # pyright: ignore
 
@@ -43,7 +41,7 @@ def test_every_solver(gpu: PretendedGPU, solver: str) -> None:
 def test_a_solver_that_chooses_its_steps_waits_once_for_each(gpu: PretendedGPU) -> None:
     d = Counted(image_model().to("cuda"))
     gpu.reset()
-    orn.sample(d, SHAPE, ADAPTIVE, STEPS)
+    orn.sample(d, SHAPE, "rk45", STEPS)
     assert gpu.syncs <= d.calls // 6 + 2, gpu.report()
 
 

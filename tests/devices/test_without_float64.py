@@ -8,7 +8,7 @@ import pytest
 import torch
 from models import LABELS, clip_model, image_model
 from pretend import PretendedGPU
-from test_sampling_devices import ADAPTIVE, NOISES, SHAPE, STEPS
+from test_sampling_devices import NOISES, SHAPE, STEPS
 from test_training_devices import Images, config
 
 import ornstein as orn
@@ -43,11 +43,10 @@ def test_the_device_refuses_float64() -> None:
     assert (x * torch.tensor(2.0, dtype=torch.float64)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [pytest.param(n, marks=pytest.mark.slow) if n == "rk45" else n for n in SOLVERS])
 def test_samples(solver: str) -> None:
-    chosen = ADAPTIVE if solver == "rk45" else solver
-    x = orn.sample(image_model().to("cuda"), SHAPE, chosen, STEPS, cond={"label": LABELS}, guidance=1.5)
-    wanted = orn.sample(image_model(), SHAPE, chosen, STEPS, cond={"label": LABELS}, guidance=1.5)
+    x = orn.sample(image_model().to("cuda"), SHAPE, solver, STEPS, cond={"label": LABELS}, guidance=1.5)
+    wanted = orn.sample(image_model(), SHAPE, solver, STEPS, cond={"label": LABELS}, guidance=1.5)
     torch.testing.assert_close(x.cpu(), wanted, rtol=1e-4, atol=1e-4)
 
 
