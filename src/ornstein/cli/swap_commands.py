@@ -87,7 +87,8 @@ def benchmark(asked: BenchmarkCommand, given: frozenset[str]) -> None:
         raise UserError(f"{out} is no folder")
     if out.is_dir() and any(out.iterdir()) and not asked.resume:
         raise UserError(f"{out} is not empty: go on with --resume, or give another --out")
-    settings = SwapSettings(steps=asked.steps, precision=asked.precision, label=False)
+    every = {"max_turn": 180.0} if model.model.shaped else {}  # the protocol wants all pairs
+    settings = SwapSettings(steps=asked.steps, precision=asked.precision, label=False, **every)
     swapper = Swapper(model.model, settings, run=asked.run)
     scores = {}
     for name, listed in pairs.items():

@@ -104,9 +104,7 @@ def laid_on(target: Tensor, mask: Tensor, shown: Tensor) -> Tensor:
     return torch.lerp(target, face.clamp(-1, 1), there)
 
 
-def appearance(
-    source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor, within: Tensor | None = None
-) -> Tensor:
+def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor, within: Tensor | None = None) -> Tensor:
     """The channels (B, 4, H, W) that show `FaceUNet` the source's face, at the place of the target's.
 
     The source crop where its mask is, 0 elsewhere, and the mask; moved by the least-squares similarity that takes its

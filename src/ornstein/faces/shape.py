@@ -116,7 +116,7 @@ def angle_between(source: Tensor, target: Tensor) -> Tensor:
 
 
 def _turn(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """The rotation (B, 3, 3), for points as rows, and the scale (B,) that take p nearest to q; both (B, N, 3), centred."""
+    """The rotation (B, 3, 3) of points as rows, and the scale (B,), that take p nearest to q: (B, N, 3), centred."""
     u, spread, v = torch.linalg.svd(p.mT @ q)
     sign = torch.ones_like(spread)
     sign[:, -1] = torch.det(u @ v).sign()  # a rotation, never a reflection
