@@ -38,7 +38,7 @@ ORDERS = (
 )  # fmt: skip
 _LARGEST_PADDING = 40
 
-MAX_TURN = 40.0
+MAX_TURN = 35.0
 """Degrees: beyond it, the laid-on face is seen to be another view than the head (docs/swap.md)."""
 PRECISION = "Precision of the networks' convolutions and matrix products."
 DEVICE = "Where to compute."

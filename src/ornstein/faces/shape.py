@@ -5,6 +5,8 @@ Points are (x, y, z) in pixels of a crop: the 468 of `mesh.Mesh` and the middles
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,7 +46,7 @@ _TREMOR, _FOLLOWS = 0.006, 0.15  # of the side of a crop; of what is slower
 _MOUTH = tuple({point for part in ("lips", "mouth") for point in PARTS[part][0]})
 # A thin plate with this stiffness goes through its points within a hundredth of a pixel; 32 cells a side follow lids.
 _STIFF, _CELLS = 1e-3, 32
-_HALVES = 10  # of the interval in which the share of a map without a fold lies
+_STIFFEST, _HALVES = 1e3, 10  # a plate that is nearly affine, and halvings of the interval between the two
 # Which point each one is in a mirror: the assignment of least distance between the mean of a hundred meshes and its
 # mirrored self. It is its own inverse.
 MIRROR = (
@@ -192,15 +194,14 @@ def moved_face(picture: Tensor, points: Tensor, there: Tensor, within: Tensor | 
 
 
 def unfolded(grid: Tensor, points: Tensor, there: Tensor, within: Tensor) -> Tensor:
-    """The map of a thin plate without a fold: with the largest share of what it has beyond an affine map.
+    """A thin plate without a fold: the least stiff one, from `grid` to the affine map by least squares.
 
     A map folds where the determinant of its finite differences is not positive, forwards or backwards along either
-    axis. Thin plates are linear in the points that they lead to, so (1 - s) A + s `grid` is the plate of points that
-    were moved by the share 1 - s towards A, the affine map that takes `there` to `points` by least squares. s is found
-    by bisection. A map that does not fold is returned to the bit.
+    axis. A stiffer plate leads the points nearer to where their affine map would, small bends first. The stiffness is
+    found by bisection of its logarithm. A map that does not fold is returned to the bit.
 
     Args:
-        grid: (B, H, W, 2), where each pixel is sampled.
+        grid: (B, H, W, 2), where each pixel is sampled: the plate of `moved_face`.
         points, there: (B, K, 2), the points of the plate, in the units of the grid.
         within: (B, 1, H, W), not 0 where there must be no fold.
     """
@@ -208,21 +209,30 @@ def unfolded(grid: Tensor, points: Tensor, there: Tensor, within: Tensor) -> Ten
     folds = _folds(grid, cells)
     if not bool(folds.any()):
         return grid
-    g, q, p, cells = grid[folds].double(), there[folds].double(), points[folds].double(), cells[folds]
-    mean_p, mean_q = p.mean(1, keepdim=True), q.mean(1, keepdim=True)
-    q = q - mean_q
-    linear = torch.linalg.solve(q.mT @ q + 1e-9 * torch.eye(2).to(q), q.mT @ (p - mean_p))
-    # an affine map that mirrors, or is none, folds everywhere: such points are only moved
-    linear = torch.where((torch.det(linear) > 1e-3)[:, None, None], linear, torch.eye(2).to(linear))
-    even = (still(grid.shape[1], grid.device).double() - mean_q[:, None]) @ linear[:, None] + mean_p[:, None]
-    low, high = g.new_zeros(len(g)), g.new_ones(len(g))
+    p, q, cells, size = points[folds], there[folds], cells[folds], grid.shape[1]
+    best = _affine(p, q, size)
+    low, high = (best.new_full((len(best), 1, 1), math.log10(each)) for each in (_STIFF, _STIFFEST))
     for _ in range(_HALVES):
-        share = (low + high) / 2
-        bad = _folds(torch.lerp(even, g, share[:, None, None, None]), cells)
-        low, high = torch.where(bad, low, share), torch.where(bad, share, high)
+        middle = (low + high) / 2
+        plate = thin_plate(p, q, size, 10**middle, min(_CELLS, size))
+        bad = _folds(plate, cells)[:, None, None]
+        best = torch.where(bad[..., None], best, plate)
+        low, high = torch.where(bad, middle, low), torch.where(bad, high, middle)
     out = grid.clone()
-    out[folds] = torch.lerp(even, g, low[:, None, None, None]).to(grid)
+    out[folds] = best
     return out
+
+
+def _affine(points: Tensor, there: Tensor, size: int) -> Tensor:
+    """The affine map from `there` to `points`, (B, K, 2), by least squares, as a grid (B, `size`, `size`, 2).
+
+    Where it would mirror, or is none, the points are moved alone.
+    """
+    mean_p, mean_q = points.mean(1, keepdim=True), there.mean(1, keepdim=True)
+    q, unit = there - mean_q, torch.eye(2).to(there)
+    linear = torch.linalg.solve(q.mT @ q + 1e-6 * unit, q.mT @ (points - mean_p))
+    linear = torch.where((torch.det(linear) > 0.01)[:, None, None], linear, unit)
+    return (still(size, there.device) - mean_q[:, None]) @ linear[:, None] + mean_p[:, None]
 
 
 def _folds(grid: Tensor, cells: Tensor) -> Tensor:
