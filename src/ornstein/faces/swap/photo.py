@@ -188,7 +188,7 @@ def swap_photo(
         raise write_error(out, error) from error
     atomic_write(out, signed.getvalue())
     count = len(chosen) - len(left)
-    order.record(statement, faces=count, faces_turned=len(left))
+    order.record(statement, faces=count, **({"faces_turned": len(left)} if left else {}))
     return count
 
 
