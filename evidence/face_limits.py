@@ -230,7 +230,8 @@ def turns(args: argparse.Namespace) -> None:
             row += [image, swapper.picture(image, image, [(face, 0)], choice), truth[i]]
         print(f"{degrees:3} degrees: " + "  ".join(f"{each:.0f}" for each in angles), flush=True)
         rows.append(torch.cat([each[:, 28:228, 28:228] for each in row], 2))
-    save_grid(torch.cat(rows, 1)[None], args.out)
+    sheet = F.interpolate(torch.cat(rows, 1)[None].float(), scale_factor=0.5, mode="area")
+    save_grid(sheet.round().to(torch.uint8), args.out)
 
 
 def main() -> None:
