@@ -158,17 +158,17 @@ def swap_photo(
     else:
         picture, name = Picture(frame[1], frame[1]), f"frame {frame[0] + 1} of {name}"
     chosen = swapper.choose(picture.shown, choice, name)
-    left: list[str] = []
+    away: list[str] = []
 
     def leave(face: Face, degrees: float) -> None:
         x, y = face.centre
-        left.append(f"{name}: the face at {x:.0f},{y:.0f} is turned by {degrees:.0f} degrees against the source's, "
+        away.append(f"{name}: the face at {x:.0f},{y:.0f} is turned by {degrees:.0f} degrees against the source's, "
                     f"{beyond(swapper.settings.max_turn)}")  # fmt: skip
 
     pixels, alpha = swapper.picture(picture.pixels, picture.shown, chosen, choice, leave), picture.alpha
-    if len(left) == len(chosen):
-        raise UserError(left[0])
-    for line in left:
+    if len(away) == len(chosen):
+        raise UserError(away[0])
+    for line in away:
         tell(line)
     settings = stated(swapper, order, order.described(choice.every, choice.order, choice.indices), quality)
     if frame is not None:
@@ -187,8 +187,8 @@ def swap_photo(
     except OSError as error:
         raise write_error(out, error) from error
     atomic_write(out, signed.getvalue())
-    count = len(chosen) - len(left)
-    order.record(statement, faces=count, **({"faces_turned": len(left)} if left else {}))
+    count = len(chosen) - len(away)
+    order.record(statement, faces=count, **({"faces_turned": len(away)} if away else {}))
     return count
 
 
