@@ -8,6 +8,7 @@ The blocks run as they are written, with these substitutions:
 - `photos.zip` and `clips` are made first: 100 pictures of two classes of coloured discs, 12 clips of moving discs; and
   `models/sd`, a tiny Stable Diffusion pipeline with random weights, and `prompts.txt`.
 - Sizes and durations shrink, as SMALLER lists them. A text that the README no longer has is an error.
+- Trainings end with a short choice of a solver.
 - `pip install` is not run, for it would change the environment that runs this; its extras must exist in
   pyproject.toml. `.ci/wheel` installs into an empty environment.
 """
@@ -15,7 +16,6 @@ The blocks run as they are written, with these substitutions:
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +29,7 @@ import ornstein as orn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
+
 SMALLER = [
     ("ornstein demo  ", "ornstein demo --quick  "),
     ("plan --data photos.zip --size 32 --minutes 30", "plan --data photos.zip --size 8 --minutes 1 --net xs"),
@@ -50,6 +51,7 @@ SMALLER = [
 ]
 MADE = [
     "runs/demo/report.html",
+    "runs/demo/samples.png",
     "runs/demo/samples/grid.png",
     "runs/photos/samples/grid.png",
     "runs/photos/evaluation/report.html",
@@ -96,8 +98,13 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def shell(line: str, folder: Path) -> None:
-    """Run one line; SystemExit with its output where it fails."""
+def shell(line: str) -> None:
+    """Run one line in this process, since one of its own would import for longer than most of them run.
+
+    SystemExit with its output where it fails.
+    """
+    from running import ornstein
+
     words = shlex.split(line, comments=True)
     if not words:
         return
@@ -110,18 +117,20 @@ def shell(line: str, folder: Path) -> None:
     if words[0] != "ornstein":
         raise SystemExit(f"a line that this script does not know how to run: {line}")
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{line}\nended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    done = ornstein(*words[1:])
+    if done.exit_code:
+        raise SystemExit(f"{line}\nended with {done.exit_code}:\n{done.output}\n{done.exception!r}")
     print(f"{time.monotonic() - began:6.1f} s  {shlex.join(words)}", flush=True)
 
 
 def main() -> None:
     """Run the blocks of the README given, or of the repository's own."""
+    from running import few_choices
+
     page = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "README.md"
     walked = blocks(page.read_text())
     names: dict[str, object] = {"__name__": "readme"}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, few_choices():
         folder = Path(place)
         material(folder)
         os.chdir(folder)
@@ -131,7 +140,7 @@ def main() -> None:
                 print(f"  python  {block.strip().splitlines()[-1]}", flush=True)
             elif language == "sh":
                 for line in block.splitlines():
-                    shell(line, folder)
+                    shell(line)
             else:
                 raise SystemExit(f"a block of {language!r}: write sh or python")
         missing = [path for path in MADE if not (folder / path).is_file()]

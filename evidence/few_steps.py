@@ -2,6 +2,7 @@
 
     python evidence/few_steps.py students runs/cifar10 runs/cifar10-2 runs/cifar10-4 -n 1000 --seeds 2
     python evidence/few_steps.py likelihood runs/digits --images 96 --probes 4
+    python evidence/few_steps.py churn runs/digits --steps 10 20 50
     python evidence/few_steps.py depth runs/digits
 
 `students` makes samples of the teacher by the solver that was chosen for it at 20 steps and of each student by its own
@@ -11,7 +12,12 @@ over sets of samples. What has been measured is kept in --out and not measured a
 name for N steps in place of its own.
 
 `likelihood` needs `ornstein tune RUN --likelihood 8`. On held-out images of one dequantisation it takes the difference
-of each image's bits/dim, which has a far smaller error than the two means.
+of each image's bits/dim, which has a far smaller error than the two means. With several numbers of --rk4 they show
+whether Runge-Kutta has converged: it has the same probes at each.
+
+`churn` needs `ornstein tune RUN --churn --steps ...`. It makes samples with the tuned amount of fresh noise, with none
+and by the solver that was chosen for the model, of other seeds than the search's, and holds them against the images in
+the spaces of `students`: distances, and the means and standard errors over seeds of what the tuned churn changes.
 
 `depth` compares `side-by-side` with `flow-3m` at equal numbers of calls one after the other, where the first evaluates
 two states in each but its first call: root mean square distances at t = 0 to the fine solution.
@@ -81,14 +87,47 @@ def students(asked: argparse.Namespace) -> None:
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def drawn(run: str, steps: int | None, count: int, seed: int) -> Tensor:
-    """uint8 samples (N, C, H, W) of a run by its own solver, in the precision of `ornstein sample`."""
+def churn(asked: argparse.Namespace) -> None:
+    run: Path = asked.run
+    real = images_of(run, "train" if asked.train else "held_out").images
+    features = {space: open_features(space)(real) for space in SPACES}
+    known = {space: found(real) for space, found in features.items()}
+    out: Path = asked.out or run / "churn.json"
+    done = json.loads(out.read_text()) if out.is_file() else {}
+    tuned = {c.steps: c for c in checkpoint.load_churn(run) if c.guidance == 1}
+    heads = [f"{s}: {way}" for s in SPACES for way in ("none", "tuned", "tuned less none", "chosen solver")]
+    print(f"| steps | tau | gain in tuning | {' | '.join(heads)} |\n|---|---|---|{'---|' * len(heads)}")
+    for steps in asked.steps:
+        c = tuned[steps]
+        rows: dict[str, list[dict[str, float]]] = {}
+        for way, solver in (("none", "sa-3m:0"), ("tuned", c.solver), ("chosen", None)):
+            for seed in range(1, 1 + asked.seeds):
+                key = f"{checkpoint.fingerprint(run)[:16]} {solver} {steps} {asked.n} {seed}{' train' * asked.train}"
+                if key not in done:
+                    x = drawn(str(run), steps, asked.n, seed, solver)
+                    done[key] = {s: frechet_distance(features[s](x), known[s]) for s in SPACES}
+                    atomic_write(out, (json.dumps(done, indent=1) + "\n").encode())
+                rows.setdefault(way, []).append(done[key])
+        cells = [f"{c.tau:g}", f"{c.gain:.3g} ± {c.error:.1g}"]
+        for s in SPACES:
+            off = [a[s] - b[s] for a, b in zip(rows["tuned"], rows["none"], strict=True)]
+            error = f" ± {statistics.stdev(off) / len(off) ** 0.5:.1g}" if len(off) > 1 else ""
+            none, with_it, chosen = (
+                statistics.fmean(row[s] for row in rows[way]) for way in ("none", "tuned", "chosen")
+            )
+            cells += [f"{none:.3g}", f"{with_it:.3g}", f"{statistics.fmean(off):+.2g}{error}", f"{chosen:.3g}"]
+        print(f"| {steps} | {' | '.join(cells)} |", flush=True)
+
+
+def drawn(run: str, steps: int | None, count: int, seed: int, solver: str | None = None) -> Tensor:
+    """uint8 samples (N, C, H, W) of a run, by its own solver or a named one, in the precision of `ornstein sample`."""
     d = orn.load(run)
     assert d.data is not None
     labels = d.data.labels(count)
     cond = {} if labels is None else {"label": labels}
     shape = (count, *d.data.shape)
-    return to_uint8(d.decode(orn.sample(d, shape, steps=steps, seed=seed, cond=cond, batch=125, precision="auto")))
+    x = orn.sample(d, shape, solver, steps, seed=seed, cond=cond, batch=125, precision="auto")
+    return to_uint8(d.decode(x))
 
 
 def spread(values: list[float], form: str) -> str:
@@ -103,22 +142,28 @@ def likelihood(asked: argparse.Namespace) -> None:
     x, cond = to_unit(images.images[rows]), None if classes is None else {"label": classes[rows]}
     few = FewSteps.load(checkpoint.run_folder(run), checkpoint.fingerprint(run))
     print("| way | evaluations | bits/dim | its own error | processor seconds |\n|---|---|---|---|---|")
-    values = []
-    for name in ("few", "rk4"):
-        began = time.process_time()
-        if name == "few":
-            found = few(d, x, probes=asked.probes, dequantisation="uniform", cond=cond)
+    values: dict[str, Tensor] = {}
+    for steps in (0, *asked.rk4):
+        name, began = f"RK4, {steps} steps" if steps else "few", time.process_time()
+        if steps:
+            found = ode(d, x, "hutchinson", steps=steps, probes=asked.probes, dequantisation="uniform", cond=cond)
         else:
-            found = ode(d, x, "hutchinson", steps=128, probes=asked.probes, dequantisation="uniform", cond=cond)
+            found = few(d, x, probes=asked.probes, dequantisation="uniform", cond=cond)
         took = time.process_time() - began
         bits = bits_per_dim(-found.value, x.shape)
         own = float((bits_per_dim(found.error - found.value, x.shape) - bits).mean())
         mean = f"{float(bits.mean()):.3f} ± {float(bits.std()) / len(x) ** 0.5:.3f}"
-        print(f"| {name} | {int(found.evaluations.max())} | {mean} | {own:.3f} | {took:.1f} |")
-        values.append(bits)
-    off = values[0] - values[1]
-    print(f"\nfew less rk4: {float(off.mean()):.4f} ± {float(off.std()) / len(x) ** 0.5:.4f} bits/dim in the mean of "
-          f"{len(x)} images, {float(off.square().mean().sqrt()):.3f} root mean square an image")  # fmt: skip
+        print(f"| {name} | {int(found.evaluations.max())} | {mean} | {own:.3f} | {took:.1f} |", flush=True)
+        values[name] = bits
+    *others, last = values
+    print()
+    for name in others:
+        off = values[name] - values[last]
+        mean = f"{float(off.mean()):.4f} ± {float(off.std()) / len(x) ** 0.5:.4f}"
+        apart = float(off.square().mean().sqrt())
+        print(
+            f"{name} less {last}: {mean} bits/dim in the mean of {len(x)} images, {apart:.3f} root mean square an image"
+        )
 
 
 def depth(asked: argparse.Namespace) -> None:
@@ -154,7 +199,16 @@ def main() -> None:
     of.add_argument("run", type=Path)
     of.add_argument("--images", type=int, default=96)
     of.add_argument("--probes", type=int, default=4)
+    of.add_argument("--rk4", type=int, nargs="+", default=[128], help="steps of Runge-Kutta; the last is the reference")
     of.set_defaults(do=likelihood)
+    of = ways.add_parser("churn")
+    of.add_argument("run", type=Path)
+    of.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
+    of.add_argument("-n", type=int, default=1000, help="samples of a set")
+    of.add_argument("--seeds", type=int, default=3, help="sets of samples")
+    of.add_argument("--train", action="store_true", help="against the training images, where few are held out")
+    of.add_argument("--out", type=Path, help="the figures that are kept (default: churn.json in the run)")
+    of.set_defaults(do=churn)
     of = ways.add_parser("depth")
     of.add_argument("run", type=Path)
     of.add_argument("--count", type=int, default=64, help="trajectories")

@@ -1,6 +1,6 @@
 """What tests of several parts use."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+
+from running import few_choices
 
 MILLISECOND = Fraction(1, 1000)
 _QUIET = {"libx264": {"crf": "1", "bf": "0"}, "libx265": {"x265-params": "log-level=none:lossless=1:bframes=0"}}
@@ -67,6 +69,13 @@ def write(
                 packet.duration = times[number + 1] - times[number]
             out.mux(packet)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_trainings() -> Iterator[None]:
+    """Trainings in this process end with a short choice of a solver."""
+    with few_choices():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import weakref
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +21,10 @@ from ornstein.autoencoders.latent import LatentSpace
 from ornstein.denoiser import Denoiser, Distilled, SampleSpec
 from ornstein.errors import RunError, UserError
 from ornstein.few_steps.choice import Choice, nearest
+from ornstein.few_steps.churn import Churn, nearest_churn
 from ornstein.nets import NETS
 from ornstein.process import Process
+from ornstein.request import CHURNED
 from ornstein.sizes import build_network, check_numbers, check_sample
 from ornstein.solvers.tuned import Tuned
 from ornstein.store import (
@@ -47,12 +50,14 @@ __all__ = [
     "is_pipeline",
     "load",
     "load_chosen",
+    "load_churn",
     "load_tuned",
     "locate",
     "network_class",
     "run_folder",
     "save",
     "save_chosen",
+    "save_churn",
     "save_tuned",
     "solver_of",
 ]
@@ -161,10 +166,14 @@ class _Kept:
     def __init__(self, folder: Path, net: nn.Module) -> None:
         self.folder, self.net = folder, weakref.ref(net)
 
-    def __call__(self, net: nn.Module, steps: int, guidance: float) -> Tuned | None:
-        """As `solver_of`; None for another network."""
-        stored = any((self.folder / name).is_file() for name in (TUNED, CHOSEN))
-        return solver_of(self.folder, steps, guidance, self._model) if stored and net is self.net() else None
+    def __call__(self, net: nn.Module, steps: int, guidance: float, name: str | None = None) -> Tuned | str | None:
+        """As `solver_of`, or the solver with tuned churn; None for another network."""
+        if net is not self.net() or not any((self.folder / file).is_file() for file in (TUNED, CHOSEN)):
+            return None
+        if name == CHURNED:
+            churn = nearest_churn(load_churn(self.folder, self._model), steps, guidance)
+            return None if churn is None else churn.solver
+        return solver_of(self.folder, steps, guidance, self._model)
 
     @functools.cached_property
     def _model(self) -> str:
@@ -328,11 +337,46 @@ def solver_of(path: str | Path, steps: int, guidance: float, model: str | None =
 
 
 def save_chosen(path: str | Path, choices: list[Choice]) -> None:
-    """Store the default solvers of the model at `path` beside it."""
-    folder = run_folder(path)
+    """Store the default solvers of the model at `path` beside it; the churn that was tuned for it is kept."""
+    _store_chosen(path, choices=[c.to_config() for c in choices])
+
+
+def save_churn(path: str | Path, found: list[Churn]) -> None:
+    """Store the churn tuned for the model at `path` beside it; that for other steps and scales is kept.
+
+    Raises:
+        UserError: the run has a file of that name that is damaged.
+    """
+    every = {(c.steps, c.guidance): c for c in [*load_churn(path), *found]}
+    _store_chosen(path, churn=[every[key].to_config() for key in sorted(every)])
+
+
+def _store_chosen(path: str | Path, **changed: list[dict[str, Any]]) -> None:
+    """Write some of what the file holds, and keep the rest of it if it is of the same model and not damaged."""
+    folder, model = run_folder(path), fingerprint(path)
     folder.mkdir(exist_ok=True)
-    content = {"format": FORMAT, "model": fingerprint(path), "choices": [c.to_config() for c in choices]}
+    kept: dict[str, Any] = {}
+    if (folder / CHOSEN).is_file():
+        with suppress(UserError):
+            kept = read_json(folder / CHOSEN)
+    kept = kept if kept.get("model") == model and kept.get("format") == FORMAT else {}
+    content = {"choices": [], **kept, "format": FORMAT, "model": model, **changed}
     atomic_write(folder / CHOSEN, json_bytes(content))
+
+
+def load_churn(path: str | Path, model: str | None = None) -> list[Churn]:
+    """The churn tuned for the model at `path`; an empty list if none was, for the weights it has.
+
+    Args:
+        model: the fingerprint of the model, where it is known.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    content = _chosen(run_folder(path) / CHOSEN)
+    if not content or content.get("model") != (model or fingerprint(path)):
+        return []  # trained on since: it was another model's
+    return content["churn"]
 
 
 def load_chosen(path: str | Path, steps: int, guidance: float, model: str | None = None) -> Tuned | None:
@@ -341,16 +385,23 @@ def load_chosen(path: str | Path, steps: int, guidance: float, model: str | None
     Raises:
         UserError: the file is damaged.
     """
-    file = run_folder(path) / CHOSEN
+    content = _chosen(run_folder(path) / CHOSEN)
+    found = nearest(content["choices"], steps, guidance) if content else None
+    if found is None or content.get("model") != (model or fingerprint(path)):
+        return None  # trained on since: the choice was another model's
+    return found.solver(schedules.from_config(read_config(path)["schedule"]), steps)
+
+
+def _chosen(file: Path) -> dict[str, Any]:
+    """What the file holds, its choices and its churn read; empty if there is none."""
     if not file.is_file():
-        return None
+        return {}
     content = read_json(file)
     try:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']} is not {FORMAT}")
-        found = nearest([Choice.from_config(c) for c in content["choices"]], steps, guidance)
+        choices = [Choice.from_config(c) for c in content["choices"]]
+        churn = [Churn.from_config(c) for c in content.get("churn", [])]  # older files have none
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{file} cannot be used: {e}; delete it, or name a --solver") from e
-    if found is None or content.get("model") != (model or fingerprint(path)):
-        return None  # trained on since: the choice was another model's
-    return found.solver(schedules.from_config(read_config(path)["schedule"]), steps)
+    return {**content, "choices": choices, "churn": churn}

@@ -234,7 +234,7 @@ class Denoiser(nn.Module):
         self.data_covariance = data_covariance
         self.whitened = whitened
         # The solver that a run keeps for this network, a number of steps and a guidance scale; see `checkpoint.load`.
-        self.solvers: Callable[[nn.Module, int, float], Any] | None = None
+        self.solvers: Callable[[nn.Module, int, float, str | None], Any] | None = None
         self.precision: torch.dtype | None = None  # autocast dtype of the network alone (`sample(precision=...)`)
         self._preconditioning = Preconditioning(process, data_std, data_covariance)
 

@@ -13,7 +13,7 @@ from ornstein.launch import local_rank
 
 __all__ = [
     "PRECISIONS", "Precision", "choose_device", "choose_precision", "float64_device", "free_memory",
-    "has_float64",
+    "has_float64", "in_float64",
 ]  # fmt: skip
 
 Precision = Literal["auto", "float32", "bf16", "fp16"]
@@ -121,3 +121,8 @@ def has_float64(device: torch.device) -> bool:
 def float64_device(device: torch.device) -> torch.device:
     """Where to do float64 arithmetic for tensors on `device`: there, or on the CPU if it has no float64."""
     return device if has_float64(device) else torch.device("cpu")
+
+
+def in_float64(x: torch.Tensor) -> torch.Tensor:
+    """x in float64: on its device, or on the CPU if that has no float64."""
+    return x.to(float64_device(x.device)).double()

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ornstein.devices import float64_device
+from ornstein.devices import in_float64
 from ornstein.noise import Covariance, Identity
 from ornstein.schedules import Schedule, Times
 
@@ -411,7 +411,7 @@ def check_times(t: Times, x: Tensor) -> Tensor:
         raise ValueError(
             f"samples are floating point, data in [-1, 1]; got {x.dtype}: convert 8-bit x by x / 127.5 - 1"
         )
-    t = t.to(float64_device(t.device)).double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    t = in_float64(t) if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] not in (1, x.shape[0])):
         raise ValueError(f"times have shape {tuple(t.shape)}; give one, or one for each of the {x.shape[0]} samples")
     if _any(~((t >= 0) & (t <= 1))):

@@ -13,9 +13,10 @@ if TYPE_CHECKING:  # importing PyTorch takes two seconds, which the help of a co
 
     from ornstein.solvers import Solver
 
-__all__ = ["COLOURS", "GRID", "GRIDS", "SOLVER", "SOLVERS", "STEPS", "SampleRequest"]
+__all__ = ["CHURNED", "COLOURS", "GRID", "GRIDS", "SOLVER", "SOLVERS", "STEPS", "SampleRequest"]
 
 SOLVER = "flow-3m"
+CHURNED = "churned"  # `sa-3m` with the amount of fresh noise that was tuned for the model
 STEPS = 20
 GRID = "logistic"
 
@@ -35,8 +36,10 @@ class SampleRequest:
 
     Args:
         solver: a name of `ornstein.solvers.SOLVERS`, or a solver, e.g. `partial(solvers.ddim, eta=0.5)`. A `Tuned`
-            solver (`checkpoint.load_tuned`) has its own time steps, which replace `grid` and `steps`. None is
-            "flow-3m", or what a distilled model was trained for.
+            solver (`checkpoint.load_tuned`) has its own time steps, which replace `grid` and `steps`. "NAME:AMOUNT" is
+            a stochastic solver with so much fresh noise (`solvers.named`), and "churned" is "sa-3m" with the amount
+            that `ornstein tune --churn` found for the model. None is "flow-3m", or what a distilled model was trained
+            for.
         steps: number of steps. None is 20, or those of a distilled model.
         grid: the time schedule: a name of `ornstein.solvers.grids.GRIDS`, or the time steps themselves, which replace
             `steps` and `times`. None is "logistic", or that of a distilled model; for "ddpm" with the schedule of a
@@ -62,7 +65,8 @@ class SampleRequest:
     solver: str | Solver | None = setting(
         None,
         "Solver.",
-        choices=(*SOLVERS, "tuned"),
+        choices=(*SOLVERS, "tuned", CHURNED),
+        other="sa-3m, dpmpp-2m-sde, ddim or heun-churn with an amount of fresh noise, such as sa-3m:0.3",
         by_data=f"the tuned, distilled or chosen one of the run, else {SOLVER}",
     )
     steps: int | None = setting(None, "Steps of the solver.", by_data=f"{STEPS}, or those of a distilled model")

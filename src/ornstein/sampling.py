@@ -15,9 +15,9 @@ from ornstein.denoiser import Denoises
 from ornstein.devices import choose_precision
 from ornstein.guidance import ClassifierFree
 from ornstein.randomness import normal
-from ornstein.request import SOLVER, STEPS, SampleRequest
+from ornstein.request import CHURNED, SOLVER, STEPS, SampleRequest
 from ornstein.schedules import Discrete, Schedule
-from ornstein.solvers import SOLVERS, Solver, Tuned, ddim, grids, with_colour
+from ornstein.solvers import Solver, Tuned, ddim, grids, named, with_colour
 from ornstein.solvers.grids import GRID
 from ornstein.wrapper import (
     conditions_of,
@@ -168,9 +168,7 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
     if request.coloured is not None:
         solver = with_colour(request.coloured, request.solver)
     if isinstance(solver, str):
-        if solver not in SOLVERS:
-            raise ValueError(f"unknown solver {solver!r}; known: {', '.join(SOLVERS)}")
-        solver = SOLVERS[solver]
+        solver = named(solver)
     if isinstance(solver, Tuned):
         grid = solver.times
     return solver, grids.make(grid, d.process.schedule, request.times, steps)
@@ -178,10 +176,18 @@ def settled(d: Denoises, request: SampleRequest) -> tuple[Solver, Tensor]:
 
 def _as_kept(d: Denoises, request: SampleRequest, start: Tensor | None) -> SampleRequest:
     """The request with the solver that the model's run keeps, where samples are made from noise and none is named."""
-    named = request.solver is not None or request.grid is not None
-    if named or start is not None or tuple(request.times) != (1.0, 0.0) or distilled_of(d) is not None:
-        return request
     guidance = 1.0 if request.guidance is None else request.guidance
+    whole = request.grid is None and start is None and tuple(request.times) == (1.0, 0.0)
+    if request.solver == CHURNED:
+        if not whole:
+            raise ValueError("churn is tuned for samples from noise on the default time schedule: leave out the others")
+        solver = kept_solver(d, request.steps or STEPS, guidance, CHURNED)
+        if solver is None:
+            what = f"{request.steps or STEPS} steps with guidance {guidance:g}"
+            raise ValueError(f"this model has no churn tuned for {what}: give an amount, such as solver='sa-3m:0.5'")
+        return replace(request, solver=solver)
+    if request.solver is not None or not whole or distilled_of(d) is not None:
+        return request
     kept = kept_solver(d, request.steps or STEPS, guidance)
     return request if kept is None else replace(request, solver=kept)
 

@@ -215,12 +215,15 @@ def distilled_of(d: Denoises) -> Distilled | None:
     return getattr(module_of(d), "distilled", None)
 
 
-def kept_solver(d: Denoises, steps: int, guidance: float) -> Any:
-    """The solver that the run of the model inside `d` keeps for so many steps; None if there is no run, or none."""
+def kept_solver(d: Denoises, steps: int, guidance: float, name: str | None = None) -> Any:
+    """The solver that the run of the model inside `d` keeps for so many steps; None if there is no run, or none.
+
+    name: "churned" for the one of tuned churn, which is not taken unless it is asked for.
+    """
     model = module_of(d)
     if not isinstance(model, Denoiser) or model.solvers is None:
         return None
-    return model.solvers(model.net, steps, guidance)
+    return model.solvers(model.net, steps, guidance, name)
 
 
 @contextmanager

@@ -1,12 +1,15 @@
+import torch
+
 from ornstein.faces.provenance.card import read_card
 from ornstein.faces.swap.sampling import FaceModel
 from ornstein.faces.world.demo import demo
 
 
 def test_a_demo_leaves_a_model_scores_and_a_report(tmp_path):
-    stages = []
+    stages, random = [], torch.get_rng_state()
     settings = {"minutes": 0.04, "size": 32, "people": 2, "photos": 64, "frames": 2}
     done = demo(tmp_path, **settings, tell=lambda stage, fraction: stages.append((stage, fraction)))
+    assert torch.equal(torch.get_rng_state(), random)  # that of the caller
     assert set(done.scores) == {"swap", "target as it is", "source pasted", "truth, 8-bit noise"}
     page = done.report.read_text()
     assert all(word in page for word in ("source pasted", "PSNR", "top-1", "Clips"))

@@ -34,12 +34,13 @@ def test_nobody_is_trained_on_and_held_out():
 
 
 def test_first_the_recogniser_then_the_swap(tmp_path):
-    config = TrainConfig(steps=2, batch=4, precision="float32")
+    config, random = TrainConfig(steps=2, batch=4, precision="float32"), torch.get_rng_state()
     with pytest.raises(UserError, match="4 numbers are not dlib's"):
         train_swap(faces(), tmp_path / "run", config)
     assert [state.step for state in train_recogniser(faces(), tmp_path / "run", config, width=8)] == [1, 2]
     states = train_swap(faces(), tmp_path / "run", config, preset="xs", resume=True)
     assert [state.step for state in states] == [1, 2]
+    assert torch.equal(torch.get_rng_state(), random)  # that of the caller
     model = FaceModel.load(tmp_path / "run")
     # what the swap is told is the teacher's embedding, with the mean and scale of those that were trained on
     torch.testing.assert_close(model.recogniser.mean, faces().embeddings.mean(0))

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ornstein as orn
-from ornstein import Process
+from ornstein import Data, Denoiser, Process
 from ornstein.few_steps import tuning
+from ornstein.few_steps.following import Path
 from ornstein.few_steps.tuning import fine, judged, trajectories, tune
 from ornstein.noise import AR1
 from ornstein.oracles import GaussianMixture
@@ -18,6 +19,18 @@ from ornstein.solvers import Counted, Tuned, grids, multistep
 from ornstein.solvers.coefficients import Form
 
 C = AR1(3, 0.7)
+
+
+class Linear(nn.Module):
+    """x0 = 0.5 x + 0.1 tanh x, and the number of samples that went through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope, self.rows = nn.Parameter(torch.tensor(0.5)), 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.rows += len(x)
+        return self.slope * x + 0.1 * torch.tanh(x)
 
 
 def batch(d, n: int, seed: int) -> list[tuple]:
@@ -119,6 +132,29 @@ def test_what_is_tuned_is_never_worse_elsewhere_than_where_it_started(oracle):
     assert judged(tune(learn, 3, 20), others).error > start.error
     kept = tune(learn, 3, 20, held_out=others)
     assert judged(kept, others).error <= start.error
+
+
+@pytest.mark.parametrize("count", [16, 5])
+def test_the_fine_solutions_are_followed_once_for_all_numbers_of_steps(oracle, count: int):
+    """The same solvers as without them, at so many fewer evaluations."""
+    net = Linear()
+    model = Denoiser(net, oracle.process, "x0", data=Data((3,)))
+    paths: list[Path] = []
+    parts = trajectories(model, count, batch=2, paths=paths)
+    assert net.rows == 100 * count and len(parts) == -(-count // 2)
+    quarter = 2 * len(paths)  # trajectories
+    assert len(paths) == -(-len(parts) // 4)
+    for path, (_, x, end) in zip(paths, parts, strict=False):
+        assert torch.equal(path.states[0], x) and torch.equal(path.states[-1], end) and path.states.shape[0] == 51
+    calls = {}
+    for shared in (None, paths):
+        before = net.rows
+        solvers = [tune(parts, n, 4, paths=shared) for n in (2, 3, 4)]
+        calls[shared is None] = net.rows - before, solvers
+    (least, theirs), (most, ours) = calls[False], calls[True]
+    assert most - least == 3 * 100 * quarter and ours == theirs
+    with pytest.raises(ValueError, match=f"follow the fine solutions of {len(paths)} parts, but only {len(paths) - 1}"):
+        tune(parts, 3, 4, paths=paths[1:])
 
 
 def test_24_steps_have_fewer_than_200_numbers(oracle):

@@ -32,7 +32,7 @@ from ornstein.interop.pipeline import Pipeline
 from ornstein.nets import Tiled
 from ornstein.noise import Carried, Covariance, FrameCovariance, Identity, Kronecker
 from ornstein.progress import progress, say, warn
-from ornstein.request import COLOURS, GRID, STEPS, SampleRequest
+from ornstein.request import CHURNED, COLOURS, GRID, STEPS, SampleRequest
 from ornstein.sampling import State, at_once, default_grid, draw
 from ornstein.settings import extent_of, extent_text
 from ornstein.sizes import check_sample
@@ -246,6 +246,8 @@ def _chosen(
     if asked.solver in (None, few.solver) and steps in (None, few.steps) and grid is None:
         say(f"distilled model: {few}, guidance {few.guidance:g} built in")
         return few.solver, few.steps, few.times
+    if asked.solver in ("tuned", CHURNED):
+        raise UserError(f"{run} is distilled to {few}: no solver is tuned for it; leave out --solver {asked.solver}")
     warn(f"{run} was distilled for {few}: by others its samples are not its teacher's")
     warnings.filterwarnings("ignore", "this model was distilled")  # that was just said
     return asked.solver or few.solver, few.steps if steps is None else steps, grid or GRID

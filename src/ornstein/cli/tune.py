@@ -14,12 +14,13 @@ from ornstein import checkpoint
 from ornstein.autoencoders.perceptual import octave_statistics
 from ornstein.cli.commands import Tune
 from ornstein.cli.models import open_model
-from ornstein.cli.tune_data import training_images
+from ornstein.cli.tune_churn import churn_of
+from ornstein.cli.tune_data import unit_images
 from ornstein.cli.tune_likelihood import tune_likelihood
-from ornstein.data import to_unit
 from ornstein.denoiser import Denoiser
 from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
+from ornstein.few_steps.following import Path as FinePath
 from ornstein.few_steps.matching import FeatureDistance, Matching
 from ornstein.few_steps.tuning import Trajectories, judged, starts, trajectories
 from ornstein.few_steps.tuning import tune as learn
@@ -31,7 +32,6 @@ __all__ = ["tune"]
 _LEAST, _MOST, _EQUATIONS = 32, 128, 2**17
 _MATCHED, _MOST_MATCHED, _NUMBERS = 128, 384, 2**15  # samples of the second stage, at least and at most
 _MATCHING = 3  # its iterations: one for so many of the first stage
-_REAL = 2048  # images that they are compared with
 _ROUNDING = 1e-6  # an untuned error of float32 rounding leaves nothing to gain
 
 
@@ -43,6 +43,9 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
         return
     run, counts = asked.run, sorted(set(asked.steps))
     model, scales = tuned_model(asked)
+    if asked.churn:
+        churn_of(asked, given, model, scales)
+        return
     checkpoint.check_tuned(run)  # before minutes of trajectories
     real = _images(asked, model, scales)
     # Each number of a sample is an equation for the few hundred numbers to be found.
@@ -57,11 +60,13 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
 
         each: list[Trajectories] = []
         held_out: list[Trajectories] = []
+        fine: list[list[FinePath]] = [[] for _ in scales]
         for i, scale in enumerate(scales):
             before = i * (count + more)
-            each.append(trajectories(model, count, 0, scale, asked.batch, followed(before)))
+            each.append(trajectories(model, count, 0, scale, asked.batch, followed(before), fine[i]))
             held_out.append(trajectories(model, more, count, scale, asked.batch, followed(before + count)))
     seen = [part for parts in zip(*each, strict=True) for part in parts]  # the first quarter has all scales
+    paths = [path for paths in zip(*fine, strict=True) for path in paths]
     unseen = [part for parts in held_out for part in parts]
     match = None if real is None else _matching(asked, model, scales, real, count)
     total = asked.iterations + (0 if match is None else match.iterations)
@@ -74,7 +79,7 @@ def tune(asked: Tune, given: frozenset[str]) -> None:
                 note = f"{n} steps, {error:.0%} of the untuned error" if done <= asked.iterations else f"{n} steps, set"
                 bar.update(task, completed=i * total + done, note=note)
 
-            found = learn(seen, n, asked.iterations, advance, asked.radius, match, unseen)
+            found = learn(seen, n, asked.iterations, advance, asked.radius, match, unseen, paths)
             learned.append(_judged(found, held_out, scales))
     _store(run, learned)
 
@@ -115,12 +120,11 @@ def _images(asked: Tune, model: Denoiser, scales: tuple[float, ...]) -> Tensor |
     try:
         if getattr(model, "takes_text", False):
             raise UserError("the second stage of tuning is for models without text: leave out --match and --data")
-        images = training_images(asked.run, model, asked.data).images
+        return unit_images(asked.run, model, asked.data)
     except UserError:
         if wanted:
             raise
         return None
-    return to_unit(images[:: max(1, len(images) // _REAL)][:_REAL])
 
 
 def _matching(asked: Tune, model: Denoiser, scales: tuple[float, ...], real: Tensor, count: int) -> Matching:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ornstein.data import ImageSet, StreamedSet
+from torch import Tensor
+
+from ornstein.data import ImageSet, StreamedSet, to_unit
 from ornstein.denoiser import Denoiser
 from ornstein.errors import UserError
 from ornstein.training.recipe import in_memory, open_data
 from ornstein.training.settings import SETTINGS, Settings
 
-__all__ = ["training_images"]
+__all__ = ["REAL", "training_images", "unit_images"]
+
+REAL = 2048  # images that samples as a set are compared with, at most
 
 
 def training_images(run: Path, model: Denoiser, data: str | None) -> ImageSet:
@@ -35,3 +39,13 @@ def training_images(run: Path, model: Denoiser, data: str | None) -> ImageSet:
     if tuple(images.images.shape[1:]) != tuple(model.data.shape):
         raise UserError(f"the images are {tuple(images.images.shape[1:])}, the model makes {tuple(model.data.shape)}")
     return images
+
+
+def unit_images(run: Path, model: Denoiser, data: str | None) -> Tensor:
+    """Images (M, C, H, W) as the model makes them, evenly spread over `training_images`.
+
+    Raises:
+        UserError: as `training_images`.
+    """
+    images = training_images(run, model, data).images
+    return to_unit(images[:: max(1, len(images) // REAL)][:REAL])

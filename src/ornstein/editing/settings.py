@@ -37,7 +37,7 @@ class EditSettings:
     lora: list[str] | None = again(Prompts, "lora", None)
     label: str | None = setting(None, "A class, by name or number.", names=("--class",), by_data="none")
     guidance: float | None = again(SampleRequest, "guidance", None)
-    solver: str | None = again(SampleRequest, "solver", None, choices=(), by_data="what suits the method")
+    solver: str | None = again(SampleRequest, "solver", None, choices=(), other="", by_data="what suits the method")
     steps: int | None = again(SampleRequest, "steps", None, by_data="20, or 100 for methods by ancestral steps")
     seed: int = again(SampleRequest, "seed", 0)
     batch: int | None = again(SampleRequest, "batch", None)

@@ -11,8 +11,9 @@ from typing import Any
 from ornstein import checkpoint
 from ornstein.denoiser import SampleSpec
 from ornstein.errors import UserError
-from ornstein.request import SampleRequest
-from ornstein.solvers import SOLVER, Tuned
+from ornstein.few_steps.churn import nearest_churn
+from ornstein.request import CHURNED, SampleRequest
+from ornstein.solvers import SOLVER, Tuned, named
 
 __all__ = ["choose_solver", "class_number", "guidance_rule", "record_of"]
 
@@ -24,16 +25,23 @@ def choose_solver(
 
     Args:
         run: the run directory.
-        name: of the solver; "tuned" for the one tuned for so many steps; None for that one if the run has it, else
-            for the one that was chosen for the model at the end of its training, else for the default solver.
+        name: of the solver; "tuned" for the one tuned for so many steps, "churned" for the one with tuned churn; None
+            for the tuned one if the run has it, else for the one that was chosen for the model at the end of its
+            training, else for the default solver.
         steps, grid, guidance: of the samples. A tuned solver has its own time steps, and belongs to one guidance.
         whole: whether samples are made from noise alone, which is what solvers are tuned for, and not from given
             frames.
 
     Raises:
-        UserError: "tuned" was given, and there is no such solver or it cannot be used.
+        UserError: an unknown name, or "tuned" or "churned" where there is no such solver or it cannot be used.
     """
+    if name == CHURNED:
+        return _churned(run, steps, grid, guidance, whole)
     if name not in (None, "tuned") or (name is None and (grid is not None or not whole)):
+        try:
+            named(name or SOLVER)
+        except ValueError as e:
+            raise UserError(f"--solver: {e}") from None
         return name or SOLVER
     if not whole:
         raise UserError("a tuned solver makes whole samples from noise: give another --solver for --given and --frames")
@@ -48,6 +56,21 @@ def choose_solver(
     raise UserError(
         f"{run} has no solver tuned for {steps} steps with guidance {guidance:g}; it has {known or 'none'}: "
         f"`ornstein tune {run} --steps {steps} --guidance {guidance:g}`"
+    )
+
+
+def _churned(run: Path, steps: int, grid: str | tuple[float, ...] | None, guidance: float, whole: bool) -> str:
+    if not whole or grid is not None:
+        what = "--grid" if whole else "--given and longer --frames"
+        raise UserError(f"churn is tuned for whole samples on the default time schedule: leave out {what}")
+    found = checkpoint.load_churn(run)
+    churn = nearest_churn(found, steps, guidance)
+    if churn is not None:
+        return churn.solver
+    known = ", ".join(f"{c.steps} (guidance {c.guidance:g})" for c in found)
+    raise UserError(
+        f"{run} has no churn tuned for {steps} steps with guidance {guidance:g}; it has {known or 'none'}: "
+        f"`ornstein tune {run} --churn --steps {steps} --guidance {guidance:g}`, or give an amount such as sa-3m:0.5"
     )
 
 

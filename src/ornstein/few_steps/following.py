@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
+from ornstein.devices import in_float64
 from ornstein.few_steps.free_solver import FreeSolver
-from ornstein.few_steps.matching import wide
 from ornstein.process import Process
 from ornstein.solvers.multistep import interpolated
 from ornstein.solvers.tuned import PAST, Step
@@ -43,10 +43,10 @@ class Path:
         u, here = _share(p, self.times), _share(p, torch.tensor([t], dtype=torch.float64))
         first = min(max(int((u > here).sum()) - _NODES // 2, 0), len(u) - _NODES)
         near = range(first, first + _NODES)
-        out = torch.zeros_like(wide(self.states[0]))
+        out = torch.zeros_like(in_float64(self.states[0]))
         for i in near:
             share = torch.stack([(here[0] - u[j]) / (u[i] - u[j]) for j in near if j != i]).prod()
-            out += wide(self.states[i]) * float(share / sum(p.at(float(self.times[i]))[:2]))
+            out += in_float64(self.states[i]) * float(share / sum(p.at(float(self.times[i]))[:2]))
         return out * float(sum(p.at(t)[:2]))
 
 
@@ -73,7 +73,7 @@ def follow(free: FreeSolver, paths: list[Path], weights: list[float]) -> list[Te
             own = interpolated(now, free.start.form)
             a, std, _ = now.process.at(s)
             features = [a * now.x0, std * now.eps, *(a * (past - own) for past in before[i])]
-            rows = torch.stack([wide(f).flatten() for f in features])
+            rows = torch.stack([in_float64(f).flatten() for f in features])
             left = path.at(s).flatten() - start.to(rows.device) @ rows
             products += weights[i] * (rows @ rows.T).cpu()
             targets += weights[i] * (rows @ left).cpu()

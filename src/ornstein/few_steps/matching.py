@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
-from ornstein.devices import float64_device
+from ornstein.devices import in_float64
 from ornstein.few_steps.free_solver import FreeSolver, Progress
 from ornstein.solvers.tuned import Tuned
 
-__all__ = ["FeatureDistance", "KernelDistance", "Matching", "matched", "squares", "wide"]
+__all__ = ["FeatureDistance", "KernelDistance", "Matching", "matched", "squares"]
 
 _ROOM = 0.75**2  # of the mean square error of the best untuned solver, or
 _MORE = 1.3  # so many times that of the first stage: what the second stage may use of it
@@ -94,7 +94,7 @@ def matched(
         wall = _WALL * (error / limit) ** (_WALL - 1) / limit
         for i, ((d, x), to) in enumerate(zip(starts, pull.split([len(x) for x in ends]), strict=True)):
             end = free.run(d, x)
-            total = wide(to * end).sum()
+            total = in_float64(to * end).sum()
             if i < len(parts):
                 total = total + wall * squares(end - parts[i][2]) / (count * scales[i])
             free.add_gradient(total)
@@ -113,12 +113,7 @@ def _change(free: FreeSolver, limit: float) -> Tensor | None:
 
 def squares(error: Tensor) -> Tensor:
     """The sum of squares in float64."""
-    return wide(error).square().sum()
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float64, on a device that has it."""
-    return x.to(float64_device(x.device)).double()
+    return in_float64(error).square().sum()
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -149,7 +144,7 @@ class FeatureDistance:
         """The distance of x (B, *), B > 1. Raises ValueError for samples of another shape."""
         if tuple(x.shape[1:]) != self._shape:
             raise ValueError(f"samples of {tuple(x.shape[1:])} are compared with samples of {self._shape}")
-        f = (wide(self._features(x)) - self._mean) / self._std
+        f = (in_float64(self._features(x)) - self._mean) / self._std
         mean = f.mean(0)
         root = (f - mean) / math.sqrt(len(f) - 1)
         cross = torch.linalg.svdvals(root @ self._root.T).sum()
@@ -181,10 +176,15 @@ class KernelDistance:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The distance of x (B, *), B > 1."""
+        return self.shares(x).mean()
+
+    def shares(self, x: Tensor) -> Tensor:
+        """The share (B,) of each sample in the distance: the mean over its pairs with the others. Their mean is it."""
         f = (self._features(x).float() - self._mean) / self._std
-        inside = _cubic(f, f)
-        pairs = (inside.sum() - inside.diagonal().sum()) / (len(f) * (len(f) - 1))
-        return pairs - 2 * _cubic(f, self._given).mean() + self._own
+        inside, others = _cubic(f, f), len(f) - 1
+        pairs = (inside.sum(1) - inside.diagonal()) / others
+        cross = _cubic(f, self._given).mean(1)
+        return pairs - cross - (cross.sum() - cross) / others + self._own
 
 
 def _cubic(f: Tensor, g: Tensor) -> Tensor:
@@ -196,6 +196,6 @@ def _standardised(real: Tensor, features: Callable[[Tensor], Tensor]) -> tuple[T
     if len(real) < 2:
         raise ValueError(f"a distance of distributions needs two samples or more, got {len(real)}")
     with torch.no_grad():
-        f = torch.cat([wide(features(part)) for part in real.split(_AT_ONCE)])
+        f = torch.cat([in_float64(features(part)) for part in real.split(_AT_ONCE)])
     mean, std = f.mean(0), f.std(0).clamp(min=_LEAST_SPREAD)
     return (f - mean) / std, mean, std

@@ -18,12 +18,14 @@ class TuneSettings:
     """How solvers of few steps are learned for a model."""
 
     steps: tuple[int, ...] = setting(
-        (5, 8, 10), "Numbers of steps, each with a solver of its own.", minimum=2, maximum=MOST_STEPS
+        (5, 8, 10), f"Numbers of steps, each with a solver of its own; 2 to {MOST_STEPS}, or any with --churn."
     )
     guidance: tuple[float, ...] = setting(
         (1.0,), "Scale of guidance that the solver will be used with, or several: it serves all between.", minimum=0
     )
-    trajectories: int | None = setting(None, "Trajectories to learn from.", by_data="128, fewer large ones", minimum=1)
+    trajectories: int | None = setting(
+        None, "Trajectories to learn from.", by_data="128, with --churn 512, fewer large ones", minimum=1
+    )
     iterations: int = setting(
         100, "Runs of the optimiser; 0 chooses among untuned solvers and time schedules.", minimum=0
     )
@@ -39,14 +41,26 @@ class TuneSettings:
         by_data="data, where the run's images are there and guidance is 1",
     )
     data: str | None = setting(
-        None, "Images for the second stage, as for `train`.", names=("-d", "--data"), by_data="those of the run"
+        None,
+        "Images for the second stage, or to tune the churn by, as for `train`.",
+        names=("-d", "--data"),
+        by_data="those of the run",
     )
     likelihood: int | None = setting(
         None, "Learn the likelihood in so many evaluations, for `evaluate --likelihood few`, and no solver.", minimum=2
+    )
+    churn: bool = setting(
+        False, "Tune the fresh noise of a stochastic solver, for `sample --solver churned`, and no other solver."
     )
     batch: int = setting(16, "Samples through the network at once.", names=("-b", "--batch"), minimum=1)
 
     def __post_init__(self) -> None:
         check(self)
+        for n in self.steps:
+            if n < 2 or (n > MOST_STEPS and not self.churn):
+                rule = "be at least 2" if self.churn else f"lie between 2 and {MOST_STEPS}"
+                raise UserError(f"--steps must {rule}, not {n}")
+        if self.churn and self.likelihood is not None:
+            raise UserError("--churn and --likelihood learn different things: give one of them")
         if self.match == "none" and self.data is not None:
             raise UserError("--match none has no second stage: leave out --data")

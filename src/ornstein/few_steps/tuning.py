@@ -9,16 +9,17 @@ do not change.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoiser, Denoises
+from ornstein.devices import in_float64
 from ornstein.few_steps.following import Path, follow
 from ornstein.few_steps.free_solver import FreeSolver, Progress, Start
-from ornstein.few_steps.matching import Matching, matched, wide
+from ornstein.few_steps.matching import Matching, matched
 from ornstein.few_steps.settings import MOST_STEPS
 from ornstein.guidance import ClassifierFree
 from ornstein.process import Process
@@ -80,6 +81,7 @@ def trajectories(
     guidance: float = 1.0,
     batch: int = 64,
     progress: Callable[[int], object] = lambda done: None,
+    paths: list[Path] | None = None,
 ) -> Trajectories:
     """Trajectories of a model, one class after the other: the data that a solver is tuned on.
 
@@ -88,14 +90,21 @@ def trajectories(
         guidance: scale of classifier-free guidance.
         batch: trajectories computed at once.
         progress: called with the number of trajectories so far.
+        paths: the fine solutions of the first quarter of the batches are added to it, for `tune`.
 
     Raises:
         ValueError: the model has no sample spec.
     """
     out: Trajectories = []
-    for low in range(first, first + count, batch):
+    lows = range(first, first + count, batch)
+    for low in lows:
         d, x = starts(model, range(low, min(low + batch, first + count)), guidance)
-        out.append((d, x, fine(d, x)))
+        if paths is not None and len(out) < _quarter(lows):
+            path, end = _path(d, x)
+            paths.append(path)
+        else:
+            end = fine(d, x)
+        out.append((d, x, end))
         progress(low - first + len(x))
     return out
 
@@ -128,6 +137,7 @@ def tune(
     radius: float = 0.0,
     match: Matching | None = None,
     held_out: Trajectories | None = None,
+    paths: list[Path] | None = None,
 ) -> Tuned:
     """The solver of `steps` evaluations whose ends are nearest to the fine solutions, found by L-BFGS.
 
@@ -153,9 +163,12 @@ def tune(
         match: the second stage.
         held_out: other trajectories: without a second stage the result is the nearest there of both starts and of what
             was found, so that it is never worse than an untuned solver.
+        paths: the fine solutions of the first quarter of the parts, from `trajectories`; computed if they are not
+            given, for each number of steps anew.
 
     Raises:
-        ValueError: steps outside 2 to 24, no trajectories, or a radius that is negative or infinite.
+        ValueError: steps outside 2 to 24, no trajectories, fewer paths than a quarter of the parts, or a radius that is
+            negative or infinite.
     """
     if not 0 <= radius < math.inf:
         raise ValueError(f"the radius of soft targets is a number >= 0, got {radius}")
@@ -163,14 +176,16 @@ def tune(
         raise ValueError(f"a solver is tuned for 2 to {MOST_STEPS} steps, got {steps}")
     if not parts or min(len(x) for _, x, _ in parts) == 0:
         raise ValueError("a solver is tuned on trajectories of the model, but none were given")
-    few = parts[: -(-len(parts) // _QUARTER)]
+    few = parts[: _quarter(parts)]
+    if paths is not None and len(paths) < len(few):
+        raise ValueError(f"coefficients follow the fine solutions of {len(few)} parts, but only {len(paths)} are given")
     scales = _untuned(parts, steps)
     start = best_start(few, steps)
     free = FreeSolver(parts[0][0].process.schedule, steps, start)
     untuned = free.freeze()
     if iterations == 0:
         return untuned
-    free = _followed(few, free, scales)
+    free = _followed([_path(d, x)[0] for d, x, _ in few] if paths is None else paths[: len(few)], free, scales)
     found = [untuned, free.freeze()]
     early = iterations * 2 // 3 if len(few) < len(parts) else 0
     if early > 0:
@@ -188,10 +203,13 @@ def _nearest(solvers: list[Tuned], parts: Trajectories) -> Tuned:
     return min(solvers, key=lambda solver: _relative(solver, parts, scales))
 
 
-def _followed(parts: Trajectories, free: FreeSolver, scales: list[float]) -> FreeSolver:
+def _quarter(parts: Sized) -> int:
+    return -(-len(parts) // _QUARTER)
+
+
+def _followed(paths: list[Path], free: FreeSolver, scales: list[float]) -> FreeSolver:
     """The solver whose coefficients follow the fine paths, on the best of all time schedules; or `free`, if nearer."""
-    paths = [_path(d, x) for d, x, _ in parts]
-    weights = [1 / scale for scale in scales[: len(parts)]]
+    weights = [1 / scale for scale in scales[: len(paths)]]
 
     def cost(ends: list[Tensor]) -> float:
         found = [_each(y - path.states[-1]) for y, path in zip(ends, paths, strict=True)]
@@ -208,13 +226,17 @@ def _followed(parts: Trajectories, free: FreeSolver, scales: list[float]) -> Fre
     return best
 
 
-def _path(d: Denoises, x: Tensor) -> Path:
-    """The fine solutions of as many of the starts x (B, *) as there is room for."""
-    times, kept = _fine_times(d), slice(None, None, _THINNED)
-    x = x[: max(1, _PATH_NUMBERS // (x[0].numel() * len(times[kept])))]
+def _path(d: Denoises, x: Tensor) -> tuple[Path, Tensor]:
+    """The fine solutions of as many of the starts x (B, *) as there is room for, and the ends of all."""
+    times = _fine_times(d)
+    kept = times[::_THINNED]
+    room = max(1, _PATH_NUMBERS // (x[0].numel() * len(kept)))
+    states, end = [x[:room]], x
     with torch.no_grad():
-        states = [x, *multistep(d, x, times, _no_noise)]
-    return Path(d, times[kept], torch.stack(states[kept]))
+        for k, end in enumerate(multistep(d, x, times, _no_noise), start=1):
+            if k % _THINNED == 0:
+                states.append(end[:room])
+    return Path(d, kept, torch.stack(states)), end
 
 
 def moved(process: Process, x: Tensor, v: Tensor, radius: float) -> Tensor:
@@ -246,7 +268,7 @@ def _errors(parts: Trajectories, solver: Solver, times: Tensor) -> list[Tensor]:
 
 def _each(error: Tensor) -> Tensor:
     """The mean square of each row (B, *)."""
-    return wide(error).square().flatten(1).mean(1)
+    return in_float64(error).square().flatten(1).mean(1)
 
 
 def _fit(

@@ -1,5 +1,6 @@
 """Solvers: generators of the states from t = 1 to t = 0. Each takes a denoiser, a state, times and noise."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Protocol
@@ -36,6 +37,7 @@ __all__ = [
     "langevin",
     "langevin_step",
     "multistep",
+    "named",
     "restart",
     "rk4",
     "rk45",
@@ -74,3 +76,37 @@ SOLVERS: dict[str, Solver] = {
     "heun-churn": partial(heun, churn=10.0),
     "rk45": rk45,
 }
+
+_AMOUNTS = {
+    "ddim": ("eta", 1.0),
+    "dpmpp-2m-sde": ("stochastic", math.inf),
+    "sa-3m": ("stochastic", math.inf),
+    "heun-churn": ("churn", math.inf),
+}
+"""The argument that is the amount of fresh noise of a stochastic solver, and its largest value."""
+
+
+def named(name: str) -> Solver:
+    """The solver of a name of `SOLVERS`; with a number behind it, NAME:AMOUNT, that of so much fresh noise.
+
+    The amount is tau of "sa-3m" and "dpmpp-2m-sde", eta of "ddim" and the churn of "heun-churn": 0 is none.
+
+    Raises:
+        ValueError: an unknown name, an amount that is none, or one for a solver that takes none.
+    """
+    base, colon, text = name.partition(":")
+    if base not in SOLVERS:
+        raise ValueError(f"unknown solver {name!r}; known: {', '.join(SOLVERS)}")
+    if not colon:
+        return SOLVERS[base]
+    if base not in _AMOUNTS:
+        raise ValueError(f"solver {name!r}: {base} takes no amount of fresh noise; {', '.join(_AMOUNTS)} do")
+    argument, most = _AMOUNTS[base]
+    try:
+        amount = float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 <= amount <= most or amount == math.inf:
+        rule = "at least 0" if most == math.inf else f"from 0 to {most:g}"
+        raise ValueError(f"solver {name!r}: its amount of fresh noise is a number {rule}, such as {base}:0.5")
+    return partial(SOLVERS[base], **{argument: amount})

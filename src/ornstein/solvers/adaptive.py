@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ornstein.denoiser import Denoises
-from ornstein.devices import float64_device
+from ornstein.devices import in_float64
 from ornstein.noise import SingularCovarianceError
 from ornstein.solvers.runge_kutta import Slope, Step, column, dormand_prince
 from ornstein.solvers.stepping import Knot, Noise, knots
@@ -85,7 +85,7 @@ def rk45(d: Denoises, x: Tensor, times: Tensor, noise: Noise, tolerance: float =
         low, high, t = angle(start), max(angle(end), _LAST), start.t
         if low > high:
             # in float64: a step is accepted or not by a difference of nearly equal numbers
-            y = x.to(float64_device(x.device)).double() / math.hypot(start.a, start.s)
+            y = in_float64(x) / math.hypot(start.a, start.s)
             field = _Rotation(d, y, x)
             y = dormand_prince(field, y, -low, -high, tolerance, error_of).x
             t = end.t if high > _LAST else float(field.time(torch.tensor([-high], dtype=torch.float64)))

@@ -36,7 +36,7 @@ class Draw:
     Args:
         run: the run directory.
         n: number of samples.
-        solver: a name of `SOLVERS`, "tuned", or None for what the run or the library has as its default.
+        solver: a name of `SOLVERS`, "tuned", "churned", or None for what the run or the library has as its default.
         steps: number of steps.
         label: the class, by name or number; None for each in turn.
         guidance: the guidance scale; 1 is the plain model.

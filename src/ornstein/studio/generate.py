@@ -14,7 +14,7 @@ from torch import Tensor
 from ornstein.data import clip_grid, grid, save_grid, to_uint8
 from ornstein.errors import UserError
 from ornstein.interop.settings import Prompts
-from ornstein.request import SOLVERS, STEPS, SampleRequest
+from ornstein.request import CHURNED, SOLVERS, STEPS, SampleRequest
 from ornstein.settings import field_of
 from ornstein.studio import charts, forms
 from ornstein.studio.draws import AUTOMATIC, EACH, MOST, MOST_CLIPS, TUNED, Draw, checked, write_samples
@@ -217,7 +217,7 @@ def _form() -> tuple[Any, ...]:
         random = gr.Button("Random", min_width=110, scale=0)
     steps = gr.Slider(1, 200, STEPS, step=1, label="Steps", info=about["steps"].replace("empty: ", "default: "))
     solver = gr.Dropdown(
-        [AUTOMATIC, *SOLVERS, TUNED],
+        [AUTOMATIC, *SOLVERS, TUNED, CHURNED],
         value=AUTOMATIC,
         label="Solver",
         info=about["solver"].replace("empty: ", f"{AUTOMATIC}: "),

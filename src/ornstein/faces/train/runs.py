@@ -54,9 +54,10 @@ def train_recogniser(
         UserError, RunError: as `run_task`.
     """
     folder = Path(out) / RECOGNISER
-    torch.manual_seed(config.seed)
     photos = photos_of(faces)
-    net = IdentityNet(photos.embeddings.shape[1], width=width).to(choose_device(device))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        net = IdentityNet(photos.embeddings.shape[1], width=width).to(choose_device(device))
     return run_task(Distillation(net, photos), photos, config, folder, resume=folder.is_dir())
 
 
@@ -152,9 +153,10 @@ def _task(
 ) -> FaceTask:
     where = choose_device(device)
     photos = photos.known_as(recogniser.normalised(photos.embeddings))
-    torch.manual_seed(config.seed)
     shaped = photos.points is not None
     if (run / checkpoint.CONFIG).exists():  # a run of an older version goes on as it began
         shaped = shaped and checkpoint.read_config(run)["net"].get("scene") != CHANNELS
-    denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset, shaped)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        denoiser = face_denoiser(photos.size, photos.embeddings.shape[1], preset, shaped)
     return FaceTask(denoiser.to(where), recogniser.to(where), photos, settings)

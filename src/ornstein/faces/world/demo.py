@@ -184,8 +184,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _recogniser(photos: Photos, out: Path, config: TrainConfig, device: torch.device, tell: Tell) -> IdentityNet:
-    torch.manual_seed(config.seed)
-    net = IdentityNet(photos.embeddings.shape[1]).to(device)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        net = IdentityNet(photos.embeddings.shape[1]).to(device)
     # shapes and colours are exact here, and what tells people apart: little augmentation
     task = Distillation(net, photos, relational=0.0, strength=0.15)
     # the net is small: PyTorch would share its operations out to threads that wait for each other
@@ -204,8 +205,9 @@ def _swap(
     device: torch.device,
     tell: Tell,
 ) -> Denoiser:
-    torch.manual_seed(config.seed)
-    denoiser = relit_denoiser(photos, preset).to(device)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(config.seed)
+        denoiser = relit_denoiser(photos, preset).to(device)
     task = WorldTask(denoiser, recogniser, photos, torch.get_num_threads())
     with _one_thread():  # for each operation: the task shares out pairs
         for state in run_task(task, photos, config, out, resume=True):

@@ -90,6 +90,7 @@ def rendered(
     threads = min(torch.get_num_threads(), len(parts))
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         out = list(pool.map(lambda part: keep(render(part[0], part[1], size)), parts))
+    torch.set_num_threads(torch.get_num_threads())  # other threads to come would take the 1 of these
     return tuple(torch.cat(each) for each in zip(*out, strict=True))
 
 
