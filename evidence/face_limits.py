@@ -1,9 +1,10 @@
-"""What bounds the measures of swaps: a perfect swap by them, what keeping the target costs, noise in films, profiles.
+"""What bounds the measures of swaps: a perfect swap by them, keeping the target, noise in films, profiles, turns.
 
 python evidence/face_limits.py perfect --among 100
 python evidence/face_limits.py kept --run runs/faces --faces runs/faces/prepared
 python evidence/face_limits.py films --run runs/demo-swap
 python evidence/face_limits.py profiles
+python evidence/face_limits.py turns --out docs/images/swap-turns.png
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ornstein.data import to_uint8, to_unit
+from ornstein.data import save_grid, to_uint8, to_unit
 from ornstein.evaluation import frechet_distance, open_features
 from ornstein.faces import align
 from ornstein.faces.blaze import BlazeDetector
 from ornstein.faces.detect import Detector, Face
+from ornstein.faces.identity import IdentityNet
 from ornstein.faces.mesh import expression, mesh, part_masks
 from ornstein.faces.recognise import Recogniser
+from ornstein.faces.swap import Choice, Swapper, SwapSettings
 from ornstein.faces.swap.noise import FaceNoise
 from ornstein.faces.swap.sampling import FaceModel, swap_crops
 from ornstein.faces.train.evaluate import Held, found_landmarks, score_swaps, seen_again, swap_held
 from ornstein.faces.train.face_set import open_faces
+from ornstein.faces.train.objective import face_denoiser
 from ornstein.faces.train.runs import people_split
 from ornstein.faces.world import ATTRIBUTES, attributes, flow, identities, motion, render
 from ornstein.faces.world.dataset import cases, paintable, points
@@ -196,10 +200,44 @@ def profiles(args: argparse.Namespace) -> None:
         print(row, flush=True)
 
 
+def turns(args: argparse.Namespace) -> None:
+    """Frontal sources laid on heads that turn away, whatever the limit: the target, the swap and the true one.
+
+    Printed is the angle that the swap measures for each: of turning, nodding and leaning together.
+    """
+    model = FaceModel(face_denoiser(128, 4, "xs"), IdentityNet(4, width=8).eval())  # at onset 0 neither plays a part
+    swapper = Swapper(model, SwapSettings(max_turn=180))
+    people, states = identities(2 * args.among, args.seed), attributes(2 * args.among, args.seed)
+    yaw = ATTRIBUTES.index("yaw")
+    for name in ("pitch", "roll"):
+        states[:, ATTRIBUTES.index(name)] *= 0.3
+    mine, states = states[: args.among].clone(), states[args.among :]
+    mine[:, yaw] = 0.0
+    others, people = people[args.among :], people[: args.among]
+    front = render(people, mine, _LARGE)
+    places = front.landmarks[:, list(FIVE)].double()
+    shown = [(image, Face(five, 1.0), "") for image, five in zip(to_uint8(front.image), places, strict=True)]
+    sources = [swapper.source_of([each]) for each in shown]
+    rows = []
+    for degrees in args.degrees:
+        states[:, yaw] = math.radians(degrees)
+        out, truth = render(others, states, _LARGE), to_uint8(render(people, states, _LARGE).image)
+        row, angles = [], []
+        for i, image in enumerate(to_uint8(out.image)):
+            face = Face(out.landmarks[i, list(FIVE)].double(), 1.0)
+            choice = Choice([sources[i]])
+            angles.append(swapper.turn(swapper.aligned(image, face), sources[i]))
+            row += [image, swapper.picture(image, image, [(face, 0)], choice), truth[i]]
+        print(f"{degrees:3} degrees: " + "  ".join(f"{each:.0f}" for each in angles), flush=True)
+        rows.append(torch.cat([each[:, 28:228, 28:228] for each in row], 2))
+    sheet = F.interpolate(torch.cat(rows, 1)[None].float(), scale_factor=0.5, mode="area")
+    save_grid(sheet.round().to(torch.uint8), args.out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
-    for what, among in ((perfect, 100), (kept, 100), (films, 4), (profiles, 12)):
+    for what, among in ((perfect, 100), (kept, 100), (films, 4), (profiles, 12), (turns, 3)):
         command = commands.add_parser(what.__name__)
         command.set_defaults(what=what)
         command.add_argument("--among", type=int, default=among, help="people, or clips")
@@ -210,6 +248,9 @@ def main() -> None:
             command.add_argument("--faces", type=Path, required=True, help="what `ornstein faces prepare` made")
         if what is perfect:
             command.add_argument("--size", type=int, default=64)
+        if what is turns:
+            command.add_argument("--out", type=Path, required=True, help="the picture")
+            command.add_argument("--degrees", type=int, nargs="*", default=[0, 15, 25, 35, 45, 60])
         if what is films:
             command.add_argument("--frames", type=int, default=24)
             command.add_argument("--steps", type=int, default=6)

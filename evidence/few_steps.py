@@ -15,9 +15,9 @@ name for N steps in place of its own.
 of each image's bits/dim, which has a far smaller error than the two means. With several numbers of --rk4 they show
 whether Runge-Kutta has converged: it has the same probes at each.
 
-`churn` needs `ornstein tune RUN --churn --steps ...`. It makes samples with the tuned amount of fresh noise, with none
-and by the solver that was chosen for the model, of other seeds than the search's, and holds them against the images in
-the spaces of `students`: distances, and the means and standard errors over seeds of what the tuned churn changes.
+`churn` makes samples of `sa-3m` with several amounts of fresh noise, with none, and by the solver that was chosen for
+the model, and holds them against the images in the spaces of `students`: distances, and the means and standard errors
+over seeds of what each amount changes. Beside them is what `ornstein tune RUN --churn` found, if it was run.
 
 `depth` compares `side-by-side` with `flow-3m` at equal numbers of calls one after the other, where the first evaluates
 two states in each but its first call: root mean square distances at t = 0 to the fine solution.
@@ -95,12 +95,14 @@ def churn(asked: argparse.Namespace) -> None:
     out: Path = asked.out or run / "churn.json"
     done = json.loads(out.read_text()) if out.is_file() else {}
     tuned = {c.steps: c for c in checkpoint.load_churn(run) if c.guidance == 1}
-    heads = [f"{s}: {way}" for s in SPACES for way in ("none", "tuned", "tuned less none", "chosen solver")]
-    print(f"| steps | tau | gain in tuning | {' | '.join(heads)} |\n|---|---|---|{'---|' * len(heads)}")
+    others = {f"{tau:g}": f"sa-3m:{tau:g}" for tau in asked.taus}
+    heads = [
+        f"{s}: {way}" for s in SPACES for way in ("chosen solver", "none", *(f"{tau} less none" for tau in others))
+    ]
+    print(f"| steps | tuned | gain in tuning | {' | '.join(heads)} |\n|---|---|---|{'---|' * len(heads)}")
     for steps in asked.steps:
-        c = tuned[steps]
         rows: dict[str, list[dict[str, float]]] = {}
-        for way, solver in (("none", "sa-3m:0"), ("tuned", c.solver), ("chosen", None)):
+        for way, solver in {"none": "sa-3m:0", "chosen": None, **others}.items():
             for seed in range(1, 1 + asked.seeds):
                 key = f"{checkpoint.fingerprint(run)[:16]} {solver} {steps} {asked.n} {seed}{' train' * asked.train}"
                 if key not in done:
@@ -108,14 +110,14 @@ def churn(asked: argparse.Namespace) -> None:
                     done[key] = {s: frechet_distance(features[s](x), known[s]) for s in SPACES}
                     atomic_write(out, (json.dumps(done, indent=1) + "\n").encode())
                 rows.setdefault(way, []).append(done[key])
-        cells = [f"{c.tau:g}", f"{c.gain:.3g} ± {c.error:.1g}"]
+        c = tuned.get(steps)
+        cells = ["-", "-"] if c is None else [f"{c.tau:g}", f"{c.gain:.3g} ± {c.error:.1g}"]
         for s in SPACES:
-            off = [a[s] - b[s] for a, b in zip(rows["tuned"], rows["none"], strict=True)]
-            error = f" ± {statistics.stdev(off) / len(off) ** 0.5:.1g}" if len(off) > 1 else ""
-            none, with_it, chosen = (
-                statistics.fmean(row[s] for row in rows[way]) for way in ("none", "tuned", "chosen")
-            )
-            cells += [f"{none:.3g}", f"{with_it:.3g}", f"{statistics.fmean(off):+.2g}{error}", f"{chosen:.3g}"]
+            cells += [f"{statistics.fmean(row[s] for row in rows[way]):.3g}" for way in ("chosen", "none")]
+            for way in others:
+                off = [a[s] - b[s] for a, b in zip(rows[way], rows["none"], strict=True)]  # from the same noise
+                error = f" ± {statistics.stdev(off) / len(off) ** 0.5:.1g}" if len(off) > 1 else ""
+                cells.append(f"{statistics.fmean(off):+.2g}{error}")
         print(f"| {steps} | {' | '.join(cells)} |", flush=True)
 
 
@@ -204,6 +206,7 @@ def main() -> None:
     of = ways.add_parser("churn")
     of.add_argument("run", type=Path)
     of.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
+    of.add_argument("--taus", type=float, nargs="+", default=[0.25, 0.5, 1.0], help="amounts of fresh noise")
     of.add_argument("-n", type=int, default=1000, help="samples of a set")
     of.add_argument("--seeds", type=int, default=3, help="sets of samples")
     of.add_argument("--train", action="store_true", help="against the training images, where few are held out")

@@ -199,7 +199,7 @@ def test_it_is_kept_beside_the_choices_for_these_weights(tmp_path: Path) -> None
     assert not torch.equal(own, sample(loaded, shape, steps=5, cond=cond))  # the chosen one: churn is asked for
     for settings in ({"steps": 9}, {"steps": 5, "guidance": 2.0}, {"steps": 5, "grid": "uniform"}):
         with pytest.raises(ValueError, match="churn"):
-            sample(loaded, shape, "churned", cond=cond, **settings)
+            sample(loaded, shape, "churned", cond=cond, **settings)  # pyright: ignore[reportArgumentType]
     for broken in ([{"steps": 5}], [churn.to_config() | {"tau": -1}], 3):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"churn": broken}))
         with pytest.raises(UserError, match=r"solver\.json cannot be used"):

@@ -1,6 +1,7 @@
 """`ornstein swap` and its companions as a user types them, on the portrait that scikit-image ships."""
 
 import json
+import re
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +16,11 @@ from typer.testing import CliRunner
 
 import ornstein as orn
 from ornstein.cli import app
+from ornstein.data import to_uint8
 from ornstein.denoiser import Data
 from ornstein.faces.identity import IdentityNet
+from ornstein.faces.train.objective import face_denoiser
+from ornstein.faces.world import ATTRIBUTES, attributes, identities, render
 from ornstein.nets import FaceUNet
 
 AGREED = ("--i-have-consent", "Eileen Collins, a test")
@@ -105,6 +109,65 @@ def test_nothing_is_swapped_without_consent(
         input="y\n" * 9,
     )
     assert result.exit_code == 2 and "who" in one_line(result) and not (tmp_path / "o.png").exists()
+
+
+@pytest.fixture(scope="module")
+def heads(place: Path) -> Path:
+    """A model that sees the shape of a face, and rendered heads, turned by so many degrees: -20, and 25, and both."""
+    people, states = identities(3, 11), attributes(3, 11)
+    states[:, [ATTRIBUTES.index(name) for name in ("pitch", "roll")]] = 0
+    states[:, ATTRIBUTES.index("yaw")] = torch.deg2rad(torch.tensor([-20.0, -20.0, 25.0]))
+    mine, same, other = to_uint8(render(people, states, 256).image)
+    mine_too = to_uint8(render(people[:1], states[2:], 256).image)[0]
+    (place / "views").mkdir()
+    shown = {"mine": mine, "other": other, "two": torch.cat([same, other], 2), "views/1": mine, "views/2": mine_too}
+    for name, picture in shown.items():
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(place / f"{name}.png")
+    face_denoiser(32, 128, "xs").save(place / "shaped")
+    IdentityNet(128, width=8).save(place / "shaped" / "identity")
+    return place
+
+
+def test_a_face_that_is_turned_too_far_is_left(heads: Path, tmp_path: Path) -> None:
+    def turned(source: str, target: str, *more: object) -> Result:
+        out = ("-o", tmp_path / "out.png", "--model", "shaped", "--no-label")
+        return ornstein("swap", source, target, *out, *AGREED, *more)
+
+    result = turned("mine.png", "other.png")
+    said = re.search(r"other\.png: the face at \d+,\d+ is turned by (\d+) degrees", one_line(result))
+    assert result.exit_code == 2 and said is not None and 35 < int(said[1]) < 60  # 45 by the renderer
+    assert "the limit is 35: choose a photo of the source from that side, or raise --max-turn" in one_line(result)
+    assert list(tmp_path.iterdir()) == []
+    result = turned("mine.png", "two.png")
+    assert result.exit_code == 0 and ": 1 face in" in result.output, result.output
+    assert "warning: two.png: the face at" in result.output and "the limit is 35" in result.output
+    before, after = (np.array(Image.open(each)) for each in (heads / "two.png", tmp_path / "out.png"))
+    assert (before != after)[:, :256].any() and not (before != after)[:, 256:].any()
+    log = json.loads((tmp_path / "ornstein-swaps.jsonl").read_text())
+    assert log["faces"] == 1 and log["faces_turned"] == 1 and log["settings"]["max_turn"] == 35
+    result = turned("views", "two.png")  # of the source's photos the nearest view counts
+    assert result.exit_code == 0 and ": 2 faces in" in result.output and "degrees" not in result.output, result.output
+    result = turned("mine.png", "other.png", "--max-turn", 90)
+    assert result.exit_code == 0 and ": 1 face in" in result.output, result.output
+    assert "max turn 90" in ornstein("faces", "verify", tmp_path / "out.png").output.replace("_", " ")
+    for model, degrees, message in (("run", 20, "need a model that sees the shape"), ("shaped", 181, "max-turn")):
+        result = turned("mine.png", "other.png", "--max-turn", degrees, "--model", model)
+        assert result.exit_code == 2 and message in one_line(result)
+
+
+def test_costs_by_the_size_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ornstein.faces.swap.costs.SIZES", {"small": (320, 240), "none": (16, 12)})
+    result = ornstein("faces", "costs", "run", "--steps", 1)
+    assert result.exit_code == 0, result.output
+    assert "320x240" in result.output and "16x12" not in result.output  # no face is found in the other
+    source, find, paint, paste, photo, _, frame = map(float, re.findall(r"\d+\.\d\d", result.output))
+    assert photo == pytest.approx(source + find + paint + paste, abs=0.03) and 0 < paint < frame
+    assert "one face, 1 steps, blaze, cpu" in result.output
+    monkeypatch.setattr("ornstein.faces.swap.costs.SIZES", {"none": (16, 12)})
+    result = ornstein("faces", "costs", "run", "--steps", 1)
+    assert result.exit_code == 2 and "finds no face in the rendered pictures" in one_line(result)
+    result = ornstein("faces", "costs", "nowhere")
+    assert result.exit_code == 2 and "nowhere holds no trained face-swap model" in one_line(result)
 
 
 def test_no_face_names_the_file(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +24,10 @@ from ornstein.faces import provenance
 from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import ModelCard
 from ornstein.faces.provenance.consent import Consent
-from ornstein.faces.swap import Choice, SwapModel, Swapper, SwapSettings, film
+from ornstein.faces.swap import Choice, Source, SwapModel, Swapper, SwapSettings, film
 from ornstein.faces.swap.film import Encoder, Film, is_video
 from ornstein.faces.swap.photo import Order
+from ornstein.faces.swap.swapper import Aligned
 from ornstein.faces.swap.video import VideoReport, VideoSettings, swap_video
 
 HEIGHT, WIDTH = 64, 96
@@ -48,6 +50,20 @@ class Idle(Swapper):
 
     def put_back(self, pixels: Tensor, faces: Sequence, made: Sequence[Tensor]) -> Tensor:
         return pixels
+
+
+class Turning(Swapper):
+    """Sees in each frame an angle of a list, and keeps the weights with which faces are put back."""
+
+    angles: Iterator[float]
+    shares: list[float]
+
+    def turn(self, face: Aligned, source: Source) -> float:
+        return next(self.angles)
+
+    def put_back(self, pixels: Tensor, faces: Sequence, made: Sequence[Tensor]) -> Tensor:
+        self.shares += [float(face.pasted.max()) for face in faces]
+        return super().put_back(pixels, faces, made)
 
 
 def frames_of(stubs: SimpleNamespace, count: int, without: Sequence[int] = ()) -> list[Tensor]:
@@ -126,6 +142,28 @@ def test_a_video_comes_out_with_its_sound_and_all_its_frames(
     data[data.rindex(b"mdat") + 60] ^= 1
     (tmp_path / "changed.mp4").write_bytes(data)
     assert provenance.read(tmp_path / "changed.mp4").state == provenance.CHANGED
+
+
+def test_a_face_that_turns_away_fades_out_and_in_and_is_counted(
+    own_key: None, stubs: SimpleNamespace, tmp_path: Path
+) -> None:
+    write(tmp_path / "t.mp4", frames_of(stubs, 18))
+    swapper, model, choice = parts(stubs, Turning)
+    assert isinstance(swapper, Turning)
+    angles = [20.0] * 6 + [35.1] * 6 + [35.0] * 6
+    swapper.angles, swapper.shares = iter(angles), []
+    report = swap_video(swapper, model, choice, order(tmp_path), replace(SHORT, fade=2))
+    assert report.turned == 6 and report.frames_without == 0 and report.people == 1
+    assert any("were left: 6; the limit is 35: choose a photo of the source from that side" in n for n in report.notes)
+    (line,) = (tmp_path / "ornstein-swaps.jsonl").read_text().splitlines()
+    assert json.loads(line)["faces_turned"] == 6
+    # four of the frames are as they were: the fade goes on from one segment of six frames to the next
+    shares = [each / swapper.shares[0] for each in swapper.shares]
+    assert shares == pytest.approx([1] * 6 + [2 / 3, 1 / 3] + [1 / 3, 2 / 3] + [1] * 4, abs=1e-5)
+    swapper.angles = iter([90.0] * 18)
+    with pytest.raises(UserError, match=r"t\.mp4: in every frame the face is turned too far"):
+        swap_video(swapper, model, choice, order(tmp_path, out="none.mp4"), SHORT)
+    assert not list(tmp_path.glob("none.mp4*"))
 
 
 def test_a_killed_swap_goes_on_and_gives_the_same_frames(own_key: None, stubs: SimpleNamespace, tmp_path: Path) -> None:

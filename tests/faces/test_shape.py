@@ -1,5 +1,6 @@
 """The shape of a face: turned, mirrored, drawn, and a picture moved along with it."""
 
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ornstein.faces.shape import (
     MIRROR,
     POINTS,
     aligned,
+    angle_between,
     contours,
     moved_face,
     onto,
@@ -113,6 +115,55 @@ def test_a_picture_goes_where_its_points_go(face):
     middle = slice(20, 44)
     still = moved_face(ramp, points, points)
     assert float((still - ramp)[..., middle, middle].abs().max()) < 0.02
+
+
+def rotation(axis: list[float], degrees: float) -> Tensor:
+    """Rodrigues' formula, for points as rows."""
+    x, y, z = torch.nn.functional.normalize(torch.tensor(axis).double(), dim=0).tolist()
+    cross = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]]).double()
+    angle = math.radians(degrees)
+    return (torch.eye(3).double() + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross).T
+
+
+@pytest.mark.parametrize("degrees", [0.0, 7.5, 35.0, 90.0, 179.0])
+def test_the_angle_of_a_known_rotation(degrees: float):
+    points = torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0)).double()
+    turns = torch.stack([rotation([0, 1, 0], degrees), rotation([1, -2, 0.5], degrees)])
+    moved = 2.5 * points @ turns + torch.tensor([3.0, -1.0, 7.0])
+    assert torch.allclose(angle_between(points, moved), torch.tensor(degrees).double(), atol=1e-5)
+    reflected = moved * torch.tensor([-1.0, 1.0, 1.0])  # the nearest rotation, whatever it is, and no reflection
+    assert bool(angle_between(points, reflected).isfinite().all())
+
+
+def head(size: int) -> Tensor:
+    """Points (1, POINTS, 3) all over half an ellipsoid with a nose, the number of each its place on a spiral."""
+    k = torch.arange(POINTS) + 0.5
+    radius, angle = 0.33 * (k / POINTS).sqrt(), k * math.pi * (3 - 5**0.5)
+    x, y = radius * angle.cos(), radius * angle.sin()
+    depth = -(0.15 - radius.square()).clamp(min=0).sqrt() - 0.12 * torch.exp(-radius.square() / 0.005)
+    return (size * torch.stack([x + 0.5, y + 0.5, depth], 1))[None]
+
+
+@pytest.mark.parametrize("degrees", [45.0, 60.0, 180.0])
+def test_a_turned_face_does_not_fold(degrees: float):
+    """A picture that says its own coordinates shows the map; its determinant by central differences."""
+    size = 96
+    points = (size / 4 + head(size // 2)).expand(2, -1, -1)  # small in the picture: nothing beyond it is shown
+    middle = points.mean(1, keepdim=True)
+    turns = torch.stack([rotation([0, 1, 0], 5), rotation([0, 1, 0], degrees)]).float()
+    there = (points - middle) @ turns + middle
+    along = torch.arange(size, dtype=torch.float32)
+    ramp = torch.stack([along.expand(size, size), along[:, None].expand(size, size)]).expand(2, -1, -1, -1)
+    centred = (along - size / 2 + 0.5).square()
+    mask = (centred + centred[:, None] < (0.15 * size) ** 2).float().expand(2, 1, -1, -1)
+    plain, guarded = moved_face(ramp, points, there), moved_face(ramp, points, there, mask)
+
+    def least(moved: Tensor) -> float:
+        (x_down, x_along), (y_down, y_along) = (torch.gradient(moved[1, each]) for each in (0, 1))
+        return float((x_along * y_down - x_down * y_along)[mask[1, 0] > 0].min())
+
+    assert least(plain) < -0.05 and least(guarded) > -1e-3
+    assert torch.equal(guarded[0], plain[0])  # what does not fold is the same to the bit
 
 
 def test_contours_are_where_the_parts_are(face):

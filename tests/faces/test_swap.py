@@ -305,7 +305,7 @@ def test_what_was_done_is_in_the_manifest_and_in_the_log(
     logged = json.loads(line)
     assert logged == found.swap | {"file": "out.png", "output": sha256(out), "faces": 2}
     assert set(logged["settings"]) == {
-        *("steps", "identity", "guidance", "towards", "blend", "label", "seed", "precision", "faces"),
+        *("steps", "identity", "guidance", "towards", "blend", "label", "seed", "precision", "faces", "max_turn"),
         *("regions", "padding", "occlusion", "colour", "detail", "shape", "onset"),
     }
 

@@ -4,7 +4,7 @@ import torch
 
 from ornstein.errors import UserError
 from ornstein.faces.swap.noise import FaceNoise
-from ornstein.faces.swap.tracks import Seen, by_frame, link, smooth
+from ornstein.faces.swap.tracks import Seen, by_frame, fading, link, smooth
 
 
 def seen(x: float, y: float = 0.0, side: float = 20.0, source: int = 0) -> Seen:
@@ -87,3 +87,12 @@ def test_noise_goes_on_where_it_was(kind: str) -> None:
 def test_no_such_noise(kind: str) -> None:
     with pytest.raises(UserError, match="noise"):
         FaceNoise(kind, 0)
+
+
+def test_a_face_fades_while_it_is_turned_too_far_and_comes_back() -> None:
+    turned = [False] * 2 + [True] * 5 + [False] * 4
+    levels = fading(turned, 2)
+    assert levels == [3, 3, 2, 1, 0, 0, 0, 1, 2, 3, 3]
+    assert levels == fading(turned[:4], 2) + fading(turned[4:], 2, levels[3])  # of two batches
+    assert fading([True, True, False, False], 1) == [0, 0, 1, 2]  # a track does not begin with a fade
+    assert fading(turned, 0) == [int(not each) for each in turned]

@@ -1,4 +1,4 @@
-"""The one-file layout of Stable Diffusion 1, as its authors and kohya write it: names of tensors, and nothing else."""
+"""The one-file layouts of Stable Diffusion 1 and XL, as their authors and kohya write them: names of tensors alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -15,21 +16,47 @@ _RESNET = (
 )  # fmt: skip
 _TOP = {
     "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
 }  # fmt: skip
 
 
 def write_one_file(pipe: Any, file: Path) -> Path:
-    """The weights of a StableDiffusionPipeline in one file."""
+    """The weights of a StableDiffusionPipeline or a StableDiffusionXLPipeline in one file."""
     unet = {_of_unet(name, pipe.unet): value for name, value in pipe.unet.state_dict().items()}
     vae = dict(_of_vae(name, value, pipe.vae) for name, value in pipe.vae.state_dict().items())
     text = {name.removeprefix("text_model."): value for name, value in pipe.text_encoder.state_dict().items()}
-    content = {f"model.diffusion_model.{name}": value for name, value in unet.items()}
-    content |= {f"first_stage_model.{name}": value for name, value in vae.items()}
-    content |= {f"cond_stage_model.transformer.text_model.{name}": value for name, value in text.items()}
-    save_file({name: value.contiguous() for name, value in content.items()}, file)
-    assert len(load_file(file)) == len(unet) + len(vae) + len(text)
+    second = getattr(pipe, "text_encoder_2", None)
+    first = "cond_stage_model" if second is None else "conditioner.embedders.0"
+    parts = [("model.diffusion_model", unet), ("first_stage_model", vae), (f"{first}.transformer.text_model", text)]
+    if second is not None:
+        parts.append(("conditioner.embedders.1.model", _of_open_clip(second)))
+    content = {f"{part}.{name}": value.contiguous() for part, values in parts for name, value in values.items()}
+    save_file(content, file)
+    assert len(load_file(file)) == sum(len(values) for _, values in parts)
     return file
+
+
+_OPEN_CLIP = (
+    ("text_model.", ""), ("encoder.layers.", "transformer.resblocks."), ("layer_norm1", "ln_1"),
+    ("layer_norm2", "ln_2"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"), ("self_attn", "attn"),
+    ("embeddings.position_embedding.weight", "positional_embedding"),
+    ("embeddings.token_embedding", "token_embedding"), ("final_layer_norm", "ln_final"),
+)  # fmt: skip
+
+
+def _of_open_clip(encoder: Any) -> dict[str, Tensor]:
+    """CLIP's text encoder in the names of OpenCLIP, with query, key and value in one matrix."""
+    state = encoder.state_dict()
+    named = {"text_projection": state.pop("text_projection.weight").T}
+    for name in [name for name in state if ".q_proj." in name]:
+        thirds = [state.pop(name.replace("q_proj", each)) for each in ("q_proj", "k_proj", "v_proj")]
+        state[name.replace("q_proj.", "in_proj_")] = torch.cat(thirds)
+    for name, value in state.items():
+        for own, theirs in _OPEN_CLIP:
+            name = name.replace(own, theirs)
+        named[name] = value
+    return named
 
 
 def _of_unet(name: str, unet: Any) -> str:

@@ -74,15 +74,18 @@ def t5(kind: str = "T5", width: int = 32) -> tuple[Any, Any]:
     return getattr(transformers, f"{kind}EncoderModel")(config).eval(), tokenizer
 
 
-def sdxl(**options: Any) -> Any:
+def sdxl(second: int = 32, **options: Any) -> Any:
+    """Of two encoders; the width of the second."""
     settings = {
         "addition_embed_type": "text_time", "addition_time_embed_dim": 8, "transformer_layers_per_block": (1, 2),
-        "projection_class_embeddings_input_dim": 6 * 8 + 32, "cross_attention_dim": 64, "use_linear_projection": True,
+        "projection_class_embeddings_input_dim": 6 * 8 + second, "cross_attention_dim": 32 + second,
+        "use_linear_projection": True,
     }  # fmt: skip
     scheduler = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
     )
-    text = [clip_text(hidden_act="gelu"), clip_text(True, hidden_act="gelu")]
+    widths = {"hidden_size": second, "projection_dim": second}
+    text = [clip_text(hidden_act="gelu"), clip_text(True, hidden_act="gelu", **widths)]
     return diffusers.StableDiffusionXLPipeline(
         vae(), *text, clip_tokenizer(), clip_tokenizer(), unet(**settings), scheduler, **options
     )
@@ -195,6 +198,7 @@ FAMILIES = {
     "sd1": stable_diffusion,
     "sd2": lambda: stable_diffusion(prediction_type="v_prediction"),
     "sdxl": sdxl,
+    "sdxl-two-widths": lambda: sdxl(64),
     "sdxl-nulls": lambda: sdxl(force_zeros_for_empty_prompt=False),
     "sd3": sd3,
     "sd3-dynamic": lambda: sd3(True),

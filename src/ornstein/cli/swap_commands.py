@@ -14,7 +14,7 @@ from ornstein.devices import choose_device, choose_precision
 from ornstein.errors import UserError
 from ornstein.extras import require
 from ornstein.faces.commands import BenchmarkCommand, CostsCommand, FinishCommand
-from ornstein.faces.settings import SwapSettings
+from ornstein.faces.settings import MAX_TURN, SwapSettings
 from ornstein.faces.swap import Swapper, finishing, load_model
 from ornstein.faces.swap import benchmark as protocols
 from ornstein.faces.swap.costs import costs as measured
@@ -87,7 +87,8 @@ def benchmark(asked: BenchmarkCommand, given: frozenset[str]) -> None:
         raise UserError(f"{out} is no folder")
     if out.is_dir() and any(out.iterdir()) and not asked.resume:
         raise UserError(f"{out} is not empty: go on with --resume, or give another --out")
-    settings = SwapSettings(steps=asked.steps, precision=asked.precision, label=False)
+    limit = 180.0 if model.model.shaped else MAX_TURN  # the protocol wants all pairs
+    settings = SwapSettings(steps=asked.steps, precision=asked.precision, label=False, max_turn=limit)
     swapper = Swapper(model.model, settings, run=asked.run)
     scores = {}
     for name, listed in pairs.items():

@@ -104,7 +104,7 @@ def laid_on(target: Tensor, mask: Tensor, shown: Tensor) -> Tensor:
     return torch.lerp(target, face.clamp(-1, 1), there)
 
 
-def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) -> Tensor:
+def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor, within: Tensor | None = None) -> Tensor:
     """The channels (B, 4, H, W) that show `FaceUNet` the source's face, at the place of the target's.
 
     The source crop where its mask is, 0 elsewhere, and the mask; moved by the least-squares similarity that takes its
@@ -114,6 +114,7 @@ def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) ->
         source: (B, 3, H, W) in [-1, 1].
         mask: (B, 1, H, W) in [0, 1].
         landmarks, onto: (B, K, 2) of the source and of the target, in pixels; or (B, shape.POINTS, 3).
+        within: (B, 1, H, W), where a thin plate must not fold; None does not look.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -125,7 +126,7 @@ def appearance(source: Tensor, mask: Tensor, landmarks: Tensor, onto: Tensor) ->
         raise ValueError(f"the same landmarks, 2 or more, of {b} faces each, not {landmarks.shape} and {onto.shape}")
     shown = torch.cat([source * mask, mask], dim=1)
     if landmarks.shape[2] == 3:
-        return moved_face(shown, landmarks, onto)
+        return moved_face(shown, landmarks, onto, within)
     # `align.Similarity.fit` of a batch, from the target back to the source, which is what a resampler reads:
     # q = mean_q + [[c, -s], [s, c]] (p - mean_p)
     p, q = onto.to(source), landmarks.to(source)

@@ -56,17 +56,20 @@ class SourceFaces:
         """Row i is row i - n."""
         return self._each(lambda part: part.roll(n, 0))
 
-    def known(self, onto: Tensor, moved: bool = True, points: Tensor | None = None) -> dict[str, Tensor]:
+    def known(
+        self, onto: Tensor, moved: bool = True, points: Tensor | None = None, within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The conditions of the source for targets with the landmarks `onto` (B, K, 2).
 
         moved: move the face onto those landmarks, for `FaceUNet`; a `RelitUNet` moves it itself.
         points: (B, shape.POINTS, 3), where those of the face go, beside the first five landmarks.
+        within: (B, 1, H, W), where the face must not fold when it is moved by `points`.
         """
         if moved:
             here, there = self.landmarks, onto
             if self.points is not None and points is not None:
                 here, there = pinned(self.points, here), pinned(points, there.to(points))
-            face = appearance(self.image, self.mask, here, there)
+            face = appearance(self.image, self.mask, here, there, within)
             return {"identity": self.identity, "appearance": face}
         face = torch.cat([self.image * self.mask, self.mask], 1)
         return {"identity": self.identity, "appearance": face, "points": torch.stack([self.landmarks, onto], 1)}

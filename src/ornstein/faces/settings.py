@@ -13,6 +13,7 @@ __all__ = [
     "DEVICE",
     "DEVICES",
     "FACE",
+    "MAX_TURN",
     "ORDERS",
     "OTHERS",
     "PRECISION",
@@ -37,6 +38,8 @@ ORDERS = (
 )  # fmt: skip
 _LARGEST_PADDING = 40
 
+MAX_TURN = 35.0
+"""Degrees: beyond it, the laid-on face is seen to be another view than the head (docs/swap.md)."""
 PRECISION = "Precision of the networks' convolutions and matrix products."
 DEVICE = "Where to compute."
 DEVICES, OTHERS = ("auto", "cpu", "cuda", "mps"), "cuda:0, cuda:1, ..."
@@ -71,6 +74,13 @@ class SwapSettings:
         by_data="what suits the model",
         minimum=0,
         maximum=1,
+    )
+    max_turn: float = setting(
+        MAX_TURN,
+        "How far a face may be turned against the nearest photo of the source; one that is turned further is left.",
+        unit="degrees",
+        minimum=0,
+        maximum=180,
     )
     blend: Literal["feather", "laplacian", "poisson"] = setting(
         "laplacian", "How the face is blended into the picture."

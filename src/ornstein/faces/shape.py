@@ -5,19 +5,22 @@ Points are (x, y, z) in pixels of a crop: the 468 of `mesh.Mesh` and the middles
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ornstein.faces.align import Similarity
 from ornstein.faces.mesh import FIVE, PARTS, mesh
-from ornstein.faces.nets.placement import spots, thin_plate
+from ornstein.faces.nets.placement import spots, still, thin_plate
 
 __all__ = [
     "CONTOURS",
     "MIRROR",
     "POINTS",
     "aligned",
+    "angle_between",
     "contours",
     "moved_face",
     "onto",
@@ -26,6 +29,7 @@ __all__ = [
     "shape_of",
     "steadied",
     "turned",
+    "unfolded",
 ]
 
 POINTS = 470
@@ -42,6 +46,7 @@ _TREMOR, _FOLLOWS = 0.006, 0.15  # of the side of a crop; of what is slower
 _MOUTH = tuple({point for part in ("lips", "mouth") for point in PARTS[part][0]})
 # A thin plate with this stiffness goes through its points within a hundredth of a pixel; 32 cells a side follow lids.
 _STIFF, _CELLS = 1e-3, 32
+_STIFFEST, _HALVES = 1e3, 10  # a plate that is nearly affine, and halvings of the interval between the two
 # Which point each one is in a mirror: the assignment of least distance between the mean of a hundred meshes and its
 # mirrored self. It is its own inverse.
 MIRROR = (
@@ -97,12 +102,28 @@ def turned(source: Tensor, target: Tensor) -> Tensor:
     """
     p, q = source.double(), target.double()
     mean_p, mean_q = p.mean(1, keepdim=True), q.mean(1, keepdim=True)
-    p, q = p - mean_p, q - mean_q
+    rotation, scale = _turn(p - mean_p, q - mean_q)
+    return (scale[:, None, None] * ((p - mean_p) @ rotation) + mean_q).to(source)
+
+
+def angle_between(source: Tensor, target: Tensor) -> Tensor:
+    """By how many degrees, (B,), the points `source` (B, N, 3) are turned in space against `target`, about any axis.
+
+    The angle of the rotation R of `turned`: acos((trace R - 1) / 2).
+    """
+    p, q = (each.double() - each.double().mean(1, keepdim=True) for each in (source, target))
+    rotation, _ = _turn(p, q)
+    trace = rotation.diagonal(dim1=1, dim2=2).sum(1)
+    return torch.rad2deg(torch.acos(((trace - 1) / 2).clamp(-1, 1)))
+
+
+def _turn(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The rotation (B, 3, 3) of points as rows, and the scale (B,), that take p nearest to q: (B, N, 3), centred."""
     u, spread, v = torch.linalg.svd(p.mT @ q)
     sign = torch.ones_like(spread)
     sign[:, -1] = torch.det(u @ v).sign()  # a rotation, never a reflection
     scale = (spread * sign).sum(1) / p.square().sum((1, 2)).clamp(min=1e-9)
-    return (scale[:, None, None] * (p @ (u @ torch.diag_embed(sign) @ v)) + mean_q).to(source)
+    return u @ torch.diag_embed(sign) @ v, scale
 
 
 def aligned(source: Tensor, target: Tensor) -> Tensor:
@@ -158,13 +179,71 @@ def steadied(points: Tensor, before: Tensor | None, size: int) -> Tensor:
     return torch.stack(out)
 
 
-def moved_face(picture: Tensor, points: Tensor, there: Tensor) -> Tensor:
-    """A picture (B, C, H, W) moved so that its `points` (B, POINTS, 3) or more come to lie `there`, by a thin plate."""
+def moved_face(picture: Tensor, points: Tensor, there: Tensor, within: Tensor | None = None) -> Tensor:
+    """A picture (B, C, H, W) moved so that its `points` (B, POINTS, 3) or more come to lie `there`, by a thin plate.
+
+    within: (B, 1, H, W), where it must not fold: see `unfolded`.
+    """
     size = picture.shape[-1]
     some = [*_CONTROLS, *range(POINTS, points.shape[1])]
     one, two = ((2 * each[:, some, :2].to(picture) + 1) / size - 1 for each in (points, there))
     grid = thin_plate(one, two, size, _STIFF, min(_CELLS, size))
+    if within is not None:
+        grid = unfolded(grid, one, two, within.to(picture.device))
     return F.grid_sample(picture, grid, align_corners=False)
+
+
+def unfolded(grid: Tensor, points: Tensor, there: Tensor, within: Tensor) -> Tensor:
+    """A thin plate without a fold: the least stiff one, from `grid` to the affine map by least squares.
+
+    A map folds where the determinant of its finite differences is not positive, forwards or backwards along either
+    axis. A stiffer plate leads the points nearer to where their affine map would, small bends first. The stiffness is
+    found by bisection of its logarithm. A map that does not fold is returned to the bit.
+
+    Args:
+        grid: (B, H, W, 2), where each pixel is sampled: the plate of `moved_face`.
+        points, there: (B, K, 2), the points of the plate, in the units of the grid.
+        within: (B, 1, H, W), not 0 where there must be no fold.
+    """
+    cells = F.max_pool2d((within > 0).float(), 2, 1)[:, 0] > 0
+    folds = _folds(grid, cells)
+    if not bool(folds.any()):
+        return grid
+    p, q, cells, size = points[folds], there[folds], cells[folds], grid.shape[1]
+    best = _affine(p, q, size)
+    low, high = (best.new_full((len(best), 1, 1), math.log10(each)) for each in (_STIFF, _STIFFEST))
+    for _ in range(_HALVES):
+        middle = (low + high) / 2
+        plate = thin_plate(p, q, size, 10**middle, min(_CELLS, size))
+        bad = _folds(plate, cells)[:, None, None]
+        best = torch.where(bad[..., None], best, plate)
+        low, high = torch.where(bad, middle, low), torch.where(bad, high, middle)
+    out = grid.clone()
+    out[folds] = best
+    return out
+
+
+def _affine(points: Tensor, there: Tensor, size: int) -> Tensor:
+    """The affine map from `there` to `points`, (B, K, 2), by least squares, as a grid (B, `size`, `size`, 2).
+
+    Where it would mirror, or is none, the points are moved alone.
+    """
+    mean_p, mean_q = points.mean(1, keepdim=True), there.mean(1, keepdim=True)
+    q, unit = there - mean_q, torch.eye(2).to(there)
+    linear = torch.linalg.solve(q.mT @ q + 1e-6 * unit, q.mT @ (points - mean_p))
+    linear = torch.where((torch.det(linear) > 0.01)[:, None, None], linear, unit)
+    return (still(size, there.device) - mean_q[:, None]) @ linear[:, None] + mean_p[:, None]
+
+
+def _folds(grid: Tensor, cells: Tensor) -> Tensor:
+    """Which maps (B, H, W, 2) fold in one of their `cells` (B, H-1, W-1): (B,)."""
+    along, down = grid.diff(dim=2), grid.diff(dim=1)
+    least = torch.stack([
+        x[..., 0] * y[..., 1] - x[..., 1] * y[..., 0]
+        for x in (along[:, :-1], along[:, 1:])
+        for y in (down[:, :, :-1], down[:, :, 1:])
+    ]).amin(0)  # fmt: skip
+    return ((least <= 0) & cells).any(2).any(1)
 
 
 def contours(points: Tensor, size: int) -> Tensor:

@@ -35,7 +35,7 @@ _PAGE = (
     "adapt` fits a model to one person's photos."
 )
 _SETTINGS = ("steps", "identity", "guidance", "seed", "label")
-_FINISH = ("padding", "occlusion", "colour", "detail")
+_FINISH = ("padding", "occlusion", "colour", "detail", "max_turn")
 _FILM = ("begin", "end", "quality")
 _PORTRAIT = 128  # pixels a side of the faces that are clicked
 _LABELS = {
@@ -132,26 +132,29 @@ class _Page:
         occlusion: str,
         colour: str,
         detail: float,
+        max_turn: float,
         begin: str,
         end: str,
         quality: str,
         request: gr.Request,
     ) -> Iterator[Any]:
         """Swap faces: the signed result and its provenance. Nothing is made without a statement of consent."""
-        entered = (steps, identity, guidance, seed, label, padding, occlusion, colour, detail)
+        entered = (steps, identity, guidance, seed, label, padding, occlusion, colour, detail, max_turn)
         ready = self._ready(run, sources, target, consent, chosen, entered, regions, request)
         there, folder, video = ready.target, ready.folder, film.is_video(ready.target.path)
         film_settings = _film_settings(begin, end, quality) if video else VideoSettings()
         out = folder / _output_name(there.path, video)
+        left: list[str] = []
 
         def job(tell: Tell) -> str:
             loaded, swapper, choice, order = self._loaded(ready, out)
             if video:
                 report = swap_video(swapper, loaded, choice, order, film_settings, False, tell)
                 without = f", {report.frames_without} without a face" if report.frames_without else ""
+                left.extend(report.notes)
                 return f"{report.frames} frames{without}"
             with report_calls(loaded.model.denoiser.net, tell, "swapping"):
-                faces = photo.swap_photo(swapper, loaded, choice, order)
+                faces = photo.swap_photo(swapper, loaded, choice, order, tell=left.append)
             return f"{faces} face{'s' * (faces != 1)}"
 
         work = Work(ready.session, "frames" if video else "calls", job)
@@ -160,6 +163,7 @@ class _Page:
         before = folder / "before.png"
         save_grid(there.shown[None], before)
         text = f"Swapped {work.result} in {duration(work.seconds)}. Save it: it is deleted when this page is closed."
+        text = " ".join([text, *(f"{line}." for line in left)])
         yield [
             note(text, "good"),
             gr.update(visible=False) if video else gr.update(value=(str(before), str(out)), visible=True),
@@ -186,6 +190,7 @@ class _Page:
         occlusion: str,
         colour: str,
         detail: float,
+        max_turn: float,
         begin: str,
         end: str,
         quality: str,
@@ -193,12 +198,13 @@ class _Page:
         request: gr.Request,
     ) -> Iterator[Any]:
         """Swap one frame of a film alone: before and after."""
-        entered = (steps, identity, guidance, seed, label, padding, occlusion, colour, detail)
+        entered = (steps, identity, guidance, seed, label, padding, occlusion, colour, detail, max_turn)
         ready = self._ready(run, sources, target, consent, chosen, entered, regions, request)
         if not film.is_video(ready.target.path):
             raise UserError("a preview is one frame of a film: a photo is swapped at once")
         film_settings = _film_settings(begin, end, quality)
         before, out = ready.folder / "before.png", ready.folder / "preview.png"
+        left: list[str] = []
 
         def job(tell: Tell) -> str:
             loaded, swapper, choice, order = self._loaded(ready, out)
@@ -206,13 +212,13 @@ class _Page:
             found = video.frame_at(video.opened(order.target, film_settings), frame.strip() or "1")
             save_grid(found[1][None], before)
             with report_calls(loaded.model.denoiser.net, tell, "swapping"):
-                faces = photo.swap_photo(swapper, loaded, choice, order, frame=found)
+                faces = photo.swap_photo(swapper, loaded, choice, order, frame=found, tell=left.append)
             return f"frame {found[0] + 1} with {faces} face{'s' * (faces != 1)}"
 
         work = Work(ready.session, "calls", job)
         for line in work:
             yield [line, gr.skip()]
-        text = f"Previewed {work.result} in {duration(work.seconds)}."
+        text = " ".join([f"Previewed {work.result} in {duration(work.seconds)}.", *(f"{line}." for line in left)])
         yield [note(text, "good"), gr.update(value=(str(before), str(out)), visible=True)]
 
     def _ready(

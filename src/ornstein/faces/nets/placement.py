@@ -102,7 +102,9 @@ class Placement(nn.Module):
         return answer.unflatten(1, (self.points, 2)) * self.spread + self.mean
 
 
-def thin_plate(source: Tensor, onto: Tensor, size: int, stiffness: float = _STIFF, cells: int = _COARSE) -> Tensor:
+def thin_plate(
+    source: Tensor, onto: Tensor, size: int, stiffness: float | Tensor = _STIFF, cells: int = _COARSE
+) -> Tensor:
     """A thin-plate warp: where in the source's picture each pixel of the result is sampled, (B, `size`, `size`, 2).
 
     The spline takes the points `onto` (B, K, 2) near those of the `source` (B, K, 2), in units of half the picture:
@@ -111,7 +113,7 @@ def thin_plate(source: Tensor, onto: Tensor, size: int, stiffness: float = _STIF
         (K + stiffness) w + P a = source,   P^T w = 0,
 
     the last equation regularised, so that points on a line have a solution too. It is evaluated at `cells` x `cells`
-    places and interpolated: it is smooth.
+    places and interpolated: it is smooth. `stiffness`: one, or (B, 1, 1).
 
     Source: Bookstein 1989 (Principal warps, IEEE PAMI 11(6)); Wahba 1990, the stiffness.
     """

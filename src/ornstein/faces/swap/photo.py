@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,11 +21,13 @@ from ornstein.faces.provenance.label import labelled
 from ornstein.faces.swap.choose import Choice
 from ornstein.faces.swap.picture import SUFFIXES, Picture, encode, read_picture
 from ornstein.faces.swap.swapper import SwapModel, Swapper
+from ornstein.progress import warn
 from ornstein.store import atomic_write, write_error
 
 __all__ = [
     "SUFFIXES",
     "Order",
+    "beyond",
     "check_inputs",
     "check_output",
     "check_replaceable",
@@ -129,6 +131,7 @@ def swap_photo(
     order: Order,
     quality: int | None = None,
     frame: tuple[int, Tensor] | None = None,
+    tell: Callable[[str], object] = warn,
 ) -> int:
     """Swap the faces of the photo `order.target` and write `order.out`; return how many were swapped.
 
@@ -141,9 +144,10 @@ def swap_photo(
         order: the files, and the consent.
         quality: of a JPEG, from 1 to 100.
         frame: the number and the pixels uint8 (3, H, W) of a frame of `order.target`, which is a video.
+        tell: called with a line for each face that is turned too far, and left as it is.
 
     Raises:
-        UserError: a file cannot be used, has no face or a protected one.
+        UserError: a file cannot be used, has no face or a protected one, or all faces are turned too far.
         RunError: the output cannot be written.
     """
     out, suffix = order.out, order.out.suffix.lower()
@@ -154,7 +158,18 @@ def swap_photo(
     else:
         picture, name = Picture(frame[1], frame[1]), f"frame {frame[0] + 1} of {name}"
     chosen = swapper.choose(picture.shown, choice, name)
-    pixels, alpha = swapper.picture(picture.pixels, picture.shown, chosen, choice), picture.alpha
+    away: list[str] = []
+
+    def leave(face: Face, degrees: float) -> None:
+        x, y = face.centre
+        away.append(f"{name}: the face at {x:.0f},{y:.0f} is turned by {degrees:.0f} degrees against the source's, "
+                    f"{beyond(swapper.settings.max_turn)}")  # fmt: skip
+
+    pixels, alpha = swapper.picture(picture.pixels, picture.shown, chosen, choice, leave), picture.alpha
+    if len(away) == len(chosen):
+        raise UserError(away[0])
+    for line in away:
+        tell(line)
     settings = stated(swapper, order, order.described(choice.every, choice.order, choice.indices), quality)
     if frame is not None:
         settings["frame"] = frame[0] + 1
@@ -172,8 +187,14 @@ def swap_photo(
     except OSError as error:
         raise write_error(out, error) from error
     atomic_write(out, signed.getvalue())
-    order.record(statement, faces=len(chosen))
-    return len(chosen)
+    count = len(chosen) - len(away)
+    order.record(statement, faces=count, **({"faces_turned": len(away)} if away else {}))
+    return count
+
+
+def beyond(limit: float) -> str:
+    """What is said of a face that is turned further than `limit` degrees."""
+    return f"the limit is {limit:g}: choose a photo of the source from that side, or raise --max-turn"
 
 
 def _covered(faces: Sequence[Face]) -> Tensor:

@@ -273,7 +273,7 @@ def swap_crops(
         if model.shaped and points is not None and who.points is not None:
             here = points[rows].to(device)
             there = onto(who.points, here, shape * min(strength, 1.0))
-        known = who.known(five, hidden, there)
+        known = who.known(five, hidden, there, m)
         shown, laid = _shown(y, m, None if not hidden else known["appearance"], there is not None, lent, strength)
         if first_time == 0:
             out.append(torch.where(m > 0, laid.clamp(-1, 1), y))
@@ -282,7 +282,7 @@ def swap_crops(
         d: Denoises = Conditioned(model.denoiser, {"scene": scene(shown, m, five, hidden=hidden, points=there)})
         if own is not None:
             mine = SourceFaces(own[rows].to(device), y, m, five, here)
-            d = Between(d, mine.known(five, hidden, there), strength)
+            d = Between(d, mine.known(five, hidden, there, m), strength)
         if scale != 1:
             d = orn.guidance.ClassifierFree(d, scale)
         d = Inside(d, y, m)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from ornstein.faces.provenance.blocklist import BlockList
 from ornstein.faces.provenance.card import ModelCard, read_card
 from ornstein.faces.read import read_photo
 from ornstein.faces.recognise import FaceRecogniser, Recogniser
-from ornstein.faces.settings import FACE, SwapSettings, parse_padding, parse_regions
-from ornstein.faces.shape import shape_in
+from ornstein.faces.settings import FACE, MAX_TURN, SwapSettings, parse_padding, parse_regions
+from ornstein.faces.shape import angle_between, shape_in
 from ornstein.faces.swap.blend import paste
 from ornstein.faces.swap.choose import LARGEST, Choice, Source
 from ornstein.faces.swap.colour import match_colour, match_light
@@ -131,8 +131,11 @@ class Swapper:
         self.model, self.settings, self.protected = model, settings or SwapSettings(), protected
         if self.settings.guidance is None:
             self.settings = replace(self.settings, guidance=model.guidance)
-        if not model.shaped and (self.settings.shape != SHAPE or self.settings.onset is not None):
-            raise UserError("--shape and --onset need a model that sees the shape of a face: train it again")
+        s = self.settings
+        if not model.shaped and (s.shape != SHAPE or s.onset is not None or s.max_turn != MAX_TURN):
+            raise UserError(
+                "--shape, --onset and --max-turn need a model that sees the shape of a face: train it again"
+            )
         self._precision = choose_precision(self.settings.precision, model.device)
         self.detector = detector or BlazeDetector()
         self.scanner = scanner or detector or BlazeDetector(thorough=False)
@@ -328,11 +331,40 @@ class Swapper:
             pixels = paste(pixels, new, weight, place, self.settings.blend)
         return pixels
 
-    def picture(self, pixels: Tensor, shown: Tensor, chosen: Sequence[tuple[Face, int]], choice: Choice) -> Tensor:
-        """`pixels` uint8 (3, H, W) with the chosen faces, cut out of `shown`, swapped."""
-        faces = [self.placed(shown, face) for face, _ in chosen]
-        sources = [choice.sources[number] for _, number in chosen]
-        return self.put_back(pixels, faces, self.painted(faces, sources))
+    def turn(self, face: Aligned, source: Source) -> float:
+        """By how many degrees a face is turned in space against the photo of the source that is taken for it.
+
+        0 for a model that does not see the shape of a face.
+        """
+        seen = source.facing(face.landmarks)
+        if face.points is None or seen.points is None:
+            return 0.0
+        return float(angle_between(seen.points, face.points[None]))
+
+    def picture(
+        self,
+        pixels: Tensor,
+        shown: Tensor,
+        chosen: Sequence[tuple[Face, int]],
+        choice: Choice,
+        left: Callable[[Face, float], object] = lambda face, degrees: None,
+    ) -> Tensor:
+        """`pixels` uint8 (3, H, W) with the chosen faces, cut out of `shown`, swapped.
+
+        A face that is turned further than `max_turn` of the settings is left as it is, and `left` is called with it
+        and its angle in degrees.
+        """
+        faces: list[Aligned] = []
+        sources: list[Source] = []
+        for face, number in chosen:
+            placed, source = self.placed(shown, face), choice.sources[number]
+            degrees = self.turn(placed, source)
+            if degrees > self.settings.max_turn:
+                left(face, degrees)
+            else:
+                faces.append(placed)
+                sources.append(source)
+        return self.put_back(pixels, faces, self.painted(faces, sources)) if faces else pixels
 
 
 def _points(faces: Sequence[Aligned]) -> Tensor | None:

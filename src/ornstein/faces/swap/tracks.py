@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-__all__ = ["Seen", "Track", "by_frame", "hold", "identify", "link", "smooth"]
+__all__ = ["Seen", "Track", "by_frame", "fading", "hold", "identify", "link", "smooth"]
 
 _REACH = 0.5  # of a face's box: a face that moves further in one frame is another one, or in another shot
 _STAY = 1.3  # ratio of sizes: another face must be larger by this to become the largest
@@ -225,6 +225,25 @@ def hold(tracks: Sequence[Track], fade: int, frames: int, cuts: Collection[int])
             if track.last + track.after + 1 in cuts:
                 break
             track.after += 1
+
+
+def fading(turned: Iterable[bool], fade: int, level: int | None = None) -> list[int]:
+    """The levels of a swap in consecutive frames, from 0, not shown, to `fade` + 1, shown whole.
+
+    A level goes down by 1 in a frame in which the face is turned too far, and up by 1 in others.
+
+    Args:
+        turned: whether the face is, in each frame.
+        fade: frames between whole and none.
+        level: in the frame before; None at the beginning of a track, which has no fade.
+    """
+    out: list[int] = []
+    for too_far in turned:
+        if level is None:
+            level = 0 if too_far else fade + 1
+        level = max(level - 1, 0) if too_far else min(level + 1, fade + 1)
+        out.append(level)
+    return out
 
 
 def by_frame(tracks: Sequence[Track], start: int, stop: int) -> Iterator[tuple[int, list[Track]]]:

@@ -29,14 +29,15 @@ from ornstein.faces.swap.choose import LARGEST, Choice
 from ornstein.faces.swap.film import Encoder, Film
 from ornstein.faces.swap.look import Looker
 from ornstein.faces.swap.noise import FaceNoise
-from ornstein.faces.swap.photo import Order, check_output
+from ornstein.faces.swap.photo import Order, beyond, check_output
 from ornstein.faces.swap.swapper import Aligned, SwapModel, Swapper
-from ornstein.faces.swap.tracks import Seen, Track, by_frame, hold, identify, link
+from ornstein.faces.swap.tracks import Seen, Track, by_frame, fading, hold, identify, link
 from ornstein.faces.swap.video_work import Work
 
 __all__ = ["VideoReport", "VideoSettings", "frame_at", "opened", "resolved", "stated", "swap_video"]
 
 _COMPARE = 10  # frames between two comparisons of one face with the references
+_TURNED = "turned"  # in the state of a segment: the faces of frames so far that were turned too far
 _NEAR = 0.5  # of a face's box: what is further away than in the frame before is another face
 
 Tell = Callable[[str, int, int | None], object]
@@ -48,7 +49,8 @@ class VideoReport:
 
     frames: their number. without: the stretches (first, last) of frames without a swapped face. notes: what of the
     video is not in the output as it was, for people. held: faces of frames in which they were not seen, between two in
-    which they were; faded: those beyond. shots: between cuts. people: tracks of faces.
+    which they were; faded: those beyond. turned: faces of frames that were turned too far, and left. shots: between
+    cuts. people: tracks of faces.
     """
 
     frames: int
@@ -56,6 +58,7 @@ class VideoReport:
     notes: list[str] = field(default_factory=list)
     held: int = field(default=0, compare=False)
     faded: int = field(default=0, compare=False)
+    turned: int = field(default=0, compare=False)
     shots: int = field(default=1, compare=False)
     people: int = field(default=0, compare=False)
 
@@ -85,8 +88,8 @@ def swap_video(
         tell: called as tell(stage, frames done, frames in all or None).
 
     Raises:
-        UserError: a file cannot be used, no frame has a face, a protected face is seen, or an unfinished swap is not
-            this one.
+        UserError: a file cannot be used, no frame has a face, all are turned too far, a protected face is seen, or an
+            unfinished swap is not this one.
         RunError: the output cannot be written.
     """
     settings = settings or VideoSettings()
@@ -104,17 +107,24 @@ def swap_video(
         if not tracks:
             raise UserError(f"no face to swap found in {order.target}, in none of its {work.frames} frames")
         _paint(swapper, choice, source, work, tracks, replace(settings, codec=codec), tell)
+        turned = _turned(swapper, order, work, tracks)
     except UserError:
         work.remove()  # there is nothing to go on with
         raise
     tell("writing", work.frames, work.frames)
     notes = [*work.notes, *_finish(source, work, order, statement)]
+    if turned:
+        limit = swapper.settings.max_turn
+        notes.append(
+            f"faces of frames that are turned too far against the source's, and were left: {turned}; {beyond(limit)}"
+        )
     report = VideoReport(
         work.frames,
         _without(tracks, work.frames),
         notes,
         held=sum(track.filled for track in tracks),
         faded=sum(track.before + track.after for track in tracks),
+        turned=turned,
         shots=1 + len(work.cuts),
         people=len(tracks),
     )
@@ -124,6 +134,7 @@ def swap_video(
         frames_without_a_face=report.without,
         faces_held=report.held,
         faces_faded=report.faded,
+        faces_turned=report.turned,
         notes=notes,
     )
     work.remove()
@@ -184,6 +195,18 @@ def _tracks(choice: Choice, work: Work, settings: VideoSettings) -> list[Track]:
         tracks = identify(tracks, choice.distance)
     hold(tracks, settings.fade, work.frames, set(work.cuts))
     return tracks
+
+
+def _turned(swapper: Swapper, order: Order, work: Work, tracks: list[Track]) -> int:
+    """How many faces of frames were turned too far. Raises UserError if none was swapped for it."""
+    stored = work.state(work.segments - 1)
+    turned = int(stored[_TURNED]) if _TURNED in stored else 0
+    if turned == sum(track.last - track.first + 1 for track in tracks):
+        limit = swapper.settings.max_turn
+        raise UserError(
+            f"{order.target}: in every frame the face is turned too far against the source's, {beyond(limit)}"
+        )
+    return turned
 
 
 def _finish(source: Film, work: Work, order: Order, statement: dict[str, Any]) -> list[str]:
@@ -328,7 +351,7 @@ def _paint(
             if len(images) < size:
                 raise RunError(f"{source.path} has fewer frames than before: it was changed during the swap")
             there = list(itertools.islice(alive, size))
-            for image in _swapped(swapper, choice, images, there, noise, state):
+            for image in _swapped(swapper, choice, images, there, noise, state, settings.fade):
                 encoder.write(labelled(image)[0] if swapper.settings.label else image)
             tell("swapping", number * work.length + low + size, work.frames)
         encoder.close()
@@ -343,10 +366,12 @@ def _swapped(
     there: list[tuple[int, list[Track]]],
     noise: FaceNoise,
     state: dict[str, Tensor],
+    fade: int,
 ) -> list[Tensor]:
     """A few frames with their faces swapped.
 
-    `state`: the last noise of each track and the points of its shape, replaced by the new last ones.
+    `state`: the last noise of each track, the points of its shape and the level of `fading`, replaced by the new last
+    ones; and the faces that were turned too far.
     """
     by_track: dict[int, tuple[Track, list[int]]] = {}
     for i, (_, tracks) in enumerate(there):
@@ -358,6 +383,7 @@ def _swapped(
     starts: list[Tensor] = []
     previous = dict(state)
     state.clear()
+    state[_TURNED] = previous.get(_TURNED, torch.zeros(1, dtype=torch.int64)).clone()
     for track, rows in by_track.values():
         frames = [there[i][0] for i in rows]
         z = noise(track.number, frames, swapper.model.size, previous.get(str(track.number)))
@@ -366,15 +392,24 @@ def _swapped(
         for i, frame in zip(rows, frames, strict=True):
             points, share = track.at(frame)
             placed.append(swapper.placed(images[i], Face(torch.from_numpy(points).double(), 1.0), share))
-            places.append(i)
-            sources.append(track.source)
         shapes = [each.points for each in placed if each.points is not None]
         if shapes:
             steady = steadied(torch.stack(shapes), previous.get(f"{track.number}.points"), swapper.model.size)
             state[f"{track.number}.points"] = steady[-1].clone()
             placed = [replace(each, points=points) for each, points in zip(placed, steady, strict=True)]
-        faces += placed
-        starts.append(z)
+        far = [swapper.turn(each, choice.sources[track.source]) > swapper.settings.max_turn for each in placed]
+        state[_TURNED] += sum(
+            track.first <= frame <= track.last for frame, turned in zip(frames, far, strict=True) if turned
+        )
+        before = previous.get(f"{track.number}.level")
+        levels = fading(far, fade, None if before is None else int(before))
+        state[f"{track.number}.level"] = torch.tensor([levels[-1]])
+        for k, (each, level) in enumerate(zip(placed, levels, strict=True)):
+            if level and each.pasted is not None:
+                faces.append(replace(each, pasted=each.pasted * (level / (fade + 1))))
+                places.append(rows[k])
+                sources.append(track.source)
+                starts.append(z[k : k + 1])
     if not faces:
         return images
     process = swapper.model.denoiser.process
