@@ -323,6 +323,7 @@ def test_clips_are_evaluated(tmp_path: Path) -> None:
     refused(ornstein("evaluate", run, "--held-out", 0.5), "held out 0.1")
 
 
+@pytest.mark.slow
 def test_bits_of_clips_are_those_of_the_library(tmp_path: Path) -> None:
     run = tmp_path / "run"
     clips = ("--data", "moving-digits", "--frames", 2, "--size", 16, "--noise", "ar1:0.5")
