@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 
 from running import few_choices
 
@@ -69,6 +70,15 @@ def write(
                 packet.duration = times[number + 1] - times[number]
             out.mux(packet)
     return path
+
+
+_SEED = torch.initial_seed()  # of a new process
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws from PyTorch's own generator is the same alone and after any other test."""
+    torch.manual_seed(_SEED)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,7 +43,7 @@ def test_the_device_refuses_float64() -> None:
     assert (x * torch.tensor(2.0, dtype=torch.float64)).dtype == torch.float32
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [pytest.param(n, marks=pytest.mark.slow) if n == "rk45" else n for n in SOLVERS])
 def test_samples(solver: str) -> None:
     x = orn.sample(image_model().to("cuda"), SHAPE, solver, STEPS, cond={"label": LABELS}, guidance=1.5)
     wanted = orn.sample(image_model(), SHAPE, solver, STEPS, cond={"label": LABELS}, guidance=1.5)
@@ -75,6 +75,7 @@ def test_an_autoencoder(tmp_path: Path, kind: str) -> None:
         assert model.sample(2, orn.autoencoders.addressed(0, torch.arange(2), device="cuda")).is_cuda
 
 
+@pytest.mark.slow
 def test_few_steps() -> None:
     teacher = image_model().to("cuda")
     parts = trajectories(teacher, 4, batch=2)
